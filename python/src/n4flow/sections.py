@@ -1,0 +1,176 @@
+"""The section table: which planes were cut and imaged together."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from n4flow.errors import InputError
+
+FLAGS = ("ok", "missing", "damaged", "interpolated")
+COLUMNS = ("id", "z_start", "z_stop", "flag")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A run of planes `z_start <= z < z_stop`, cut and imaged together."""
+
+    id: str
+    z_start: int
+    z_stop: int
+    flag: str = "ok"
+
+    @property
+    def planes(self) -> slice:
+        """The section's planes as a slice along Z."""
+        return slice(self.z_start, self.z_stop)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the section may enter statistics. A section that may not is still written."""
+        return self.flag == "ok"
+
+
+class SectionTable(Sequence[Section]):
+    """Sections in order, covering every plane of a volume once.
+
+    Parameters
+    ----------
+    sections : sequence of Section
+        In any order; sorted by `z_start`.
+    n_planes : int
+        Planes of the volume.
+
+    Raises
+    ------
+    InputError
+        Gaps, overlaps, empty sections, duplicate ids or unknown flags, with the rows they stand in.
+    """
+
+    def __init__(self, sections: Sequence[Section], n_planes: int, *, name: str = "section table") -> None:
+        rows = list(enumerate(sections, start=1))  # the row numbers a reader of the file counts
+        self._check(rows, n_planes, name)
+        self._sections = tuple(section for _row, section in sorted(rows, key=lambda pair: pair[1].z_start))
+        self.n_planes = n_planes
+
+    @staticmethod
+    def _check(rows: list[tuple[int, Section]], n_planes: int, name: str) -> None:
+        problems = []
+        first_row: dict[str, int] = {}
+        for row, section in rows:
+            if section.id in first_row:
+                problems.append(f"rows {first_row[section.id]} and {row} have the same id {section.id!r}")
+            first_row.setdefault(section.id, row)
+            if section.flag not in FLAGS:
+                problems.append(f"row {row} has flag {section.flag!r}, expected one of {', '.join(FLAGS)}")
+            if not 0 <= section.z_start < section.z_stop:
+                problems.append(f"row {row} has z_start {section.z_start} and z_stop {section.z_stop}, expected 0 <= z_start < z_stop")
+        covered, previous = 0, 0
+        for row, section in sorted(rows, key=lambda pair: pair[1].z_start):
+            if section.z_start > covered:
+                problems.append(f"planes {covered} to {section.z_start - 1} before row {row} are in no section")
+            elif section.z_start < covered:
+                problems.append(f"rows {previous} and {row} overlap in planes {section.z_start} to {covered - 1}")
+            covered, previous = max(covered, section.z_stop), row
+        if covered < n_planes:
+            problems.append(f"planes {covered} to {n_planes - 1} are in no section")
+        elif covered > n_planes:
+            problems.append(f"row {previous} ends at plane {covered}, the volume has {n_planes} planes")
+        if problems:
+            msg = f"{name} must cover planes 0 to {n_planes - 1} once: {'; '.join(problems)}; correct the table or give sections as a count"
+            raise InputError(msg)
+
+    @classmethod
+    def equal(cls, n_planes: int, count: int) -> SectionTable:
+        """Split `n_planes` into `count` sections of equal size, a remainder spread over the stack."""
+        if not 1 <= count <= n_planes:
+            msg = f"sections must be a count from 1 to the number of planes ({n_planes}), got {count}"
+            raise InputError(msg)
+        cuts = [i * n_planes // count for i in range(count + 1)]
+        digits = max(3, len(str(count - 1)))
+        return cls([Section(f"s{i:0{digits}d}", cuts[i], cuts[i + 1]) for i in range(count)], n_planes)
+
+    @classmethod
+    def read(cls, path: str | Path, n_planes: int) -> SectionTable:
+        """Read a comma- or tab-separated table with columns id, z_start, z_stop and, optionally, flag."""
+        path = Path(path)
+        if not path.is_file():
+            msg = f"section table {path} does not exist; give a file with columns id, z_start, z_stop, flag, or a count"
+            raise InputError(msg)
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            header = stream.readline()
+            delimiter = "\t" if "\t" in header else ","
+            names = [name.strip() for name in header.rstrip("\r\n").split(delimiter)]
+            missing = [name for name in COLUMNS[:3] if name not in names]
+            if missing:
+                msg = f"section table {path.name} lacks column {', '.join(missing)}; it has {', '.join(names)}"
+                raise InputError(msg)
+            sections = []
+            for row, record in enumerate(csv.DictReader(stream, fieldnames=names, delimiter=delimiter), start=1):
+                try:
+                    z_start, z_stop = int(record["z_start"]), int(record["z_stop"])
+                except (TypeError, ValueError):
+                    msg = f"section table {path.name}, row {row}: z_start and z_stop must be whole numbers, got {record['z_start']!r} and {record['z_stop']!r}"
+                    raise InputError(msg) from None
+                sections.append(Section((record["id"] or "").strip(), z_start, z_stop, (record.get("flag") or "ok").strip()))
+        return cls(sections, n_planes, name=f"section table {path.name}")
+
+    @classmethod
+    def coerce(cls, sections: Any, n_planes: int) -> SectionTable:
+        """Return a table from a table, a count, a path, a sequence of Section, or None (one section a plane)."""
+        if isinstance(sections, cls):
+            if sections.n_planes != n_planes:
+                msg = f"the section table covers {sections.n_planes} planes, the volume has {n_planes}"
+                raise InputError(msg)
+            return sections
+        if sections is None:
+            return cls.equal(n_planes, n_planes)
+        if isinstance(sections, (int, np.integer)):
+            return cls.equal(n_planes, int(sections))
+        if isinstance(sections, (str, Path)):
+            return cls.read(sections, n_planes)
+        return cls(list(sections), n_planes)
+
+    def write(self, path: str | Path) -> None:
+        """Write the table as tab-separated text that `read` reads back."""
+        with Path(path).open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows((s.id, s.z_start, s.z_stop, s.flag) for s in self)
+
+    @property
+    def section_of_plane(self) -> np.ndarray:
+        """(Z,) int array: index of the section that each plane belongs to."""
+        return np.repeat(np.arange(len(self)), [s.z_stop - s.z_start for s in self])
+
+    @property
+    def usable_planes(self) -> np.ndarray:
+        """(Z,) bool array: whether each plane may enter statistics."""
+        return np.repeat([s.usable for s in self], [s.z_stop - s.z_start for s in self])
+
+    @overload
+    def __getitem__(self, index: int) -> Section: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Section]: ...
+    def __getitem__(self, index: int | slice) -> Section | Sequence[Section]:
+        return self._sections[index]
+
+    def __len__(self) -> int:
+        return len(self._sections)
+
+    def __iter__(self) -> Iterator[Section]:
+        return iter(self._sections)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SectionTable) and self._sections == other._sections
+
+    def __hash__(self) -> int:
+        return hash(self._sections)
+
+    def __repr__(self) -> str:
+        return f"SectionTable({len(self)} sections, {self.n_planes} planes)"
