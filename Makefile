@@ -1,0 +1,86 @@
+# n4flow: `make run` for a demonstration, `make test` for every test. Nothing is installed outside this folder.
+#
+#   make run INPUT=brain.ome.zarr OUTDIR=out PROFILE=standard ARGS='--sections 60'    ARGS goes to nextflow run
+#   make test ARGS='-k mask -x'                                                       ARGS goes to pytest
+
+VENV   ?= .venv
+STATE  ?= .n4flow
+OUTDIR ?= results
+INPUT  ?= $(STATE)/phantom.ome.zarr
+PROFILE ?= test
+ARGS   ?=
+# The first Python that is recent enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+            "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+
+LOCK  := python/requirements.lock
+# In a recipe: the environment's commands come first, and matplotlib needs no home directory.
+USE    = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" MPLCONFIGDIR="$$PWD/$(STATE)/matplotlib"
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VENV)/bin/uv' pip compile --quiet --universal \
+          --python-version 3.11 --no-emit-index-url --no-annotate python/pyproject.toml
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_INPUT = 1
+
+.PHONY: help set-up run test lint format lock images bench clean
+.DELETE_ON_ERROR:
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+set-up: $(VENV)/.package $(VENV)/.engine ## Python environment and Nextflow, in this folder
+
+run: set-up $(if $(filter $(STATE)/%,$(INPUT)),$(INPUT)) ## Run the workflow on a phantom, or on INPUT
+	@$(USE) nextflow run . -profile '$(PROFILE)' -resume -work-dir "$(STATE)/work" --input "$(INPUT)" --outdir "$(OUTDIR)" $(ARGS)
+	@for report in "$(OUTDIR)"/*/report.html; do sample=$${report%/report.html}; \
+	    echo "Store:  $$sample/$${sample##*/}.ome.zarr"; echo "Report: $$report"; done
+
+test: set-up lint ## Run every check and test
+	@$(USE) pytest $(ARGS)
+
+lint: set-up ## ruff, mypy, nextflow lint
+	@$(USE) ruff check .
+	@$(USE) ruff format --check .
+	@$(USE) mypy --config-file python/pyproject.toml python/src
+	@$(USE) nextflow lint .
+
+format: $(VENV)/.package ## Format the Python code
+	@$(USE) ruff check --fix-only .
+	@$(USE) ruff format .
+
+lock: $(VENV)/.package ## Renew the lock files from pyproject.toml and jgo.toml
+	'$(VENV)/bin/python' -m pip install --quiet uv
+	$(COMPILE) --extra distributed --extra engine --extra bench --extra test --output-file $(LOCK)
+	$(COMPILE) --extra gpu --constraint $(LOCK) --output-file python/requirements-gpu.lock
+	$(COMPILE) --extra gpu13 --constraint $(LOCK) --output-file python/requirements-gpu13.lock
+	'$(VENV)/bin/python' conf/engine/install.py $(STATE)/engine --lock
+
+bench: set-up ## Measure speed and memory; results go to benchmarks/results
+	@'$(VENV)/bin/python' -m pip install --quiet --constraint $(LOCK) --editable 'python[bench]'
+	@$(USE) python benchmarks $(ARGS)
+
+images: ## Build both container images with docker
+	docker build --tag n4flow:cpu --file containers/cpu/Dockerfile .
+	docker build --tag n4flow:cuda --file containers/cuda/Dockerfile .
+
+clean: ## Remove everything that was made, but no results
+	rm -rf "$(VENV)" "$(STATE)" .nextflow .nextflow.log* .nf-test .mypy_cache .pytest_cache .ruff_cache
+
+$(STATE)/phantom.ome.zarr: | $(VENV)/.package
+	@$(USE) n4flow phantom "$@"
+
+$(VENV)/.package: python/pyproject.toml $(LOCK) | $(VENV)/bin/python
+	@echo "Installing n4flow and what it needs into $(VENV); once, some minutes"
+	@'$(VENV)/bin/python' -m pip install --quiet --constraint $(LOCK) --editable 'python[distributed,test]'
+	@touch "$@"
+
+$(VENV)/.engine: conf/engine/install.py conf/engine/jars.lock $(LOCK) | $(VENV)/bin/python
+	@'$(VENV)/bin/python' conf/engine/install.py "$(STATE)/engine"
+	@touch "$@"
+
+# Debian's Python makes an environment without pip unless one more package is installed; its own pip then helps.
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "n4flow needs Python 3.11 or later; none is on PATH (make PYTHON=... names one)" >&2; exit 2; }
+	@$(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 || { \
+	    $(PYTHON) -m venv --without-pip "$(VENV)" && $(PYTHON) -m pip --quiet --python "$(VENV)/bin/python" install pip; } || { \
+	    rm -rf "$(VENV)"; echo "$(PYTHON) can make no virtual environment; install its venv or pip package" >&2; exit 2; }
