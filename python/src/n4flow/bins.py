@@ -1,0 +1,87 @@
+"""The fixed grid of bins on the float32 number line, and distributions as (value, count) pairs.
+
+The bin of a value is its sign and its bits without the lowest 13: bins are at most 2**-10 of their value wide, need no
+range beforehand, and are the same for every plane, section and volume. A distribution is a sorted list of pairs, one
+for each bin in use: the mean of the bin's voxels (float32) and how many they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+RELATIVE_BIN_WIDTH = 2.0**-10
+SHIFT = 13
+RESIDUAL = (1 << SHIFT) - 1
+INFINITY_BITS = 0x7F800000
+MAGNITUDE = 0x7FFFFFFF
+N_BINS = INFINITY_BITS >> SHIFT  # bins of one sign
+
+
+def bin_index(values: np.ndarray) -> np.ndarray:
+    """Return the signed index of each float32 value's bin; indices are ordered as the values are."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.int32)
+    return np.where(bits < 0, -((bits & MAGNITUDE) >> SHIFT) - 1, bits >> SHIFT)
+
+
+def bin_edges(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and upper edge of each value's bin, float64."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.int32)
+    inner = (bits & ~np.int32(RESIDUAL)).view(np.float32).astype(np.float64)  # the edge nearer to 0
+    exponent = np.maximum((bits >> 23) & 0xFF, 1)
+    outer = inner + np.copysign(np.ldexp(1.0, exponent - 127 - 23 + SHIFT), inner)
+    return np.minimum(inner, outer), np.maximum(inner, outer)
+
+
+def pool(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merge (value, count) pairs bin by bin: sorted values (bin means, float32) and counts (int64)."""
+    if not len(values):
+        return np.empty(0, np.float32), np.empty(0, np.int64)
+    index = bin_index(values)
+    base = int(index.min())
+    total = np.bincount(index - base, weights=counts)
+    moment = np.bincount(index - base, weights=np.asarray(counts, np.float64) * values)
+    used = np.flatnonzero(total)
+    return (moment[used] / total[used]).astype(np.float32), total[used].astype(np.int64)
+
+
+def weighted_percentile(values: np.ndarray, counts: np.ndarray, q: float) -> float:
+    """Return the q-th percentile (0 to 100) of pooled pairs, as numpy's `linear` method on the voxels themselves.
+
+    The voxels of a bin are taken to lie evenly around their mean, as far as the nearer edge of the bin: so the result is
+    within one bin of the exact one, and exact where a bin holds one distinct value at its edge or a single voxel. NaN
+    when there are no voxels.
+    """
+    cumulated = np.cumsum(counts)
+    if not len(cumulated):
+        return float("nan")
+    lower, upper = bin_edges(values)
+    position = (int(cumulated[-1]) - 1) * q / 100.0
+    rank = np.array([np.floor(position), np.ceil(position)])
+    at = np.minimum(np.searchsorted(cumulated, rank, side="right"), len(cumulated) - 1)
+    within = (2 * (rank - (cumulated[at] - counts[at])) + 1) / counts[at] - 1  # -1 .. 1 across the bin
+    mean = values[at].astype(np.float64)
+    estimate = mean + within * np.minimum(mean - lower[at], upper[at] - mean)
+    return float(estimate[0] + (position - rank[0]) * (estimate[1] - estimate[0]))
+
+
+def pairs_of_bins(bins: np.ndarray, counts: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn (bin of magnitude + N_BINS if negative, count, sum of residual bits) into sorted (values float32, counts uint32)."""
+    negative = bins >= N_BINS
+    magnitude = bins - np.where(negative, N_BINS, 0)
+    edge = (magnitude << SHIFT).astype(np.int32).view(np.float32).astype(np.float64)
+    step = np.ldexp(1.0, np.maximum(magnitude >> (23 - SHIFT), 1) - 127 - 23)  # one unit in the last place
+    values = np.where(negative, -1.0, 1.0) * (edge + step * (sums / counts))
+    order = np.argsort(values, kind="stable")
+    return values[order].astype(np.float32), counts[order].astype(np.uint32)
+
+
+def add_up(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add integer counts and sums of pieces bin by bin."""
+    bins, counts, sums = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if len(parts) == 1:
+        return bins, counts, sums
+    used, inverse = np.unique(bins, return_inverse=True)
+    added = np.zeros((2, len(used)), np.int64)
+    np.add.at(added[0], inverse, counts)
+    np.add.at(added[1], inverse, sums)
+    return used, added[0], added[1]

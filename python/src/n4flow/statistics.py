@@ -1,0 +1,355 @@
+"""The streaming passes: the shrunken volume, and the histograms of every plane.
+
+Both look at a block of whole planes once and keep kilobytes of it. A voxel is *valid* when it is finite and not
+exactly 0 (exact zero is mosaic padding); invalid voxels enter nothing but the counts.
+
+Histograms live on one fixed grid of the float32 number line: the bin of a value is its sign and its bits without the
+lowest 13, so bins are at most 2**-10 of their value wide, no range has to be known beforehand, and parts of a
+volume merge exactly. A bin keeps its count and the mean of its voxels, which comes from an integer sum and is exact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from n4flow.arrays import array_module, to_numpy
+from n4flow.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT, add_up, pairs_of_bins, pool, weighted_percentile
+from n4flow.errors import InputError
+
+CLASSES = ("tissue", "agarose", "other")
+_PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
+_NATIVE = ("u1", "u2", "i2")  # integer types with a compiled loop of their own; others go through float32
+
+
+def available_threads() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
+    """Return `function(task)` for each task, in order, computed by `threads` threads."""
+    tasks = list(tasks)
+    workers = min(threads or available_threads(), len(tasks))
+    if workers <= 1:
+        return [function(task) for task in tasks]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, tasks))
+
+
+def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
+    """Return `mask` as a bool array of `shape`: bool, 0/1, 0/255 and float masks alike; what is above 0 is inside.
+
+    Raises
+    ------
+    InputError
+        Another shape; the sentence gives both.
+    """
+    mask = mask if hasattr(mask, "shape") else np.asarray(mask)
+    if tuple(mask.shape) != tuple(shape):
+        msg = f"{name} must have the shape {tuple(shape)} of the volume, got {tuple(mask.shape)}; resample or crop it to the volume"
+        raise InputError(msg)
+    return mask if mask.dtype == bool else mask > 0
+
+
+def as_block(block: Any, name: str = "volume") -> Any:
+    """Return `block` if it is a (Z, Y, X) array of real numbers with at least one voxel; else an InputError."""
+    block = block if hasattr(block, "dtype") else np.asarray(block)
+    if block.ndim != 3 or 0 in block.shape or block.dtype.kind not in "buif":
+        msg = f"{name} must be a (Z, Y, X) array of real numbers with at least one voxel, got shape {tuple(block.shape)} of {block.dtype}"
+        raise InputError(msg)
+    return block
+
+
+@dataclass
+class ShrunkenVolume:
+    """A volume averaged over k x k blocks in plane, from which masks and bias fields are estimated.
+
+    Parameters
+    ----------
+    mean : (Z, y, x) float32 array
+        Mean of the valid voxels of each block, 0 where there are none. y = ceil(Y / k), x = ceil(X / k).
+    valid : (Z, y, x) float32 array
+        Share of valid voxels of each block, from 0 to 1 (of the voxels it has: blocks at the border may be partial).
+    shrink : int
+        k, voxels.
+    full_shape : tuple of int
+        (Z, Y, X) before shrinking.
+    planes : dict of (Z,) arrays
+        Per plane: n_valid, n_zero, n_nonfinite, n_negative and n_saturated (equal to the largest value of an integer
+        type) as int64; minimum and maximum of the valid voxels as float64, 0 where there are none.
+    """
+
+    mean: np.ndarray
+    valid: np.ndarray
+    shrink: int
+    full_shape: tuple[int, int, int]
+    planes: dict[str, np.ndarray]
+
+    def save(self, path: str | Path) -> None:
+        """Write to an .npz file that `load` reads."""
+        with Path(path).open("wb") as stream:
+            np.savez_compressed(
+                stream, mean=self.mean, valid=self.valid, shrink=self.shrink, full_shape=self.full_shape, **{f"plane_{name}": values for name, values in self.planes.items()}
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote."""
+        with np.load(path) as data:
+            planes = {name.removeprefix("plane_"): data[name] for name in data.files if name.startswith("plane_")}
+            z, y, x = (int(n) for n in data["full_shape"])
+            return cls(data["mean"], data["valid"], int(data["shrink"]), (z, y, x), planes)
+
+    @classmethod
+    def concatenate(cls, slabs: Sequence[Self]) -> Self:
+        """Put slabs of one volume, in order of Z, back together."""
+        if len({(s.shrink, s.full_shape[1:]) for s in slabs}) != 1:
+            msg = f"slabs of one volume must have one shrink factor and plane size, got {sorted({(s.shrink, *s.full_shape[1:]) for s in slabs})}"
+            raise InputError(msg)
+        first = slabs[0]
+        return cls(
+            np.concatenate([s.mean for s in slabs]),
+            np.concatenate([s.valid for s in slabs]),
+            first.shrink,
+            (sum(s.full_shape[0] for s in slabs), *first.full_shape[1:]),
+            {name: np.concatenate([s.planes[name] for s in slabs]) for name in first.planes},
+        )
+
+
+def shrink_planes(block: Any, k: int, *, threads: int | None = None) -> ShrunkenVolume:
+    """Average the valid voxels of each k x k block in plane; Z is kept.
+
+    Parameters
+    ----------
+    block : (z, Y, X) array
+        Whole planes of any real type; NumPy (a CuPy array is copied to the host: this pass is bound by reading).
+    k : int
+        Shrink factor, voxels, at least 1. Sizes need not be multiples of it: the last blocks are smaller.
+
+    Raises
+    ------
+    InputError
+        Not three axes, no voxels, complex numbers, or k below 1.
+    """
+    from n4flow import kernels
+
+    block = to_numpy(as_block(block, "block"))
+    if k < 1:
+        msg = f"shrink must be at least 1, got {k}"
+        raise InputError(msg)
+    n_z, n_y, n_x = block.shape
+    rows = -(-n_y // k)
+    mean = np.empty((n_z, rows, -(-n_x // k)), np.float32)
+    valid = np.empty_like(mean)
+    parts = max(1, min(rows, available_threads() // n_z))  # a single plane is shared out by rows
+    cuts = [rows * i // parts for i in range(parts + 1)]
+    tasks = [(z, part) for z in range(n_z) for part in range(parts)]
+    counts = np.zeros((n_z, parts, len(_PLANE_COUNTS)), np.int64)
+    extremes = np.tile([np.inf, -np.inf], (n_z, parts, 1))
+    native = block.dtype.newbyteorder("=").str[1:] in _NATIVE
+    top = np.iinfo(block.dtype).max if block.dtype.kind in "ui" else None
+
+    def work(task: tuple[int, int]) -> None:
+        z, part = task
+        plane = block[z]
+        args = (mean[z], valid[z], counts[z, part], extremes[z, part])
+        if native:
+            plane = np.ascontiguousarray(plane, dtype=block.dtype.newbyteorder("="))
+            kernels.shrink_rows_int(plane, k, cuts[part], cuts[part + 1], top, *args)
+        else:
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
+                kernels.shrink_rows_float(np.ascontiguousarray(plane, dtype=np.float32), k, cuts[part], cuts[part + 1], *args)
+            if top is not None and part == 0:
+                counts[z, part, kernels.N_SATURATED] = np.count_nonzero(plane == top)
+
+    run_tasks(work, tasks, threads)
+    planes: dict[str, np.ndarray] = {name: counts.sum(axis=1)[:, i] for i, name in enumerate(_PLANE_COUNTS)}
+    some = planes["n_valid"] > 0
+    planes["minimum"] = np.where(some, extremes[..., 0].min(axis=1), 0.0)
+    planes["maximum"] = np.where(some, extremes[..., 1].max(axis=1), 0.0)
+    return ShrunkenVolume(mean, valid, int(k), (n_z, n_y, n_x), planes)
+
+
+@dataclass
+class PlaneHistograms:
+    """Exact counts of the valid voxels of every plane, apart for tissue, agarose and the rest.
+
+    Parameters
+    ----------
+    z_start : int
+        Index of the first plane; methods take plane indices of the whole volume.
+    offsets : (3, Z + 1) int64 array
+        Where each plane's bins begin in `values[c]` and `counts[c]`, per class.
+    values : three float32 arrays
+        Mean of the voxels of each bin in use, ascending within a plane.
+    counts : three uint32 arrays
+        Voxels in each bin.
+    """
+
+    z_start: int
+    offsets: np.ndarray
+    values: tuple[np.ndarray, ...]
+    counts: tuple[np.ndarray, ...]
+
+    @property
+    def n_planes(self) -> int:
+        """Planes that the histograms cover."""
+        return self.offsets.shape[1] - 1
+
+    def pairs(self, z: int, cls: str = "all") -> tuple[np.ndarray, np.ndarray]:
+        """Return (values float32, counts int64) of plane `z`; `cls` is tissue, agarose, other or all."""
+        row = z - self.z_start
+        if not 0 <= row < self.n_planes:
+            msg = f"plane must be from {self.z_start} to {self.z_start + self.n_planes - 1}, got {z}"
+            raise InputError(msg)
+        if cls == "all":
+            parts = [self.pairs(z, name) for name in CLASSES]
+            return pool(np.concatenate([v for v, _n in parts]), np.concatenate([n for _v, n in parts]))
+        c = CLASSES.index(cls)
+        part = slice(self.offsets[c, row], self.offsets[c, row + 1])
+        return self.values[c][part], self.counts[c][part].astype(np.int64)
+
+    def pooled(self, planes: Iterable[int], cls: str = "all") -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs of several planes together."""
+        parts = [self.pairs(z, cls) for z in planes]
+        if not parts:
+            return pool(np.empty(0, np.float32), np.empty(0, np.int64))
+        return pool(np.concatenate([v for v, _n in parts]), np.concatenate([n for _v, n in parts]))
+
+    def count(self, z: int, cls: str = "all") -> int:
+        """Return the number of voxels of plane `z`."""
+        return int(self.pairs(z, cls)[1].sum())
+
+    def mean(self, z: int, cls: str = "all") -> float:
+        """Return the mean of plane `z`, NaN when it has no voxels."""
+        values, counts = self.pairs(z, cls)
+        return float(counts @ values.astype(np.float64) / counts.sum()) if len(counts) else float("nan")
+
+    def percentile(self, z: int, q: float, cls: str = "all") -> float:
+        """Return the q-th percentile (0 to 100) of plane `z` within one bin, NaN when it has no voxels."""
+        return weighted_percentile(*self.pairs(z, cls), q)
+
+    def median(self, z: int, cls: str = "all") -> float:
+        """Return the median of plane `z` within one bin, NaN when it has no voxels."""
+        return self.percentile(z, 50.0, cls)
+
+    def per_plane(self, statistic: str, cls: str = "all", *args: float) -> np.ndarray:
+        """Return `count`, `mean`, `median` or `percentile` (with its q) for every plane: (Z,) array."""
+        method = getattr(self, statistic)
+        return np.array([method(z, *args, cls) for z in range(self.z_start, self.z_start + self.n_planes)])
+
+    def save(self, path: str | Path) -> None:
+        """Write to an .npz file that `load` reads."""
+        arrays = {f"values_{c}": v for c, v in zip(CLASSES, self.values, strict=True)} | {f"counts_{c}": n for c, n in zip(CLASSES, self.counts, strict=True)}
+        with Path(path).open("wb") as stream:
+            np.savez_compressed(stream, z_start=self.z_start, offsets=self.offsets, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote."""
+        with np.load(path) as data:
+            return cls(int(data["z_start"]), data["offsets"], tuple(data[f"values_{c}"] for c in CLASSES), tuple(data[f"counts_{c}"] for c in CLASSES))
+
+    @classmethod
+    def concatenate(cls, slabs: Sequence[Self]) -> Self:
+        """Put slabs of one volume back together, in any order; a gap or an overlap is an InputError."""
+        slabs = sorted(slabs, key=lambda slab: slab.z_start)
+        for before, after in zip(slabs, slabs[1:], strict=False):
+            if before.z_start + before.n_planes != after.z_start:
+                msg = f"slabs must follow each other: planes {before.z_start} to {before.z_start + before.n_planes - 1} are followed by plane {after.z_start}"
+                raise InputError(msg)
+        lengths = np.concatenate([np.diff(slab.offsets, axis=1) for slab in slabs], axis=1)
+        offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
+        return cls(slabs[0].z_start, offsets, tuple(np.concatenate(v) for v in zip(*(s.values for s in slabs), strict=True)), tuple(np.concatenate(n) for n in zip(*(s.counts for s in slabs), strict=True)))
+
+
+def plane_histograms(block: Any, tissue: Any = None, agarose: Any = None, z_start: int = 0, *, threads: int | None = None) -> PlaneHistograms:
+    """Count the valid voxels of every plane on the fixed grid of bins.
+
+    Parameters
+    ----------
+    block : (z, Y, X) array
+        Whole planes, any real type (float32 is what the grid is made for). NumPy or CuPy, counted where it lies.
+    tissue : (z, Y, X) mask, optional
+        Tissue; none when left out.
+    agarose : (Y, X) or (z, Y, X) mask, optional
+        Agarose; a voxel that is tissue counts as tissue and not as agarose.
+    z_start : int
+        Plane index of the block's first plane.
+    """
+    block = as_block(block, "block")
+    xp = array_module(block)
+    shape = tuple(block.shape)
+    masks = []
+    for mask, name in ((tissue, "tissue mask"), (agarose, "agarose mask")):
+        if mask is not None:
+            mask = as_mask(mask, shape if mask.ndim == 3 else shape[1:], name)
+            mask = xp.asarray(mask if xp is not np else to_numpy(mask))
+        masks.append(mask)
+    worker = _PlaneCounter(block, *masks) if xp is np else None
+    count = worker.count if worker is not None else lambda z: _count_plane(block[z], *(m if m is None or m.ndim == 2 else m[z] for m in masks))
+    lists = run_tasks(count, range(shape[0]), threads if xp is np else 1)
+    values = tuple(np.concatenate([plane[c][0] for plane in lists]) for c in range(3))
+    counts = tuple(np.concatenate([plane[c][1] for plane in lists]) for c in range(3))
+    lengths = np.array([[len(plane[c][0]) for plane in lists] for c in range(3)])
+    offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
+    return PlaneHistograms(int(z_start), offsets, values, counts)
+
+
+class _PlaneCounter:
+    """Counts planes of a host array, with one table per thread that is reused from plane to plane."""
+
+    def __init__(self, block: np.ndarray, tissue: np.ndarray | None, agarose: np.ndarray | None) -> None:
+        import threading
+
+        self.block, self.tissue, self.agarose = block, tissue, agarose
+        self.local = threading.local()
+
+    def count(self, z: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (values, counts) of plane `z` for the three classes."""
+        from n4flow import kernels
+
+        if not hasattr(self.local, "table"):
+            self.local.table = np.zeros((3, 2 * kernels.N_BINS), np.int64)
+            self.local.touched = np.tile([2 * kernels.N_BINS, -1], (3, 1))
+        table, touched = self.local.table, self.local.touched
+        plane = np.ascontiguousarray(self.block[z], np.float32)
+        nothing = np.zeros((1, 1), bool)
+        tissue = nothing if self.tissue is None else self.tissue[z]
+        agarose = nothing if self.agarose is None else self.agarose if self.agarose.ndim == 2 else self.agarose[z]
+        rows = max(1, kernels.PIECE_VOXELS // plane.shape[1])
+        pieces: list[list[tuple[np.ndarray, ...]]] = [[], [], []]
+        for start in range(0, plane.shape[0], rows):
+            kernels.histogram_rows(plane.view(np.int32), tissue, self.tissue is not None, agarose, self.agarose is not None, start, min(plane.shape[0], start + rows), table, touched)
+            for c in range(3):
+                lists = np.empty((3, max(0, touched[c, 1] - touched[c, 0] + 1)), np.int64)
+                n = kernels.drain(table, touched, c, *lists)
+                pieces[c].append(tuple(lists[:, :n]))
+        return [pairs_of_bins(*add_up(parts)) for parts in pieces]
+
+
+def _count_plane(plane: Any, tissue: Any, agarose: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same as `_PlaneCounter.count` in array operations, on the device that owns `plane`."""
+    xp = array_module(plane)
+    bits = xp.ascontiguousarray(plane, dtype=xp.float32).view(xp.int32)
+    magnitude = bits & MAGNITUDE
+    valid = (magnitude > 0) & (magnitude < INFINITY_BITS)
+    is_tissue = xp.zeros(plane.shape, bool) if tissue is None else tissue
+    is_agarose = xp.zeros(plane.shape, bool) if agarose is None else agarose & ~is_tissue
+    index = (magnitude >> SHIFT) + xp.where(bits < 0, N_BINS, 0)
+    lists = []
+    for members in (is_tissue, is_agarose, ~(is_tissue | is_agarose)):
+        chosen = index[valid & members]
+        counts = xp.bincount(chosen)
+        # whole numbers below 2**53: adding them in float64 is exact in any order
+        sums = xp.bincount(chosen, weights=(magnitude[valid & members] & RESIDUAL).astype(xp.float64))
+        bins = xp.flatnonzero(counts)
+        lists.append(pairs_of_bins(to_numpy(bins), to_numpy(counts[bins]), to_numpy(sums[bins])))  # synchronize
+    return lists
