@@ -6,7 +6,7 @@
 VENV   ?= .venv
 STATE  ?= .n4flow
 OUTDIR ?= results
-INPUT  ?= $(STATE)/phantom.ome.zarr
+INPUT  ?=
 PROFILE ?= test
 ARGS   ?=
 # The first Python that is recent enough.
@@ -30,8 +30,9 @@ help: ## Say what can be made
 
 set-up: $(VENV)/.package $(VENV)/.engine ## Python environment and Nextflow, in this folder
 
-run: set-up $(if $(filter $(STATE)/%,$(INPUT)),$(INPUT)) ## Run the workflow on a phantom, or on INPUT
-	@$(USE) nextflow run . -profile '$(PROFILE)' -resume -work-dir "$(STATE)/work" --input "$(INPUT)" --outdir "$(OUTDIR)" $(ARGS)
+run: set-up ## Run the workflow on a phantom that it makes, or on INPUT
+	@$(USE) nextflow run . -profile '$(PROFILE)' -resume -work-dir '$(STATE)/work' \
+	    $(if $(INPUT),--input '$(INPUT)') --outdir '$(OUTDIR)' $(ARGS)
 	@for report in "$(OUTDIR)"/*/report.html; do sample=$${report%/report.html}; \
 	    echo "Store:  $$sample/$${sample##*/}.ome.zarr"; echo "Report: $$report"; done
 
@@ -65,9 +66,6 @@ images: ## Build both container images with docker
 
 clean: ## Remove everything that was made, but no results
 	rm -rf "$(VENV)" "$(STATE)" .nextflow .nextflow.log* .nf-test .mypy_cache .pytest_cache .ruff_cache
-
-$(STATE)/phantom.ome.zarr: | $(VENV)/.package
-	@$(USE) n4flow phantom "$@"
 
 $(VENV)/.package: python/pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@echo "Installing n4flow and what it needs into $(VENV); once, some minutes"
