@@ -39,6 +39,7 @@ class Correction(ABC):
     """
 
     kind: ClassVar[str]
+    needs_tissue: ClassVar[bool] = False  # whether `apply` reads `where.tissue`
     margin: tuple[int, int] = (0, 0)  # voxels (y, x) around the block that `apply` looks at
 
     @abstractmethod

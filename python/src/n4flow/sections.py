@@ -69,7 +69,8 @@ class SectionTable(Sequence[Section]):
             if section.flag not in FLAGS:
                 problems.append(f"row {row} has flag {section.flag!r}, expected one of {', '.join(FLAGS)}")
             if not 0 <= section.z_start < section.z_stop:
-                problems.append(f"row {row} has z_start {section.z_start} and z_stop {section.z_stop}, expected 0 <= z_start < z_stop")
+                limits = f"z_start {section.z_start} and z_stop {section.z_stop}"
+                problems.append(f"row {row} has {limits}, expected 0 <= z_start < z_stop")
         covered, previous = 0, 0
         for row, section in sorted(rows, key=lambda pair: pair[1].z_start):
             if section.z_start > covered:
@@ -82,7 +83,8 @@ class SectionTable(Sequence[Section]):
         elif covered > n_planes:
             problems.append(f"row {previous} ends at plane {covered}, the volume has {n_planes} planes")
         if problems:
-            msg = f"{name} must cover planes 0 to {n_planes - 1} once: {'; '.join(problems)}; correct the table or give sections as a count"
+            rule = f"{name} must cover planes 0 to {n_planes - 1} once"
+            msg = f"{rule}: {'; '.join(problems)}; correct the table or give sections as a count"
             raise InputError(msg)
 
     @classmethod
@@ -115,9 +117,12 @@ class SectionTable(Sequence[Section]):
                 try:
                     z_start, z_stop = int(record["z_start"]), int(record["z_stop"])
                 except (TypeError, ValueError):
-                    msg = f"section table {path.name}, row {row}: z_start and z_stop must be whole numbers, got {record['z_start']!r} and {record['z_stop']!r}"
+                    got = f"{record['z_start']!r} and {record['z_stop']!r}"
+                    msg = f"section table {path.name}, row {row}: z_start and z_stop must be whole numbers, got {got}"
                     raise InputError(msg) from None
-                sections.append(Section((record["id"] or "").strip(), z_start, z_stop, (record.get("flag") or "ok").strip()))
+                sections.append(
+                    Section((record["id"] or "").strip(), z_start, z_stop, (record.get("flag") or "ok").strip())
+                )
         return cls(sections, n_planes, name=f"section table {path.name}")
 
     @classmethod

@@ -1,0 +1,98 @@
+#!/usr/bin/env nextflow
+// n4flow: even out the intensity of serial-section volumes. Stages write corrections; RENDER applies them once.
+
+include { check_parameters; read_samples; sample_files; answer; gather; as_json } from './modules/functions'
+include { PHANTOM          } from './modules/phantom'
+include { PROBE_GPU        } from './modules/probe_gpu'
+include { INSPECT          } from './modules/inspect'
+include { SHRINK           } from './modules/shrink'
+include { TISSUE_MASK      } from './modules/tissue_mask'
+include { N4_SECTIONS      } from './modules/n4_sections'
+include { N4_VOLUME        } from './modules/n4_volume'
+include { PLANE_STATISTICS } from './modules/plane_statistics'
+include { NORMALIZE        } from './modules/normalize'
+include { MATCH_HISTOGRAMS } from './modules/match_histograms'
+include { SMOOTH_Z         } from './modules/smooth_z'
+include { RENDER           } from './modules/render'
+include { FINISH           } from './modules/finish'
+
+workflow {
+    check_parameters(params, file("${projectDir}/nextflow_schema.json"))
+
+    // rows: [sample, image, mask, sections, voxel_um], one map per sample
+    if (params.input == 'phantom') {
+        PHANTOM()
+        rows = PHANTOM.out.volume.map { image, table -> [sample: 'phantom', image: image, sections: table] }
+    } else {
+        rows = channel.fromList(read_samples(params))
+    }
+
+    // gpu: one value, once the device that was asked for has answered
+    gpu = channel.value('not asked for')
+    if (params.backend == 'gpu') {
+        PROBE_GPU()
+        gpu = PROBE_GPU.out.map { file -> answer(file).device }
+    }
+
+    // samples: [meta, volume, image, mask, table]; meta = [id: 'brain'], volume = [voxel_um, channel, sections, digest]
+    samples = rows.combine(gpu).map { row, _device -> sample_files(row, params) }
+
+    // plans: [meta, plan], plan = what INSPECT decided: slabs, batches, shrink, slab_planes
+    INSPECT(samples, params.subMap('bias', 'backend', 'spline_um', 'iterations', 'shrink', 'background_radius_um',
+        'ome_zarr_version', 'dtype', 'sections_per_task', 'slab_planes'))
+    plans = INSPECT.out.plan.map { meta, plan, _files -> [meta, answer(plan)] }
+    n_slabs = plans.map { meta, plan -> [meta, plan.slabs.size()] }
+
+    // recipe: [meta, [correction files so far]]; it grows from stage to stage and is what RENDER applies
+    recipe = INSPECT.out.plan.map { meta, _plan, files -> [meta, files] }
+
+    // slabs: [meta, volume, image, mask, slab, plan]; slab = [name: '000064', planes: '64:128']
+    slabs = samples.join(plans).flatMap { meta, volume, image, mask, _table, plan ->
+        plan.slabs.collect { slab -> [meta, volume, image, mask, [name: String.format('%06d', slab[0]), planes: slab.join(':')], plan] }
+    }
+    SHRINK(slabs.combine(recipe, by: 0))
+    shrunken = gather(SHRINK.out.shrunken, n_slabs)                 // [meta, [slab files]]
+
+    tables = samples.map { meta, volume, _image, _mask, table -> [meta, volume, table] }
+    TISSUE_MASK(tables.join(shrunken))
+    masks = TISSUE_MASK.out.masks                                   // [meta, [masks.npz, masks.json]]
+
+    // bias: [meta, volume, table, [slab files], [masks]] -> correction files
+    bias = tables.join(shrunken).join(masks)
+    n4 = params.subMap('spline_um', 'iterations', 'tolerance', 'backend')
+    if (params.bias in ['sections', 'two_pass']) {
+        // batches: a run of sections for each task, e.g. [name: '000008', sections: '8:16']
+        batches = plans.flatMap { meta, plan ->
+            plan.batches.collect { batch -> [meta, [name: String.format('%06d', batch[0]), sections: batch.join(':')], plan] }
+        }
+        N4_SECTIONS(bias.combine(batches, by: 0), n4)
+        fields = gather(N4_SECTIONS.out.bias, plans.map { meta, plan -> [meta, plan.batches.size()] })
+        recipe = recipe.join(fields).map { meta, files, more -> [meta, files + more] }
+    }
+    if (params.bias in ['volume', 'two_pass']) {
+        N4_VOLUME(bias.join(recipe).join(plans), n4)
+        recipe = recipe.join(N4_VOLUME.out.bias).map { meta, files, more -> [meta, files + more] }
+    }
+
+    // the statistics are of intensities after the bias fields: profile = [meta, volume, table, [histograms of each slab]]
+    PLANE_STATISTICS(slabs.combine(masks, by: 0).combine(recipe, by: 0))
+    histograms = gather(PLANE_STATISTICS.out.histograms, n_slabs)
+    profile = tables.join(histograms)
+    if (params.normalize.toString() == 'true') {
+        NORMALIZE(profile, params.percentile_max)
+        recipe = recipe.join(NORMALIZE.out.correction).map { meta, files, more -> [meta, files + more] }
+    }
+    if (params.match != 'off') {
+        MATCH_HISTOGRAMS(profile.join(recipe), params.match, params.n_bins)
+        recipe = recipe.join(MATCH_HISTOGRAMS.out.correction).map { meta, files, more -> [meta, files + more] }
+    }
+    if (params.smooth_z.toString().toDouble() > 0) {
+        SMOOTH_Z(profile.join(recipe), params.smooth_z)
+        recipe = recipe.join(SMOOTH_Z.out.correction).map { meta, files, more -> [meta, files + more] }
+    }
+
+    RENDER(slabs.combine(masks, by: 0).combine(recipe, by: 0), params.ome_zarr_version, params.dtype)
+    rendered = gather(RENDER.out.slab, n_slabs)                     // [meta, [slab folders]]
+
+    FINISH(samples.join(shrunken).join(masks).join(histograms).join(recipe).join(rendered), as_json(params))
+}

@@ -1,0 +1,30 @@
+// Put the slabs together by hard links, complete and check the store, write recipe, tables and report.
+process FINISH {
+    tag "${meta.id}"
+    label 'memory'
+
+    input:
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*'), path(slabs, stageAs: 'slabs/*')
+    val parameters
+
+    output:
+    tuple val(meta), path("${meta.id}"), emit: results
+
+    script:
+    """
+    cat > parameters.json <<'END_OF_PARAMETERS'
+    ${parameters}
+    END_OF_PARAMETERS
+    n4flow-finish ${image} --sample '${meta.id}' --sections ${table ?: volume.sections} \\
+        ${mask ? "--mask ${mask}" : ''} \\
+        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
+        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+        --parameters parameters.json --before shrunken --masks masks.npz --slabs slabs --numbers histograms \\
+        ${recipe ? '--recipe recipe' : ''} --out '${meta.id}' --threads ${task.cpus}
+    """
+
+    stub:
+    """
+    mkdir '${meta.id}' && touch '${meta.id}/report.html'
+    """
+}

@@ -1,0 +1,35 @@
+// Check a sample's store, section table and mask, and decide how it is cut into tasks.
+process INSPECT {
+    tag "${meta.id}"
+    label 'small'
+
+    input:
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*')
+    val settings
+
+    output:
+    tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), emit: plan
+    tuple val("${task.process}"), val('n4flow'), eval('n4flow-inspect --version'), topic: versions
+
+    script:
+    """
+    n4flow-inspect ${image} --sample '${meta.id}' --sections ${table ?: volume.sections} \\
+        ${mask ? "--mask ${mask}" : ''} \\
+        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
+        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+        --bias ${settings.bias} --backend ${settings.backend} --iterations '${settings.iterations}' \\
+        ${settings.spline_um ? "--spline-um ${settings.spline_um}" : ''} \\
+        ${settings.shrink ? "--shrink ${settings.shrink}" : ''} \\
+        --background-radius-um ${settings.background_radius_um} \\
+        --ome-zarr-version ${settings.ome_zarr_version} --dtype ${settings.dtype} \\
+        --sections-per-task ${settings.sections_per_task} \\
+        ${settings.slab_planes ? "--slab-planes ${settings.slab_planes}" : ''} \\
+        --out inspected --answer plan.json
+    """
+
+    stub:
+    """
+    echo '{"slabs": [[0, 8], [8, 16]], "batches": [[0, 1], [1, 2]], "shrink": 2, "slab_planes": 8,
+           "voxel_um": {"z": 1, "y": 1, "x": 1}}' > plan.json
+    """
+}

@@ -1,0 +1,25 @@
+// Look-up table of each section, or plane, that brings its tissue to the pooled distribution.
+process MATCH_HISTOGRAMS {
+    tag "${meta.id}"
+    label 'small'
+
+    input:
+    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*')
+    val match
+    val n_bins
+
+    output:
+    tuple val(meta), path('50_section_lookup.*'), emit: correction
+
+    script:
+    """
+    n4flow-match-histograms histograms --sections ${table ?: volume.sections} --match ${match} --n-bins ${n_bins} \\
+        ${recipe ? '--recipe recipe' : ''} \\
+        --out 50_section_lookup.npz --json 50_section_lookup.json
+    """
+
+    stub:
+    """
+    touch 50_section_lookup.npz && echo '{"stage": "MATCH_HISTOGRAMS"}' > 50_section_lookup.json
+    """
+}

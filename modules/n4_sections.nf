@@ -1,0 +1,25 @@
+// N4 bias field of each section of a batch, on CPU nodes.
+process N4_SECTIONS {
+    tag "${meta.id} ${batch.sections}"
+    label 'cpu'
+
+    input:
+    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch), val(plan)
+    val n4
+
+    output:
+    tuple val(meta), path("20_bias_sections.${batch.name}.*"), emit: bias
+
+    script:
+    """
+    n4flow-n4-sections shrunken --masks masks.npz --sections ${table ?: volume.sections} --batch ${batch.sections} \\
+        --voxel-um '${plan.voxel_um.values().join(' ')}' --spline-um ${n4.spline_um ?: 0} --iterations '${n4.iterations}' \\
+        --tolerance ${n4.tolerance} --backend ${n4.backend} \\
+        --out 20_bias_sections.${batch.name}.npz --json 20_bias_sections.${batch.name}.json --threads ${task.cpus}
+    """
+
+    stub:
+    """
+    touch 20_bias_sections.${batch.name}.npz && echo '{"stage": "N4_SECTIONS"}' > 20_bias_sections.${batch.name}.json
+    """
+}

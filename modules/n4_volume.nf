@@ -1,0 +1,27 @@
+// N4 bias field of the whole volume, on GPU nodes where the gpu profile says so; same output as N4_SECTIONS.
+process N4_VOLUME {
+    tag "${meta.id}"
+    label 'gpu'
+
+    input:
+    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*'), val(plan)
+    val n4
+
+    output:
+    tuple val(meta), path('30_bias_volume.*'), emit: bias
+    tuple val("${task.process}"), val('n4flow'), eval('n4flow-n4-volume --version'), topic: versions
+
+    script:
+    """
+    n4flow-n4-volume shrunken --masks masks.npz --sections ${table ?: volume.sections} \\
+        ${recipe ? '--recipe recipe' : ''} \\
+        --voxel-um '${plan.voxel_um.values().join(' ')}' --spline-um ${n4.spline_um ?: 0} --iterations '${n4.iterations}' \\
+        --tolerance ${n4.tolerance} --backend ${n4.backend} \\
+        --out 30_bias_volume.npz --json 30_bias_volume.json --threads ${task.cpus}
+    """
+
+    stub:
+    """
+    touch 30_bias_volume.npz && echo '{"stage": "N4_VOLUME"}' > 30_bias_volume.json
+    """
+}

@@ -1,0 +1,26 @@
+// Histograms of each plane after the bias fields: of tissue, of agarose, of all valid voxels.
+process PLANE_STATISTICS {
+    tag "${meta.id} ${slab.planes}"
+    label 'stream'
+
+    input:
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), val(plan), path(masks), path(recipe, stageAs: 'recipe/*')
+
+    output:
+    tuple val(meta), path("histograms_${slab.name}.*"), emit: histograms
+
+    script:
+    """
+    n4flow-plane-statistics ${image} --planes ${slab.planes} --masks masks.npz \\
+        ${mask ? "--mask ${mask}" : ''} \\
+        ${recipe ? '--recipe recipe' : ''} \\
+        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
+        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+        --out histograms_${slab.name}.npz --json histograms_${slab.name}.json --threads ${task.cpus}
+    """
+
+    stub:
+    """
+    touch histograms_${slab.name}.npz && echo '{"stage": "PLANE_STATISTICS"}' > histograms_${slab.name}.json
+    """
+}

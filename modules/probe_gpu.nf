@@ -1,0 +1,18 @@
+// Ask the device, on a node and in the container that a GPU task gets, before anything runs.
+process PROBE_GPU {
+    label 'gpu'
+    cache false
+
+    output:
+    path 'gpu.json', emit: answer
+
+    script:
+    """
+    n4flow-probe-gpu --answer gpu.json
+    """
+
+    stub:
+    """
+    echo '{"device": "stub"}' > gpu.json
+    """
+}

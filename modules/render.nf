@@ -1,0 +1,30 @@
+// Read a slab once, apply the recipe, write its shards of every pyramid level and of the mask.
+process RENDER {
+    tag "${meta.id} ${slab.planes}"
+    label 'stream'
+
+    input:
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), val(plan), path(masks), path(recipe, stageAs: 'recipe/*')
+    val ome_zarr_version
+    val dtype
+
+    output:
+    tuple val(meta), path("slab_${slab.name}"), emit: slab
+
+    script:
+    """
+    n4flow-render-slab ${image} --sample '${meta.id}' --planes ${slab.planes} --masks masks.npz \\
+        ${mask ? "--mask ${mask}" : ''} \\
+        ${recipe ? '--recipe recipe' : ''} \\
+        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
+        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+        --slab-planes ${plan.slab_planes} --shrink ${plan.shrink} --ome-zarr-version ${ome_zarr_version} --dtype ${dtype} \\
+        --out slab_${slab.name} --json render.json --threads ${task.cpus}
+    mv render.json slab_${slab.name}/
+    """
+
+    stub:
+    """
+    mkdir slab_${slab.name}
+    """
+}

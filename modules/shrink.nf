@@ -1,0 +1,26 @@
+// Shrink a slab of planes in plane: masked block means and counts, and the user's mask likewise.
+process SHRINK {
+    tag "${meta.id} ${slab.planes}"
+    label 'stream'
+
+    input:
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), val(plan), path(recipe, stageAs: 'recipe/*')
+
+    output:
+    tuple val(meta), path("*_${slab.name}.*"), emit: shrunken
+
+    script:
+    """
+    n4flow-shrink ${image} --planes ${slab.planes} --shrink ${plan.shrink} \\
+        ${mask ? "--mask ${mask} --mask-out given_${slab.name}.npy" : ''} \\
+        ${recipe ? '--recipe recipe' : ''} \\
+        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
+        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+        --out shrunken_${slab.name}.npz --json shrunken_${slab.name}.json --threads ${task.cpus}
+    """
+
+    stub:
+    """
+    touch shrunken_${slab.name}.npz && echo '{"stage": "SHRINK"}' > shrunken_${slab.name}.json
+    """
+}

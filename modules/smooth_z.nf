@@ -1,0 +1,24 @@
+// Gain of each plane that smooths the tissue profile along Z.
+process SMOOTH_Z {
+    tag "${meta.id}"
+    label 'small'
+
+    input:
+    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*')
+    val sigma
+
+    output:
+    tuple val(meta), path('60_plane_gain.*'), emit: correction
+
+    script:
+    """
+    n4flow-smooth-z histograms --sections ${table ?: volume.sections} --sigma ${sigma} \\
+        ${recipe ? '--recipe recipe' : ''} \\
+        --out 60_plane_gain.npz --json 60_plane_gain.json
+    """
+
+    stub:
+    """
+    touch 60_plane_gain.npz && echo '{"stage": "SMOOTH_Z"}' > 60_plane_gain.json
+    """
+}

@@ -1,0 +1,22 @@
+// Tissue mask, agarose mask and background level of each section, from the shrunken volume.
+process TISSUE_MASK {
+    tag "${meta.id}"
+    label 'memory'
+
+    input:
+    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*')
+
+    output:
+    tuple val(meta), path('masks.*'), emit: masks
+
+    script:
+    """
+    n4flow-tissue-mask shrunken --sections ${table ?: volume.sections} \\
+        --out masks.npz --json masks.json --threads ${task.cpus}
+    """
+
+    stub:
+    """
+    touch masks.npz && echo '{"stage": "TISSUE_MASK"}' > masks.json
+    """
+}

@@ -1,0 +1,269 @@
+"""The chain: every stage of the workflow as a function of small objects, for the commands and for `n4flow.run`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.bias import BiasCorrection, fit_shrunken
+from n4flow.errors import InputError
+from n4flow.formats.omezarr import create_store, validate_store, write_omero
+from n4flow.histogram import SectionLookup, estimate_lookup
+from n4flow.mask import agarose_levels, get_agarose_mask, tissue_mask_with_levels
+from n4flow.normalize import PlaneRange
+from n4flow.passes import TissueSource
+from n4flow.plan import Plan
+from n4flow.qc import metrics
+from n4flow.recipe import MASK_NAME, Recipe
+from n4flow.rendering import display_window, output_scale
+from n4flow.report import write_report
+from n4flow.sections import Section, SectionTable
+from n4flow.statistics import PlaneHistograms, ShrunkenVolume
+from n4flow.zprofile import PlaneGain, estimate_plane_gain
+
+METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's store has alike
+MIN_TISSUE_VOXELS = 100  # a plane with fewer keeps its brightness
+TISSUE_THRESHOLD = 0.0  # intensity at or below which matching leaves a voxel alone: the agarose level
+LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs to enter the bias field's fit
+
+
+@dataclass(frozen=True)
+class BiasSettings:
+    """How a bias field is fitted; the meaning of each is that of the workflow parameter."""
+
+    spline_um: float | None
+    iterations: tuple[int, ...]
+    tolerance: float
+    backend: str
+    threads: int | None = None
+
+
+def find_masks(
+    shrunken: ShrunkenVolume, sections: SectionTable, given: np.ndarray | None = None
+) -> tuple[TissueSource, dict[str, Any]]:
+    """Return tissue and agarose masks on the shrunken grid, and their numbers.
+
+    Parameters
+    ----------
+    shrunken : ShrunkenVolume
+    sections : SectionTable
+    given : (Z, y, x) bool array, optional
+        The user's mask on the shrunken grid, in place of the estimated one.
+    """
+    numbers: dict[str, Any] = {"mask": "given" if given is not None else "estimated"}
+    if given is None:
+        estimated = tissue_mask_with_levels(shrunken.mean, sections)
+        tissue, numbers["thresholds"] = estimated.mask, list(estimated.thresholds)
+    else:
+        tissue = given
+    if given is not None and not given.any():
+        msg = "the given mask is empty: no voxel is above 0; give a mask that covers the tissue"
+        raise InputError(msg)
+    agarose, threshold = get_agarose_mask(shrunken.mean)
+    agarose &= ~tissue.any(axis=0)
+    numbers["tissue_share"] = float(tissue.mean())
+    numbers["agarose_share"] = float(agarose.mean())
+    numbers["agarose_threshold"] = float(threshold)
+    numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections)
+    return TissueSource(tissue, agarose, shrunken.shrink), numbers
+
+
+def fit_sections(
+    shrunken: ShrunkenVolume,
+    tissue: TissueSource,
+    sections: SectionTable,
+    batch: tuple[int, int],
+    voxel_um: Mapping[str, float],
+    settings: BiasSettings,
+) -> BiasCorrection:
+    """Fit a bias field to each usable section of a batch; a flagged section keeps its intensities."""
+    fields = []
+    for section in sections[slice(*batch)]:
+        if section.usable:
+            field = _fit(shrunken, tissue.small, section.planes, voxel_um, settings, f"section {section.id}")
+            fields.append((section.z_start, section.z_stop, field))
+    return BiasCorrection(tuple(fields))
+
+
+def fit_volume(
+    shrunken: ShrunkenVolume,
+    tissue: TissueSource,
+    sections: SectionTable,
+    voxel_um: Mapping[str, float],
+    settings: BiasSettings,
+    previous: Recipe | None = None,
+) -> BiasCorrection:
+    """Fit one bias field to the whole volume, after those that `previous` holds; flagged sections are left out."""
+    mean = shrunken.mean
+    for correction in previous or ():
+        if isinstance(correction, BiasCorrection):
+            mean = mean.copy()
+            for start, stop, field in correction.fields:
+                mean[start:stop] /= np.exp(field.log_field(field.grid_shape))
+    mask = tissue.small & sections.usable_planes[:, None, None]
+    even = ShrunkenVolume(mean, shrunken.valid, shrunken.shrink, shrunken.full_shape, shrunken.planes)
+    planes = slice(0, mean.shape[0])
+    return BiasCorrection(((0, mean.shape[0], _fit(even, mask, planes, voxel_um, settings, "the whole volume")),))
+
+
+def _fit(
+    shrunken: ShrunkenVolume,
+    tissue: np.ndarray,
+    planes: slice,
+    voxel_um: Mapping[str, float],
+    settings: BiasSettings,
+    name: str,
+) -> Any:
+    mean = shrunken.mean[planes]
+    return fit_shrunken(
+        mean,
+        tissue[planes] & (shrunken.valid[planes] >= LEAST_VALID),
+        shrink=(1, shrunken.shrink, shrunken.shrink),
+        full_shape=(mean.shape[0], *shrunken.full_shape[1:]),
+        voxel_um=tuple(voxel_um[axis] for axis in "zyx"),
+        spline_um=settings.spline_um,
+        iterations=settings.iterations,
+        tolerance=settings.tolerance,
+        backend=settings.backend,
+        threads=settings.threads,
+        name=name,
+    )
+
+
+def pointwise(recipe: Recipe) -> list[Any]:
+    """Return the corrections that come after the histograms were counted: the maps of intensity that a plane has."""
+    return [correction for correction in recipe if isinstance(correction, (PlaneRange, SectionLookup, PlaneGain))]
+
+
+def lookup(
+    histograms: PlaneHistograms, recipe: Recipe, sections: SectionTable, match: str, n_bins: int
+) -> SectionLookup:
+    """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
+    table = sections if match == "section" else by_plane(sections)
+    return estimate_lookup(histograms, pointwise(recipe), table, n_bins, TISSUE_THRESHOLD)
+
+
+def plane_gain(histograms: PlaneHistograms, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
+    """Smooth the tissue profile along Z."""
+    return estimate_plane_gain(histograms, pointwise(recipe), sections, sigma, MIN_TISSUE_VOXELS)
+
+
+def by_plane(sections: SectionTable) -> SectionTable:
+    """Return a table in which every plane is a section with its section's flag."""
+    planes = [Section(f"{s.id}:{z}", z, z + 1, s.flag) for s in sections for z in range(s.z_start, s.z_stop)]
+    return SectionTable(planes, sections.n_planes)
+
+
+def create_stores(folder: Path, plan: Plan, name: str) -> tuple[Path, Path]:
+    """Make the empty stores of the result and of its mask in `folder`; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image, mask = folder / f"{name}.ome.zarr", folder / MASK_NAME
+    create_store(image, plan.layout)
+    create_store(mask, plan.mask_layout)
+    return image, mask
+
+
+def link_shards(piece: Path, store: Path) -> None:
+    """Bring the shards of a rendered slab into the whole store: by hard links, by copies where the disk is another one.
+
+    Raises
+    ------
+    InputError
+        Two slabs hold the same shard, so they were not cut at shards.
+    """
+    for source in sorted(piece.rglob("*")):
+        target = store / source.relative_to(piece)
+        if source.name in METADATA or source.is_dir():
+            continue
+        if target.exists():
+            msg = f"two slabs wrote {target.relative_to(store)} of {store.name}; slabs must be whole shards"
+            raise InputError(msg)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+            shutil.copyfile(source, target)
+
+
+def finish(
+    folder: Path,
+    plan: Plan,
+    *,
+    before: ShrunkenVolume,
+    after: ShrunkenVolume,
+    tissue: TissueSource,
+    recipe: Recipe,
+    stages: Sequence[Mapping[str, Any]],
+    parameters: Mapping[str, Any],
+    version: str,
+) -> dict[str, Any]:
+    """Complete a sample's results around its rendered stores: display window, validation, recipe, tables, report.
+
+    Parameters
+    ----------
+    folder : path
+        Holds `SAMPLE.ome.zarr` and `mask.ome.zarr` with every shard in place.
+    plan : Plan
+    before, after : ShrunkenVolume
+        The input and the result on one shrunken grid.
+    tissue : TissueSource
+    recipe : Recipe
+    stages : sequence of mapping
+        The numbers of every step.
+    parameters : mapping
+        Resolved parameters.
+    version : str
+        n4flow's.
+
+    Returns
+    -------
+    dict
+        What `metrics.json` holds.
+    """
+    store, scale = folder / f"{plan.sample}.ome.zarr", output_scale(recipe, plan.layout.dtype)
+    low, high = after.planes["minimum"], after.planes["maximum"]
+    seen = np.concatenate([low[np.isfinite(low)], high[np.isfinite(high)], np.zeros(1)])
+    write_omero(
+        store,
+        display_window(after, tissue.small, scale),
+        (float(seen.min()) * scale, float(seen.max()) * scale),
+        plan.sample,
+    )
+    validate_store(store)
+    validate_store(folder / MASK_NAME)
+    recipe.save(folder / "recipe.json", n4flow=version, sample=plan.sample, shape=list(plan.volume.shape))
+    plan.sections.write(folder / "sections.tsv")
+    arrays = {"before": before, "after": after, "tissue": tissue.small, "agarose": tissue.agarose_small}
+    numbers = {
+        "sample": plan.sample,
+        "n4flow": version,
+        "plan": plan.summary(),
+        "metrics": metrics(sections=plan.sections, recipe=recipe, **arrays),
+        "stages": [dict(stage) for stage in stages],
+        "parameters": dict(parameters),
+    }
+    warned = [*plan.warnings, *(message for stage in stages for message in stage.get("warnings", ()))]
+    write_report(
+        folder / "report.html",
+        sample=plan.sample,
+        volume=plan.summary(),
+        sections=plan.sections,
+        recipe=recipe,
+        stages=list(stages),
+        parameters=dict(parameters),
+        metrics=numbers["metrics"],
+        warnings=list(dict.fromkeys(warned)),
+        **arrays,
+    )
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return numbers

@@ -1,0 +1,137 @@
+"""The command line: one module per command, each a few arguments and one call into the library."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+import typer
+import typer.main
+
+from n4flow.errors import DiskFullError, N4flowError, N4flowWarning, OutOfMemoryError
+
+USER_COMMANDS = {
+    "run": "The whole chain on this machine, with the workflow's parameters.",
+    "n4": "Correct the bias field of one image, any format to any format.",
+    "inspect": "Check input and parameters, and say what a run would do.",
+    "render": "Apply a stored recipe to a volume.",
+    "phantom": "Make a serial-section volume with known truth.",
+}
+STEP_COMMANDS = {
+    "probe-gpu": "Say whether a GPU works here.",
+    "shrink": "Shrink a slab of planes in plane.",
+    "tissue-mask": "Tissue mask, agarose mask and background level of each section.",
+    "n4-sections": "Bias fields of a batch of sections.",
+    "n4-volume": "Bias field of the whole volume.",
+    "plane-statistics": "Histograms of a slab of planes.",
+    "normalize": "Range of each plane, from histograms.",
+    "match-histograms": "Look-up table of each section, from histograms.",
+    "smooth-z": "Gain of each plane, from histograms.",
+    "render-slab": "Render a slab of planes into every pyramid level.",
+    "finish": "Put the store together, check it, write recipe and report.",
+    "warm-up": "Compile the kernels once, for an image or after an install.",
+}
+LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow
+
+
+class Commands(typer.core.TyperGroup):
+    """A group that imports a command's module only when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order a user needs them."""
+        return [*USER_COMMANDS, *STEP_COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in USER_COMMANDS and cmd_name not in STEP_COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"n4flow.commands.{name}")
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        extra = {"context_settings": getattr(module, "CONTEXT", {}), "epilog": getattr(module, "EPILOG", None)}
+        app.command(name=cmd_name, **extra)(getattr(module, name))
+        return typer.main.get_command(app)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        for title, commands in (("Commands", USER_COMMANDS), ("Steps of the workflow", STEP_COMMANDS)):
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Even out the intensity of serial-section volumes without harming anatomy.",
+)
+
+
+@app.callback()
+def _group(
+    version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and stop."),
+) -> None:
+    if version:
+        from n4flow import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def join_lists(arguments: Sequence[str]) -> list[str]:
+    """Join the numbers that follow a list option, so that `--iterations 50 50` is `--iterations 50,50`."""
+    joined: list[str] = []
+    open_list = False
+    for argument in arguments:
+        is_number = argument.replace(",", "").isdigit()
+        if open_list and is_number and joined[-1] not in LIST_OPTIONS:
+            joined[-1] += "," + argument
+            continue
+        open_list = argument in LIST_OPTIONS or (open_list and is_number)
+        joined.append(argument)
+    return joined
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; end with the exit code that its outcome has."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("n4flow").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
+    given = join_lists(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = typer.main.get_command(app).main(args=given, prog_name="n4flow", standalone_mode=False)
+    except N4flowError as error:
+        code = _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("stopped", 130)
+    except MemoryError as error:
+        code = _fail(
+            f"out of memory ({error}); give the task more memory or fewer slab_planes", OutOfMemoryError.exit_code
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        code = _fail(f"disk or quota full{where}; free space or choose another folder", DiskFullError.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(sentence: str, code: int) -> int:
+    typer.echo(f"n4flow: {sentence}", err=True)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:
+    if issubclass(category, N4flowWarning):
+        typer.echo(f"n4flow: warning: {message}", err=True)

@@ -1,0 +1,99 @@
+"""`n4flow finish`: put the store together, check it, write recipe and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from n4flow.commands.n4_sections import Masks
+from n4flow.commands.step import (
+    Channel,
+    Image,
+    JsonFile,
+    RecipeDir,
+    Sections,
+    Threads,
+    VoxelUm,
+    parts,
+    section_argument,
+    step,
+)
+from n4flow.commands.tissue_mask import SHRUNKEN
+
+STAGES = (
+    "SHRINK",
+    "TISSUE_MASK",
+    "N4_SECTIONS",
+    "N4_VOLUME",
+    "PLANE_STATISTICS",
+    "NORMALIZE",
+    "MATCH_HISTOGRAMS",
+    "SMOOTH_Z",
+    "RENDER",
+)
+
+
+def finish(
+    image: Image,
+    sample: Annotated[str, typer.Option("--sample", help="Name of the sample.")],
+    sections: Sections,
+    masks: Masks,
+    before: Annotated[Path, typer.Option("--before", help="Folder with the shrunken slabs of the input.")],
+    slabs: Annotated[Path, typer.Option("--slabs", help="Folder with the rendered slabs.")],
+    parameters: Annotated[Path, typer.Option("--parameters", help="JSON file with the parameters.")],
+    out: Annotated[Path, typer.Option("--out", help="The sample's results.")],
+    mask: Annotated[Path | None, typer.Option("--mask", help="The user's tissue mask.")] = None,
+    numbers: Annotated[
+        list[Path] | None, typer.Option("--numbers", help="Folder with numbers of steps; repeatable.")
+    ] = None,
+    recipe: RecipeDir = None,
+    voxel_um: VoxelUm = None,
+    channel: Channel = None,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Put the slabs together by hard links, complete and check the store, write recipe, tables and report."""
+    from n4flow import __version__
+    from n4flow.chain import create_stores, link_shards
+    from n4flow.chain import finish as finish_sample
+    from n4flow.parameters import resolve
+    from n4flow.passes import TissueSource
+    from n4flow.plan import make_plan
+    from n4flow.recipe import Recipe
+    from n4flow.statistics import ShrunkenVolume
+
+    with step("FINISH", threads, json_file):
+        resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
+        own = {"sections": section_argument(sections), "mask": str(mask) if mask else None}
+        plan = make_plan(image, resolved | own | {"voxel_um": voxel_um, "channel": channel}, sample)
+        pieces = parts(slabs, "slab_*")
+        stores = create_stores(out, plan)
+        for piece in pieces:
+            for store in stores:
+                link_shards(piece / store.name, store)
+        finish_sample(
+            out,
+            plan,
+            before=ShrunkenVolume.concatenate([ShrunkenVolume.load(slab) for slab in parts(before, SHRUNKEN)]),
+            after=ShrunkenVolume.concatenate([ShrunkenVolume.load(piece / "after.npz") for piece in pieces]),
+            tissue=TissueSource.load(masks, plan.mask),
+            recipe=Recipe.load(recipe) if recipe else Recipe(),
+            stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(numbers or [])]),
+            parameters=resolved,
+            version=__version__,
+        )
+
+
+def read_numbers(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return the numbers that steps left in folders, in the order of the workflow and of their planes or sections."""
+    found = []
+    for folder in folders:
+        for file in [*folder.glob("*.json"), *folder.glob("slab_*/render.json")]:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content.get("stage") in STAGES:
+                found.append(content)
+    return sorted(found, key=lambda n: (STAGES.index(n["stage"]), n.get("planes", n.get("sections", [0]))))

@@ -1,0 +1,80 @@
+"""`n4flow inspect`: check input and parameters, and say what a run would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from n4flow.commands.step import Channel, Image, JsonFile, Threads, VoxelUm, dumps, step
+from n4flow.errors import InputError
+
+OutDir = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the section table and the background correction.")
+]
+Answer = Annotated[
+    Path | None,
+    typer.Option("--answer", help="Write the plan, or the fault in one sentence, to a JSON file and end with 0."),
+]
+
+
+def inspect(
+    image: Image,
+    sample: Annotated[str | None, typer.Option("--sample", help="Name of the sample.")] = None,
+    sections: Annotated[str, typer.Option("--sections", help="Section table, or the number of equal sections.")] = "1",
+    mask: Annotated[Path | None, typer.Option("--mask", help="Tissue mask of the volume's shape.")] = None,
+    voxel_um: VoxelUm = None,
+    channel: Channel = None,
+    bias: Annotated[str, typer.Option("--bias", help="sections, volume, two_pass or off.")] = "sections",
+    backend: Annotated[str, typer.Option("--backend", help="auto, cpu, gpu or itk.")] = "auto",
+    spline_um: Annotated[float | None, typer.Option("--spline-um", help="Distance of the knots.")] = None,
+    iterations: Annotated[str, typer.Option("--iterations", help="Most iterations at each level.")] = "50,50,50,50",
+    shrink: Annotated[int | None, typer.Option("--shrink", help="In-plane block size.")] = None,
+    background_radius_um: Annotated[float, typer.Option("--background-radius-um", help="0 switches it off.")] = 0,
+    ome_zarr_version: Annotated[str, typer.Option("--ome-zarr-version", help="0.5 or 0.4.")] = "0.5",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, input, uint16 or uint8.")] = "float32",
+    sections_per_task: Annotated[int, typer.Option("--sections-per-task", help="Sections of one task.")] = 8,
+    slab_planes: Annotated[int | None, typer.Option("--slab-planes", help="Planes of one task.")] = None,
+    out: OutDir = None,
+    answer: Answer = None,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Check input and parameters, and say what a run would do."""
+    given = {
+            "sections": sections, "mask": str(mask) if mask else None, "voxel_um": voxel_um, "channel": channel, "bias": bias,
+            "backend": backend, "spline_um": spline_um, "iterations": iterations, "shrink": shrink,
+            "background_radius_um": background_radius_um, "ome_zarr_version": ome_zarr_version, "dtype": dtype,
+            "sections_per_task": sections_per_task, "slab_planes": slab_planes,
+    }  # fmt: skip
+    with step("INSPECT", threads, json_file) as numbers:
+        try:
+            numbers.update(_inspected(image, sample, given, out))
+        except InputError as error:
+            if answer is None:
+                raise
+            answer.write_text(dumps({"fault": str(error)}) + "\n", encoding="utf-8")
+            return
+        if answer is not None:
+            answer.write_text(dumps(numbers["plan"]) + "\n", encoding="utf-8")
+        else:
+            typer.echo(dumps(numbers["plan"]))
+
+
+def _inspected(image: Path, sample: str | None, given: dict[str, Any], out: Path | None) -> dict[str, Any]:
+    from n4flow.background import SpatialMeanBackground
+    from n4flow.parameters import resolve
+    from n4flow.plan import make_plan
+    from n4flow.recipe import save_correction
+
+    parameters = resolve(given)
+    plan = make_plan(image, parameters, sample)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        plan.sections.write(out / "sections.tsv")
+        radius = parameters["background_radius_um"]
+        if radius > 0 and plan.volume.voxel_um is not None:
+            background = SpatialMeanBackground.from_radius(radius, plan.volume.voxel_um)
+            save_correction(background, out / "10_background.npz")
+    return {"plan": plan.summary()}

@@ -1,0 +1,39 @@
+"""`n4flow plane-statistics`: histograms of a slab of planes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from n4flow.commands.n4_sections import Masks
+from n4flow.commands.step import Channel, Image, JsonFile, Planes, RecipeDir, Threads, VoxelUm, plane_range, step
+
+
+def plane_statistics(
+    image: Image,
+    planes: Planes,
+    masks: Masks,
+    out: Annotated[Path, typer.Option("--out", help="The histograms (.npz).")],
+    mask: Annotated[Path | None, typer.Option("--mask", help="The user's tissue mask.")] = None,
+    recipe: RecipeDir = None,
+    voxel_um: VoxelUm = None,
+    channel: Channel = None,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Count the intensities of each plane after the corrections so far."""
+    from n4flow.parameters import voxel_size
+    from n4flow.passes import TissueSource, statistics_pass
+    from n4flow.plan import open_mask
+    from n4flow.recipe import Recipe
+    from n4flow.volume import open_volume
+
+    with step("PLANE_STATISTICS", threads, json_file) as numbers:
+        volume = open_volume(image, channel=channel, voxel_um=voxel_size(voxel_um))
+        start, stop = plane_range(planes, volume.shape[0])
+        tissue = TissueSource.load(masks, open_mask(mask, volume) if mask else None)
+        before = Recipe.load(recipe) if recipe else Recipe()
+        statistics_pass(volume, start, stop, recipe=before, tissue=tissue).save(out)
+        numbers.update(planes=[start, stop])

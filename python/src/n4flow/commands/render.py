@@ -1,0 +1,40 @@
+"""`n4flow render`: apply a stored recipe to a volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from n4flow.commands.step import Channel, JsonFile, Threads, VoxelUm, step
+
+
+def render(
+    recipe: Annotated[Path, typer.Argument(help="The recipe.json of a run, or a folder of corrections.")],
+    image: Annotated[Path, typer.Argument(metavar="INPUT", help="The volume.")],
+    output: Annotated[Path, typer.Argument(help="The OME-Zarr that is written.")],
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="Tissue mask; the one beside the recipe without it.")
+    ] = None,
+    ome_zarr_version: Annotated[str, typer.Option("--ome-zarr-version", help="0.5 or 0.4.")] = "0.5",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, input, uint16 or uint8.")] = "float32",
+    voxel_um: VoxelUm = None,
+    channel: Channel = None,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Apply a stored recipe to a volume, block by block."""
+    from n4flow.parameters import voxel_size
+    from n4flow.recipe import Recipe
+    from n4flow.rendering import render as render_volume
+    from n4flow.volume import open_volume
+
+    with step("RENDER", threads, json_file) as numbers:
+        corrections = Recipe.load(recipe)
+        volume = open_volume(image, channel=channel, voxel_um=voxel_size(voxel_um))
+        written = render_volume(
+            volume, corrections, output, ome_zarr_version=ome_zarr_version, dtype=dtype, threads=threads, mask=mask
+        )
+        numbers.update(corrections=[correction.kind for correction in corrections], **written)
+    typer.echo(f"{output}: {', '.join(numbers['corrections']) or 'no correction'}")

@@ -1,0 +1,60 @@
+"""`n4flow run`: the whole chain on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from n4flow.commands.step import JsonFile, Threads, dumps, set_threads
+from n4flow.errors import InputError
+from n4flow.parameters import schema
+
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+EPILOG = "\b\nParameters:\n" + "\n".join(
+    f"  --{name}  {rule['description']}" for name, rule in schema().items() if name not in ("input", "outdir")
+)
+
+
+def run(
+    context: typer.Context,
+    image: Annotated[str, typer.Argument(metavar="INPUT", help="A volume, or a CSV of samples.")],
+    outdir: Annotated[Path, typer.Argument(help="Folder for the results.")],
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Run the whole chain with the workflow's parameters: n4flow run INPUT OUTDIR --sections 30 --smooth-z 2 ..."""
+    from n4flow.local import run as run_chain
+
+    set_threads(threads)
+    result = run_chain(image, outdir, threads=threads, **read_options(context.args))
+    for sample in result.samples:
+        typer.echo(f"{sample.store}\n{sample.report}")
+    if json_file is not None:
+        json_file.write_text(dumps({s.sample: s.numbers["metrics"] for s in result.samples}) + "\n", encoding="utf-8")
+
+
+def read_options(arguments: list[str]) -> dict[str, Any]:
+    """Read `--name value`, `--name v1 v2 v3` and `--name=value`; names with hyphens or underscores.
+
+    >>> read_options(["--smooth-z", "0", "--voxel-um", "10", "5", "5", "--match=off"])
+    {'smooth_z': '0', 'voxel_um': '10 5 5', 'match': 'off'}
+    """
+    options: dict[str, Any] = {}
+    name = None
+    for argument in arguments:
+        if argument.startswith("--") and len(argument) > 2:
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            options[name] = [value] if equals else []
+        elif name is None:
+            msg = f"unexpected argument {argument!r}; parameters are given as --name value"
+            raise InputError(msg)
+        else:
+            options[name].append(argument)
+    for key, values in options.items():
+        if not values:
+            msg = f"parameter {key} needs a value, as in --{key} VALUE"
+            raise InputError(msg)
+    return {key: " ".join(values) for key, values in options.items()}

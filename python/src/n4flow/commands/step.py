@@ -1,0 +1,106 @@
+"""What every command shares: threads, a JSON of its numbers, the clock."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from n4flow.errors import InputError
+from n4flow.timing import stage
+
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to use; all cores without it.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write this command's numbers to a JSON file.")]
+Planes = Annotated[str, typer.Option("--planes", metavar="START:STOP", help="Planes to work on.")]
+Image = Annotated[Path, typer.Argument(help="The volume.")]
+Sections = Annotated[str, typer.Option("--sections", help="Section table, or the number of equal sections.")]
+RecipeDir = Annotated[Path | None, typer.Option("--recipe", help="Folder with the corrections so far.")]
+VoxelUm = Annotated[str | None, typer.Option("--voxel-um", metavar="'Z Y X'", help="Voxel size in micrometres.")]
+Channel = Annotated[int | None, typer.Option("--channel", min=0, help="Channel to process.")]
+
+
+@contextmanager
+def step(name: str, threads: int | None, json_file: Path | None) -> Iterator[dict[str, Any]]:
+    """Time a step, limit its threads, and write its numbers when it succeeds.
+
+    Parameters
+    ----------
+    name : str
+        Name under which the report lists the step.
+    threads : int or None
+        All cores when None.
+    json_file : path or None
+        Where the numbers go.
+
+    Yields
+    ------
+    dict
+        The step's numbers, to be filled in. Warnings of n4flow are added to it and shown.
+    """
+    with stage(name, threads=set_threads(threads)) as numbers:
+        yield numbers
+    if json_file is not None:
+        json_file.write_text(dumps(numbers) + "\n", encoding="utf-8")
+
+
+def set_threads(threads: int | None) -> int:
+    """Limit the compiled kernels and SimpleITK to a number of threads, all available cores without one."""
+    import numba
+
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(threads or available, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(count)
+    return count
+
+
+def dumps(value: Any) -> str:
+    """Return JSON text; NumPy scalars and arrays as numbers and lists, what is not finite as null."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def parts(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of every slab in a folder, in the order of their planes, which is that of their names.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    found = sorted(folder.glob(pattern))
+    if not found:
+        msg = f"{folder} holds no {pattern}; give the folder with the files of every slab"
+        raise InputError(msg)
+    return found
+
+
+def plane_range(text: str, n_planes: int) -> tuple[int, int]:
+    """Read 'start:stop' within a volume of `n_planes` planes."""
+    start, _colon, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit() and 0 <= int(start) < int(stop) <= n_planes):
+        msg = f"planes must be START:STOP within 0:{n_planes}, got {text!r}"
+        raise InputError(msg)
+    return int(start), int(stop)
+
+
+def section_argument(text: str) -> int | str:
+    """Return a count as a number, anything else as a path."""
+    return int(text) if text.isdigit() else text

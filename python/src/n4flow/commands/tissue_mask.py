@@ -1,0 +1,36 @@
+"""`n4flow tissue-mask`: tissue mask, agarose mask and background level of each section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from n4flow.commands.step import JsonFile, Sections, Threads, parts, section_argument, step
+
+SHRUNKEN, GIVEN = "shrunken_*.npz", "given_*.npy"  # how SHRINK names a slab, and the user's mask of one
+Slabs = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the shrunken slabs.")]
+
+
+def tissue_mask(
+    slabs: Slabs,
+    sections: Sections,
+    out: Annotated[Path, typer.Option("--out", help="Both masks (.npz).")],
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Find tissue and agarose on the shrunken volume."""
+    from n4flow.chain import find_masks
+    from n4flow.sections import SectionTable
+    from n4flow.statistics import ShrunkenVolume
+
+    with step("TISSUE_MASK", threads, json_file) as numbers:
+        shrunken = ShrunkenVolume.concatenate([ShrunkenVolume.load(slab) for slab in parts(slabs, SHRUNKEN)])
+        table = SectionTable.coerce(section_argument(sections), shrunken.mean.shape[0])
+        given = sorted(slabs.glob(GIVEN))
+        user = np.concatenate([np.load(slab) for slab in given]) if given else None
+        tissue, found = find_masks(shrunken, table, user)
+        tissue.save(out)
+        numbers.update(found)

@@ -1,0 +1,242 @@
+"""The whole chain on one machine: the workflow's stages in order, with the workflow's parameters and results."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from n4flow.arrays import resolve_backend
+from n4flow.background import SpatialMeanBackground
+from n4flow.chain import (
+    BiasSettings,
+    create_stores,
+    find_masks,
+    finish,
+    fit_sections,
+    fit_volume,
+    lookup,
+    plane_gain,
+)
+from n4flow.correction import Correction
+from n4flow.errors import InputError
+from n4flow.normalize import estimate_plane_range
+from n4flow.parameters import iteration_list, resolve
+from n4flow.passes import TissueSource, shrink_pass, statistics_pass
+from n4flow.plan import Plan, make_plan, sample_name
+from n4flow.recipe import Recipe
+from n4flow.rendering import published, render_slab
+from n4flow.statistics import ShrunkenVolume
+from n4flow.timing import stage
+
+log = logging.getLogger("n4flow")
+
+COLUMNS = ("sample", "image", "mask", "sections", "voxel_um")
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Where one sample's results lie."""
+
+    sample: str
+    folder: Path
+    numbers: dict[str, Any]  # what metrics.json holds
+
+    @property
+    def store(self) -> Path:
+        """The corrected volume."""
+        return self.folder / f"{self.sample}.ome.zarr"
+
+    @property
+    def report(self) -> Path:
+        """The QC report."""
+        return self.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where the results of a run lie."""
+
+    outdir: Path
+    samples: tuple[SampleResult, ...]
+
+
+def run(input: str | Path, outdir: str | Path, *, threads: int | None = None, **parameters: Any) -> Result:
+    """Run the whole chain on this machine; voxels equal those of the workflow.
+
+    Parameters
+    ----------
+    input : path
+        A volume, or a CSV with columns sample, image and, optionally, mask, sections, voxel_um.
+    outdir : path
+        One folder for each sample appears here, complete or not at all.
+    threads : int, optional
+        Threads of the bias field's fit; the compiled passes follow numba's setting.
+    **parameters
+        The workflow's parameters (`nextflow_schema.json`).
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    InputError
+        Unknown parameter, value out of range, or input that cannot be processed; before anything is computed.
+    GpuError
+        Backend `gpu` was asked for and no GPU works.
+    """
+    resolved = resolve({**parameters, "input": str(input), "outdir": str(outdir)})
+    backend = resolve_backend(resolved["backend"]) if resolved["bias"] != "off" else resolved["backend"]
+    plans = [make_plan(image, resolved | own, sample) for sample, image, own in read_samples(Path(input))]
+    results = []
+    for plan in plans:
+        with published(Path(outdir) / plan.sample) as folder:
+            numbers = _run_sample(plan, folder, resolved, backend, threads)
+        results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
+    return Result(Path(outdir), tuple(results))
+
+
+def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
+    """Return (sample, image, own parameters) of each sample; paths in a sample sheet are relative to it."""
+    if path.suffix.lower() != ".csv":
+        return [(sample_name(path), path, {})]
+    if not path.is_file():
+        msg = f"parameter input: {path} does not exist; check the path"
+        raise InputError(msg)
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream, skipinitialspace=True)
+        rows, names = list(reader), list(reader.fieldnames or [])
+    if set(names) - set(COLUMNS) or not {"sample", "image"} <= set(names):
+        expected = "sample, image and, optionally, mask, sections, voxel_um"
+        msg = f"sample sheet {path.name} has columns {', '.join(names)}; expected {expected}"
+        raise InputError(msg)
+    if not rows:
+        msg = f"sample sheet {path.name} has no rows; give one line for each sample under a header"
+        raise InputError(msg)
+    samples = [row["sample"] for row in rows]
+    for sample in samples:
+        if samples.count(sample) > 1:
+            rows_of = f"names sample {sample} in {samples.count(sample)} rows"
+            msg = f"sample sheet {path.name} {rows_of}; give every sample a name of its own"
+            raise InputError(msg)
+    return [(row["sample"], path.parent / row["image"], _own(row, path.parent)) for row in rows]
+
+
+def _own(row: Mapping[str, str | None], folder: Path) -> dict[str, Any]:
+    """Return the parameters that a row of the sheet sets for its sample."""
+    own: dict[str, Any] = {}
+    if row.get("mask"):
+        own["mask"] = str(folder / str(row["mask"]))
+    if row.get("voxel_um"):
+        own["voxel_um"] = row["voxel_um"]
+    if row.get("sections"):
+        text = str(row["sections"])
+        own["sections"] = int(text) if text.isdigit() else str(folder / text)
+    return own
+
+
+def _run_sample(
+    plan: Plan, folder: Path, parameters: Mapping[str, Any], backend: str, threads: int | None
+) -> dict[str, Any]:
+    from n4flow import __version__
+
+    volume, voxel_um, n_planes = plan.volume, plan.volume.voxel_um or {}, plan.volume.shape[0]
+    stages: list[dict[str, Any]] = []
+    corrections: list[Correction] = []
+    if parameters["background_radius_um"] > 0:
+        corrections.append(SpatialMeanBackground.from_radius(parameters["background_radius_um"], voxel_um))
+
+    log.info("%s: %s planes of %s x %s voxels", plan.sample, *volume.shape)
+    with stage("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:
+        shrunken, given = shrink_pass(volume, 0, n_planes, plan.shrink, recipe=Recipe(corrections), mask=plan.mask)
+        counts = ("n_zero", "n_nonfinite", "n_negative", "n_saturated")
+        numbers.update({name: int(shrunken.planes[name].sum()) for name in counts})
+    stages.append(numbers)
+
+    with stage("TISSUE_MASK") as numbers:
+        tissue, found = find_masks(shrunken, plan.sections, given)
+        tissue = TissueSource(tissue.small, tissue.agarose_small, tissue.shrink, plan.mask)
+        numbers.update(found)
+    stages.append(numbers)
+
+    settings = BiasSettings(
+        parameters["spline_um"], iteration_list(parameters["iterations"]), parameters["tolerance"], backend, threads
+    )
+    if parameters["bias"] in ("sections", "two_pass"):
+        with stage("N4_SECTIONS") as numbers:
+            everything = (0, len(plan.sections))
+            corrections.append(fit_sections(shrunken, tissue, plan.sections, everything, voxel_um, settings))
+            numbers.update(corrections[-1].summary())
+        stages.append(numbers)
+    if parameters["bias"] in ("volume", "two_pass"):
+        with stage("N4_VOLUME") as numbers:
+            corrections.append(fit_volume(shrunken, tissue, plan.sections, voxel_um, settings, Recipe(corrections)))
+            numbers.update(corrections[-1].summary())
+        stages.append(numbers)
+
+    corrections += _intensity(plan, tissue, Recipe(corrections), parameters, stages)
+    recipe = Recipe(corrections)
+
+    image_out, mask_out = create_stores(folder, plan)
+    parts = []
+    for start, stop in plan.slabs:
+        with stage("RENDER", planes=[start, stop]) as numbers:
+            slab = render_slab(
+                volume,
+                recipe,
+                start,
+                stop,
+                image_out=image_out,
+                layout=plan.layout,
+                shrink=plan.shrink,
+                tissue=tissue,
+                mask_out=mask_out,
+                mask_layout=plan.mask_layout,
+                threads=threads,
+            )
+            numbers.update(slab.numbers())
+        parts.append(slab.after)
+        stages.append(numbers)
+    return finish(
+        folder,
+        plan,
+        before=shrunken,
+        after=ShrunkenVolume.concatenate(parts),
+        tissue=tissue,
+        recipe=recipe,
+        stages=stages,
+        parameters=parameters,
+        version=__version__,
+    )
+
+
+def _intensity(
+    plan: Plan, tissue: TissueSource, recipe: Recipe, parameters: Mapping[str, Any], stages: list[dict[str, Any]]
+) -> list[Correction]:
+    """Estimate the pointwise corrections from histograms, one after the other."""
+    found: list[Correction] = []
+    if not parameters["normalize"] and parameters["match"] == "off" and parameters["smooth_z"] == 0:
+        return found
+    with stage("PLANE_STATISTICS", planes=[0, plan.volume.shape[0]]) as numbers:
+        histograms = statistics_pass(plan.volume, 0, plan.volume.shape[0], recipe=recipe, tissue=tissue)
+    stages.append(numbers)
+    if parameters["normalize"]:
+        with stage("NORMALIZE") as numbers:
+            found.append(estimate_plane_range(histograms, plan.sections, parameters["percentile_max"]))
+            numbers.update(found[-1].summary())
+        stages.append(numbers)
+    if parameters["match"] != "off":
+        with stage("MATCH_HISTOGRAMS") as numbers:
+            found.append(lookup(histograms, Recipe(found), plan.sections, parameters["match"], parameters["n_bins"]))
+            numbers.update(found[-1].summary())
+        stages.append(numbers)
+    if parameters["smooth_z"] > 0:
+        with stage("SMOOTH_Z") as numbers:
+            found.append(plane_gain(histograms, Recipe(found), plan.sections, parameters["smooth_z"]))
+            numbers.update(found[-1].summary())
+        stages.append(numbers)
+    return found

@@ -1,0 +1,128 @@
+"""Workflow parameters: names, types, ranges and units from one schema, checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from n4flow.errors import InputError
+
+PYTHON_TYPES = {"integer": int, "number": float, "string": str, "boolean": bool}
+
+
+@cache
+def schema() -> dict[str, dict[str, Any]]:
+    """Return the schema of each parameter by name, in the order of the schema file."""
+    text = resources.files("n4flow").joinpath("nextflow_schema.json").read_text(encoding="utf-8")
+    groups = json.loads(text)["$defs"].values()
+    return {name: rule for group in groups for name, rule in group["properties"].items()}
+
+
+def defaults() -> dict[str, Any]:
+    """Return every parameter with its default; None where it has none."""
+    return {name: rule.get("default") for name, rule in schema().items()}
+
+
+def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check parameters against the schema and fill in the defaults.
+
+    Parameters
+    ----------
+    given : mapping
+        Names and values; text that spells a number or a truth value is taken as such. None means not given.
+
+    Returns
+    -------
+    dict
+        Every parameter of the schema, typed.
+
+    Raises
+    ------
+    InputError
+        Unknown name (with the nearest valid one), wrong type, or a value out of range (with range and unit).
+    """
+    rules = schema()
+    for name in given:
+        if name not in rules:
+            near = difflib.get_close_matches(name.replace("-", "_"), rules, n=1, cutoff=0.0)
+            msg = f"unknown parameter {name}; did you mean {near[0]}?"
+            raise InputError(msg)
+    resolved = defaults()
+    for name, value in given.items():
+        if value is not None:
+            resolved[name] = _checked(name, value, rules[name])
+    return resolved
+
+
+def numbers(text: Any, name: str, count: int | None = None) -> list[float]:
+    """Read numbers separated by spaces or commas; an error names the parameter and the count."""
+    parts = str(text).replace(",", " ").split()
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    if not values or (count is not None and len(values) != count):
+        expected = f"{count} numbers" if count else "numbers"
+        msg = f"parameter {name} must be {expected} separated by spaces or commas, got {text!r}"
+        raise InputError(msg)
+    return values
+
+
+def voxel_size(text: Any, name: str = "voxel_um") -> dict[str, float] | None:
+    """Read a voxel size 'z y x' in micrometres; None stays None."""
+    if text is None:
+        return None
+    values = numbers(text, name, 3)
+    if min(values) <= 0:
+        msg = f"parameter {name} must be three positive sizes 'z y x' in micrometres, got {text!r}"
+        raise InputError(msg)
+    return dict(zip("zyx", values, strict=True))
+
+
+def iteration_list(text: Any) -> tuple[int, ...]:
+    """Read the most iterations of each level."""
+    return tuple(int(value) for value in numbers(text, "iterations"))
+
+
+def _checked(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    from jsonschema import Draft202012Validator
+
+    types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+    value = _typed(value, types)
+    if next(Draft202012Validator(rule).iter_errors(value), None) is not None:
+        msg = f"parameter {name} must be {_expectation(rule, types)}, got {value!r}"
+        raise InputError(msg)
+    return float(value) if types == ["number"] else value
+
+
+def _typed(value: Any, types: list[str]) -> Any:
+    """Turn text from a command line into the first of `types` that it spells."""
+    if not isinstance(value, str):
+        return str(value) if types == ["string"] and not isinstance(value, bool) else value
+    for kind in types:
+        try:
+            if kind == "boolean" and value.lower() in ("true", "false"):
+                return value.lower() == "true"
+            if kind in ("integer", "number"):
+                return PYTHON_TYPES[kind](value)
+        except ValueError:
+            continue
+    return value
+
+
+def _expectation(rule: Mapping[str, Any], types: list[str]) -> str:
+    if "enum" in rule:
+        return " or ".join(filter(None, [", ".join(rule["enum"][:-1]), rule["enum"][-1]]))
+    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+    text = " or ".join(words[kind] for kind in types)
+    if "pattern" in rule:
+        text = "whole numbers separated by commas"
+    low, high = rule.get("minimum", rule.get("exclusiveMinimum")), rule.get("maximum")
+    if low is not None:
+        above = "above" if "exclusiveMinimum" in rule else "from"
+        text += f" {above} {low}" + (f" to {high}" if high is not None else "" if above == "above" else " upwards")
+    return text + (f" ({rule['unit']})" if "unit" in rule else "")

@@ -1,0 +1,209 @@
+"""The plan of one sample: everything that follows from its files and parameters before any voxel is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.formats.omezarr import StoreLayout, plan_layout
+from n4flow.parameters import iteration_list, voxel_size
+from n4flow.sections import SectionTable
+from n4flow.volume import Volume, open_volume
+
+SHRUNKEN_SIDE = 512  # voxels: enough for a mask and a smooth field, and a plane of it is 1 MB
+FEWEST_SIDE = 32  # voxels: below this a shrunken plane no longer shows the tissue
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done with one sample.
+
+    Attributes
+    ----------
+    sample : str
+    volume : Volume
+        The input, opened but not read.
+    mask : Volume or None
+        The user's tissue mask.
+    sections : SectionTable
+    shrink : int
+        In-plane block size of the shrunken volume.
+    layout, mask_layout : StoreLayout
+        The stores that will be written.
+    slabs : list of (int, int)
+        Runs of planes, each the work of one task.
+    batches : list of (int, int)
+        Runs of sections, each the work of one task.
+    warnings : list of str
+        What the user should know before the run.
+    """
+
+    sample: str
+    volume: Volume
+    mask: Volume | None
+    sections: SectionTable
+    shrink: int
+    layout: StoreLayout
+    mask_layout: StoreLayout
+    slabs: list[tuple[int, int]]
+    batches: list[tuple[int, int]]
+    warnings: list[str]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
+        volume = self.volume
+        return {
+            "sample": self.sample,
+            "shape": list(volume.shape),
+            "dtype": str(volume.dtype),
+            "format": volume.metadata.get("format"),
+            "voxel_um": volume.voxel_um,
+            "origin_um": volume.origin_um,
+            "mask": "given" if self.mask is not None else "estimated",
+            "sections": len(self.sections),
+            "flagged_sections": [section.id for section in self.sections if not section.usable],
+            "shrink": self.shrink,
+            "slab_planes": self.layout.slab_planes,
+            "slabs": [list(slab) for slab in self.slabs],
+            "batches": [list(batch) for batch in self.batches],
+            "levels": [list(level.shape) for level in self.layout.levels],
+            "output_dtype": self.layout.dtype,
+            "output_gigabytes": round(math.prod(volume.shape) * np.dtype(self.layout.dtype).itemsize / 1e9, 3),
+            "warnings": self.warnings,
+        }
+
+
+def choose_shrink(shape: tuple[int, int, int]) -> int:
+    """Return the smallest in-plane block size that brings planes to at most 512 voxels a side, and not below 32.
+
+    >>> choose_shrink((100, 400, 512)), choose_shrink((100, 4000, 6000)), choose_shrink((9, 40, 4000))
+    (1, 12, 1)
+    """
+    _planes, height, width = shape
+    wanted = math.ceil(max(height, width) / SHRUNKEN_SIDE)
+    return max(1, min(wanted, min(height, width) // FEWEST_SIDE))
+
+
+def output_dtype(dtype: str, volume_dtype: np.dtype) -> str:
+    """Return the data type that is written for the parameter `dtype`."""
+    if dtype != "input":
+        return dtype
+    return str(np.dtype(volume_dtype).newbyteorder("=")) if volume_dtype.kind in "iu" else "float32"
+
+
+def open_mask(path: str | Path, volume: Volume) -> Volume:
+    """Open a user's tissue mask for `volume`.
+
+    Raises
+    ------
+    InputError
+        The mask has another shape; the message gives both.
+    """
+    mask = open_volume(path, require_voxel_um=False)
+    if mask.shape != volume.shape:
+        msg = (
+            f"mask {Path(path).name} has shape {mask.shape}, the volume has {volume.shape} (Z, Y, X); "
+            "give a mask of the volume's shape"
+        )
+        raise InputError(msg)
+    return mask
+
+
+def make_plan(image: str | Path, parameters: Mapping[str, Any], sample: str | None = None) -> Plan:
+    """Open a sample's files and decide how it is processed.
+
+    Parameters
+    ----------
+    image : path
+    parameters : mapping
+        Resolved parameters (`n4flow.parameters.resolve`).
+    sample : str, optional
+        Name of the sample; the file's own without it.
+
+    Raises
+    ------
+    InputError
+        Any fault of the input; the message begins with the sample's name.
+    """
+    sample = sample or sample_name(image)
+    try:
+        return _plan(Path(image), parameters, sample)
+    except InputError as error:
+        msg = f"sample {sample}: {error}"
+        raise InputError(msg) from error
+
+
+def sample_name(image: str | Path) -> str:
+    """Return a file's name without the ending of its format.
+
+    >>> sample_name("data/brain.ome.zarr"), sample_name("t1.nii.gz"), sample_name("a.b.tif")
+    ('brain', 't1', 'a.b')
+    """
+    name = Path(image).name
+    endings = (".ome.zarr.zip", ".ome.zarr", ".ome.tiff", ".ome.tif", ".zarr.zip", ".nii.gz")
+    for ending in endings:
+        if name.lower().endswith(ending) and len(name) > len(ending):
+            return name[: -len(ending)]
+    return Path(name).stem
+
+
+def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
+    warnings = []
+    volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]))
+    mask = open_mask(parameters["mask"], volume) if parameters["mask"] else None
+    sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
+    if len(sections) == 1 and volume.shape[0] > 1:
+        warnings.append("the whole stack is treated as one section; give sections where it was cut into several")
+    if not any(section.usable for section in sections):
+        warnings.append("every section is flagged, so nothing can be estimated and sections stay as they are")
+    shrink = parameters["shrink"] or choose_shrink(volume.shape)
+    if min(volume.shape[1:]) < 2 * shrink:
+        msg = f"shrink {shrink} leaves fewer than 2 voxels of planes of {volume.shape[1:]} (Y, X); give a smaller one"
+        raise InputError(msg)
+    _check_spline(parameters, volume)
+    geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
+    layout = plan_layout(
+        volume.shape,
+        output_dtype(parameters["dtype"], volume.dtype),
+        version=parameters["ome_zarr_version"],
+        **geometry,
+    )
+    geometry["slab_planes"] = layout.slab_planes
+    mask_layout = plan_layout(volume.shape, "uint8", version=parameters["ome_zarr_version"], kind="labels", **geometry)
+    return Plan(
+        sample=sample,
+        volume=volume,
+        mask=mask,
+        sections=sections,
+        shrink=shrink,
+        layout=layout,
+        mask_layout=mask_layout,
+        slabs=_runs(volume.shape[0], layout.slab_planes),
+        batches=_runs(len(sections), parameters["sections_per_task"]),
+        warnings=warnings,
+    )
+
+
+def _check_spline(parameters: Mapping[str, Any], volume: Volume) -> None:
+    """Refuse knots that would end finer than the voxels, before anything is read."""
+    spline_um, levels = parameters["spline_um"], len(iteration_list(parameters["iterations"]))
+    if spline_um is None or parameters["bias"] == "off" or volume.voxel_um is None:
+        return
+    last = spline_um / 2 ** (levels - 1)
+    finest = 2 * max(volume.voxel_um["y"], volume.voxel_um["x"])
+    if last < finest:
+        msg = (
+            f"spline_um {spline_um:g} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
+            f"voxels ({finest:g}); give at least {finest * 2 ** (levels - 1):g} or fewer levels"
+        )
+        raise InputError(msg)
+
+
+def _runs(total: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, total)) for start in range(0, total, step)]

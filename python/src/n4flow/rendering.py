@@ -1,0 +1,229 @@
+"""The render: read each block once, apply the recipe, write it once, with the pyramid of the same block."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_layout, validate_store, write_omero
+from n4flow.normalize import PlaneRange
+from n4flow.passes import TissueSource, corrected, stream
+from n4flow.plan import choose_shrink, output_dtype
+from n4flow.recipe import Recipe
+from n4flow.statistics import ShrunkenVolume, shrink_planes
+from n4flow.volume import Volume, open_volume
+
+
+@dataclass(frozen=True)
+class RenderedSlab:
+    """What the render saw of the planes it wrote."""
+
+    after: ShrunkenVolume  # the written intensities, shrunken in plane
+    saturated: int  # voxels that did not fit into the data type
+    minimum: float
+    maximum: float
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the slab's numbers as JSON types."""
+        return {"saturated_voxels": self.saturated, "minimum": self.minimum, "maximum": self.maximum}
+
+
+def output_scale(recipe: Recipe, dtype: str) -> float:
+    """Return the factor that brings a rendered block to the units of an integer store.
+
+    A normalised volume lies in [0, 1]; an integer result undoes the division by the largest range, so that it is
+    in the input's units above the agarose.
+    """
+    if np.dtype(dtype).kind == "f":
+        return 1.0
+    return next((float(c.span) for c in recipe if isinstance(c, PlaneRange)), 1.0)
+
+
+def render_slab(
+    volume: Volume,
+    recipe: Recipe,
+    z_start: int,
+    z_stop: int,
+    *,
+    image_out: Path,
+    layout: StoreLayout,
+    shrink: int,
+    tissue: TissueSource | None = None,
+    mask_out: Path | None = None,
+    mask_layout: StoreLayout | None = None,
+    threads: int | None = None,
+) -> RenderedSlab:
+    """Render planes `z_start` to `z_stop` into every pyramid level of a store, and the tissue mask beside it.
+
+    Parameters
+    ----------
+    volume : Volume
+    recipe : Recipe
+    z_start, z_stop : int
+        A slab of `layout`, so that this call is the only writer of its shards.
+    image_out, mask_out : path
+        Stores that `create_store` made.
+    layout, mask_layout : StoreLayout
+    shrink : int
+        In-plane block size of the returned copy.
+    tissue : TissueSource, optional
+        Needed where the recipe acts on tissue alone, or a mask is written.
+    """
+    scale = np.float32(output_scale(recipe, layout.dtype))
+    _planes, height, width = volume.shape
+    image = SlabWriter(image_out, layout, z_start, z_stop, threads=threads)
+    mask = None
+    if mask_out is not None and mask_layout is not None and tissue is not None:
+        mask = SlabWriter(mask_out, mask_layout, z_start, z_stop, threads=threads)
+    parts = []
+    for start, block in stream(volume, z_start, z_stop):
+        inside = tissue.block(slice(start, start + len(block)), height, width) if tissue is not None else None
+        values = corrected(block, recipe, start, volume, inside)
+        parts.append(shrink_planes(values, shrink))
+        if scale != 1:
+            values *= scale
+        image.write(values, start)
+        if mask is not None and inside is not None:
+            mask.write(inside.astype(np.uint8), start)
+    image.close()
+    if mask is not None:
+        mask.close()
+    after = ShrunkenVolume.concatenate(parts)
+    return RenderedSlab(after, int(image.saturated), *_extent(after))
+
+
+def _extent(after: ShrunkenVolume) -> tuple[float, float]:
+    low, high = after.planes["minimum"], after.planes["maximum"]
+    finite = np.isfinite(low) & np.isfinite(high)
+    if not finite.any():
+        return 0.0, 0.0
+    return float(low[finite].min()), float(high[finite].max())
+
+
+def display_window(after: ShrunkenVolume, tissue: np.ndarray, scale: float = 1.0) -> tuple[float, float]:
+    """Return the window that viewers open the result with: from 0 or below to the 99.9th percentile of tissue."""
+    inside = after.mean[(tissue & (after.valid > 0)) if tissue.any() else after.valid > 0]
+    if inside.size == 0:
+        return 0.0, 1.0
+    low, high = min(0.0, float(np.percentile(inside, 0.1))), float(np.percentile(inside, 99.9))
+    return low * scale, (high if high > low else low + 1.0) * scale
+
+
+@contextmanager
+def published(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` to write into; it takes the place of `out` only if nothing fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        partial = scratch / "new"
+        yield partial
+        if out.exists():
+            os.replace(out, scratch / "old")
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def tissue_beside(recipe: Recipe, volume: Volume, mask: str | Path | None = None) -> TissueSource | None:
+    """Return the tissue mask with which a stored recipe is applied: the given one, or the one beside the recipe.
+
+    Raises
+    ------
+    InputError
+        The recipe acts on tissue, and there is no mask of the volume's shape.
+    """
+    path = Path(mask) if mask is not None else recipe.mask
+    if path is None:
+        if any(correction.needs_tissue for correction in recipe):
+            msg = "the recipe has a gain on tissue, and no mask.ome.zarr lies beside it; give the mask it was made with"
+            raise InputError(msg)
+        return None
+    given = open_volume(path, require_voxel_um=False)
+    if given.shape != volume.shape:
+        shapes = f"mask {path.name} has shape {given.shape}, the volume has {volume.shape} (Z, Y, X)"
+        msg = f"{shapes}; give the mask of this volume"
+        raise InputError(msg)
+    empty = np.zeros((0, 0, 0), bool)
+    return TissueSource(empty, empty[0:0], 1, given)
+
+
+def render(
+    volume: Volume,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    ome_zarr_version: str = "0.5",
+    chunks: tuple[int, int, int] | None = None,
+    shards: tuple[int, int, int] | None = None,
+    dtype: str = "float32",
+    threads: int | None = None,
+    mask: str | Path | None = None,
+) -> dict[str, Any]:
+    """Apply a recipe to a volume, block by block, and write an OME-Zarr with its pyramid.
+
+    Parameters
+    ----------
+    volume : Volume
+        As `open_volume` returns it.
+    recipe : Recipe
+    out : path
+        The store; it appears complete or not at all.
+    ome_zarr_version : {'0.5', '0.4'}
+    chunks, shards : tuple of int, optional
+        Shapes (Z, Y, X) at full resolution.
+    dtype : {'float32', 'input', 'uint16', 'uint8'}
+        An integer result is in the input's units, rounded and saturated.
+    threads : int, optional
+    mask : path, optional
+        Tissue mask; the one published beside the recipe without it.
+
+    Returns
+    -------
+    dict
+        Saturated voxels, minimum and maximum of the result.
+    """
+    voxel_um = volume.voxel_um
+    if voxel_um is None:
+        msg = f"{volume.source.name} has no voxel size; open it with voxel_um (z y x, micrometres)"
+        raise InputError(msg)
+    layout = plan_layout(
+        volume.shape,
+        output_dtype(dtype, volume.dtype),
+        voxel_um,
+        volume.origin_um,
+        version=ome_zarr_version,
+        chunks=chunks,
+        shards=shards,
+    )
+    tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink(volume.shape)
+    slabs = []
+    with published(Path(out)) as partial:
+        create_store(partial, layout)
+        for start in range(0, volume.shape[0], layout.slab_planes):
+            stop = min(start + layout.slab_planes, volume.shape[0])
+            slab = render_slab(
+                volume,
+                recipe,
+                start,
+                stop,
+                image_out=partial,
+                layout=layout,
+                shrink=shrink,
+                tissue=tissue,
+                threads=threads,
+            )
+            slabs.append(slab)
+        low, high = min(slab.minimum for slab in slabs), max(slab.maximum for slab in slabs)
+        scale = output_scale(recipe, layout.dtype)
+        write_omero(partial, (min(0.0, low * scale), high * scale), (low * scale, high * scale), Path(out).name)
+        validate_store(partial)
+    return {"saturated_voxels": sum(slab.saturated for slab in slabs), "minimum": low, "maximum": high}
