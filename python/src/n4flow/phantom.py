@@ -11,148 +11,30 @@ block, and neither block size nor thread count nor the number of planes asked fo
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.phantom_options import CLASSES, FAULTS, PhantomOptions
 from n4flow.sections import Section, SectionTable
 
-# Labels of the class map; 0 lies outside the mosaic, where the observed volume is exactly zero.
-CLASSES = {"padding": 0, "agarose": 1, "ventricle": 2, "grey": 3, "white": 4, "nucleus": 5}
-FAULTS = {"empty": "missing", "damaged": "damaged", "saturated": "damaged"}  # what can go wrong, and its flag
-DTYPES = ("uint8", "uint16", "float32")
+__all__ = ["CLASSES", "Phantom", "PhantomBlock", "PhantomOptions"]
+
 SATURATED_GAIN = 8.0
-_RUN_VOXELS = 1 << 24  # voxels made at once while writing
-_LATTICE = 256  # samples of the anatomy along the longer side of a plane, at most
+_LATTICE = 384  # samples of the anatomy along the longer side of a plane, at most
 _REACH = 0.80  # share of the field that the brain's width or height may take
 _COVER = 0.86  # share of the brain's length that a long stack spans
 
 # Streams of random numbers, so that one distortion does not change with another.
 _ANATOMY, _SHARED, _SECTION, _DEPTH, _GAIN, _DRIFT, _JITTER, _MOSAIC, _SPECKLE = range(9)
-
-
-@dataclass(frozen=True)
-class PhantomOptions:
-    """What the phantom is made of. Sizes of distortions are standard deviations of the log intensity; 0 is off.
-
-    Parameters
-    ----------
-    sections : int
-        Number of sections.
-    planes : int or tuple of int
-        Planes of every section, or of each one.
-    size : (int, int)
-        Voxels along Y and X.
-    voxel_um : (float, float, float)
-        Voxel size along Z, Y and X in micrometres.
-    seed : int
-        Another seed is another brain and another instrument.
-    oblique : float
-        Tilt of the planes against the brain's axis, in degrees about Y; the footprint of the tissue then moves along X
-        from plane to plane.
-    dtype : {'uint16', 'uint8', 'float32'}
-        Type of the observed volume. Integers are rounded and saturated, and at least 1 inside the mosaic.
-    shading : float
-        Lateral shading shared by all sections.
-    section_shading : float
-        Lateral shading of each section.
-    attenuation : float
-        Log of the ratio between the first and the last plane of a section, in the middle of the field; it varies by a
-        fifth across the field.
-    gain, drift : float
-        Brightness of each section: independent, and slowly varying along the stack.
-    jitter : float
-        Brightness of each plane about its section's.
-    speckle : float
-        Standard deviation of the multiplicative, gamma-distributed speckle of mean 1.
-    texture : float
-        Factor on the texture inside classes, of agarose too; 0 makes them flat.
-    padding : float
-        The mosaic leaves up to this share of the field at each border exactly zero, different in each section.
-    dark : float
-        Additive level of the instrument, in intensity units.
-    white : float, optional
-        Mean intensity of white matter; 14000, or 55 for uint8.
-    faults : tuple of (int, str)
-        Section index and what is wrong with it: 'empty' (all zero), 'damaged' (a part torn off, agarose in its place)
-        or 'saturated' (eight times too bright).
-    flag_faults : bool
-        Whether the section table says so.
-    """
-
-    sections: int = 5
-    planes: int | tuple[int, ...] = 8
-    size: tuple[int, int] = (160, 200)
-    voxel_um: tuple[float, float, float] = (50.0, 25.0, 25.0)
-    seed: int = 0
-    oblique: float = 0.0
-    dtype: str = "uint16"
-    shading: float = 0.20
-    section_shading: float = 0.08
-    attenuation: float = 0.5
-    gain: float = 0.12
-    drift: float = 0.05
-    jitter: float = 0.02
-    speckle: float = 0.20
-    texture: float = 1.0
-    padding: float = 0.06
-    dark: float = 0.0
-    white: float | None = None
-    faults: tuple[tuple[int, str], ...] = ()
-    flag_faults: bool = True
-
-    def __post_init__(self) -> None:
-        counts = self.plane_counts
-        self._require(len(counts) == self.sections >= 1, "planes must be one number, or one per section", counts)
-        self._require(min(counts, default=1) >= 1, "a section must have at least one plane", counts)
-        self._require(len(self.size) == 2 and min(self.size) >= 16, "size must be two numbers (Y X), 16 or more", self.size)
-        voxel_ok = len(self.voxel_um) == 3 and all(0 < v < np.inf for v in self.voxel_um)
-        self._require(voxel_ok, "voxel_um must be three lengths (Z Y X) above 0 micrometres", self.voxel_um)
-        self._require(self.seed >= 0, "seed must be 0 or more", self.seed)
-        self._require(abs(self.oblique) <= 60, "oblique must be within -60 to 60 degrees", self.oblique)
-        self._require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}", self.dtype)
-        for name in ("shading", "section_shading", "attenuation", "gain", "drift", "jitter", "texture", "dark"):
-            value = getattr(self, name)
-            self._require(0 <= value < np.inf, f"{name} must be 0 (off) or more", value)
-        self._require(0 <= self.speckle <= 1, "speckle must be within 0 (off) and 1 (fully developed)", self.speckle)
-        self._require(0 <= self.padding <= 0.2, "padding must be within 0 (off) and 0.2 of the field", self.padding)
-        self._require(self.white is None or 0 < self.white < np.inf, "white must be above 0", self.white)
-        for index, fault in self.faults:
-            self._require(
-                0 <= index < self.sections and fault in FAULTS,
-                f"a fault is a section index below {self.sections} and one of {', '.join(FAULTS)}",
-                (index, fault),
-            )
-
-    @staticmethod
-    def _require(fulfilled: bool, sentence: str, value: object) -> None:
-        if not fulfilled:
-            msg = f"phantom: {sentence}, got {value}"
-            raise InputError(msg)
-
-    @property
-    def plane_counts(self) -> tuple[int, ...]:
-        """Planes of each section."""
-        if isinstance(self.planes, int):
-            return (self.planes,) * self.sections
-        return tuple(self.planes)
-
-    @property
-    def white_level(self) -> float:
-        """Mean intensity of white matter."""
-        if self.white is not None:
-            return self.white
-        return 55.0 if self.dtype == "uint8" else 14000.0
 
 
 @dataclass(frozen=True)
@@ -176,15 +58,14 @@ class PhantomBlock:
         return self.labels == CLASSES["agarose"]
 
 
-@dataclass(frozen=True)
-class _Pose:
+class _Pose(NamedTuple):
     """Where sample (0, 0) of a plane lies in the brain, and the steps to its neighbours (units of half its width)."""
 
     w: float
-    v: float
-    u: float
     w_x: float
+    v: float
     v_y: float
+    u: float
     u_x: float
 
 
@@ -205,8 +86,8 @@ class Phantom:
     section_gain : (sections,) float64 array
         Brightness of each section: exp(gain a + drift b), a and b of mean 0 and standard deviation 1 over the stack.
     plane_jitter : (Z,) float64 array
-        Brightness of each plane: its log has mean 0 in every section and the standard deviation asked for over the stack.
-        With one plane a section it is 1, because nothing would tell it from the section's gain.
+        Brightness of each plane: its log has mean 0 in every section and, over the stack, the standard deviation asked
+        for. With one plane a section it is 1, because nothing would tell it from the section's gain.
     """
 
     def __init__(self, options: PhantomOptions | None = None) -> None:
@@ -216,17 +97,18 @@ class Phantom:
         digits, stops = max(3, len(str(options.sections - 1))), np.cumsum(counts).tolist()
         faults = dict(options.faults)
         flags = [FAULTS[faults[i]] if i in faults and options.flag_faults else "ok" for i in range(options.sections)]
-        self.sections = SectionTable(
-            [Section(f"s{i:0{digits}d}", stop - n, stop, flags[i]) for i, (n, stop) in enumerate(zip(counts, stops, strict=True))],
-            self.shape[0],
-        )
+        rows = enumerate(zip(counts, stops, flags, strict=True))
+        sections = [Section(f"s{i:0{digits}d}", stop - n, stop, flag) for i, (n, stop, flag) in rows]
+        self.sections = SectionTable(sections, self.shape[0])
+        self._section_of_plane = self.sections.section_of_plane
         self.section_gain = self._section_gain()
         self.plane_jitter = self._plane_jitter()
 
     # Random numbers: each stream and index has its own counter-based generator, so that any can be drawn alone.
 
     def _random(self, stream: int, index: int = 0) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=np.array([self.options.seed, (stream << 32) + index], np.uint64)))
+        key = np.array([self.options.seed, (stream << 32) + index], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key))
 
     def _section_gain(self) -> np.ndarray:
         options, n = self.options, self.options.sections
@@ -265,7 +147,7 @@ class Phantom:
 
     @property
     def _step(self) -> int:
-        """Voxels from one sample of the anatomy to the next; 1 for planes of up to 256 voxels."""
+        """Voxels from one sample of the anatomy to the next; 1 for planes of up to 384 voxels."""
         return -(-max(self.options.size) // _LATTICE)
 
     def _pose(self, z: int) -> _Pose:
@@ -286,8 +168,13 @@ class Phantom:
         down = -(n_y - 1) / 2 * voxel_y
         k = self._step
         return _Pose(
-            along * cos - across * sin, down, along * sin + across * cos, -voxel_x * sin * k, voxel_y * k, voxel_x * cos * k
-        )  # fmt: skip
+            w=along * cos - across * sin,
+            w_x=-voxel_x * sin * k,
+            v=down,
+            v_y=voxel_y * k,
+            u=along * sin + across * cos,
+            u_x=voxel_x * cos * k,
+        )
 
     @cached_property
     def _permutation(self) -> np.ndarray:
@@ -297,7 +184,7 @@ class Phantom:
 
     @cached_property
     def _cosines(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines of order 0 to 2 on the lattice of the anatomy, along Y and X, of mean 0 and mean square 1 on the field."""
+        """Cosines of order 0 to 2 along Y and X on the lattice of the anatomy; each has mean square 1 on the field."""
         axes = []
         for n in self.options.size:
             place = (np.arange((n - 1) // self._step + 2) * self._step + 0.5) / n
@@ -360,55 +247,75 @@ class Phantom:
         return (1 + (table - table.mean()) * (self.options.speckle / table.std())).astype(np.float32)
 
     def planes(self, z_start: int, z_stop: int, threads: int | None = None) -> PhantomBlock:
-        """Return planes `z_start` to `z_stop`.
+        """Return planes `z_start` to `z_stop` with their truth.
 
         Raises
         ------
         InputError
             The planes are not a range inside the volume.
         """
+        shape = self._checked(z_start, z_stop)
+        observed, labels = np.empty(shape, self.options.dtype), np.empty(shape, np.uint8)
+        truth, bias = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self._each(z_start, z_stop, threads, lambda i: (observed[i], truth[i], bias[i], labels[i]))
+        return PhantomBlock(z_start, observed, truth, bias, labels)
+
+    def observed(self, z_start: int, z_stop: int, threads: int | None = None) -> np.ndarray:
+        """Return planes `z_start` to `z_stop` as they were seen, in the dtype of the options."""
+        shape = self._checked(z_start, z_stop)
+        observed, scratch = np.empty(shape, self.options.dtype), threading.local()
+
+        def arrays(i: int) -> tuple[np.ndarray, ...]:
+            if not hasattr(scratch, "planes"):  # one set for each thread, because nobody looks at it
+                scratch.planes = tuple(np.empty(shape[1:], dtype) for dtype in (np.float32, np.float32, np.uint8))
+            return observed[i], *scratch.planes
+
+        self._each(z_start, z_stop, threads, arrays)
+        return observed
+
+    def _checked(self, z_start: int, z_stop: int) -> tuple[int, int, int]:
         if not 0 <= z_start < z_stop <= self.shape[0]:
             msg = f"planes must be a range within 0 to {self.shape[0]}, got {z_start} to {z_stop}"
             raise InputError(msg)
-        shape = (z_stop - z_start, *self.options.size)
-        block = PhantomBlock(
-            z_start,
-            np.empty(shape, self.options.dtype),
-            np.empty(shape, np.float32),
-            np.empty(shape, np.float32),
-            np.empty(shape, np.uint8),
-        )
-        prepared = self._permutation, self._speckle_table, self._fixed_shading  # once, before the threads ask for them
-        del prepared
+        return (z_stop - z_start, *self.options.size)
 
-        def make(index: int) -> None:
-            self._make(z_start + index, block.observed[index], block.truth[index], block.bias[index], block.labels[index])
-
-        with ThreadPoolExecutor(threads or _available()) as pool:
-            list(pool.map(make, range(shape[0])))
-        return block
+    def _each(self, z_start: int, z_stop: int, threads: int | None, arrays: Callable[[int], tuple[Any, ...]]) -> None:
+        """Make each plane into the arrays that `arrays` gives for its index in the run."""
+        # What all planes share is made here, before the threads ask for it.
+        shared = self._permutation, self._speckle_table, self._fixed_shading, self._unit_um
+        del shared
+        with ThreadPoolExecutor(threads or available_threads()) as pool:
+            for _ in pool.map(lambda z: self._make(z, *arrays(z - z_start)), range(z_start, z_stop)):
+                pass
 
     def _make(self, z: int, observed: np.ndarray, truth: np.ndarray, bias: np.ndarray, labels: np.ndarray) -> None:
         from n4flow.phantom_anatomy import FIELDS, anatomy_plane, image_plane
 
-        options, index = self.options, int(self.sections.section_of_plane[z])
+        options, index = self.options, int(self._section_of_plane[z])
         fault = dict(options.faults).get(index, "")
         pose, lattice = self._pose(z), self._bias(index, z)
         fields = np.empty((len(FIELDS), *lattice.shape), np.float32)
-        anatomy_plane(self._permutation, pose.w, pose.w_x, pose.v, pose.v_y, pose.u, pose.u_x, float(options.texture), fields)
+        anatomy_plane(self._permutation, *pose, float(options.texture), fields)
         integer = np.dtype(options.dtype).kind == "u"
         high = float(np.iinfo(options.dtype).max) if integer else np.inf
-        factor = self.section_gain[index] * self.plane_jitter[z]
+        factor = np.float32(self.section_gain[index] * self.plane_jitter[z])
         # One voxel, but never finer than what the lattice of a large plane resolves well.
         edge = max(pose.v_y / self._step, 0.010)
         key = self._random(_SPECKLE, z).integers(0, 1 << 63, dtype=np.uint64)
+        white, dark = np.float32(options.white_level), np.float32(options.dark)
         image_plane(
-            fields, lattice, self._step, edge, self.footprint(index), np.float32(options.white_level), np.float32(factor),
-            np.float32(options.dark), self._speckle_table, key, fault == "damaged", integer, high, observed, truth, bias, labels,
+            fields, lattice, self._step, edge, self.footprint(index), white, factor, dark, self._speckle_table, key,
+            fault == "damaged", integer, high, observed, truth, bias, labels,
         )  # fmt: skip
         if fault == "empty":
             observed[...] = 0
             labels[...] = CLASSES["padding"]
+
+    def write(self, path: str | Path, truth: str | Path | None = None, **options: Any) -> dict[str, Any]:
+        """Write the volume, its section table and, if asked for, all that is known about it: `write_phantom`."""
+        from n4flow.phantom_store import write_phantom
+
+        return write_phantom(self, Path(path), Path(truth) if truth is not None else None, **options)
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
@@ -418,5 +325,6 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return centred / spread if spread > 1e-12 else np.zeros_like(centred)
 
 
-def _available() -> int:
+def available_threads() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

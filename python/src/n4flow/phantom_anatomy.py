@@ -14,6 +14,8 @@ References
 .. [1] K. Perlin, Improving noise, ACM Transactions on Graphics 21 (2002) 681-682.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 from math import floor, sqrt
@@ -63,7 +65,9 @@ def noise(perm, x, y, z):
     fx, fy, fz = floor(x), floor(y), floor(z)
     i, j, k = int(fx) & 255, int(fy) & 255, int(fz) & 255
     x, y, z = x - fx, y - fy, z - fz
-    sx, sy, sz = x * x * x * (x * (6 * x - 15) + 10), y * y * y * (y * (6 * y - 15) + 10), z * z * z * (z * (6 * z - 15) + 10)
+    sx = x * x * x * (x * (6 * x - 15) + 10)
+    sy = y * y * y * (y * (6 * y - 15) + 10)
+    sz = z * z * z * (z * (6 * z - 15) + 10)
     a, b = perm[i] + j, perm[i + 1] + j
     aa, ab, ba, bb = perm[a] + k, perm[a + 1] + k, perm[b] + k, perm[b + 1] + k
     n00 = _corner(perm[aa], x, y, z)
@@ -135,14 +139,16 @@ def _structure(perm, w, v, u, texture, out):
 
     # Sulci: distance to the sheet in its plane, and beyond its lower end.
     side, step = a - 0.36 + 0.04 * u, 1e-3
-    f = _fold(perm, w, v, side)
-    dw = _fold(perm, w + step, v, side) - f
-    dv = _fold(perm, w, v + step, side) - f
-    du = _fold(perm, w, v, side + step) - f
-    sheet = abs(f) * step / sqrt(dw * dw + dv * dv + du * du + 1e-9)
     lower = (0.30 + 0.34 * noise(perm, 1.7 * w + 9.1, 1.7 * v + 43.3, 1.7 * a + 17.1)) * cortex
-    below = max(depth - lower, 0.0)
-    sulcus = sqrt(sheet * sheet + below * below) if lower > 0.03 else depth
+    sulcus = depth
+    if lower > 0.03:
+        f = _fold(perm, w, v, side)
+        dw = _fold(perm, w + step, v, side) - f
+        dv = _fold(perm, w, v + step, side) - f
+        du = _fold(perm, w, v, side + step) - f
+        sheet = abs(f) * step / sqrt(dw * dw + dv * dv + du * du + 1e-9)
+        below = max(depth - lower, 0.0)
+        sulcus = sqrt(sheet * sheet + below * below)
     # The fissure between the hemispheres ends at the white bridge below it.
     bridge = -0.27 + 0.10 * w * w
     below = max(v - bridge, 0.0)
@@ -151,7 +157,8 @@ def _structure(perm, w, v, u, texture, out):
     gap = 0.008 + 0.08 * max(0.06 - depth, 0.0)
 
     # Ventricles: a curved slit in each hemisphere, and a straight one in the middle of the stem.
-    lateral = _ellipsoid(0.55 * (w - 0.05), v + 0.10, a - 0.13 - 0.9 * (v + 0.22) ** 2, 0.42, 0.19, 0.055 + 0.05 * _ramp(-0.1, 0.8, w))
+    curve = a - 0.13 - 0.9 * (v + 0.22) ** 2
+    lateral = _ellipsoid(0.55 * (w - 0.05), v + 0.10, curve, 0.42, 0.19, 0.055 + 0.05 * _ramp(-0.1, 0.8, w))
     third = _ellipsoid(w - 0.15, v - 0.30, a, 0.55, 0.16, 0.028)
     ventricle = max(lateral, third)
 
@@ -171,12 +178,13 @@ def _structure(perm, w, v, u, texture, out):
     # Intensities. Vessels are dark tubes; layers follow the ribbon; fibres follow the depth.
     v1 = noise(perm, 5.5 * w + 101.3, 5.5 * v + 57.1, 5.5 * u + 21.7)
     v2 = noise(perm, 5.5 * w + 19.9, 5.5 * v + 131.1, 5.5 * u + 77.7)
-    vessel = max(0.0, 1 - (v1 * v1 + v2 * v2) / 0.0022)
+    vessel = max(0.0, 1 - (v1 * v1 + v2 * v2) / 0.0028)
     along = 4.0 * noise(perm, 2.1 * w + 61.3, 2.1 * v + 37.7, 2.1 * u + 15.9)
-    fibre = noise(perm, 26 * min(depth, sheet + 0.1) + along, 5 * w + 6 * u, 7 * v - 2 * u)
+    fibre = noise(perm, 26 * min(depth, sulcus + 0.1) + along, 5 * w + 6 * u, 7 * v - 2 * u)
     bundle = max(0.0, noise(perm, 3 * w + 5 * a, 21 * v + 6 * w, 21 * u) - 0.12)
     layer = min(max((pial - gap) / thickness, 0.0), 1.0)
-    stripe = 0.10 * max(0.0, 1 - ((layer - 0.58) / 0.10) ** 2) - 0.22 * max(0.0, 1 - layer / 0.22) + 0.10 * (layer - 0.5)
+    stripe = 0.10 * max(0.0, 1 - ((layer - 0.58) / 0.10) ** 2) - 0.22 * max(0.0, 1 - layer / 0.22)
+    stripe += 0.10 * (layer - 0.5)
     shade = 0.12 * slow
     dark = 1 - 0.55 * vessel * texture
     out[4] = _GREY * (1 + texture * (0.16 * grain + stripe * min(1.0, cortex) + 0.6 * shade)) * dark
@@ -219,8 +227,9 @@ def _scramble(value):
 
 @njit(cache=True, nogil=True)
 def image_plane(
-    fields, lattice, step, edge, footprint, white, factor, dark, speckle, key, torn, integer, high, observed, truth, bias, labels
-):
+    fields, lattice, step, edge, footprint, white, factor, dark, speckle, key, torn, integer, high,
+    observed, truth, bias, labels,
+):  # fmt: skip
     """Image one plane: interpolate the anatomy, mix the classes, distort.
 
     Parameters
@@ -251,58 +260,45 @@ def image_plane(
         Filled.
     """
     height, width = truth.shape
-    n_samples = lattice.shape[1]
-    row = np.empty((9, n_samples), np.float32)
-    sample, slope = np.empty(9, np.float32), np.empty(9, np.float32)
+    n_cells = lattice.shape[1] - 1
+    row = np.empty((9, n_cells * step), np.float32)  # one row of the lattices, interpolated to every voxel
+    true_row = np.empty(width, np.float32)
     half, per_edge, per_step = np.float32(0.5), np.float32(1 / edge), np.float32(1 / step)
     zero, one = np.float32(0), np.float32(1)
-    fluid = np.float32(_VENTRICLE)
-    noisy = speckle.size > 1
+    fluid, top = np.float32(_VENTRICLE), np.float32(high)
     golden = np.uint64(0x9E3779B97F4A7C15)
     for y in range(height):
         j, f = y // step, np.float32((y % step) * per_step)
         for c in range(9):
             upper = fields[c, j] if c < 8 else lattice[j]
             lower = fields[c, j + 1] if c < 8 else lattice[j + 1]
-            for i in range(n_samples):
-                row[c, i] = upper[i] + f * (lower[i] - upper[i])
+            left = upper[0] + f * (lower[0] - upper[0])
+            for i in range(n_cells):
+                right = upper[i + 1] + f * (lower[i + 1] - upper[i + 1])
+                slope = (right - left) * per_step
+                for k in range(step):
+                    row[c, i * step + k] = left + np.float32(k) * slope
+                left = right
+        for x in range(width):
+            value = row[4, x] + min(max(half + row[1, x] * per_edge, zero), one) * (row[5, x] - row[4, x])
+            value += min(max(half + row[2, x] * per_edge, zero), one) * (row[6, x] - value)
+            value += min(max(half + row[3, x] * per_edge, zero), one) * (fluid - value)
+            true_row[x] = white * (row[7, x] + min(max(half + row[0, x] * per_edge, zero), one) * (value - row[7, x]))
+        truth[y], bias[y] = true_row, row[8, :width]
+        for x in range(width):
+            tissue = 2 if row[3, x] > 0 else 5 if row[2, x] > 0 else 4 if row[1, x] > 0 else 3
+            labels[y, x] = tissue if row[0, x] > 0 else 1
+        if torn:
+            for x in range(max(0, (width + 2 * y) // 3), width):
+                true_row[x] = white * row[7, x]
+                labels[y, x] = 1
         first, stop = footprint[y, 0], footprint[y, 1]
-        for i in range(n_samples - 1):
-            for c in range(9):
-                sample[c], slope[c] = row[c, i], (row[c, i + 1] - row[c, i]) * per_step
-            for x in range(i * step, min((i + 1) * step, width)):
-                tissue, matter, nucleus, ventricle = sample[0], sample[1], sample[2], sample[3]
-                agarose = sample[7]
-                value = sample[4] + min(max(half + matter * per_edge, zero), one) * (sample[5] - sample[4])
-                value += min(max(half + nucleus * per_edge, zero), one) * (sample[6] - value)
-                value += min(max(half + ventricle * per_edge, zero), one) * (fluid - value)
-                true = white * (agarose + min(max(half + tissue * per_edge, zero), one) * (value - agarose))
-                truth[y, x] = true
-                bias[y, x] = sample[8]
-                if x < first or x >= stop:
-                    labels[y, x] = 0
-                    observed[y, x] = 0
-                else:
-                    if tissue <= 0:
-                        labels[y, x] = 1
-                    elif ventricle > 0:
-                        labels[y, x] = 2
-                    elif nucleus > 0:
-                        labels[y, x] = 5
-                    elif matter > 0:
-                        labels[y, x] = 4
-                    else:
-                        labels[y, x] = 3
-                    if torn and 3 * x - 2 * y > width:
-                        true = white * agarose
-                        labels[y, x] = 1
-                    seen = true * sample[8] * factor
-                    if noisy:
-                        number = _scramble(key + golden * np.uint64(y * width + x + 1))
-                        seen *= speckle[number >> np.uint64(50)]
-                    seen += dark
-                    if integer:
-                        seen = np.floor(min(max(seen + half, one), np.float32(high)))
-                    observed[y, x] = seen
-                for c in range(9):
-                    sample[c] += slope[c]
+        labels[y, :first], labels[y, stop:] = 0, 0
+        observed[y, :first], observed[y, stop:] = 0, 0
+        for x in range(first, stop):
+            seen = true_row[x] * row[8, x] * factor
+            if speckle.size > 1:
+                number = _scramble(key + golden * np.uint64(y * width + x + 1))
+                seen *= speckle[number >> np.uint64(50)]
+            seen += dark
+            observed[y, x] = np.floor(min(max(seen + half, one), top)) if integer else seen
