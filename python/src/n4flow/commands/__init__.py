@@ -8,8 +8,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Annotated, Any
 
-import click
 import typer
 import typer.main
 
@@ -42,11 +42,11 @@ LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow
 class Commands(typer.core.TyperGroup):
     """A group that imports a command's module only when that command is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         """Name the commands in the order a user needs them."""
         return [*USER_COMMANDS, *STEP_COMMANDS]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
         """Import and return one command."""
         if cmd_name not in USER_COMMANDS and cmd_name not in STEP_COMMANDS:
             return None
@@ -57,7 +57,7 @@ class Commands(typer.core.TyperGroup):
         app.command(name=cmd_name, **extra)(getattr(module, name))
         return typer.main.get_command(app)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
         """List the commands without importing them."""
         for title, commands in (("Commands", USER_COMMANDS), ("Steps of the workflow", STEP_COMMANDS)):
             with formatter.section(title):
@@ -74,15 +74,21 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group(
-    version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and stop."),
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from n4flow import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _group(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Hold what goes before a command."""
 
 
 def join_lists(arguments: Sequence[str]) -> list[str]:
@@ -107,13 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = _show_warning
     given = join_lists(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = typer.main.get_command(app).main(args=given, prog_name="n4flow", standalone_mode=False)
+        typer.main.get_command(app)(args=given, prog_name="n4flow")
     except N4flowError as error:
         code = _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         code = _fail("stopped", 130)
     except MemoryError as error:
         code = _fail(
@@ -124,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         where = f" at {error.filename}" if error.filename else ""
         code = _fail(f"disk or quota full{where}; free space or choose another folder", DiskFullError.exit_code)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
 
 
 def _fail(sentence: str, code: int) -> int:

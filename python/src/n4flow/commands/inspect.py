@@ -43,11 +43,21 @@ def inspect(
 ) -> None:
     """Check input and parameters, and say what a run would do."""
     given = {
-            "sections": sections, "mask": str(mask) if mask else None, "voxel_um": voxel_um, "channel": channel, "bias": bias,
-            "backend": backend, "spline_um": spline_um, "iterations": iterations, "shrink": shrink,
-            "background_radius_um": background_radius_um, "ome_zarr_version": ome_zarr_version, "dtype": dtype,
-            "sections_per_task": sections_per_task, "slab_planes": slab_planes,
-    }  # fmt: skip
+        "sections": sections,
+        "mask": str(mask) if mask else None,
+        "voxel_um": voxel_um,
+        "channel": channel,
+        "bias": bias,
+        "backend": backend,
+        "spline_um": spline_um,
+        "iterations": iterations,
+        "shrink": shrink,
+        "background_radius_um": background_radius_um,
+        "ome_zarr_version": ome_zarr_version,
+        "dtype": dtype,
+        "sections_per_task": sections_per_task,
+        "slab_planes": slab_planes,
+    }
     with step("INSPECT", threads, json_file) as numbers:
         try:
             numbers.update(_inspected(image, sample, given, out))
