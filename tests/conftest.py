@@ -1,0 +1,79 @@
+"""Run the workflow with Nextflow, as a user does, and look at what its tasks did."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class WorkflowRun:
+    """What a run of the workflow left behind."""
+
+    code: int
+    output: str  # what the terminal shows: stdout, then stderr
+    outdir: Path
+    tasks: list[dict[str, str]]  # the rows of Nextflow's trace: name, status, exit, hash, ...
+
+    def ran(self, status: str = "COMPLETED") -> set[str]:
+        """Return the names of the processes with a task of this status; CACHED for those that -resume took over."""
+        return {task["name"].split(" ")[0] for task in self.tasks if task["status"] == status}
+
+
+Run = Callable[..., WorkflowRun]
+
+
+@pytest.fixture(scope="session")
+def nextflow() -> str:
+    """Return the Nextflow on PATH."""
+    command = shutil.which("nextflow")
+    if command is None:
+        pytest.skip("no nextflow on PATH; `make test` brings one")
+    return command
+
+
+@pytest.fixture
+def workflow(nextflow: str, tmp_path: Path) -> Run:
+    """Return a function that runs the workflow in this test's folder; work directory and history stay for -resume.
+
+    run("--input", "phantom", code=0, profile="test", parser=None, outdir=None) fails where the workflow ends with
+    another code, and then shows what it printed. `parser` is the value of NXF_SYNTAX_PARSER.
+    """
+
+    def run(
+        *arguments: str | Path,
+        code: int = 0,
+        profile: str = "test",
+        parser: str | None = None,
+        outdir: Path | None = None,
+    ) -> WorkflowRun:
+        outdir = outdir or tmp_path / "results"
+        trace = tmp_path / "trace.tsv"
+        trace.unlink(missing_ok=True)
+        environment = os.environ | ({"NXF_SYNTAX_PARSER": parser} if parser else {})
+        command = [nextflow, "run", ROOT, "-profile", profile, "-with-trace", trace, "--outdir", outdir, *arguments]
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == code, f"expected exit code {code}, got {done.returncode}\n{output}"
+        with trace.open() if trace.exists() else open(os.devnull) as file:
+            tasks = list(csv.DictReader(file, delimiter="\t"))
+        return WorkflowRun(done.returncode, output, outdir, tasks)
+
+    return run
