@@ -1,0 +1,86 @@
+"""The grid of files of a Zarr array: which keys there must be, and which are missing."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Index = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FileGrid:
+    """Keys of the files (shards, or chunks where there are none) of one array.
+
+    Parameters
+    ----------
+    counts, file : tuple of int
+        Files along each axis, and voxels of a file along each axis.
+    prefix, separator : str
+        A key is the prefix and the position in the grid, joined by the separator.
+    """
+
+    counts: tuple[int, ...]
+    file: tuple[int, ...]
+    prefix: str
+    separator: str
+
+    @classmethod
+    def of(cls, array: Any) -> FileGrid:
+        """Return the grid of a zarr array."""
+        file = array.shards or array.chunks
+        counts = tuple(-(-n // f) for n, f in zip(array.shape, file, strict=True))
+        if array.metadata.zarr_format == 2:
+            return cls(counts, file, "", array.metadata.dimension_separator)
+        encoding = array.metadata.chunk_key_encoding
+        return cls(counts, file, "c" if encoding.name == "default" else "", encoding.separator)
+
+    def key(self, index: Index) -> str:
+        """Return the key of the file at a position."""
+        return self.separator.join([*([self.prefix] if self.prefix else []), *map(str, index)])
+
+    def indices(self) -> Iterator[Index]:
+        """Yield all positions."""
+        return itertools.product(*map(range, self.counts))
+
+    def keys(self) -> Iterator[str]:
+        """Yield all keys."""
+        return map(self.key, self.indices())
+
+
+def store_sizes(path: Path, inside: str) -> dict[str, int]:
+    """Return the size of every file of the array `inside` a store (a folder or a zip file), by key.
+
+    Reads directories, not files.
+    """
+    if path.is_dir():
+        return _sizes(path / inside, "")
+    prefix = f"{inside}/" if inside else ""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    inner = (entry for entry in entries if entry.filename.startswith(prefix))
+    return {entry.filename.removeprefix(prefix): entry.file_size for entry in inner}
+
+
+def listed(names: list[str], most: int = 5) -> str:
+    """Return names for a message: the first few, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _sizes(folder: Path, prefix: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    if not folder.is_dir():
+        return found
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                found.update(_sizes(Path(entry.path), f"{prefix}{entry.name}/"))
+            else:
+                found[prefix + entry.name] = entry.stat().st_size
+    return found

@@ -1,0 +1,58 @@
+"""Compiled loops of the writer: cast to integers, and block means of a chunk. They release the GIL."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+
+@numba.njit(nogil=True, cache=True)
+def cast_to_integers(values, out, low, high):  # type: ignore[no-untyped-def]
+    """Round half to even and saturate (z, y, x) `values` into integer `out`.
+
+    Returns
+    -------
+    saturated, undefined : int
+        Voxels cut at `low` or `high`, and NaN voxels, which become 0.
+    """
+    saturated = 0
+    undefined = 0
+    for z in range(values.shape[0]):
+        for y in range(values.shape[1]):
+            for x in range(values.shape[2]):
+                value = np.rint(np.float64(values[z, y, x]))
+                if value > high:
+                    saturated += 1
+                    value = high
+                elif value < low:
+                    saturated += 1
+                    value = low
+                elif np.isnan(value):
+                    undefined += 1
+                    value = 0.0
+                out[z, y, x] = value
+    return saturated, undefined
+
+
+@numba.njit(nogil=True, cache=True)
+def block_mean(values, out, step_z, step_y, step_x):  # type: ignore[no-untyped-def]
+    """Mean over blocks of (z, y, x) `values` into `out`: of the finite voxels, of what there is at the edge.
+
+    A block without a finite voxel becomes NaN. Sums are float64 and in a fixed order.
+    """
+    for k in range(out.shape[0]):
+        z_stop = min((k + 1) * step_z, values.shape[0])
+        for j in range(out.shape[1]):
+            y_stop = min((j + 1) * step_y, values.shape[1])
+            for i in range(out.shape[2]):
+                x_stop = min((i + 1) * step_x, values.shape[2])
+                total = 0.0
+                count = 0
+                for z in range(k * step_z, z_stop):
+                    for y in range(j * step_y, y_stop):
+                        for x in range(i * step_x, x_stop):
+                            value = values[z, y, x]
+                            if np.isfinite(value):
+                                total += value
+                                count += 1
+                out[k, j, i] = total / count if count > 0 else np.nan

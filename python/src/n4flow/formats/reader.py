@@ -1,0 +1,118 @@
+"""What every format gives: a reader of one channel as (Z, Y, X) blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+
+Triple = tuple[int, int, int]
+
+
+class Reader(ABC):
+    """One channel of a file or store; opened again where it is sent to another process.
+
+    Attributes
+    ----------
+    path : Path
+    shape, chunks : (Z, Y, X)
+        `chunks` is what is cheap to read at once.
+    shards : (Z, Y, X) or None
+    dtype : numpy.dtype
+        In native byte order.
+    voxel_um : dict
+        Voxel size in micrometres of the axes for which the file states it.
+    origin_um : dict
+        Centre of the first voxel in micrometres, by axis name; 0 where the file says nothing.
+    metadata : dict
+        At least `format`.
+    reason : str
+        Why `voxel_um` is not complete; empty if it is, or if the file simply says nothing.
+    borrowed : bool
+        Whether `read` returns views of an array that is kept.
+    """
+
+    path: Path
+    shape: Triple
+    dtype: np.dtype
+    chunks: Triple
+    shards: Triple | None = None
+    voxel_um: dict[str, float]
+    origin_um: dict[str, float]
+    metadata: dict[str, Any]
+    reason: str = ""
+    borrowed: bool = False
+    _handle: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+    @abstractmethod
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the voxels of a box given by slices with whole bounds inside the shape and step 1."""
+
+
+class ArrayReader(Reader):
+    """An array in memory, or memory mapped, as a volume."""
+
+    borrowed = True
+
+    def __init__(self, array: np.ndarray, path: Path = Path("array"), kind: str = "array") -> None:
+        self.path = path
+        self._array = as_volume(array, path)
+        self.shape = self._array.shape
+        self.dtype = self._array.dtype.newbyteorder("=")
+        self.chunks = plane_chunks(self.shape, self.dtype)
+        self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
+        self.metadata = {"format": kind}
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return a view of a box."""
+        return self._array[z, y, x]
+
+
+class NpyReader(ArrayReader):
+    """A `.npy` file, memory mapped."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            msg = f"{path} is not a readable .npy array: {error}; write it again with numpy.save"
+            raise InputError(msg) from error
+        super().__init__(array, path, "npy")
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return NpyReader, (self.path,)  # a memory map would travel as a copy
+
+
+def as_volume(array: Any, path: Path) -> Any:
+    """Return a (Y, X) or (Z, Y, X) array as (Z, Y, X).
+
+    Raises
+    ------
+    InputError
+        Another number of axes, no voxels, or voxels that are not numbers.
+    """
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        msg = f"{path} has shape {tuple(array.shape)}; expected a volume (Z, Y, X) or a plane (Y, X)"
+        raise InputError(msg)
+    check_dtype(array.dtype, path)
+    return array[None] if array.ndim == 2 else array
+
+
+def check_dtype(dtype: np.dtype, path: Path) -> None:
+    """Refuse voxels that are not whole or real numbers."""
+    if dtype.kind not in "buif":
+        msg = f"{path} has voxels of type {dtype}; expected integers or real numbers of one channel"
+        raise InputError(msg)
+
+
+def plane_chunks(shape: Triple, dtype: np.dtype, nbytes: int = 2**24) -> Triple:
+    """Return whole planes of about `nbytes`, for files that have no chunks of their own."""
+    planes = max(1, min(shape[0], nbytes // max(1, shape[1] * shape[2] * dtype.itemsize)))
+    return planes, shape[1], shape[2]

@@ -1,0 +1,127 @@
+"""Files of a Zarr array, written piece by piece: a chunk file, or a shard that grows chunk by chunk.
+
+A shard (Zarr v3, `sharding_indexed`) is the encoded chunks one after the other, then an index of their
+offsets and sizes and its CRC32C. Zarr libraries want a whole shard in memory to write it. Appending
+needs only the chunks at hand, so shards may be large and memory stays small; and a file appears under
+its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from n4flow.errors import DiskFullError
+
+EMPTY = np.uint64(2**64 - 1)  # offset and size of a chunk that a shard does not hold
+
+# Measured on float32 and uint16 tissue, two cores: LZ4 costs a sixth to a seventh of zstd level 3 and leaves files
+# 15 to 25 per cent larger. Codecs are most of the cost of a pass, hence LZ4.
+CODEC: Literal["lz4"] = "lz4"
+LEVEL = 5
+
+
+def encoder() -> Any:
+    """Return the codec whose `encode` compresses one chunk; it may be called from several threads."""
+    from numcodecs import Blosc  # type: ignore[import-untyped]
+
+    return Blosc(CODEC, LEVEL, Blosc.BITSHUFFLE)
+
+
+def disk_error(error: OSError, path: Path) -> OSError:
+    """Return `error`, as a `DiskFullError` where space, inodes or a quota are used up."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"no space or quota left while writing {path}; free some, or write to another disk")
+    return error
+
+
+class GrowingFile:
+    """One file of an array while its chunks arrive.
+
+    Parameters
+    ----------
+    path : path
+        Final name; a hidden name beside it is used until all chunks are there.
+    grid : tuple of int or None
+        Chunks per axis of a shard; None for a file that is one chunk.
+    awaited : int
+        Chunks that will come. A shard at the edge of the array has fewer than its grid.
+    """
+
+    def __init__(self, path: Path, grid: tuple[int, int, int] | None, awaited: int) -> None:
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._awaited = awaited
+        self._index = np.full((*grid, 2), EMPTY, dtype="<u8") if grid is not None else None
+        self._position = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream: BinaryIO = self._partial.open("wb")
+        except OSError as error:
+            raise disk_error(error, path) from error
+
+    def append(self, index: tuple[int, int, int], payload: bytes) -> bool:
+        """Write the encoded chunk at position `index` of the shard; True if the file is complete now."""
+        try:
+            self._stream.write(payload)
+            if self._index is not None:
+                self._index[index] = self._position, len(payload)
+                self._position += len(payload)
+            self._awaited -= 1
+            if self._awaited == 0:
+                self._finish()
+        except OSError as error:
+            self.abandon()
+            raise disk_error(error, self.path) from error
+        return self._awaited == 0
+
+    def _finish(self) -> None:
+        if self._index is not None:
+            import google_crc32c
+
+            raw = self._index.tobytes()
+            self._stream.write(raw + struct.pack("<I", google_crc32c.value(raw)))
+        self._stream.close()
+        os.replace(self._partial, self.path)
+
+    def abandon(self) -> None:
+        """Remove what was written so far."""
+        self._stream.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def shard_fault(path: Path, chunks: int) -> str | None:
+    """Return what is wrong with a shard of `chunks` chunks whose index is at its end, or None.
+
+    The index must match its checksum, and every chunk it names must lie inside the file.
+    """
+    import google_crc32c
+
+    size, length = path.stat().st_size, 16 * chunks
+    if size < length + 4:
+        return "is too short for its index"
+    with path.open("rb") as stream:
+        stream.seek(size - length - 4)
+        raw, (checksum,) = stream.read(length), struct.unpack("<I", stream.read(4))
+    if google_crc32c.value(raw) != checksum:
+        return "is truncated or damaged: its index does not match its checksum"
+    offset, nbytes = np.frombuffer(raw, "<u8").reshape(-1, 2).T
+    held = offset != EMPTY
+    if np.any(offset[held] + nbytes[held] > np.uint64(size - length - 4)):
+        return "names chunks beyond its end"
+    return None
+
+
+def blosc_fault(path: Path) -> str | None:
+    """Return what is wrong with a chunk file compressed by Blosc, or None: its header states its length."""
+    size = path.stat().st_size
+    if size < 16:
+        return "is too short for a compressed chunk"
+    with path.open("rb") as stream:
+        stated = struct.unpack("<I", stream.read(16)[12:16])[0]
+    return None if stated == size else f"has {size} bytes where its header states {stated}"

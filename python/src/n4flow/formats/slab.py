@@ -1,0 +1,318 @@
+"""Write a slab of a store: blocks in, whole shards of every pyramid level out.
+
+Each chunk is cast, compressed and averaged into the next level while it is in cache, by one thread per
+chunk. Only chunks that are not complete yet are held, so memory does not grow with Z. The bytes of the
+files depend neither on the number of threads nor on how the planes are cut into blocks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from n4flow.errors import InputError, N4flowError
+from n4flow.formats.layout import StoreLayout, expected_shards, file_key, level_slab
+from n4flow.formats.shards import GrowingFile, encoder
+
+Index = tuple[int, int, int]
+
+
+@dataclass
+class _Chunk:
+    """A chunk while its voxels arrive; `missing` voxels of those inside the array are still to come."""
+
+    level: int
+    index: Index
+    missing: int
+    values: np.ndarray | None = None
+
+
+@dataclass
+class _Piece:
+    """Voxels for a deeper level, with the position of the first."""
+
+    level: int
+    start: Index
+    values: np.ndarray
+
+
+@dataclass
+class _Done:
+    """What a thread made of a chunk: the bytes for its file, if it is complete, and pieces of deeper levels."""
+
+    chunk: _Chunk
+    payload: bytes | None
+    pieces: list[_Piece] = field(default_factory=list)
+    saturated: int = 0
+    undefined: int = 0
+
+
+class SlabWriter:
+    """Writer of the planes `z_start` to `z_stop` of level 0, and of what they become in every deeper level.
+
+    Parameters
+    ----------
+    path : path
+        The store. Only files of this slab are written: several writers may work on one store side by side.
+    layout : StoreLayout
+    z_start, z_stop : int
+        A whole number of slabs of the layout.
+    threads : int, optional
+        Threads that cast and compress; all cores that this process may use if not given.
+
+    Attributes
+    ----------
+    saturated, undefined : int
+        Voxels of level 0 cut at the limits of an integer dtype, and NaN voxels written as 0 in one.
+
+    Notes
+    -----
+    Deeper levels of an image are means over blocks of the level before, of finite voxels, of what there is where a
+    block reaches over the edge; they are made from the cast voxels of level 0 and rounded once, when written. A
+    voxel of a deeper level of labels is the voxel `f * i + f // 2` of level 0 (the last one at the edge), `f` being
+    the factor: the voxel nearest to the centre that the translation states, the later one of two equally near.
+    Every chunk is written, also where all its voxels are 0: a file that is missing is always a fault.
+    Memory is least when blocks are whole multiples of `layout.levels[0].chunks[0]` planes.
+    """
+
+    def __init__(
+        self, path: str | Path, layout: StoreLayout, z_start: int, z_stop: int, threads: int | None = None
+    ) -> None:
+        self.saturated = 0
+        self.undefined = 0
+        self._path, self._layout = Path(path), layout
+        self._planes = [level_slab(layout, level, z_start, z_stop) for level in range(len(layout.levels))]
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._dtype = np.dtype(layout.dtype).newbyteorder("<")
+        self._mean_dtype = np.dtype(np.float64 if layout.dtype == "float64" else np.float32)
+        self._encode = encoder().encode
+        self._open: dict[tuple[int, Index], _Chunk] = {}
+        self._files: dict[str, GrowingFile] = {}
+        self._awaited_files = len(expected_shards(layout, z_start, z_stop))
+        self._seen: set[Index] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def write(self, block: np.ndarray, z: int, y: int = 0, x: int = 0) -> None:
+        """Write a (z, y, x) block whose first voxel lies at (z, y, x) of level 0.
+
+        Each voxel of the slab is written exactly once; the order is free, and plane by plane or tile by tile are
+        cheap in memory.
+
+        Raises
+        ------
+        InputError
+            The block reaches out of the slab.
+        N4flowError
+            Voxels were written before.
+        DiskFullError
+            Space, inodes or a quota are used up.
+        """
+        block = np.asarray(block)
+        stop = tuple(a + n for a, n in zip((z, y, x), block.shape, strict=True))
+        low, high = self._planes[0]
+        shape = self._layout.shape
+        if z < low or min(y, x) < 0 or stop[0] > high or stop[1] > shape[1] or stop[2] > shape[2]:
+            msg = (
+                f"block of shape {block.shape} at {(z, y, x)} reaches out of planes {low} to {high} of a volume of "
+                f"shape {shape}; write inside the slab"
+            )
+            raise InputError(msg)
+        try:
+            with ThreadPoolExecutor(self._threads) as pool:
+                self._run(pool, self._parts(0, (z, y, x), block))
+        except BaseException:
+            self.abandon()
+            raise
+
+    def close(self) -> None:
+        """Check that every shard of the slab is complete.
+
+        Raises
+        ------
+        N4flowError
+            Some voxels were never written; nothing unfinished stays on disk.
+        """
+        if self._open or self._awaited_files:
+            low, high = self._planes[0]
+            self.abandon()
+            msg = f"not every voxel of planes {low} to {high} was written to {self._path}; write the whole slab"
+            raise N4flowError(msg)
+
+    def abandon(self) -> None:
+        """Drop what is not complete; no unfinished file stays behind."""
+        for file in self._files.values():
+            file.abandon()
+        self._files.clear()
+        self._open.clear()
+
+    def _run(self, pool: ThreadPoolExecutor, parts: Iterator[Callable[[], _Done]]) -> None:
+        """Work through `parts` and what follows from them; results are taken in the order of submission."""
+        waiting: deque[Future[_Done]] = deque()
+        following: deque[Callable[[], _Done]] = deque()
+        more = True
+        while more or following or waiting:
+            # The window bounds how many compressed chunks wait in memory.
+            while len(waiting) < 4 * self._threads and (more or following):
+                task = following.popleft() if following else next(parts, None)
+                if task is None:
+                    more = False
+                else:
+                    waiting.append(pool.submit(task))
+            if waiting:
+                for piece in self._take(waiting.popleft().result()):
+                    following.extend(self._parts(piece.level, piece.start, piece.values))
+
+    def _take(self, done: _Done) -> list[_Piece]:
+        """Write the bytes of a complete chunk to its file; return the pieces of deeper levels."""
+        if done.payload is not None:
+            level, index = self._layout.levels[done.chunk.level], done.chunk.index
+            # Chunks per file along each axis: 1 without shards.
+            grid = _triple(f // c for f, c in zip(level.files, level.chunks, strict=True))
+            key = file_key(self._layout, done.chunk.level, [i // g for i, g in zip(index, grid, strict=True)])
+            file = self._files.get(key)
+            if file is None:
+                file = GrowingFile(self._path / key, grid if level.shards else None, self._awaited(level, index, grid))
+                self._files[key] = file
+            if file.append(_triple(i % g for i, g in zip(index, grid, strict=True)), done.payload):
+                del self._files[key]
+                self._awaited_files -= 1
+        self.saturated += done.saturated
+        self.undefined += done.undefined
+        return done.pieces
+
+    def _awaited(self, level: Any, index: Index, grid: Index) -> int:
+        """Return how many chunks of the file of chunk `index` lie inside the array."""
+        count = 1
+        for i, g, n, c in zip(index, grid, level.shape, level.chunks, strict=True):
+            count *= min(g, -(-n // c) - i // g * g)
+        return count
+
+    def _parts(self, level: int, start: Index, values: np.ndarray) -> Iterator[Callable[[], _Done]]:
+        """Yield one task per chunk of `level` that `values`, whose first voxel lies at `start`, takes part in."""
+        layout = self._layout.levels[level]
+        first = [a // c for a, c in zip(start, layout.chunks, strict=True)]
+        last = [-(-(a + n) // c) for a, n, c in zip(start, values.shape, layout.chunks, strict=True)]
+        for offset in np.ndindex(*(b - a for a, b in zip(first, last, strict=True))):
+            index = _triple(a + o for a, o in zip(first, offset, strict=True))
+            origin = [i * c for i, c in zip(index, layout.chunks, strict=True)]
+            inside = [min(c, n - o) for c, n, o in zip(layout.chunks, layout.shape, origin, strict=True)]
+            low = [max(a, o) for a, o in zip(start, origin, strict=True)]
+            high = [min(a + n, o + w) for a, n, o, w in zip(start, values.shape, origin, inside, strict=True)]
+            source = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
+            target = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
+            chunk = self._open.get((level, index))
+            if chunk is None:
+                if level == 0 and index in self._seen:
+                    msg = f"voxels of chunk {index} were written twice; write each block of a slab once"
+                    raise N4flowError(msg)
+                chunk = self._open[level, index] = _Chunk(level, index, math.prod(inside))
+            chunk.missing -= math.prod(b - a for a, b in zip(low, high, strict=True))
+            if chunk.missing < 0:
+                msg = f"voxels of chunk {index} were written twice; write each block of a slab once"
+                raise N4flowError(msg)
+            complete = chunk.missing == 0
+            if complete:
+                del self._open[level, index]
+                if level == 0:
+                    self._seen.add(index)
+            if level > 0:
+                # Pieces of several chunks meet in one, so they are put in place here and not by the threads.
+                if chunk.values is None:
+                    chunk.values = np.zeros(layout.chunks, values.dtype)
+                chunk.values[target] = values[source]
+                if complete:
+                    yield partial(self._finish, chunk, inside)
+            else:
+                yield partial(self._fill, chunk, values[source], target, inside, complete=complete)
+
+    def _fill(
+        self, chunk: _Chunk, values: np.ndarray, target: tuple[slice, ...], inside: list[int], *, complete: bool
+    ) -> _Done:
+        """Cast voxels into a chunk of level 0. One `write` has one part per chunk, so no two threads share one."""
+        if chunk.values is None:
+            covered = values.shape == self._layout.levels[0].chunks
+            chunk.values = (np.empty if covered else np.zeros)(self._layout.levels[0].chunks, self._dtype)
+        out = chunk.values[target]
+        saturated = undefined = 0
+        if not values.dtype.isnative or values.dtype == np.float16:
+            values = values.astype(np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("="))
+        if self._dtype.kind == "f" or np.can_cast(values.dtype, self._dtype):
+            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
+                out[...] = values
+        else:
+            from n4flow.formats.kernels import cast_to_integers
+
+            limits = np.iinfo(self._dtype)
+            saturated, undefined = cast_to_integers(values, out, float(limits.min), float(limits.max))
+        done = self._finish(chunk, inside) if complete else _Done(chunk, None)
+        done.saturated, done.undefined = saturated, undefined
+        return done
+
+    def _finish(self, chunk: _Chunk, inside: list[int]) -> _Done:
+        """Compress a complete chunk and make what it gives to deeper levels."""
+        values = chunk.values
+        assert values is not None
+        if chunk.level == 0 and self._layout.kind == "labels":
+            pieces = self._picked(chunk, inside)
+        elif chunk.level + 1 < len(self._layout.levels) and self._layout.kind == "image":
+            pieces = [self._averaged(chunk, inside)]
+        else:
+            pieces = []
+        if values.dtype != self._dtype:
+            values = (np.rint(values) if self._dtype.kind in "iu" else values).astype(self._dtype)
+        payload = self._encode(values)
+        chunk.values = None
+        return _Done(chunk, payload, pieces)
+
+    def _averaged(self, chunk: _Chunk, inside: list[int]) -> _Piece:
+        from n4flow.formats.kernels import block_mean
+
+        here, after = self._layout.levels[chunk.level], self._layout.levels[chunk.level + 1]
+        steps = [b // a for a, b in zip(here.factors, after.factors, strict=True)]
+        values = chunk.values[tuple(slice(n) for n in inside)]  # type: ignore[index]
+        mean = np.empty([-(-n // s) for n, s in zip(inside, steps, strict=True)], self._mean_dtype)
+        block_mean(values, mean, *steps)
+        start = _triple(i * c // s for i, c, s in zip(chunk.index, here.chunks, steps, strict=True))
+        return _Piece(chunk.level + 1, start, mean)
+
+    def _picked(self, chunk: _Chunk, inside: list[int]) -> list[_Piece]:
+        origin = [i * c for i, c in zip(chunk.index, self._layout.levels[0].chunks, strict=True)]
+        pieces = []
+        for number, level in enumerate(self._layout.levels[1:], start=1):
+            start, picks = [], []
+            axes = zip(origin, inside, level.factors, level.shape, self._layout.shape, strict=True)
+            for first, extent, factor, samples, size in axes:
+                indices = np.arange(max(0, first // factor - 1), min(samples, (first + extent) // factor + 1))
+                voxels = np.minimum(factor * indices + factor // 2, size - 1)
+                held = (voxels >= first) & (voxels < first + extent)
+                start.append(indices[held][:1])
+                picks.append(voxels[held] - first)
+            if all(len(pick) for pick in picks):
+                values = chunk.values[np.ix_(*picks)]  # type: ignore[index]
+                pieces.append(_Piece(number, _triple(index[0] for index in start), values))
+        return pieces
+
+
+def _triple(values: Any) -> Index:
+    z, y, x = (int(value) for value in values)
+    return z, y, x

@@ -1,0 +1,279 @@
+"""Read OME-Zarr 0.1 to 0.5 and plain Zarr arrays, of Zarr v2 and v3, from a folder or a zip file."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.formats.axes import select, spacing
+from n4flow.formats.grid import FileGrid, listed, store_sizes
+from n4flow.formats.reader import Reader, check_dtype
+from n4flow.formats.shards import shard_fault
+
+MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+ZIPPED = (".zip", ".ozx")
+
+
+def is_zarr(path: Path) -> bool:
+    """Return whether `path` is a zipped store, or a folder with Zarr metadata."""
+    if path.is_dir():
+        return any((path / marker).exists() for marker in MARKERS)
+    return path.suffix.lower() in ZIPPED
+
+
+class ZarrReader(Reader):
+    """One level and channel of an OME-Zarr image, or a plain Zarr array.
+
+    Parameters
+    ----------
+    path : Path
+    level : int
+        Pyramid level, 0 is the finest.
+    channel : int or str, optional
+        Index or label; needed where there are several.
+    allow_missing_chunks : bool
+        Read absent and damaged files as 0 (invalid voxels) instead of refusing the store.
+
+    Raises
+    ------
+    InputError
+        Not a volume, several channels and none chosen, missing files.
+    """
+
+    def __init__(
+        self, path: Path, level: int = 0, channel: int | str | None = None, *, allow_missing_chunks: bool = False
+    ) -> None:
+        self.path = path
+        node = open_node(path)
+        array, described = find_level(path, node, level)
+        self._array_path = array.path
+        axes = [axis["name"] for axis in described["axes"]] or default_axes(path, array)
+        check_dtype(array.dtype, path)
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
+        self._select = select(path, axes, array.shape, channel, described["labels"])
+        self.shape = self._select.volume(array.shape)
+        self.chunks = self._select.volume(array.chunks, clip=self.shape)
+        self.shards = self._select.volume(array.shards) if array.shards is not None else None
+        self.voxel_um, self.origin_um, self.reason = spacing(described)
+        self.metadata = {
+            "format": "ome-zarr" if described["version"] else "zarr",
+            "ome_zarr_version": described["version"],
+            "zarr_format": array.metadata.zarr_format,
+            "axes": axes,
+            "channels": described["labels"],
+            "levels": described["levels"],
+            **described["extra"],
+        }
+        self._faulty = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
+
+    def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:
+        """Return the positions of files of the chosen channel that are absent or damaged, or refuse them."""
+        grid = FileGrid.of(array)
+        faults = faulty_files(self.path, array)
+        faults = {index: key for index, key in faults.items() if self._select.touches(index, grid)}
+        if faults and not allow_missing_chunks:
+            msg = (
+                f"{self.path} lacks {len(faults)} of its files, or they are cut short: {listed(list(faults.values()))}; "
+                "copy the store again, or allow missing chunks to treat those voxels as invalid"
+            )
+            raise InputError(msg)
+        if faults:
+            depth = (self.shards or self.chunks)[0]
+            places = sorted({self._select.triple(index, 0)[0] for index in faults})
+            self.metadata["missing_chunks"] = list(faults.values())
+            self.metadata["missing_planes"] = [[z * depth, min((z + 1) * depth, self.shape[0])] for z in places]
+        return frozenset(faults)
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the voxels of a box."""
+        if self._handle is None:
+            self._handle = open_node(self.path, self._array_path)
+        array = self._handle
+        box = self._select.box(z, y, x)
+        try:
+            values = array[box] if not self._faulty else self._around_faults(array, box)
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
+            raise InputError(msg) from error
+        return self._select.transposed(np.asarray(values))
+
+    def _around_faults(self, array: Any, box: tuple[slice, ...]) -> np.ndarray:
+        """Read file by file and leave 0 where a file is absent or damaged."""
+        out = np.zeros([s.stop - s.start for s in box], self.dtype)
+        files = array.shards or array.chunks
+        first = [s.start // f for s, f in zip(box, files, strict=True)]
+        last = [-(-s.stop // f) for s, f in zip(box, files, strict=True)]
+        for offset in np.ndindex(*(b - a for a, b in zip(first, last, strict=True))):
+            index = tuple(a + o for a, o in zip(first, offset, strict=True))
+            if index in self._faulty:
+                continue
+            part = tuple(
+                slice(max(s.start, i * f), min(s.stop, (i + 1) * f)) for s, i, f in zip(box, index, files, strict=True)
+            )
+            out[tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, box, strict=True))] = array[part]
+        return out
+
+
+def faulty_files(path: Path, array: Any) -> dict[tuple[int, ...], str]:
+    """Return position and key of the files of an array that are absent, empty, or shards with a broken index."""
+    grid = FileGrid.of(array)
+    sizes = store_sizes(path, array.path)
+    faults = {index: grid.key(index) for index in grid.indices() if not sizes.get(grid.key(index))}
+    if array.shards is None or not path.is_dir() or not _plain_index(array):
+        return faults
+    chunks = int(np.prod([s // c for s, c in zip(array.shards, array.chunks, strict=True)]))
+    for index in grid.indices():
+        key = grid.key(index)
+        if index not in faults and shard_fault(path / array.path / key, chunks):
+            faults[index] = key
+    return faults
+
+
+def _plain_index(array: Any) -> bool:
+    """Return whether shards end in an index with a checksum, which nearly all writers choose."""
+    sharding = array.metadata.codecs[0].to_dict().get("configuration", {})
+    names = [codec["name"] for codec in sharding.get("index_codecs", [])]
+    return sharding.get("index_location", "end") == "end" and names == ["bytes", "crc32c"]
+
+
+def open_node(path: Path, inside: str | None = None) -> Any:
+    """Open the array or group of a store, read only; at its root, or at the path `inside` it.
+
+    Raises
+    ------
+    InputError
+        There is no readable Zarr metadata.
+    """
+    import zarr
+    from zarr.storage import LocalStore, ZipStore
+
+    try:
+        if path.is_dir():
+            store: Any = LocalStore(path, read_only=True)
+            root = ""
+            # The Rust pipeline reads folders two to three times faster than Zarr's own, which serves zip files.
+            pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+        else:
+            store, root, pipeline = ZipStore(path, mode="r"), _zip_root(path), {}
+        with zarr.config.set(pipeline), warnings.catch_warnings():
+            # Where zarrs does not know a codec it says so in a warning and leaves the array to Zarr's own pipeline.
+            warnings.simplefilter("ignore")
+            # Consolidated metadata may be stale, so it is not used where a group can be listed.
+            where = root if inside is None else inside
+            if inside is None and _is_group(store, path, root):
+                return zarr.open_group(store, path=where, mode="r", use_consolidated=False)
+            return zarr.open_array(store, path=where, mode="r")
+    except (FileNotFoundError, KeyError, ValueError, TypeError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        msg = f"{path} is not a readable Zarr store: {reason}; give an OME-Zarr image or a Zarr array"
+        raise InputError(msg) from error
+
+
+def _is_group(store: Any, path: Path, root: str) -> bool:
+    """Return whether the root of a store is a group rather than an array."""
+    prefix = f"{root}/" if root else ""
+    if path.is_dir():
+        found = {marker: (path / marker).read_bytes() for marker in MARKERS if (path / marker).exists()}
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            found = {marker: archive.read(prefix + marker) for marker in MARKERS if prefix + marker in names}
+    if "zarr.json" in found:
+        return bool(json.loads(found["zarr.json"]).get("node_type") == "group")
+    return ".zarray" not in found
+
+
+def _zip_root(path: Path) -> str:
+    """Return the folder inside a zip file that holds the store: the top, or the one folder there."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    holders = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in MARKERS}
+    if not holders:
+        msg = f"{path} holds no Zarr metadata; zip the store so that zarr.json or .zattrs lies at its top"
+        raise InputError(msg)
+    least = min(holder.count("/") + bool(holder) for holder in holders)
+    tops = sorted(holder for holder in holders if holder.count("/") + bool(holder) == least)
+    if len(tops) > 1:
+        msg = f"{path} holds several stores: {listed(tops)}; zip one store into one file"
+        raise InputError(msg)
+    return tops[0]
+
+
+def default_axes(path: Path, array: Any) -> list[str]:
+    """Return axis names of an array without OME metadata: its dimension names, or (T, C, Z, Y, X) from the end."""
+    names = getattr(array.metadata, "dimension_names", None)
+    if names and all(isinstance(name, str) and name.lower() in "tczyx" for name in names):
+        return [name.lower() for name in names]
+    if not 2 <= array.ndim <= 5:
+        msg = f"{path} has shape {array.shape}; expected a volume (Z, Y, X)"
+        raise InputError(msg)
+    return list("tczyx"[-array.ndim :])
+
+
+def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
+    """Return the array of a level and what the metadata say about it."""
+    import zarr
+
+    nothing: dict[str, Any] = {"axes": [], "transforms": [], "labels": [], "version": None, "levels": 1, "extra": {}}
+    if isinstance(node, zarr.Array):
+        if level != 0:
+            msg = f"{path} is one Zarr array, without pyramid levels; level must be 0, got {level}"
+            raise InputError(msg)
+        return node, nothing
+    attributes = dict(node.attrs)
+    ome = attributes.get("ome", attributes)
+    multiscales = ome.get("multiscales")
+    if not multiscales:
+        return find_level(path, _only_child(path, node, ome), level)
+    multiscale = multiscales[0]
+    datasets = multiscale["datasets"]
+    if not 0 <= level < len(datasets):
+        msg = f"{path} has pyramid levels 0 to {len(datasets) - 1}, got level {level}"
+        raise InputError(msg)
+    inside = "/".join(part for part in (node.path, datasets[level]["path"]) if part)
+    array = open_node(path, inside)
+    own = attributes.get("n4flow")
+    return array, {
+        "axes": [_axis(axis) for axis in multiscale.get("axes", [])],
+        "transforms": [
+            *datasets[level].get("coordinateTransformations", []),
+            *multiscale.get("coordinateTransformations", []),
+        ],
+        "labels": [str(channel.get("label", i)) for i, channel in enumerate(ome.get("omero", {}).get("channels", []))],
+        "version": str(ome.get("version") or multiscale.get("version") or "unknown"),
+        "levels": len(datasets),
+        "extra": dict(own) if isinstance(own, Mapping) else {},
+    }
+
+
+def _axis(axis: Any) -> dict[str, Any]:
+    """Return an axis of OME-Zarr 0.4 and later (an object), or of 0.3 (a name)."""
+    if isinstance(axis, str):
+        return {"name": axis.lower(), "unit": None}
+    return {**axis, "name": str(axis["name"]).lower()}
+
+
+def _only_child(path: Path, group: Any, ome: Mapping[str, Any]) -> Any:
+    """Return the one image of a collection without multiscales of its own, such as bioformats2raw writes."""
+    import zarr
+
+    series: Sequence[str] = ome.get("series") or [name for name in sorted(group.group_keys()) if name.isdigit()]
+    if "plate" not in ome and len(series) == 1:
+        child = group[series[0]]
+        attributes: dict[str, Any] = dict(child.attrs)
+        if isinstance(child, zarr.Group) and attributes.get("ome", attributes).get("multiscales"):
+            return child
+    inside = sorted([*group.group_keys(), *group.array_keys()])
+    msg = (
+        f"{path} is a Zarr group without an OME-Zarr image; it holds {listed(inside) if inside else 'nothing'}; "
+        "give the path of one image or array"
+    )
+    raise InputError(msg)

@@ -1,0 +1,273 @@
+"""Volumes: one channel of any file or store, read block by block, and whole arrays written to any format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.formats.grid import listed
+from n4flow.formats.layout import AXES, by_axis
+from n4flow.formats.reader import ArrayReader, NpyReader, Reader
+from n4flow.formats.writers import write_volume
+from n4flow.formats.zarr_reader import ZarrReader, is_zarr
+
+if TYPE_CHECKING:
+    import dask.array
+
+__all__ = ["Volume", "missing_chunks", "open_volume", "write_volume"]
+
+FORMATS = "OME-Zarr (.zarr, .zarr.zip, .ozx), NIfTI (.nii, .nii.gz), TIFF, NRRD, MHA or .npy"
+BLOCK_BYTES = 2**26  # of a dask block, and of what the digest reads at once
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One channel of a file or store, axes (Z, Y, X), in its own dtype.
+
+    Parameters
+    ----------
+    reader : Reader
+        Knows the file.
+    voxel_um : dict or None
+        Voxel size in micrometres by axis name; None only where it was not required.
+    origin_um : dict
+        Centre of the first voxel in micrometres by axis name.
+    metadata : dict
+        `format`, and what the format adds: `ome_zarr_version`, `channels`, `affine` of NIfTI, `missing_chunks`.
+    source : Path
+    """
+
+    reader: Reader = field(repr=False)
+    voxel_um: dict[str, float] | None
+    origin_um: dict[str, float]
+    metadata: dict[str, Any]
+    source: Path
+
+    @classmethod
+    def from_array(
+        cls,
+        array: np.ndarray,
+        voxel_um: Mapping[str, float] | Sequence[float] | None = None,
+        origin_um: Mapping[str, float] | Sequence[float] | None = None,
+    ) -> Volume:
+        """Return a (Z, Y, X) array in memory as a volume; sizes in micrometres, by axis name or (z, y, x)."""
+        reader = ArrayReader(array)
+        voxel = by_axis(voxel_um, "voxel_um") if voxel_um is not None else None
+        origin = by_axis(origin_um, "origin_um") if origin_um is not None else reader.origin_um
+        return cls(reader, voxel, origin, reader.metadata, reader.path)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Z, Y, X)."""
+        return self.reader.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the voxels, in native byte order."""
+        return self.reader.dtype
+
+    @property
+    def chunks(self) -> tuple[int, int, int]:
+        """(Z, Y, X) voxels that are decoded together."""
+        return self.reader.chunks
+
+    @property
+    def shards(self) -> tuple[int, int, int] | None:
+        """(Z, Y, X) voxels of a file of a sharded store."""
+        return self.reader.shards
+
+    @cached_property
+    def data(self) -> dask.array.Array:
+        """The voxels as a lazy dask array, in blocks of whole chunks."""
+        import dask.array as da
+
+        meta = np.empty((0, 0, 0), self.dtype)
+        return da.from_array(_Lazy(self), chunks=self._blocks(), name=False, asarray=False, meta=meta)
+
+    def read(self, z: slice, y: slice = slice(None), x: slice = slice(None)) -> np.ndarray:
+        """Read a box.
+
+        Parameters
+        ----------
+        z, y, x : slice
+            Without steps.
+
+        Returns
+        -------
+        (z, y, x) array
+            C-contiguous, in the volume's dtype and native byte order; the caller's own.
+
+        Raises
+        ------
+        InputError
+            The file is damaged there.
+        """
+        box = [_bounds(s, n) for s, n in zip((z, y, x), self.shape, strict=True)]
+        if any(s.stop == s.start for s in box):
+            return np.empty([s.stop - s.start for s in box], self.dtype)
+        return np.array(self.reader.read(*box), self.dtype, order="C", copy=self.reader.borrowed or None)
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the voxels, their type, shape and size, as hexadecimal digits.
+
+        It is a hash of one hash per plane, of little-endian decoded voxels: independent of chunks, codecs and format,
+        and of how much is read at once.
+        """
+        order = self.dtype.newbyteorder("<")
+        head = {"shape": self.shape, "dtype": self.dtype.name, "voxel_um": self.voxel_um}
+        total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        depth = self._blocks()[0]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, self.shape[0], depth):
+                block = self.read(slice(start, start + depth)).astype(order, copy=False)
+                for plane in pool.map(lambda values: hashlib.sha256(values).digest(), block):
+                    total.update(plane)
+        return total.hexdigest()
+
+    def _blocks(self) -> tuple[int, int, int]:
+        """Return a block of whole chunks of about `BLOCK_BYTES`, whole planes first."""
+        block = [min(c, n) for c, n in zip(self.chunks, self.shape, strict=True)]
+        for axis in (2, 1, 0):
+            free = max(1, BLOCK_BYTES // (int(np.prod(block)) * self.dtype.itemsize))
+            block[axis] = min(block[axis] * free, self.shape[axis])
+        return block[0], block[1], block[2]
+
+
+class _Lazy:
+    """A volume as dask wants an array: shape, dtype and slicing."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume, self.shape, self.dtype, self.ndim = volume, volume.shape, volume.dtype, 3
+
+    def __getitem__(self, box: tuple[slice, slice, slice]) -> np.ndarray:
+        return self.volume.read(*box)
+
+
+def open_volume(
+    path: str | Path,
+    *,
+    level: int = 0,
+    channel: int | str | None = None,
+    voxel_um: Mapping[str, float] | Sequence[float] | None = None,
+    require_voxel_um: bool = True,
+    allow_missing_chunks: bool = False,
+) -> Volume:
+    """Open a volume lazily.
+
+    Parameters
+    ----------
+    path : path
+        OME-Zarr 0.1 to 0.5 (a folder, or zipped), a Zarr array, NIfTI, TIFF, NRRD, MHA or `.npy`.
+    level : int
+        Pyramid level of an OME-Zarr image.
+    channel : int or str, optional
+        Index or label; needed where there are several.
+    voxel_um : dict by axis name, or (z, y, x), optional
+        Micrometres; takes the place of what the file says. A dict may name single axes.
+    require_voxel_um : bool
+        Refuse a volume without voxel size.
+    allow_missing_chunks : bool
+        Read absent, empty and damaged files of a Zarr store as 0; `metadata` then lists them as `missing_chunks`, and
+        the planes they touch as `missing_planes`.
+
+    Returns
+    -------
+    Volume
+
+    Raises
+    ------
+    InputError
+        The path is missing or no volume, the voxel size is unknown, several channels and none chosen, files of the
+        store missing. One sentence with the remedy.
+    """
+    path = Path(path)
+    reader = _reader(path, level, channel, allow_missing_chunks=allow_missing_chunks)
+    voxel = _voxel_size(reader, voxel_um, required=require_voxel_um)
+    return Volume(reader, voxel, reader.origin_um, reader.metadata, path)
+
+
+def missing_chunks(path: str | Path) -> list[str]:
+    """Return the keys, relative to the store, of files of level 0 of a Zarr image that are absent, empty or cut short.
+
+    Raises
+    ------
+    InputError
+        There is no Zarr image at `path`.
+    """
+    from n4flow.formats.zarr_reader import faulty_files, find_level, open_node
+
+    path = Path(path)
+    array, _described = find_level(path, open_node(_existing(path)), 0)
+    return ["/".join(part for part in (array.path, key) if part) for key in faulty_files(path, array).values()]
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        target = f" is a link to {os.readlink(path)}, which" if path.is_symlink() else ""
+        msg = f"{path}{target} does not exist; check the path"
+        raise InputError(msg)
+    return path
+
+
+def _reader(path: Path, level: int, channel: int | str | None, *, allow_missing_chunks: bool) -> Reader:
+    name = _existing(path).name.lower()
+    if is_zarr(path):
+        return ZarrReader(path, level, channel, allow_missing_chunks=allow_missing_chunks)
+    if path.is_dir():
+        inside = sorted(child.name for child in path.iterdir())
+        held = listed(inside) if inside else "nothing"
+        msg = f"{path} is a folder without Zarr metadata, it holds {held}; expected {FORMATS}"
+        raise InputError(msg)
+    if level != 0:
+        msg = f"{path} has no pyramid levels; level must be 0, got {level}"
+        raise InputError(msg)
+    if name.endswith(".npy"):
+        _one_channel(path, channel)
+        return NpyReader(path)
+    msg = f"{path} is not a volume that n4flow reads; expected {FORMATS}"
+    raise InputError(msg)
+
+
+def _one_channel(path: Path, channel: int | str | None) -> None:
+    if channel not in (None, 0, "0"):
+        msg = f"{path} has one channel, got channel {channel}; leave channel out"
+        raise InputError(msg)
+
+
+def _voxel_size(
+    reader: Reader, given: Mapping[str, float] | Sequence[float] | None, *, required: bool
+) -> dict[str, float] | None:
+    voxel = dict(reader.voxel_um)
+    if isinstance(given, Mapping) and set(given) < set(AXES):
+        voxel.update({axis: float(size) for axis, size in given.items()})
+    elif given is not None:
+        voxel = by_axis(given, "voxel_um")
+    if not all(np.isfinite(size) and size > 0 for size in voxel.values()):
+        msg = f"voxel_um needs positive micrometres, got {voxel}"
+        raise InputError(msg)
+    if set(voxel) == set(AXES):
+        return {axis: voxel[axis] for axis in AXES}
+    if not required:
+        return None
+    part = f" along {', '.join(axis for axis in AXES if axis not in voxel)}" if voxel else ""
+    reason = f" ({reader.reason})" if reader.reason else ""
+    msg = f"{reader.path} has no voxel size{part}{reason}; give it with voxel_um (z y x, micrometres)"
+    raise InputError(msg)
+
+
+def _bounds(cut: slice, size: int) -> slice:
+    start, stop, step = cut.indices(size)
+    if step != 1:
+        msg = f"a volume is read without steps, got {cut}"
+        raise InputError(msg)
+    return slice(start, max(start, stop))
