@@ -22,7 +22,9 @@ workflow {
     // rows: [sample, image, mask, sections, voxel_um], one map per sample
     if (params.input == 'phantom') {
         PHANTOM()
-        rows = PHANTOM.out.volume.map { image, table -> [sample: 'phantom', image: image, sections: table] }
+        rows = PHANTOM.out.volume.map { image, table ->
+            [sample: 'phantom', image: image, sections: params.sections.toString() == '1' ? table : params.sections]
+        }
     } else {
         rows = channel.fromList(read_samples(params))
     }
