@@ -47,9 +47,9 @@ def pool(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def weighted_percentile(values: np.ndarray, counts: np.ndarray, q: float) -> float:
     """Return the q-th percentile (0 to 100) of pooled pairs, as numpy's `linear` method on the voxels themselves.
 
-    The voxels of a bin are taken to lie evenly around their mean, as far as the nearer edge of the bin: so the result is
-    within one bin of the exact one, and exact where a bin holds one distinct value at its edge or a single voxel. NaN
-    when there are no voxels.
+    The voxels of a bin are taken to lie evenly around their mean, as far as the nearer edge of the bin: so the result
+    is within one bin of the exact one, and exact where a bin holds one distinct value at its edge or a single voxel.
+    NaN when there are no voxels.
     """
     cumulated = np.cumsum(counts)
     if not len(cumulated):
@@ -65,7 +65,7 @@ def weighted_percentile(values: np.ndarray, counts: np.ndarray, q: float) -> flo
 
 
 def pairs_of_bins(bins: np.ndarray, counts: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn (bin of magnitude + N_BINS if negative, count, sum of residual bits) into sorted (values float32, counts uint32)."""
+    """Turn (bin, + N_BINS if negative; count; sum of residual bits) into sorted values float32 and counts uint32."""
     negative = bins >= N_BINS
     magnitude = bins - np.where(negative, N_BINS, 0)
     edge = (magnitude << SHIFT).astype(np.int32).view(np.float32).astype(np.float64)

@@ -1,10 +1,12 @@
 """Compiled loops of the stages. Plain arithmetic in a fixed order, without the GIL, so that threads may share planes.
 
-Every function works on one plane (or some rows of it) and never on a whole volume; who calls it decides on threads. Each
-output depends on its own plane alone, so results do not depend on how many threads there are.
+Every function works on one plane (or some rows of it) and never on a whole volume; who calls it decides on threads.
+Each output depends on its own plane alone, so results do not depend on how many threads there are.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -20,7 +22,9 @@ N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
 
 
 @njit(nogil=True, cache=True)
-def shrink_rows_int(plane, k, row_start, row_stop, saturated, mean, valid, counts, extremes):
+def shrink_rows_int(
+    plane: Any, k: int, row_start: int, row_stop: int, saturated: int, mean: Any, valid: Any, counts: Any, extremes: Any
+) -> None:
     """Block means of an integer plane for block rows row_start <= r < row_stop; see `statistics.shrink_planes`."""
     n_y, n_x = plane.shape
     n_cols = mean.shape[1]
@@ -51,7 +55,9 @@ def shrink_rows_int(plane, k, row_start, row_stop, saturated, mean, valid, count
 
 
 @njit(nogil=True, cache=True)
-def shrink_rows_float(plane, k, row_start, row_stop, mean, valid, counts, extremes):
+def shrink_rows_float(
+    plane: Any, k: int, row_start: int, row_stop: int, mean: Any, valid: Any, counts: Any, extremes: Any
+) -> None:
     """Block means of a float32 plane for block rows row_start <= r < row_stop; see `statistics.shrink_planes`."""
     n_y, n_x = plane.shape
     n_cols = mean.shape[1]
@@ -83,8 +89,18 @@ def shrink_rows_float(plane, k, row_start, row_stop, mean, valid, counts, extrem
 
 
 @njit(nogil=True, cache=True)
-def histogram_rows(bits, tissue, has_tissue, agarose, has_agarose, row_start, row_stop, table, touched):
-    """Add rows of a float32 plane, seen as int32 bits, to `table` (3 classes, 2 * N_BINS) of packed count and residual sum.
+def histogram_rows(
+    bits: Any,
+    tissue: Any,
+    has_tissue: bool,
+    agarose: Any,
+    has_agarose: bool,
+    row_start: int,
+    row_stop: int,
+    table: Any,
+    touched: Any,
+) -> None:
+    """Add rows of a float32 plane, seen as int32 bits, to `table` (3, 2 * N_BINS) of packed count and residual sum.
 
     Classes: 0 tissue, 1 agarose outside tissue, 2 the rest. `touched` (3, 2) is the range of bins in use.
     """
@@ -110,7 +126,7 @@ def histogram_rows(bits, tissue, has_tissue, agarose, has_agarose, row_start, ro
 
 
 @njit(nogil=True, cache=True)
-def drain(table, touched, c, bins, counts, sums):
+def drain(table: Any, touched: Any, c: int, bins: Any, counts: Any, sums: Any) -> int:
     """Move class `c` of `table` into the lists, leaving zeros behind; returns how many bins were in use."""
     n = 0
     for index in range(touched[c, 0], touched[c, 1] + 1):
@@ -127,8 +143,8 @@ def drain(table, touched, c, bins, counts, sums):
 
 
 @njit(nogil=True, cache=True)
-def plane_range(plane, lower, upper, span):
-    """In place: clip at `upper`, then at `lower`, subtract `lower`, divide by `span`. Zeros and non-finite voxels stay."""
+def plane_range(plane: Any, lower: float, upper: float, span: float) -> None:
+    """In place: clip at `upper`, then `lower`, subtract `lower`, divide by `span`. Zeros and non-finite voxels stay."""
     for y in range(plane.shape[0]):
         for x in range(plane.shape[1]):
             v = plane[y, x]
@@ -138,7 +154,7 @@ def plane_range(plane, lower, upper, span):
 
 
 @njit(nogil=True, cache=True)
-def plane_gain(plane, tissue, gain):
+def plane_gain(plane: Any, tissue: Any, gain: float) -> None:
     """In place: multiply tissue voxels by `gain`."""
     for y in range(plane.shape[0]):
         for x in range(plane.shape[1]):
@@ -147,7 +163,7 @@ def plane_gain(plane, tissue, gain):
 
 
 @njit(nogil=True, cache=True)
-def plane_lookup(plane, threshold, knots_x, knots_y, starts, top_slope):
+def plane_lookup(plane: Any, threshold: float, knots_x: Any, knots_y: Any, starts: Any, top_slope: float) -> None:
     """In place: the piecewise-linear map through the knots, for finite voxels above `threshold`.
 
     `starts` gives, for equal steps from the first knot to the last, the segment in which a step begins. Above the last

@@ -10,9 +10,8 @@ volume merge exactly. A bin keeps its count and the mean of its voxels, which co
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,51 +19,23 @@ from typing import Any, Self
 import numpy as np
 
 from n4flow.arrays import array_module, to_numpy
-from n4flow.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT, add_up, pairs_of_bins, pool, weighted_percentile
+from n4flow.bins import (
+    INFINITY_BITS,
+    MAGNITUDE,
+    N_BINS,
+    RESIDUAL,
+    SHIFT,
+    add_up,
+    pairs_of_bins,
+    pool,
+    weighted_percentile,
+)
 from n4flow.errors import InputError
+from n4flow.planes import as_block, as_mask, available_threads, run_tasks
 
 CLASSES = ("tissue", "agarose", "other")
 _PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
 _NATIVE = ("u1", "u2", "i2")  # integer types with a compiled loop of their own; others go through float32
-
-
-def available_threads() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
-    """Return `function(task)` for each task, in order, computed by `threads` threads."""
-    tasks = list(tasks)
-    workers = min(threads or available_threads(), len(tasks))
-    if workers <= 1:
-        return [function(task) for task in tasks]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, tasks))
-
-
-def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
-    """Return `mask` as a bool array of `shape`: bool, 0/1, 0/255 and float masks alike; what is above 0 is inside.
-
-    Raises
-    ------
-    InputError
-        Another shape; the sentence gives both.
-    """
-    mask = mask if hasattr(mask, "shape") else np.asarray(mask)
-    if tuple(mask.shape) != tuple(shape):
-        msg = f"{name} must have the shape {tuple(shape)} of the volume, got {tuple(mask.shape)}; resample or crop it to the volume"
-        raise InputError(msg)
-    return mask if mask.dtype == bool else mask > 0
-
-
-def as_block(block: Any, name: str = "volume") -> Any:
-    """Return `block` if it is a (Z, Y, X) array of real numbers with at least one voxel; else an InputError."""
-    block = block if hasattr(block, "dtype") else np.asarray(block)
-    if block.ndim != 3 or 0 in block.shape or block.dtype.kind not in "buif":
-        msg = f"{name} must be a (Z, Y, X) array of real numbers with at least one voxel, got shape {tuple(block.shape)} of {block.dtype}"
-        raise InputError(msg)
-    return block
 
 
 @dataclass
@@ -96,7 +67,13 @@ class ShrunkenVolume:
         """Write to an .npz file that `load` reads."""
         with Path(path).open("wb") as stream:
             np.savez_compressed(
-                stream, mean=self.mean, valid=self.valid, shrink=self.shrink, full_shape=self.full_shape, **{f"plane_{name}": values for name, values in self.planes.items()}
+                stream,
+                allow_pickle=False,
+                mean=self.mean,
+                valid=self.valid,
+                shrink=self.shrink,
+                full_shape=self.full_shape,
+                **{f"plane_{name}": values for name, values in self.planes.items()},
             )
 
     @classmethod
@@ -111,7 +88,8 @@ class ShrunkenVolume:
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
         """Put slabs of one volume, in order of Z, back together."""
         if len({(s.shrink, s.full_shape[1:]) for s in slabs}) != 1:
-            msg = f"slabs of one volume must have one shrink factor and plane size, got {sorted({(s.shrink, *s.full_shape[1:]) for s in slabs})}"
+            seen = sorted({(s.shrink, *s.full_shape[1:]) for s in slabs})
+            msg = f"slabs of one volume must have one shrink factor and plane size, got {seen}"
             raise InputError(msg)
         first = slabs[0]
         return cls(
@@ -165,7 +143,9 @@ def shrink_planes(block: Any, k: int, *, threads: int | None = None) -> Shrunken
             kernels.shrink_rows_int(plane, k, cuts[part], cuts[part + 1], top, *args)
         else:
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
-                kernels.shrink_rows_float(np.ascontiguousarray(plane, dtype=np.float32), k, cuts[part], cuts[part + 1], *args)
+                kernels.shrink_rows_float(
+                    np.ascontiguousarray(plane, dtype=np.float32), k, cuts[part], cuts[part + 1], *args
+                )
             if top is not None and part == 0:
                 counts[z, part, kernels.N_SATURATED] = np.count_nonzero(plane == top)
 
@@ -247,30 +227,45 @@ class PlaneHistograms:
 
     def save(self, path: str | Path) -> None:
         """Write to an .npz file that `load` reads."""
-        arrays = {f"values_{c}": v for c, v in zip(CLASSES, self.values, strict=True)} | {f"counts_{c}": n for c, n in zip(CLASSES, self.counts, strict=True)}
+        arrays = {f"values_{c}": v for c, v in zip(CLASSES, self.values, strict=True)} | {
+            f"counts_{c}": n for c, n in zip(CLASSES, self.counts, strict=True)
+        }
         with Path(path).open("wb") as stream:
-            np.savez_compressed(stream, z_start=self.z_start, offsets=self.offsets, **arrays)
+            np.savez_compressed(stream, allow_pickle=False, z_start=self.z_start, offsets=self.offsets, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
         with np.load(path) as data:
-            return cls(int(data["z_start"]), data["offsets"], tuple(data[f"values_{c}"] for c in CLASSES), tuple(data[f"counts_{c}"] for c in CLASSES))
+            return cls(
+                int(data["z_start"]),
+                data["offsets"],
+                tuple(data[f"values_{c}"] for c in CLASSES),
+                tuple(data[f"counts_{c}"] for c in CLASSES),
+            )
 
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
         """Put slabs of one volume back together, in any order; a gap or an overlap is an InputError."""
         slabs = sorted(slabs, key=lambda slab: slab.z_start)
-        for before, after in zip(slabs, slabs[1:], strict=False):
+        for before, after in itertools.pairwise(slabs):
             if before.z_start + before.n_planes != after.z_start:
-                msg = f"slabs must follow each other: planes {before.z_start} to {before.z_start + before.n_planes - 1} are followed by plane {after.z_start}"
+                stop = before.z_start + before.n_planes
+                msg = f"slabs must follow each other: one ends before plane {stop}, the next begins at {after.z_start}"
                 raise InputError(msg)
         lengths = np.concatenate([np.diff(slab.offsets, axis=1) for slab in slabs], axis=1)
         offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
-        return cls(slabs[0].z_start, offsets, tuple(np.concatenate(v) for v in zip(*(s.values for s in slabs), strict=True)), tuple(np.concatenate(n) for n in zip(*(s.counts for s in slabs), strict=True)))
+        return cls(
+            slabs[0].z_start,
+            offsets,
+            tuple(np.concatenate(v) for v in zip(*(s.values for s in slabs), strict=True)),
+            tuple(np.concatenate(n) for n in zip(*(s.counts for s in slabs), strict=True)),
+        )
 
 
-def plane_histograms(block: Any, tissue: Any = None, agarose: Any = None, z_start: int = 0, *, threads: int | None = None) -> PlaneHistograms:
+def plane_histograms(
+    block: Any, tissue: Any = None, agarose: Any = None, z_start: int = 0, *, threads: int | None = None
+) -> PlaneHistograms:
     """Count the valid voxels of every plane on the fixed grid of bins.
 
     Parameters
@@ -294,7 +289,11 @@ def plane_histograms(block: Any, tissue: Any = None, agarose: Any = None, z_star
             mask = xp.asarray(mask if xp is not np else to_numpy(mask))
         masks.append(mask)
     worker = _PlaneCounter(block, *masks) if xp is np else None
-    count = worker.count if worker is not None else lambda z: _count_plane(block[z], *(m if m is None or m.ndim == 2 else m[z] for m in masks))
+    count = (
+        worker.count
+        if worker is not None
+        else lambda z: _count_plane(block[z], *(m if m is None or m.ndim == 2 else m[z] for m in masks))
+    )
     lists = run_tasks(count, range(shape[0]), threads if xp is np else 1)
     values = tuple(np.concatenate([plane[c][0] for plane in lists]) for c in range(3))
     counts = tuple(np.concatenate([plane[c][1] for plane in lists]) for c in range(3))
@@ -327,7 +326,17 @@ class _PlaneCounter:
         rows = max(1, kernels.PIECE_VOXELS // plane.shape[1])
         pieces: list[list[tuple[np.ndarray, ...]]] = [[], [], []]
         for start in range(0, plane.shape[0], rows):
-            kernels.histogram_rows(plane.view(np.int32), tissue, self.tissue is not None, agarose, self.agarose is not None, start, min(plane.shape[0], start + rows), table, touched)
+            kernels.histogram_rows(
+                plane.view(np.int32),
+                tissue,
+                self.tissue is not None,
+                agarose,
+                self.agarose is not None,
+                start,
+                min(plane.shape[0], start + rows),
+                table,
+                touched,
+            )
             for c in range(3):
                 lists = np.empty((3, max(0, touched[c, 1] - touched[c, 0] + 1)), np.int64)
                 n = kernels.drain(table, touched, c, *lists)
@@ -336,7 +345,7 @@ class _PlaneCounter:
 
 
 def _count_plane(plane: Any, tissue: Any, agarose: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The same as `_PlaneCounter.count` in array operations, on the device that owns `plane`."""
+    """Do what `_PlaneCounter.count` does in array operations, on the device that owns `plane`."""
     xp = array_module(plane)
     bits = xp.ascontiguousarray(plane, dtype=xp.float32).view(xp.int32)
     magnitude = bits & MAGNITUDE

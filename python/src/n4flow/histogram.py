@@ -1,0 +1,318 @@
+"""Histogram matching: each section (or plane) to the pooled distribution, by a monotone piecewise-linear map.
+
+For a section with N voxels above the threshold, sorted and cut into groups j that hold the shares u_j .. u_(j+1) of
+them, the map runs through the knots (x_j, y_j): x_j is the mean of the group, y_j the mean of the pooled
+distribution between the same shares, y_j = (G(u_(j+1)) - G(u_j)) / (u_(j+1) - u_j), where G is the integral of the
+pooled quantile function. So the map is monotone, takes the section's mean to the pooled mean, and is the identity for a
+section that is distributed as the pool. Groups are `n_bins` equal steps of the pooled range; neighbours are
+joined until a group has enough voxels to say anything, so spans without evidence are bridged by the line between
+their neighbours.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from n4flow.arrays import array_module, is_dask, probe_gpu, to_numpy
+from n4flow.bins import pool, weighted_percentile
+from n4flow.correction import Correction, Where
+from n4flow.errors import InputError, N4flowWarning
+from n4flow.lazy import apply_lazily, count_lazily
+from n4flow.levels import least_voxels
+from n4flow.sections import SectionTable
+from n4flow.planes import as_block, as_mask, run_tasks
+from n4flow.statistics import PlaneHistograms, plane_histograms
+from n4flow.zprofile import push
+
+MATCHED, BORROWED, IDENTITY = 0, 1, 2
+STATUS = ("matched", "borrowed", "left_alone")
+KNOT_VOXELS = 64  # a knot rests on this many voxels, or a sixteenth of the section's when that is less
+ONE_VALUE_SHARE = 0.85  # a section with this share of its voxels in one bin (constant, saturated) has no distribution
+TAIL_PERCENTILE = 99.9  # steps are equal up to here; above, each is twice as wide as the one before
+
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass
+class SectionLookup(Correction):
+    """Map intensities above a threshold through one monotone piecewise-linear function per section or plane.
+
+    Parameters
+    ----------
+    threshold : float
+        Intensities at or below it are unchanged; every map begins at (threshold, threshold).
+    map_of_plane : (Z,) int32 array
+        Which map a plane takes; -1: none, the plane is unchanged.
+    status : (Z,) uint8 array
+        0 matched, 1 map borrowed from the nearest matched section, 2 left alone.
+    offsets : (maps + 1,) int64 array
+        Where each map's knots begin.
+    knots_x, knots_y : float64 arrays
+        Knots of all maps, strictly ascending in x and never descending in y within a map.
+    """
+
+    kind: ClassVar[str] = "section_lookup"
+    threshold: float
+    map_of_plane: np.ndarray
+    status: np.ndarray
+    offsets: np.ndarray
+    knots_x: np.ndarray
+    knots_y: np.ndarray
+
+    def knots(self, z: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the knots (x, y) of plane `z`'s map, None when the plane is unchanged."""
+        i = int(self.map_of_plane[z])
+        if i < 0:
+            return None
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return self.knots_x[part], self.knots_y[part]
+
+    def apply(self, block: Any, where: Where) -> Any:
+        """Return the mapped block; zeros and non-finite voxels stay as they are. NumPy or CuPy, in place."""
+        xp = array_module(block)
+        block = xp.ascontiguousarray(block, dtype=xp.float32)
+        tables = {
+            int(i): self._table(int(i))
+            for i in np.unique(self.map_of_plane[where.z : where.z + block.shape[0]])
+            if i >= 0
+        }
+
+        def work(row: int) -> None:
+            i = int(self.map_of_plane[where.z + row])
+            if i >= 0 and xp is np:
+                from n4flow import kernels
+
+                kernels.plane_lookup(block[row], self.threshold, *tables[i])
+            elif i >= 0:
+                block[row] = _lookup_arrays(block[row], self.threshold, *tables[i])
+
+        run_tasks(work, range(block.shape[0]), 1 if xp is not np else None)
+        return block
+
+    def _table(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        x, y = self.knots_x[part], self.knots_y[part]
+        steps = x[0] + (x[-1] - x[0]) * np.arange(4 * len(x)) / (4 * len(x))
+        starts = np.clip(np.searchsorted(x, steps, side="right") - 1, 0, len(x) - 2)
+        return x, y, starts.astype(np.int32), float((y[-1] - y[0]) / (x[-1] - x[0]))
+
+    def map(self, values: np.ndarray, z: int) -> np.ndarray:
+        """Return what the float32 `values` of plane `z` become."""
+        return self.apply(
+            np.array(values, np.float32).reshape(1, 1, -1), Where(z, 0, 0, (len(self.map_of_plane), 1, 1))
+        )[0, 0]
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many planes were matched and how strongly the maps change intensities."""
+        counts = np.bincount(self.status, minlength=len(STATUS))
+        ratios = [
+            np.median((self.knots_y[a + 1 : b] - self.threshold) / (self.knots_x[a + 1 : b] - self.threshold))
+            for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        ]
+        return {
+            "threshold": float(self.threshold),
+            "maps": len(self.offsets) - 1,
+            **{f"planes_{name}": int(n) for name, n in zip(STATUS, counts, strict=True)},
+            "gain_min": float(min(ratios, default=1.0)),
+            "gain_max": float(max(ratios, default=1.0)),
+        }
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return settings and arrays."""
+        names = ("map_of_plane", "status", "offsets", "knots_x", "knots_y")
+        return {"threshold": float(self.threshold)}, {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild from `to_arrays`."""
+        names = ("map_of_plane", "status", "offsets", "knots_x", "knots_y")
+        return cls(float(settings["threshold"]), *(arrays[name] for name in names))
+
+
+def _lookup_arrays(
+    plane: Any, threshold: float, x: np.ndarray, y: np.ndarray, _starts: np.ndarray, top_slope: float
+) -> Any:
+    """Do what `kernels.plane_lookup` does in array operations, on the device that owns `plane`."""
+    xp = array_module(plane)
+    values = plane.astype(xp.float64)
+    mapped = xp.interp(values, xp.asarray(x), xp.asarray(y))
+    mapped = xp.where(values >= x[-1], y[-1] + (values - x[-1]) * top_slope, mapped)
+    inside = (values > threshold) & (values != 0) & xp.isfinite(values)
+    return xp.where(inside, mapped.astype(xp.float32), plane)
+
+
+def _knots(
+    pairs: Pairs, reference: Pairs, threshold: float, low: float, width: float, n_bins: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the knots of one section's map, beginning at (threshold, threshold)."""
+    values, counts = pairs[0].astype(np.float64), pairs[1].astype(np.float64)
+    total = counts.sum()
+    step = (values - low) / width
+    beyond = np.maximum(step - n_bins, 0)
+    group = np.where(step < n_bins, step, n_bins + np.log2(1 + beyond)).astype(np.int64)
+    _used, first = np.unique(group, return_index=True)
+    n = np.add.reduceat(counts, first)
+    moment = np.add.reduceat(counts * values, first)
+    enough = min(KNOT_VOXELS, total / 16)
+    joined: list[list[float]] = []
+    for voxels, sum_ in zip(n, moment, strict=True):
+        last = joined[-1] if joined else None
+        # a group that is thin, or whose mean is next to its neighbour's, says nothing about the slope between them
+        if last and (last[0] < enough or sum_ / voxels - last[1] / last[0] < 0.5 * width):
+            last[0] += voxels
+            last[1] += sum_
+        else:
+            joined.append([voxels, sum_])
+    if len(joined) > 1 and joined[-1][0] < enough:
+        voxels, sum_ = joined.pop()
+        joined[-1][0] += voxels
+        joined[-1][1] += sum_
+    groups = np.array(joined)
+    share = np.concatenate([[0.0], np.cumsum(groups[:, 0])]) / total
+    ref_values, ref_counts = reference[0].astype(np.float64), reference[1].astype(np.float64)
+    ref_share = np.concatenate([[0.0], np.cumsum(ref_counts)]) / ref_counts.sum()
+    ref_integral = np.concatenate([[0.0], np.cumsum(ref_counts * ref_values)]) / ref_counts.sum()
+    target = np.diff(np.interp(share, ref_share, ref_integral)) / np.diff(share)
+    x = np.concatenate([[threshold], groups[:, 1] / groups[:, 0]])
+    y = np.concatenate([[threshold], np.maximum.accumulate(target)])
+    return x, y
+
+
+def estimate_lookup(
+    histograms: PlaneHistograms,
+    previous: Sequence[Any] = (),
+    sections: Any = None,
+    n_bins: int = 256,
+    tissue_threshold: float = 0.0,
+    cls: str = "tissue",
+) -> SectionLookup:
+    """Estimate the maps from the histograms of all planes.
+
+    Parameters
+    ----------
+    histograms : PlaneHistograms
+        Of the whole volume.
+    previous : sequence of corrections
+        Applied before this one, in order; the histograms are pushed through their maps.
+    sections : section table, count or None
+        What is matched as one; None: each plane by itself. A flagged section enters no estimate and takes the map of
+        the nearest matched section. So does one with a single intensity (constant, saturated). One with next to no
+        voxels above the threshold is left alone.
+    n_bins : int
+        Equal steps from the lowest pooled intensity above the threshold to the 99.9th percentile.
+    tissue_threshold : float
+        Intensities at or below it are unchanged and not counted.
+    cls : str
+        `tissue`, or `all` where there is no tissue mask.
+    """
+    if n_bins < 1 or not np.isfinite(tissue_threshold):
+        msg = f"n_bins must be at least 1 and tissue_threshold finite, got {n_bins} and {tissue_threshold}"
+        raise InputError(msg)
+    table = SectionTable.coerce(sections, histograms.n_planes)
+
+    def above(z: int) -> Pairs:
+        values, counts = histograms.pairs(z, cls)
+        values = push(values, z, previous)
+        keep = np.isfinite(values) & (values != 0) & (values > tissue_threshold)
+        return values[keep], counts[keep]
+
+    pairs = []
+    for section in table:
+        planes = [above(z) for z in range(section.z_start, section.z_stop)]
+        pairs.append(pool(*(np.concatenate(column) for column in zip(*planes, strict=True))))
+    counts = np.array([n.sum() for _v, n in pairs])
+    usable = np.array([s.usable for s in table])
+    tissue = counts >= least_voxels(counts[usable])
+    spread = np.array([n.max(initial=0) < ONE_VALUE_SHARE * max(1, n.sum()) for _v, n in pairs])
+    matched = usable & tissue & spread
+    status = np.where(matched, MATCHED, np.where(usable & ~tissue, IDENTITY, BORROWED))
+    if not matched.any():
+        msg = "no section has a distribution of intensities above the threshold: histogram matching changes nothing"
+        warnings.warn(msg, N4flowWarning, stacklevel=2)
+        nothing = np.full(histograms.n_planes, -1, np.int32)
+        return SectionLookup(
+            float(tissue_threshold),
+            nothing,
+            np.full(len(nothing), IDENTITY, np.uint8),
+            np.zeros(1, np.int64),
+            np.empty(0),
+            np.empty(0),
+        )
+    chosen = np.flatnonzero(matched)
+    reference = pool(*(np.concatenate([pairs[i][part] for i in chosen]) for part in (0, 1)))
+    low = float(reference[0][0])
+    width = (weighted_percentile(*reference, TAIL_PERCENTILE) - low) / n_bins
+    maps = [_knots(pairs[i], reference, float(tissue_threshold), low, width, n_bins) for i in chosen]
+    centre = np.array([(s.z_start + s.z_stop) / 2 for s in table])
+    nearest = np.array([np.argmin(np.abs(centre[chosen] - c)) for c in centre])
+    of_section = np.where(status == IDENTITY, -1, nearest)
+    plane = table.section_of_plane
+    offsets = np.concatenate([[0], np.cumsum([len(x) for x, _y in maps])])
+    knots_x, knots_y = (np.concatenate([m[part] for m in maps]) for part in (0, 1))
+    return SectionLookup(
+        float(tissue_threshold),
+        of_section[plane].astype(np.int32),
+        status[plane].astype(np.uint8),
+        offsets,
+        knots_x,
+        knots_y,
+    )
+
+
+def apply_histogram_matching(
+    vol: Any,
+    n_serial_slices: Any,
+    n_bins: int,
+    tissue_threshold: float = 0.0,
+    use_gpu: bool = False,
+    *,
+    mask: Any = None,
+) -> Any:
+    """Match the distribution of each section to the pooled one.
+
+    Parameters
+    ----------
+    vol : (Z, Y, X) array
+        NumPy, CuPy or dask (then lazy); any real type and any range of intensities; never modified.
+    n_serial_slices : int, section table or None
+        Count of sections (equal split, remainder spread), table, or None: each plane by itself.
+    n_bins : int
+        Steps of the pooled range, see `estimate_lookup`.
+    tissue_threshold : float
+        Voxels at or below it are unchanged.
+    use_gpu : bool
+        Compute on the GPU also when `vol` is in host memory. Without a working GPU that is a GpuError, not a change
+        of device.
+    mask : (Z, Y, X) mask, optional
+        Estimate from these voxels alone, as the workflow does; the maps still act on all voxels above the threshold.
+
+    Returns
+    -------
+    (Z, Y, X) float32 array of the kind of `vol`.
+    """
+    cls = "all" if mask is None else "tissue"
+    if use_gpu:
+        probe_gpu()
+    if is_dask(vol):
+        if use_gpu:
+            import cupy
+
+            vol = vol.map_blocks(cupy.asarray, meta=cupy.empty((0, 0, 0), vol.dtype))
+        histograms = count_lazily(vol, tissue=mask)
+        result = apply_lazily(vol, histograms.then(estimate_lookup, (), n_serial_slices, n_bins, tissue_threshold, cls))
+        return result.map_blocks(to_numpy, meta=np.empty((0, 0, 0), np.float32)) if use_gpu else result
+    vol = as_block(vol)
+    device = vol
+    if use_gpu:
+        import cupy
+
+        device = cupy.asarray(vol)
+    tissue = None if mask is None else as_mask(mask, vol.shape)
+    correction = estimate_lookup(plane_histograms(device, tissue), (), n_serial_slices, n_bins, tissue_threshold, cls)
+    result = correction.apply(device.astype(np.float32), Where(0, 0, 0, tuple(vol.shape)))
+    return to_numpy(result) if array_module(vol) is np else result
