@@ -76,7 +76,7 @@ class PhantomOptions:
     gain: float = 0.12
     drift: float = 0.05
     jitter: float = 0.02
-    speckle: float = 0.20
+    speckle: float = 0.15
     texture: float = 1.0
     padding: float = 0.06
     dark: float = 0.0
