@@ -20,8 +20,8 @@ from n4flow.sections import SectionTable
 
 SMALL = PhantomOptions(sections=3, planes=6, size=(96, 120), voxel_um=(80.0, 40.0, 40.0), seed=3)
 OFF = {
-    "shading": 0.0, "section_shading": 0.0, "attenuation": 0.0, "gain": 0.0, "drift": 0.0, "jitter": 0.0, "speckle": 0.0,
-    "padding": 0.0,
+    "shading": 0.0, "section_shading": 0.0, "attenuation": 0.0, "gain": 0.0, "drift": 0.0, "jitter": 0.0,
+    "speckle": 0.0, "padding": 0.0,
 }  # fmt: skip
 
 
@@ -183,9 +183,7 @@ def test_a_finer_voxel_shows_the_same_brain():
     assert fine_phantom._step == 3
     fine = fine_phantom.planes(4, 5)
     truth, bias = fine.truth[:, 2::5, 2::5], fine.bias[:, 2::5, 2::5]
-    np.testing.assert_allclose(
-        bias, coarse.bias, rtol=0.01
-    )  # the cosines of the coarse grid are sampled half a voxel in
+    np.testing.assert_allclose(bias, coarse.bias, rtol=0.01)  # cosines sampled at other places
     flat = fine.labels[:, 2::5, 2::5] == coarse.labels
     assert flat[coarse.labels > 0].mean() > 0.97
     assert np.corrcoef(truth.ravel(), coarse.truth.ravel())[0, 1] > 0.99
@@ -410,29 +408,30 @@ def test_memory_does_not_grow_with_z(tmp_path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_command(tmp_path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "p.ome.zarr"
-    arguments = "--sections 2 --planes 3 --size 32 40 --voxel-um 30 10 12 --seed 7 --oblique 10 --no-padding --no-speckle".split()
-    faults = ["--damaged", "1", "--no-flag-faults", "--strength", "0.5", "--dtype", "float32"]
+    size = ["--sections", "2", "--planes", "3", "--size", "32", "40", "--voxel-um", "30", "10", "12"]
+    kind = ["--seed", "7", "--oblique", "10", "--no-padding", "--no-speckle", "--strength", "0.5", "--dtype", "float32"]
+    faults = ["--damaged", "1", "--no-flag-faults"]
+    files = ["--truth", str(tmp_path / "t"), "--json", str(tmp_path / "n.json")]
     with pytest.raises(SystemExit) as end:
-        main(
-            [
-                "phantom",
-                str(out),
-                *arguments,
-                *faults,
-                "--truth",
-                str(tmp_path / "t"),
-                "--json",
-                str(tmp_path / "n.json"),
-            ]
-        )
+        main(["phantom", str(out), *size, *kind, *faults, *files])
     assert end.value.code == 0
     assert capsys.readouterr().out.splitlines() == [str(out), str(tmp_path / "p.sections.tsv")]
     default = PhantomOptions()
+    half = ("shading", "section_shading", "attenuation", "gain", "drift", "jitter")
     expected = PhantomOptions(
-        sections=2, planes=3, size=(32, 40), voxel_um=(30, 10, 12), seed=7, oblique=10, padding=0, speckle=0, dtype="float32",
-        shading=default.shading / 2, section_shading=default.section_shading / 2, attenuation=default.attenuation / 2,
-        gain=default.gain / 2, drift=default.drift / 2, jitter=default.jitter / 2, faults=((1, "damaged"),), flag_faults=False,
-    )  # fmt: skip
+        sections=2,
+        planes=3,
+        size=(32, 40),
+        voxel_um=(30, 10, 12),
+        seed=7,
+        oblique=10,
+        padding=0,
+        speckle=0,
+        dtype="float32",
+        faults=((1, "damaged"),),
+        flag_faults=False,
+        **{name: getattr(default, name) / 2 for name in half},
+    )
     np.testing.assert_array_equal(read(out), Phantom(expected).observed(0, 6))
     assert read(tmp_path / "t" / "truth.ome.zarr").shape == (6, 32, 40)
     assert json.loads((tmp_path / "n.json").read_text())["voxel_um"] == {"z": 30, "y": 10, "x": 12}
