@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -103,3 +106,20 @@ def test_every_jar_has_a_checksum():
         assert re.fullmatch(r"[\w.-]+:[\w.-]+:[\w.-]+  [0-9a-f]{64}", jar)
     wanted = tomllib.loads((ROOT / "conf" / "engine" / "jgo.toml").read_text())["dependencies"]["coordinates"]
     assert set(wanted) <= {jar.split()[0] for jar in jars}, "jgo.toml was changed; run `make lock`"
+
+
+def test_every_import_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in project["dependencies"]}
+    provided_by = importlib.metadata.packages_distributions()
+    imported = set()
+    for path in (ROOT / "python" / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.partition(".")[0])
+    optional = {"cupy", "cupyx", "distributed"}
+    foreign = imported - set(sys.stdlib_module_names) - optional - {"n4flow"}
+    names = {module: [name.lower() for name in provided_by[module]] for module in foreign}
+    assert not {module for module, owners in names.items() if not declared & set(owners)}
