@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.formats import itk, tiff
 from n4flow.formats.grid import listed
+from n4flow.formats.itk import ItkReader
 from n4flow.formats.layout import AXES, by_axis
+from n4flow.formats.nifti import NiftiReader
 from n4flow.formats.reader import ArrayReader, NpyReader, Reader
+from n4flow.formats.tiff import TiffReader
 from n4flow.formats.writers import write_volume
 from n4flow.formats.zarr_reader import ZarrReader, is_zarr
 
@@ -231,17 +235,19 @@ def _reader(path: Path, level: int, channel: int | str | None, *, allow_missing_
     if level != 0:
         msg = f"{path} has no pyramid levels; level must be 0, got {level}"
         raise InputError(msg)
+    if name.endswith((".nii", ".nii.gz")):
+        return NiftiReader(path, channel)
+    if name.endswith(tiff.SUFFIXES):
+        return TiffReader(path, channel)
+    if name.endswith(itk.SUFFIXES):
+        return ItkReader(path, channel)
     if name.endswith(".npy"):
-        _one_channel(path, channel)
+        if channel not in (None, 0, "0"):
+            msg = f"{path} has one channel, got channel {channel}; leave channel out"
+            raise InputError(msg)
         return NpyReader(path)
     msg = f"{path} is not a volume that n4flow reads; expected {FORMATS}"
     raise InputError(msg)
-
-
-def _one_channel(path: Path, channel: int | str | None) -> None:
-    if channel not in (None, 0, "0"):
-        msg = f"{path} has one channel, got channel {channel}; leave channel out"
-        raise InputError(msg)
 
 
 def _voxel_size(

@@ -69,7 +69,7 @@ def select(
     path : Path
         For messages.
     axes : sequence of str
-        Names among t, c, z, y, x, in the order of the array.
+        Names among t, c, z, y, x, in the order of the array; empty for others, of length 1.
     shape : sequence of int
     channel : int, str or None
         Index or label of the channel.
@@ -81,14 +81,15 @@ def select(
     InputError
         Axes that are no volume, several time points, several channels and none chosen, or no such channel.
     """
-    if len(axes) != len(shape) or len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes) <= set("tczyx"):
+    named = [axis for axis, size in zip(axes, shape, strict=False) if axis or size > 1]
+    if len(axes) != len(shape) or len(set(named)) != len(named) or not {"y", "x"} <= set(named) <= set("tczyx"):
         msg = f"{path} has axes {', '.join(axes)} and shape {tuple(shape)}; expected z, y, x, and t or c at most"
         raise InputError(msg)
     sizes = dict(zip(axes, shape, strict=True))
     if sizes.get("t", 1) != 1:
         msg = f"{path} has {sizes['t']} time points; expected one volume, so save the one to process by itself"
         raise InputError(msg)
-    fixed = [(axes.index("t"), 0)] if "t" in axes else []
+    fixed = [(position, 0) for position, axis in enumerate(axes) if axis in ("", "t")]
     if "c" in axes:
         fixed.append((axes.index("c"), _channel(path, sizes["c"], channel, labels)))
     elif channel not in (None, 0, "0"):

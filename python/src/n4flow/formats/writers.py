@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.formats import itk, tiff
+from n4flow.formats.itk import write_itk
 from n4flow.formats.layout import DTYPES, by_axis, plan_layout
+from n4flow.formats.nifti import write_nifti
 from n4flow.formats.shards import disk_error
+from n4flow.formats.tiff import write_tiff
 
 if TYPE_CHECKING:
     from n4flow.volume import Volume
@@ -95,6 +99,12 @@ def _write(
     origin_um = like.origin_um if like is not None else dict.fromkeys("zyx", 0.0)
     if ending == ".npy":
         np.save(path, array)
+    elif ending in (".nii", ".nii.gz"):
+        write_nifti(path, array, voxel_um, like)
+    elif ending in tiff.SUFFIXES:
+        write_tiff(path, array, voxel_um)
+    elif ending in itk.SUFFIXES:
+        write_itk(path, array, voxel_um, like)
     else:
         write_zarr(path, array, voxel_um, origin_um, version, _kept(like), labels=labels)
 
@@ -129,7 +139,7 @@ def write_zarr(
 
 def _kept(like: Volume | None) -> dict[str, Any]:
     """Return what an OME-Zarr keeps of the file it comes from, so that it can go back to that format."""
-    keep = ("affine", "affine_code")
+    keep = ("affine", "affine_unit", "affine_codes", "direction", "origin")
     return {key: like.metadata[key] for key in keep if key in like.metadata} if like is not None else {}
 
 

@@ -80,7 +80,7 @@ class ZarrReader(Reader):
         faults = {index: key for index, key in faults.items() if self._select.touches(index, grid)}
         if faults and not allow_missing_chunks:
             msg = (
-                f"{self.path} lacks {len(faults)} of its files, or they are cut short: {listed(list(faults.values()))}; "
+                f"{self.path} lacks {len(faults)} files, or they are cut short: {listed(list(faults.values()))}; "
                 "copy the store again, or allow missing chunks to treat those voxels as invalid"
             )
             raise InputError(msg)

@@ -1,0 +1,192 @@
+"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`.
+
+A file stores (X, Y, Z) with X fastest, which is (Z, Y, X) in C order. An uncompressed file is memory mapped;
+a compressed one is held in memory, because gzip can only be read from its beginning.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.formats.axes import select
+from n4flow.formats.reader import Reader, check_dtype, plane_chunks
+from n4flow.formats.units import to_micrometres
+
+if TYPE_CHECKING:
+    from n4flow.volume import Volume
+
+UNITS_UM = {"mm": 1e3, "micron": 1.0, "meter": 1e6}
+NIFTI1_LONGEST = 32767  # voxels along an axis
+
+
+class NiftiReader(Reader):
+    """One channel (the fourth axis) of a NIfTI file.
+
+    Voxels are `scl_slope * stored + scl_inter` where the header scales: float32, or float64 for types that float32
+    cannot hold. A slope of 0 or NaN means no scaling.
+
+    Raises
+    ------
+    InputError
+        Not NIfTI, cut short, several channels and none chosen.
+    """
+
+    borrowed = True
+
+    def __init__(self, path: Path, channel: int | str | None = None) -> None:
+        import nibabel
+        from nibabel.filebasedimages import ImageFileError
+        from nibabel.spatialimages import HeaderDataError
+
+        self.path = path
+        try:
+            image: Any = nibabel.load(path)
+        except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+            msg = f"{path} is not a readable NIfTI file: {' '.join(str(error).split())}; write it again"
+            raise InputError(msg) from error
+        header = image.header
+        stored = np.dtype(header.get_data_dtype())
+        check_dtype(stored, path)
+        # Slowest axis first, as the voxels lie in the file.
+        shape = tuple(int(n) for n in reversed(image.shape))
+        self._stored, self._stored_shape, self._offset = stored, shape, int(image.dataobj.offset)
+        self._slope, self._inter = float(image.dataobj.slope), float(image.dataobj.inter)
+        self._compressed = path.name.lower().endswith(".gz")
+        self._scaled = (self._slope, self._inter) != (1.0, 0.0)
+        exact = np.can_cast(stored, np.float32)
+        self.dtype = np.dtype(np.float32 if exact else np.float64) if self._scaled else stored.newbyteorder("=")
+        self._check_length()
+        # What NIfTI calls time serves all kinds of channels; axes beyond it are allowed where they hold nothing.
+        named = ["c", "z", "y", "x"][-len(shape) :]
+        self._select = select(path, [""] * (len(shape) - len(named)) + named, shape, channel, [])
+        self.shape = self._select.volume(shape)
+        self.chunks = plane_chunks(self.shape, self.dtype)
+        self._describe(header, np.asarray(image.affine, float))
+
+    def _describe(self, header: Any, affine: np.ndarray) -> None:
+        unit = header.get_xyzt_units()[0]
+        unit_um = UNITS_UM.get(unit)
+        self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
+        # A float32 stands for the decimal number that someone wrote, 0.05 and not 0.05000000074505806.
+        zooms = [float(str(zoom)) for zoom in header.get_zooms()[:3]]
+        if unit_um is None:
+            self.reason = "its header names no unit of length"
+        else:
+            self.voxel_um = {
+                axis: to_micrometres(zoom, unit_um) for axis, zoom in zip("xyz", zooms, strict=False) if zoom > 0
+            }
+            rotation = affine[:3, :3]
+            # With a flip or a rotation the corner of the array is no origin along its axes; the affine says it all.
+            if np.array_equal(rotation, np.diag(np.diag(rotation))) and np.all(np.diag(rotation) > 0):
+                corner = zip("xyz", affine[:3, 3], strict=True)
+                self.origin_um = {axis: to_micrometres(float(value), unit_um) for axis, value in corner}
+        self.metadata = {
+            "format": "nifti",
+            "affine": affine.tolist(),
+            "affine_unit": unit,
+            "affine_codes": [int(header["qform_code"]), int(header["sform_code"])],
+        }
+
+    def _check_length(self) -> None:
+        """Compare the length of the file with what its header asks for, without reading it where possible."""
+        asked = self._offset + int(np.prod(self._stored_shape)) * self._stored.itemsize
+        size = self.path.stat().st_size
+        if self._compressed:
+            with self.path.open("rb") as stream:
+                stream.seek(max(0, size - 4))
+                # A gzip member ends with its length modulo 2^32. Another number there may mean several members.
+                stated = struct.unpack("<I", stream.read(4).rjust(4, b"\0"))[0]
+            if stated == asked % 2**32:
+                return
+            size = _inflated(self.path)
+        if size < asked:
+            msg = f"{self.path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
+            raise InputError(msg)
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the voxels of a box."""
+        if self._handle is None:
+            self._handle = self._load()
+        values = self._select.transposed(self._handle[self._select.box(z, y, x)])
+        if not self._scaled:
+            return values
+        scaled = values.astype(np.float64)
+        scaled *= self._slope
+        scaled += self._inter
+        return scaled.astype(self.dtype)
+
+    def _load(self) -> np.ndarray:
+        """Return the stored voxels, memory mapped or inflated."""
+        shape = self._stored_shape
+        if not self._compressed:
+            return np.memmap(self.path, self._stored, "r", self._offset, shape)
+        try:
+            with gzip.open(self.path, "rb") as stream:
+                stream.seek(self._offset)
+                values = np.empty(shape, self._stored)
+                view = values.reshape(-1).view(np.uint8).data
+                done = 0
+                while done < len(view):
+                    count = stream.readinto(view[done:])
+                    if not count:
+                        raise EOFError(f"{len(view) - done} bytes are missing")  # noqa: EM102
+                    done += count
+        except (OSError, EOFError, zlib.error) as error:
+            raise _damaged(self.path, error) from error
+        return values
+
+
+def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
+    """Write a (Z, Y, X) array as NIfTI, with the affine, codes and unit of the NIfTI file that `like` came from.
+
+    Without one the affine is diagonal, in millimetres, with the origin of `like`. An axis longer than NIfTI-1 can
+    count makes it NIfTI-2.
+    """
+    import nibabel
+
+    metadata = like.metadata if like is not None else {}
+    affine, codes, unit = (
+        metadata.get("affine"),
+        metadata.get("affine_codes", [0, 2]),
+        metadata.get("affine_unit", "mm"),
+    )
+    size = [voxel_um[axis] / UNITS_UM.get(unit, 1e3) for axis in "xyz"]
+    if affine is None:
+        origin = like.origin_um if like is not None else dict.fromkeys("xyz", 0.0)
+        affine = np.diag([*size, 1.0])
+        affine[:3, 3] = [origin[axis] / 1e3 for axis in "xyz"]
+    else:
+        affine = np.array(affine, float)
+        stated = np.linalg.norm(affine[:3, :3], axis=0)
+        if unit in UNITS_UM and not np.allclose(size, stated, rtol=1e-6, atol=0):
+            affine[:3, :3] *= size / stated  # a voxel size given by hand; directions and origin stay
+    kind = nibabel.Nifti2Image if max(array.shape) > NIFTI1_LONGEST else nibabel.Nifti1Image
+    image = kind(array.T, affine, dtype=array.dtype)
+    image.set_qform(affine, int(codes[0]))
+    image.set_sform(affine, int(codes[1]))
+    image.header.set_xyzt_units(unit)
+    image.header.set_slope_inter(1.0, 0.0)
+    nibabel.save(image, path)
+
+
+def _inflated(path: Path) -> int:
+    """Return the length of a gzip file's content, reading all of it."""
+    size = 0
+    try:
+        with gzip.open(path, "rb") as stream:
+            while block := stream.read(2**22):
+                size += len(block)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, error) from error
+    return size
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is cut short or damaged: {' '.join(str(error).split())}; copy it again")
