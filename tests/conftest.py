@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import shutil
 import subprocess
@@ -43,7 +44,32 @@ def nextflow() -> str:
 
 @pytest.fixture
 def workflow(nextflow: str, tmp_path: Path) -> Run:
-    """Return a function that runs the workflow in this test's folder; work directory and history stay for -resume.
+    """Return a function that runs the workflow in this test's folder; work directory and history stay for -resume."""
+    return runner(nextflow, tmp_path)
+
+
+@dataclass(frozen=True)
+class PhantomRun:
+    """The test profile's run on the workflow's own phantom, which several tests look at and resume."""
+
+    workflow: Run
+    first: WorkflowRun
+    phantom: Path
+
+
+@pytest.fixture(scope="session")
+def phantom_run(nextflow: str, tmp_path_factory: pytest.TempPathFactory) -> PhantomRun:
+    """Return the test profile's run on a phantom, made once."""
+    folder = tmp_path_factory.mktemp("phantom")
+    subprocess.run(["n4flow", "phantom", folder / "phantom.ome.zarr", "--truth", folder / "truth"], check=True)
+    run = runner(nextflow, folder)
+    sections = folder / "phantom.sections.tsv"
+    workflow = functools.partial(run, "--input", folder / "phantom.ome.zarr", "--sections", sections)
+    return PhantomRun(workflow, workflow(), folder / "phantom.ome.zarr")
+
+
+def runner(nextflow: str, folder: Path) -> Run:
+    """Return a function that runs the workflow in a folder.
 
     run("--input", "phantom", code=0, profile="test", parser=None, outdir=None) fails where the workflow ends with
     another code, and then shows what it printed. `parser` is the value of NXF_SYNTAX_PARSER.
@@ -56,14 +82,14 @@ def workflow(nextflow: str, tmp_path: Path) -> Run:
         parser: str | None = None,
         outdir: Path | None = None,
     ) -> WorkflowRun:
-        outdir = outdir or tmp_path / "results"
-        trace = tmp_path / "trace.tsv"
+        outdir = outdir or folder / "results"
+        trace = folder / "trace.tsv"
         trace.unlink(missing_ok=True)
         environment = os.environ | ({"NXF_SYNTAX_PARSER": parser} if parser else {})
         command = [nextflow, "run", ROOT, "-profile", profile, "-with-trace", trace, "--outdir", outdir, *arguments]
         done = subprocess.run(
             [str(part) for part in command],
-            cwd=tmp_path,
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -60,19 +60,19 @@ def find_masks(
     """
     numbers: dict[str, Any] = {"mask": "given" if given is not None else "estimated"}
     if given is None:
-        estimated = tissue_mask_with_levels(shrunken.mean, sections)
-        tissue, numbers["thresholds"] = estimated.mask, list(estimated.thresholds)
+        estimated = tissue_mask_with_levels(shrunken.mean, sections, weights=shrunken.valid)
+        tissue = estimated.mask
+        numbers.update(thresholds=list(estimated.thresholds), threshold_origins=list(estimated.origins))
     else:
         tissue = given
     if given is not None and not given.any():
         msg = "the given mask is empty: no voxel is above 0; give a mask that covers the tissue"
         raise InputError(msg)
     agarose, threshold = get_agarose_mask(shrunken.mean)
-    agarose &= ~tissue.any(axis=0)
     numbers["tissue_share"] = float(tissue.mean())
     numbers["agarose_share"] = float(agarose.mean())
     numbers["agarose_threshold"] = float(threshold)
-    numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections)
+    numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections, tissue)
     return TissueSource(tissue, agarose, shrunken.shrink), numbers
 
 
@@ -162,10 +162,10 @@ def by_plane(sections: SectionTable) -> SectionTable:
     return SectionTable(planes, sections.n_planes)
 
 
-def create_stores(folder: Path, plan: Plan, name: str) -> tuple[Path, Path]:
+def create_stores(folder: Path, plan: Plan) -> tuple[Path, Path]:
     """Make the empty stores of the result and of its mask in `folder`; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    image, mask = folder / f"{name}.ome.zarr", folder / MASK_NAME
+    image, mask = folder / f"{plan.sample}.ome.zarr", folder / MASK_NAME
     create_store(image, plan.layout)
     create_store(mask, plan.mask_layout)
     return image, mask

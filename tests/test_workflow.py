@@ -1,0 +1,237 @@
+"""The workflow as a user runs it: what it computes, what it caches, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, PhantomRun, Run
+
+import n4flow
+from n4flow.parameters import schema
+
+pytestmark = pytest.mark.engine
+
+PROCESSES = {
+    "INSPECT",
+    "SHRINK",
+    "TISSUE_MASK",
+    "N4_SECTIONS",
+    "PLANE_STATISTICS",
+    "NORMALIZE",
+    "MATCH_HISTOGRAMS",
+    "SMOOTH_Z",
+    "RENDER",
+    "FINISH",
+}
+TEST_PROFILE = {"shrink": 2, "sections_per_task": 2, "slab_planes": 16}
+PLAIN = {"bias": "off", "normalize": "false", "match": "off", "smooth_z": 0}
+
+
+def options(parameters: dict[str, object]) -> list[str]:
+    """Return parameters as a command line has them."""
+    return [text for name, value in parameters.items() for text in (f"--{name}", str(value))]
+
+
+def store(outdir: Path, sample: str = "phantom") -> Path:
+    return outdir / sample / f"{sample}.ome.zarr"
+
+
+def test_every_process_runs_and_results_are_published(phantom_run: PhantomRun):
+    assert phantom_run.first.ran() == PROCESSES
+    published = {path.name for path in (phantom_run.first.outdir / "phantom").iterdir()}
+    assert published == {
+        "phantom.ome.zarr",
+        "mask.ome.zarr",
+        "recipe.json",
+        "corrections",
+        "metrics.json",
+        "sections.tsv",
+        "report.html",
+    }
+
+
+def test_the_store_has_the_input_s_geometry(phantom_run: PhantomRun):
+    before, after = n4flow.open_volume(phantom_run.phantom), n4flow.open_volume(store(phantom_run.first.outdir))
+    assert after.shape == before.shape
+    assert after.voxel_um == before.voxel_um
+    assert after.origin_um == before.origin_um
+    mask = n4flow.open_volume(phantom_run.first.outdir / "phantom" / "mask.ome.zarr")
+    assert (mask.shape, mask.voxel_um) == (before.shape, before.voxel_um)
+
+
+def test_n4flow_run_gives_equal_voxels(phantom_run: PhantomRun, tmp_path: Path):
+    sections = phantom_run.phantom.parent / "phantom.sections.tsv"
+    result = n4flow.run(phantom_run.phantom, tmp_path, sections=str(sections), shrink=2, slab_planes=7)
+    for name in ("phantom.ome.zarr", "mask.ome.zarr"):
+        own, workflow_s = result.samples[0].folder / name, phantom_run.first.outdir / "phantom" / name
+        assert n4flow.open_volume(own).digest() == n4flow.open_volume(workflow_s).digest()
+
+
+def test_the_published_recipe_renders_the_published_store(phantom_run: PhantomRun, tmp_path: Path):
+    recipe = n4flow.Recipe.load(phantom_run.first.outdir / "phantom" / "recipe.json")
+    n4flow.render(n4flow.open_volume(phantom_run.phantom), recipe, tmp_path / "again.ome.zarr")
+    again = n4flow.open_volume(tmp_path / "again.ome.zarr")
+    assert again.digest() == n4flow.open_volume(store(phantom_run.first.outdir)).digest()
+
+
+def test_resume_runs_what_a_changed_parameter_touches_and_nothing_else(phantom_run: PhantomRun):
+    unchanged = phantom_run.workflow("-resume")
+    assert unchanged.ran() == set()
+    assert unchanged.ran("CACHED") == PROCESSES
+    smoother = phantom_run.workflow("-resume", "--smooth_z", "3", outdir=phantom_run.first.outdir.parent / "smoother")
+    assert smoother.ran() == {"SMOOTH_Z", "RENDER", "FINISH"}
+    first, other = (n4flow.open_volume(store(run.outdir)).digest() for run in (phantom_run.first, smoother))
+    assert first != other
+
+
+def test_a_changed_chunk_of_the_input_runs_the_sample_again(workflow: Run, tmp_path: Path):
+    volume = np.random.default_rng(1).uniform(10, 200, (6, 40, 50)).astype(np.float32)
+    from n4flow.volume import write_volume
+
+    write_volume(tmp_path / "in.ome.zarr", volume, voxel_um=(10, 5, 5))
+    arguments = ["--input", tmp_path / "in.ome.zarr", *options(PLAIN), "-resume"]
+    workflow(*arguments)
+    chunk = max((p for p in (tmp_path / "in.ome.zarr" / "0").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes())  # the same bytes at another time
+    assert workflow(*arguments).ran() >= {"INSPECT", "SHRINK", "RENDER", "FINISH"}
+
+
+def test_everything_off_is_a_bit_identical_passthrough(workflow: Run, phantom_run: PhantomRun):
+    run = workflow("--input", phantom_run.phantom, "--dtype", "input", *options(PLAIN))
+    before, after = n4flow.open_volume(phantom_run.phantom), n4flow.open_volume(store(run.outdir))
+    assert after.dtype == before.dtype
+    assert after.digest() == before.digest()
+    assert "PLANE_STATISTICS" not in run.ran()
+
+
+def test_two_samples_of_a_sheet_keep_apart(workflow: Run, tmp_path: Path):
+    from n4flow.volume import write_volume
+
+    rng = np.random.default_rng(2)
+    volumes = {name: rng.uniform(10, 200, (planes, 40, 50)).astype(np.float32) for name, planes in [("a", 6), ("b", 40)]}
+    for name, volume in volumes.items():
+        write_volume(tmp_path / f"volume {name}.npy", volume)
+    (tmp_path / "samples.csv").write_text(
+        "sample,image,sections,voxel_um\na,volume a.npy,2,10 5 5\nb,volume b.npy,5,20 4 4\n"
+    )
+    run = workflow("--input", tmp_path / "samples.csv", *options(PLAIN))
+    for name, size in [("a", 10), ("b", 20)]:
+        written = n4flow.open_volume(store(run.outdir, name))
+        assert np.array_equal(written.read(slice(None)), volumes[name])
+        assert written.voxel_um["z"] == size
+    assert len((run.outdir / "b" / "sections.tsv").read_text().splitlines()) == 1 + 5
+
+
+def test_two_pass_fits_sections_and_volume(workflow: Run, phantom_run: PhantomRun):
+    sections = phantom_run.phantom.parent / "phantom.sections.tsv"
+    run = workflow("--input", phantom_run.phantom, "--sections", sections, "--bias", "two_pass", "--iterations", "8,8")
+    recipe = json.loads((run.outdir / "phantom" / "recipe.json").read_text())
+    kinds = [correction["kind"] for correction in recipe["corrections"]]
+    assert kinds == ["bias_field", "bias_field", "plane_range", "section_lookup", "plane_gain"]
+    assert {"N4_SECTIONS", "N4_VOLUME"} <= run.ran()
+
+
+def test_the_other_parser_gives_the_same_voxels(phantom_run: PhantomRun):
+    run = phantom_run.workflow(parser="v2", outdir=phantom_run.first.outdir.parent / "strict")
+    first, other = (n4flow.open_volume(store(run.outdir)).digest() for run in (phantom_run.first, run))
+    assert first == other
+
+
+def test_stubs_run(workflow: Run):
+    run = workflow("-stub-run", "--bias", "two_pass", "--backend", "gpu")
+    assert run.ran() == PROCESSES | {"PHANTOM", "PROBE_GPU", "N4_VOLUME"}
+
+
+def faults(folder: Path) -> list[tuple[str, list[str], str]]:
+    """Return (name, arguments, sentence) of every mistake that must stop a run before its first task."""
+    from n4flow.volume import write_volume
+
+    volume = np.full((8, 20, 24), 7, np.uint16)
+    good, flat = folder / "good.ome.zarr", folder / "no size.npy"
+    write_volume(good, volume, voxel_um=(10, 5, 5))
+    np.save(flat, volume)
+    write_volume(folder / "mask.ome.zarr", volume[:, :, :20].astype(np.uint8), voxel_um=(10, 5, 5))
+    (folder / "text.nii").write_text("no image")
+    for name, rows in [("gap", "a,0,3\nb,4,8"), ("overlap", "a,0,5\nb,4,8"), ("twice", "a,0,4\na,4,8"), ("short", "a,0,6")]:
+        (folder / f"{name}.csv").write_text(f"id,z_start,z_stop\n{rows}\n")
+    at = ["--input", str(good)]
+    return [
+        ("unknown", [*at, "--smoth_z", "3"], "unknown parameter smoth_z; did you mean smooth_z?"),
+        ("range", [*at, "--smooth_z", "-1"], "parameter smooth_z must be a number from 0 to 1000 (planes), got -1"),
+        ("choice", [*at, "--match", "sections"], "parameter match must be off, section or plane, got 'sections'"),
+        ("missing", ["--input", str(folder / "none.zarr")], "parameter input: "),
+        ("no volume", ["--input", str(folder / "text.nii")], "sample text: "),
+        ("no size", ["--input", str(flat)], "sample no size: "),
+        ("gap", [*at, "--sections", str(folder / "gap.csv")], "planes 3 to 3 before row 2 are in no section"),
+        ("overlap", [*at, "--sections", str(folder / "overlap.csv")], "rows 1 and 2 overlap in planes 4 to 4"),
+        ("twice", [*at, "--sections", str(folder / "twice.csv")], "rows 1 and 2 have the same id 'a'"),
+        ("short", [*at, "--sections", str(folder / "short.csv")], "planes 6 to 7 are in no section"),
+        ("mask", [*at, "--mask", str(folder / "mask.ome.zarr")], "has shape (8, 20, 20), the volume has (8, 20, 24)"),
+        ("gpu", [*at, "--backend", "gpu", "--bias", "volume"], "no working GPU: "),
+    ]
+
+
+FAULTS = ["unknown", "range", "choice", "missing", "no volume", "no size", "gap", "overlap", "twice", "short", "mask", "gpu"]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_mistake_stops_the_run_before_its_first_task_in_one_sentence(workflow: Run, tmp_path: Path, name: str):
+    arguments, sentence = next((a, s) for n, a, s in faults(tmp_path) if n == name)
+    if name == "gpu":
+        from n4flow.arrays import probe_gpu
+        from n4flow.errors import GpuError
+
+        try:
+            probe_gpu()
+        except GpuError:
+            pass
+        else:
+            pytest.skip("this machine has a working GPU")
+    run = workflow(*arguments, code=1)
+    said = [line for line in run.output.splitlines() if sentence in line]
+    assert len(said) == 1, run.output
+    assert run.ran() <= {"INSPECT", "PROBE_GPU"}
+    assert not re.search(r"Traceback|\bat [\w.$]+\(|Exception", run.output), run.output
+    assert not (run.outdir / "good").exists()
+    if name == "no size":
+        assert "voxel_um" in said[0]
+
+
+def test_the_workflow_reads_top_to_bottom():
+    text = (ROOT / "main.nf").read_text()
+    assert len(text.splitlines()) < 120
+    body = text[text.index("workflow {") :]
+    calls = [name for name in re.findall(r"^\s+([A-Z0-9_]+)\(", body, re.MULTILINE) if name not in ("PHANTOM", "PROBE_GPU")]
+    assert calls == [
+        "INSPECT",
+        "SHRINK",
+        "TISSUE_MASK",
+        "N4_SECTIONS",
+        "N4_VOLUME",
+        "PLANE_STATISTICS",
+        "NORMALIZE",
+        "MATCH_HISTOGRAMS",
+        "SMOOTH_Z",
+        "RENDER",
+        "FINISH",
+    ]
+
+
+def test_modules_are_short_and_pass_every_setting_as_an_input():
+    for module in (ROOT / "modules").glob("*.nf"):
+        text = module.read_text()
+        assert "ext.args" not in text
+        if "process " in text:
+            assert len(text.splitlines()) < 60
+            assert "params." not in text
+            assert "stub:" in text
+
+
+def test_every_parameter_is_used_by_the_workflow():
+    used = "".join(path.read_text() for path in [ROOT / "main.nf", *ROOT.glob("modules/*.nf"), *ROOT.glob("conf/*.config")])
+    unused = [name for name in schema() if not re.search(rf"\b{name}\b", used)]
+    assert unused == ["harmonize"]
