@@ -1,0 +1,96 @@
+"""The bias field as a step of the recipe: one field for the volume, or one for each section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from n4flow.arrays import array_module
+from n4flow.correction import Correction, Where
+from n4flow.errors import GpuError
+from n4flow.fit.field import BiasField
+
+
+@dataclass(frozen=True)
+class BiasCorrection(Correction):
+    """Divides each run of planes by its bias field; planes of no field stay what they are.
+
+    Parameters
+    ----------
+    fields : tuple of (int, int, BiasField)
+        z_start, z_stop and the field of those planes, whose shape is (z_stop - z_start, Y, X).
+    """
+
+    kind: ClassVar[str] = "bias_field"
+
+    fields: tuple[tuple[int, int, BiasField], ...] = ()
+
+    def apply(self, block: Any, where: Where) -> Any:
+        """Return block / exp(log field); see `Correction.apply`.
+
+        Raises
+        ------
+        GpuError
+            The block is a CuPy array: the field is evaluated on the host in this version.
+        """
+        if array_module(block) is not np:
+            msg = "the bias field is applied on the CPU in this version of n4flow; give a NumPy block"
+            raise GpuError(msg)
+        n_z, n_y, n_x = block.shape
+        place = slice(where.y, where.y + n_y), slice(where.x, where.x + n_x)
+        for z_start, z_stop, field in self.fields:
+            start, stop = max(z_start, where.z), min(z_stop, where.z + n_z)
+            if start < stop and field.reason is None:
+                part = block[start - where.z : stop - where.z]
+                planes = slice(start - z_start, stop - z_start)
+                field.apply(part, part, where=(planes, *place), threads=1)
+        return block
+
+    def summary(self) -> dict[str, Any]:
+        """Return for each run of planes the range of its field, iterations, knots, or why nothing was fitted."""
+        return {"fields": [_facts(*part) for part in self.fields]}
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return the settings of every field and its lattice."""
+        settings: list[dict[str, Any]] = []
+        lattices = {}
+        for number, (z_start, z_stop, field) in enumerate(self.fields):
+            facts, lattices[f"lattice_{number:05d}"] = field.to_settings()
+            settings.append({"z_start": z_start, "z_stop": z_stop, **facts})
+        return {"fields": settings}, lattices
+
+    @classmethod
+    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild the correction from what `to_arrays` returned."""
+        fields = []
+        for number, stored in enumerate(settings["fields"]):
+            facts = dict(stored)
+            z_start, z_stop = facts.pop("z_start"), facts.pop("z_stop")
+            fields.append((z_start, z_stop, BiasField.from_settings(facts, arrays[f"lattice_{number:05d}"])))
+        return cls(tuple(fields))
+
+
+def _facts(z_start: int, z_stop: int, field: BiasField) -> dict[str, Any]:
+    # the field is smooth: its percentiles do not need every sample of the fitted grid
+    shape = [max(1, min(n, 64)) for n in field.grid_shape]
+    p1, p50, p99 = np.percentile(field.field(shape, threads=1), [1, 50, 99])
+    return {
+        "z_start": z_start,
+        "z_stop": z_stop,
+        "reason": field.reason,
+        "p1": float(p1),
+        "p50": float(p50),
+        "p99": float(p99),
+        "iterations": [level.iterations for level in field.levels],
+        "converged": [level.converged for level in field.levels],
+        "measures": [level.measures[-1] if level.measures else None for level in field.levels],
+        "control_points": list(field.lattice.shape),
+        "knot_um": None if field.knot_um is None else list(field.knot_um),
+        "voxels": field.voxels.masked,
+        "voxels_nonfinite": field.voxels.nonfinite,
+        "voxels_nonpositive": field.voxels.nonpositive,
+        "backend": field.backend,
+        "seconds": field.seconds,
+    }

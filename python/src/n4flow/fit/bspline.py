@@ -1,0 +1,205 @@
+"""Cubic B-splines on a lattice: weights, evaluation, refinement and Lee's fit, in plain NumPy.
+
+An axis with c control points has m = c - 3 spans. A place on it is the parametric coordinate t from 0 (first
+sample) to m (last sample); the four controls j .. j+3 of span j = floor(t) act there. Control 0 sits one span before
+the image. An axis with a single sample carries a single control of weight 1: the field does not vary along it.
+
+Only indices matter: voxel size, origin and direction of the image cancel out.
+
+References
+----------
+S. Lee, G. Wolberg, S. Y. Shin, "Scattered Data Interpolation with Multilevel B-Splines", IEEE Trans. Visualization and
+Computer Graphics 3(3), 1997. N. J. Tustison, J. C. Gee, "N-D C^k B-Spline Scattered Data Approximation", Insight
+Journal, 2005.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LAST_SAMPLE = 1e-3  # the last sample is pulled into the last span by this share of a sample step, as ITK does
+LEAST_WEIGHT = 1.2e-8  # a control with less total weight than this has seen no sample: it stays 0 (ITK's float epsilon)
+BEYOND = 0.5  # spans by which the outermost polynomials are continued past the first and last sample
+
+
+def spans(controls: int) -> int:
+    """Return the number of spans of an axis with `controls` control points; 0 for a single control."""
+    return max(controls - 3, 0)
+
+
+def sample_coordinates(samples: int, controls: int) -> np.ndarray:
+    """Return t for every sample of the fitted image: t = i m / (n - 1).
+
+    Returns
+    -------
+    (samples,) float64 array
+    """
+    m = spans(controls)
+    if samples == 1 or m == 0:
+        return np.zeros(samples)
+    t = np.arange(samples) * (m / (samples - 1))
+    pull = LAST_SAMPLE * m / (samples - 1)
+    t[np.abs(t - m) <= pull] = m - pull
+    return t
+
+
+def grid_coordinates(size: int, samples: int, controls: int, *, per_sample: float = 1.0, start: int = 0) -> np.ndarray:
+    """Return t for voxels `start` to `start + size` of another grid over the fitted image's field of view.
+
+    Where the fitted image was shrunken by k, sample i is the mean of the voxels i k .. i k + k - 1 and stands at their
+    centre. So voxel i of the full-size grid lies at sample coordinate (i + 1/2) / k - 1/2, and t = m / (n - 1) times
+    that. The first and last voxels lie up to half a sample outside; there the polynomial of the outermost span is
+    continued, by at most half a span.
+
+    Parameters
+    ----------
+    size : int
+        Voxels wanted.
+    samples, controls : int
+        Samples and control points of the fitted image.
+    per_sample : float
+        Voxels of the wanted grid to one sample: k for full size.
+    start : int
+        Index of the first voxel wanted.
+
+    Returns
+    -------
+    (size,) float64 array
+    """
+    m = spans(controls)
+    if samples == 1 or m == 0:
+        return np.zeros(size)
+    i = start + np.arange(size)
+    t = ((i + 0.5) / per_sample - 0.5) * (m / (samples - 1))
+    return np.clip(t, -BEYOND, m + BEYOND)
+
+
+def index_coordinates(size: int, controls: int) -> np.ndarray:
+    """Return t by ITK's rule for another grid: first and last voxels are pinned to first and last samples.
+
+    With a shrunken fit this stretches the field by up to half a sample at either end; it is here to compare with ITK.
+    """
+    return sample_coordinates(size, controls)
+
+
+def axis_weights(t: np.ndarray, controls: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each coordinate the first control that acts there, and the weights of the four.
+
+    With j the span and f = t - j: (1-f)^3/6, (3f^3-6f^2+4)/6, (-3f^3+3f^2+3f+1)/6, f^3/6. A coordinate outside
+    the axis uses the polynomial of the nearest span.
+
+    Returns
+    -------
+    first : (n,) int64 array
+    weights : (n, 4) float64 array
+        They sum to 1. A single control has weights (1, 0, 0, 0).
+    """
+    t = np.asarray(t, np.float64)
+    m = spans(controls)
+    if m == 0:
+        return np.zeros(t.size, np.int64), np.tile([1.0, 0.0, 0.0, 0.0], (t.size, 1))
+    first = np.clip(np.floor(t).astype(np.int64), 0, m - 1)
+    f = t - first
+    g = 1.0 - f
+    weights = [g**3 / 6, (3 * f**3 - 6 * f**2 + 4) / 6, (-3 * f**3 + 3 * f**2 + 3 * f + 1) / 6, f**3 / 6]
+    return first, np.stack(weights, axis=1)
+
+
+def weight_matrix(t: np.ndarray, controls: int) -> np.ndarray:
+    """Return the (n, controls) float64 matrix of weights: values = matrix @ lattice along one axis."""
+    first, weights = axis_weights(t, controls)
+    matrix = np.zeros((t.size, controls))
+    for k in range(min(4, controls)):
+        matrix[np.arange(t.size), first + k] += weights[:, k]
+    return matrix
+
+
+def contract(values: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Return `values` with each axis replaced by its matrix times it, the slowest axis first."""
+    for axis, matrix in enumerate(matrices):
+        values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
+    return values
+
+
+def evaluate(lattice: np.ndarray, coordinates: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the spline at every point of the grid that the axes' coordinates span, as float64."""
+    matrices = [weight_matrix(t, controls) for t, controls in zip(coordinates, lattice.shape, strict=True)]
+    return contract(np.asarray(lattice, np.float64), matrices)
+
+
+def refine(lattice: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
+    """Return the same spline on a mesh with twice the spans: c control points become 2c - 3.
+
+    Exact for uniform cubics: new[2i] = (c[i] + c[i+1]) / 2, new[2i+1] = (c[i] + 6 c[i+1] + c[i+2]) / 8.
+
+    Parameters
+    ----------
+    lattice : float array of any number of axes
+    axes : sequence of int, optional
+        Axes to refine; by default all that have spans.
+    """
+    lattice = np.asarray(lattice, np.float64)
+    for axis in range(lattice.ndim) if axes is None else axes:
+        if lattice.shape[axis] < 4:
+            continue
+        c = np.moveaxis(lattice, axis, 0)
+        finer = np.empty((2 * c.shape[0] - 3, *c.shape[1:]))
+        finer[0::2] = (c[:-1] + c[1:]) / 2
+        finer[1::2] = (c[:-2] + 6 * c[1:-1] + c[2:]) / 8
+        lattice = np.moveaxis(finer, 0, axis)
+    return np.ascontiguousarray(lattice)
+
+
+def fit_weights(mask: np.ndarray, controls: Sequence[int]) -> np.ndarray:
+    """Return omega, the total squared weight that reaches each control: it depends on mask and lattice only.
+
+    Parameters
+    ----------
+    mask : float array
+        Confidence of each voxel, 0 outside the mask.
+    controls : sequence of int
+        Control points along each axis.
+    """
+    squares = [weight_matrix(sample_coordinates(n, c), c).T ** 2 for n, c in zip(mask.shape, controls, strict=True)]
+    return contract(np.asarray(mask, np.float64), squares)
+
+
+def fit(residual: np.ndarray, omega: np.ndarray) -> np.ndarray:
+    """Return the lattice of Lee's least-squares fit to a residual image.
+
+    Each voxel with residual r and tensor weights W_k alone would ask control k for r W_k / sum(W^2); a control takes
+    the mean of what its voxels ask, weighted by W_k^2. So phi = delta / omega with delta_k = sum r W_k^3 / sum(W^2).
+    W^2 and W^3 / sum(W^2) are products over the axes, so both sums are contractions, one axis after the other.
+
+    Parameters
+    ----------
+    residual : float array
+        Residual times confidence, 0 outside the mask.
+    omega : float array
+        What `fit_weights` returned.
+    """
+    shares = []
+    for n, c in zip(residual.shape, omega.shape, strict=True):
+        w = weight_matrix(sample_coordinates(n, c), c)
+        shares.append((w**3 / (w**2).sum(axis=1, keepdims=True)).T)
+    delta = contract(np.asarray(residual, np.float64), shares)
+    seen = omega > LEAST_WEIGHT
+    return np.where(seen, delta / np.where(seen, omega, 1.0), 0.0)
+
+
+def lattice_from_samples(values: np.ndarray, controls: Sequence[int]) -> np.ndarray:
+    """Return the lattice whose spline takes the given values on a grid that spans the image, axis by axis.
+
+    The least-squares solution for the grid that `reference_size` describes, where it is well determined.
+    """
+    inverses = [
+        np.linalg.pinv(weight_matrix(sample_coordinates(n, c), c)) for n, c in zip(values.shape, controls, strict=True)
+    ]
+    return contract(np.asarray(values, np.float64), inverses)
+
+
+def reference_size(controls: int) -> int:
+    """Return samples along an axis that determine `controls` control points well: four to a span, and the end."""
+    return 4 * spans(controls) + 1

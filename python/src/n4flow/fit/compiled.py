@@ -1,0 +1,68 @@
+"""What the compiled loops share: how they are compiled, one rounding rule, and threads.
+
+Every kernel is compiled without the GIL and cached on disk. Sums that decide a result use `fma` (multiply and add with
+one rounding) in a written order, so that neither vector width nor cut nor thread count changes a bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from numba import njit, types
+from numba.core import event
+from numba.extending import intrinsic
+
+log = logging.getLogger("n4flow")
+
+kernel = njit(nogil=True, cache=True, error_model="numpy")
+
+
+@intrinsic
+def fma(_context, a, b, c):  # type: ignore[no-untyped-def]
+    """Return a b + c with one rounding; all three of one float type."""
+    if not (isinstance(a, types.Float) and a == b == c):
+        return None
+
+    def build(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.fma(*arguments)
+
+    return a(a, b, c), build
+
+
+class _Announcement(event.Listener):
+    """Says once that kernels are being compiled: it takes a while, and only after an install."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        function = event.data["dispatcher"].py_func
+        if not self.said and function.__module__.startswith("n4flow."):
+            type(self).said = True
+            log.info("compiling kernels for this processor; this happens once and takes some seconds")
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announcement())
+
+
+def thread_count(threads: int | None) -> int:
+    """Return `threads`, or the processors this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if threads is None else int(threads))
+
+
+def share(work: Callable[[int, int], None], n: int, threads: int) -> None:
+    """Call work(start, stop) for parts of range(n), a few for each thread so that a slow one delays little."""
+    threads = min(threads, n)
+    if threads <= 1:
+        work(0, n)
+        return
+    parts = min(n, 4 * threads)
+    cuts = [n * i // parts for i in range(parts + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, cuts[:-1], cuts[1:]))

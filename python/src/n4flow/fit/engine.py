@@ -1,0 +1,95 @@
+"""From an image and a mask to a bias field: the checks, the backend, the clock."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from n4flow.arrays import BACKENDS
+from n4flow.errors import InputError, N4flowWarning
+from n4flow.fit import gpu, itk
+from n4flow.fit.field import BiasField, unfitted
+from n4flow.fit.problem import Problem, Solution, degenerate, usable_voxels
+from n4flow.fit.settings import FitSettings
+
+log = logging.getLogger("n4flow")
+
+ENGINES: dict[str, Callable[[Problem, FitSettings], Solution]] = {"cpu": itk.fit, "itk": itk.fit}
+
+
+def choose_backend(backend: str) -> str:
+    """Return the backend that fits: `cpu` or `itk`; `auto` is `cpu` in this version.
+
+    Raises
+    ------
+    InputError
+        An unknown name.
+    GpuError
+        `gpu`, which is not part of this version.
+    """
+    if backend not in BACKENDS:
+        msg = f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}"
+        raise InputError(msg)
+    if backend == "gpu":
+        gpu.require()
+    return "cpu" if backend == "auto" else backend
+
+
+def fit(
+    image: np.ndarray,
+    mask: np.ndarray,
+    weights: np.ndarray | None,
+    *,
+    controls: tuple[tuple[int, ...], ...],
+    settings: FitSettings,
+    backend: str,
+    shape: Sequence[int],
+    shrink: Sequence[int],
+    voxel_um: Sequence[float] | None = None,
+    name: str = "the image",
+) -> BiasField:
+    """Fit a bias field to an image that is shrunken already.
+
+    Parameters
+    ----------
+    image, mask, weights : arrays of one shape
+        `weights` may be None. Voxels of the mask that are not finite or not above 0 are left out and counted.
+    controls : tuple of tuple of int
+        Control points along each axis at each level.
+    settings : FitSettings
+    backend : str
+    shape, shrink : sequence of int
+        The full-size image, and its voxels to a sample of `image` along each axis.
+    voxel_um : sequence of float, optional
+        Full-size voxel in micrometres.
+    name : str
+        What a warning calls the image.
+
+    Returns
+    -------
+    BiasField
+        With `reason` set and a field of 1 where there is nothing to fit; a warning says so.
+    """
+    chosen = choose_backend(backend)
+    start = time.perf_counter()
+    usable, voxels = usable_voxels(image, mask, weights)
+    reason = degenerate(image, usable, voxels)
+    facts: dict[str, Any] = {
+        "reason": reason,
+        "backend": chosen,
+        "convergence": settings.convergence,
+        "voxels": voxels,
+        "voxel_um": None if voxel_um is None else tuple(float(um) for um in voxel_um),
+    }
+    if reason is not None:
+        msg = f"{name}: no bias field was fitted ({reason}); its intensities are kept"
+        warnings.warn(msg, N4flowWarning, stacklevel=3)
+        return unfitted(shape, image.shape, shrink, seconds=time.perf_counter() - start, **facts)
+    solution = ENGINES[chosen](Problem(image, usable, weights, controls), settings)
+    facts |= {"levels": solution.levels, "seconds": time.perf_counter() - start}
+    return BiasField(solution.lattice.astype(np.float32), image.shape, tuple(shape), tuple(shrink), **facts)

@@ -1,0 +1,92 @@
+"""The bias field at full resolution: evaluate a lattice on a block, or correct a block by it.
+
+The plain statement is `bspline.evaluate`, and for the correction image / exp(log field). The compiled loops contract Z
+first (a small lattice for each plane), then X (one row for each row of controls), then Y: four multiply-adds a voxel.
+The value at a voxel is one fixed sequence of rounded operations on that voxel's own weights. So a block gives the same
+bits as the whole volume, however it is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from n4flow.fit import bspline
+from n4flow.fit.compiled import share
+from n4flow.fit.evaluate_kernels import field_block
+
+Axes = Sequence[np.ndarray]  # parametric coordinates of each axis
+
+PIECE_VOXELS = 1 << 20  # most voxels to a piece of work: 4 MB of float32
+NO_IMAGE = np.empty((0, 0, 0), np.float32)
+
+
+class Evaluator:
+    """A lattice prepared for evaluation on one grid.
+
+    Parameters
+    ----------
+    lattice : (cz, cy, cx) float array
+        An axis with a single control is constant.
+    coordinates : three (n,) float64 arrays
+        Parametric coordinates of the grid's planes, rows and columns, rising.
+    """
+
+    def __init__(self, lattice: np.ndarray, coordinates: Axes) -> None:
+        pad = [(0, 3 if controls == 1 else 0) for controls in lattice.shape]
+        self.shape = tuple(t.size for t in coordinates)
+        self._lattice = np.ascontiguousarray(np.pad(np.asarray(lattice, np.float32), pad))
+        tables = [bspline.axis_weights(t, controls) for t, controls in zip(coordinates, lattice.shape, strict=True)]
+        (fz, wz), (fy, wy), (fx, wx) = [(first.astype(np.int32), w.astype(np.float32)) for first, w in tables]
+        self._tables = (fz, wz, fy, wy, fx, np.ascontiguousarray(wx.T))
+
+    def log_field(self, out: np.ndarray, threads: int = 1) -> np.ndarray:
+        """Write the log field to `out`, a (z, y, x) float array; return it."""
+        return self._run(0.0, None, out, threads)
+
+    def field(self, out: np.ndarray, threads: int = 1) -> np.ndarray:
+        """Write the field, exp of the log field, to `out`; return it."""
+        return self._run(1.0, None, out, threads)
+
+    def correct(self, image: np.ndarray, out: np.ndarray, threads: int = 1) -> np.ndarray:
+        """Write image / field to `out`, which may be `image`; return it. Zeros and non-finite voxels stay."""
+        return self._run(-1.0, image, out, threads)
+
+    def _run(self, sign: float, image: np.ndarray | None, out: np.ndarray, threads: int) -> np.ndarray:
+        pieces = _pieces(self.shape, threads)
+        in_place = _plain(out) and (image is None or _plain(image))
+
+        def work(start: int, stop: int) -> None:
+            for z_start, z_stop, y_start, y_stop in pieces[start:stop]:
+                if in_place:
+                    source = NO_IMAGE if image is None else image
+                    field_block(z_start, z_stop, y_start, y_stop, self._lattice, *self._tables, sign, source, out)
+                    continue
+                place = slice(z_start, z_stop), slice(y_start, y_stop)
+                # another dtype or layout goes through a float32 copy of one piece
+                fz, wz, fy, wy, fx, wx = self._tables
+                tables = (fz[place[0]], wz[place[0]], fy[place[1]], wy[place[1]], fx, wx)
+                shape = (z_stop - z_start, y_stop - y_start, self.shape[2])
+                target = np.empty(shape, np.float32)
+                source = NO_IMAGE if image is None else np.ascontiguousarray(image[place], np.float32)
+                field_block(0, shape[0], 0, shape[1], self._lattice, *tables, sign, source, target)
+                out[place] = target
+
+        share(work, len(pieces), threads)
+        return out
+
+
+def _plain(array: np.ndarray) -> bool:
+    return array.dtype == np.float32 and array.dtype.isnative and array.flags.c_contiguous
+
+
+def _pieces(shape: tuple[int, ...], threads: int) -> list[tuple[int, int, int, int]]:
+    """Cut planes, and where planes are large or few their rows, into pieces: z_start, z_stop, y_start, y_stop."""
+    n_z, n_y, n_x = shape
+    if 0 in shape:
+        return []
+    most = min(PIECE_VOXELS, -(-n_z * n_y * n_x // (4 * threads)))
+    deep = max(1, most // (n_y * n_x))
+    high = n_y if n_y * n_x <= most else max(1, most // n_x)
+    return [(z, min(z + deep, n_z), y, min(y + high, n_y)) for z in range(0, n_z, deep) for y in range(0, n_y, high)]

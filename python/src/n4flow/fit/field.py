@@ -1,0 +1,282 @@
+"""The bias field: its lattice, where its samples lie, and what the fit did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from n4flow.arrays import array_module, is_dask, to_numpy
+from n4flow.errors import InputError
+from n4flow.fit import bspline
+from n4flow.fit.compiled import thread_count
+from n4flow.fit.evaluate import Evaluator
+from n4flow.fit.problem import Voxels
+from n4flow.fit.settings import Level
+
+Slices = tuple[slice, ...]
+RULES = ("aligned", "index")
+NO_VOXELS = Voxels(0, 0, 0)
+_SETTINGS = "settings"  # name under which the settings lie in an .npz
+
+
+@dataclass(frozen=True)
+class BiasField:
+    """A multiplicative bias field: corrected image = image / exp(log field).
+
+    Parameters
+    ----------
+    lattice : (cz, cy, cx) or (cy, cx) float32 array
+        Control points of the log field's cubic B-spline. An axis along which the fitted image has one sample has one.
+    grid_shape : tuple of int
+        Shape of the image that was fitted.
+    shape : tuple of int
+        Shape of the full-size image.
+    shrink : tuple of int
+        Full-size voxels to one sample of the fitted image, along each axis.
+    levels : tuple of Level
+        Control points, iterations made and the measure after each, for every level.
+    reason : str, optional
+        Why nothing was fitted; the lattice is then 0 and the field 1.
+    backend : str
+        The backend that fitted it.
+    seconds : float
+        Time of the fit.
+    convergence : str
+        Measure that ended the levels: 'itk' or 'cv'.
+    voxels : Voxels
+        How many voxels of the fitted image were in the mask, and how many of them not finite or not above 0.
+    voxel_um : tuple of float, optional
+        Full-size voxel in micrometres, where known.
+    """
+
+    lattice: np.ndarray
+    grid_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    shrink: tuple[int, ...]
+    levels: tuple[Level, ...] = ()
+    reason: str | None = None
+    backend: str = "cpu"
+    seconds: float = 0.0
+    convergence: str = "itk"
+    voxels: Voxels = NO_VOXELS
+    voxel_um: tuple[float, ...] | None = None
+
+    @property
+    def knot_um(self) -> tuple[float, ...] | None:
+        """Distance of the final knots along each axis, in micrometres: the scale that the field can follow."""
+        if self.voxel_um is None:
+            return None
+        steps = [max(n - 1, 1) * k * um for n, k, um in zip(self.grid_shape, self.shrink, self.voxel_um, strict=True)]
+        return tuple(step / max(bspline.spans(c), 1) for step, c in zip(steps, self.lattice.shape, strict=True))
+
+    def log_field(
+        self,
+        shape: Sequence[int] | None = None,
+        where: Slices | None = None,
+        *,
+        rule: str = "aligned",
+        threads: int | None = None,
+    ) -> np.ndarray:
+        """Return the log field on a grid over the image's field of view.
+
+        Parameters
+        ----------
+        shape : sequence of int, optional
+            Shape of the grid; by default the full-size image. The shape of the fitted image gives its samples.
+        where : tuple of slice, optional
+            The part of that grid that is wanted; by default all of it.
+        rule : {'aligned', 'index'}
+            'aligned' puts the samples of a shrunken fit at the centres of their blocks. 'index' is ITK's rule, which
+            pins first to first and last to last voxel; it differs for shrunken fits.
+        threads : int, optional
+            By default every processor this process may use. The result does not depend on it.
+
+        Returns
+        -------
+        float32 array
+        """
+        evaluator, out_shape = self._evaluator(shape, where, rule)
+        out = np.empty(evaluator.shape, np.float32)
+        return evaluator.log_field(out, thread_count(threads)).reshape(out_shape)
+
+    def field(
+        self,
+        shape: Sequence[int] | None = None,
+        where: Slices | None = None,
+        *,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> np.ndarray:
+        """Return exp of the log field, in `out` where that is given; see `log_field`."""
+        evaluator, out_shape = self._evaluator(shape, where, "aligned")
+        target = np.empty(out_shape, np.float32) if out is None else check_out(out, out_shape)
+        evaluator.field(_volume_view(target), thread_count(threads))
+        return target
+
+    def apply(
+        self,
+        image: Any,
+        out: Any = None,
+        *,
+        where: Slices | None = None,
+        rule: str = "aligned",
+        threads: int | None = None,
+    ) -> Any:
+        """Return image / field. Zeros and non-finite voxels stay what they are.
+
+        Parameters
+        ----------
+        image : array of the full-size shape, real or integer, NumPy, CuPy or dask
+            A CuPy array is corrected on the host and copied back; a dask array stays lazy.
+        out : float32 or float64 NumPy array, optional
+            Where the result goes; it may be `image`.
+        where : tuple of slice, optional
+            The part of the full-size image that `image` is.
+        rule : {'aligned', 'index'}
+            See `log_field`.
+        threads : int, optional
+
+        Returns
+        -------
+        float32 array, or `out`
+
+        Raises
+        ------
+        InputError
+            `image` or `out` has another shape than the field, or `out` cannot hold the result.
+        """
+        if is_dask(image):
+            return self._apply_lazily(image)
+        evaluator, shape = self._evaluator(None, where, rule)
+        if tuple(image.shape) != shape:
+            msg = f"the bias field is for an image of shape {shape}, got {tuple(image.shape)}"
+            raise InputError(msg)
+        values = to_numpy(image)
+        target = np.empty(shape, np.float32) if out is None else check_out(out, shape)
+        evaluator.correct(_volume_view(values), _volume_view(target), thread_count(threads))
+        return array_module(image).asarray(target) if out is None else out
+
+    def centred(self, mask: np.ndarray) -> BiasField:
+        """Return the field with a mean log of 0 over a mask of the fitted image.
+
+        Correcting by it keeps the brightness there. N4 leaves that level free; it drifts with the number of iterations.
+        """
+        if self.reason is not None or not mask.any():
+            return self
+        level = float(np.mean(self.log_field(self.grid_shape)[mask], dtype=np.float64))
+        return replace(self, lattice=(self.lattice - np.float32(level)))  # the weights of a spline sum to 1
+
+    def save(self, path: str | Path) -> None:
+        """Write the field as an .npz of a few kilobytes."""
+        settings, lattice = self.to_settings()
+        with Path(path).open("wb") as stream:
+            np.savez(stream, allow_pickle=False, lattice=lattice, **{_SETTINGS: np.array(json.dumps(settings))})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            The file is missing or not a bias field.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls.from_settings(json.loads(str(stored[_SETTINGS])), stored["lattice"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = f"{path} is not a bias field that n4flow wrote ({type(error).__name__}: {error})"
+            raise InputError(msg) from error
+
+    def to_settings(self) -> tuple[dict[str, Any], np.ndarray]:
+        """Return everything but the lattice as JSON types, and the lattice."""
+        settings = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "lattice"}
+        settings["levels"] = [asdict(level) for level in self.levels]
+        settings["voxels"] = asdict(self.voxels)
+        return settings, self.lattice
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], lattice: np.ndarray) -> Self:
+        """Rebuild the field from what `to_settings` returned, or from that after JSON."""
+        known = dict(settings)
+        for name in ("grid_shape", "shape", "shrink", "voxel_um"):
+            known[name] = None if known[name] is None else tuple(known[name])
+        known["levels"] = tuple(
+            Level(tuple(level["control_points"]), tuple(level["measures"]), level["converged"])
+            for level in known["levels"]
+        )
+        known["voxels"] = Voxels(**known["voxels"])
+        return cls(lattice=np.asarray(lattice, np.float32), **known)
+
+    def _evaluator(
+        self, shape: Sequence[int] | None, where: Slices | None, rule: str
+    ) -> tuple[Evaluator, tuple[int, ...]]:
+        if rule not in RULES:
+            msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
+            raise InputError(msg)
+        whole = self.shape if shape is None else tuple(int(n) for n in shape)
+        if len(whole) != len(self.shape):
+            msg = f"the bias field has {len(self.shape)} axes, shape has {len(whole)}: {whole}"
+            raise InputError(msg)
+        part = tuple(slice(None) for _ in whole) if where is None else where
+        coordinates = [self._coordinates(axis, n, rule)[s] for axis, (n, s) in enumerate(zip(whole, part, strict=True))]
+        out_shape = tuple(t.size for t in coordinates)
+        lattice = self.lattice
+        for _missing in range(3 - lattice.ndim):
+            lattice, coordinates = lattice[None], [np.zeros(1), *coordinates]
+        return Evaluator(lattice, coordinates), out_shape
+
+    def _coordinates(self, axis: int, size: int, rule: str) -> np.ndarray:
+        samples, controls = self.grid_shape[axis], self.lattice.shape[axis]
+        if size == samples:
+            return bspline.sample_coordinates(size, controls)
+        if rule == "index":
+            return bspline.index_coordinates(size, controls)
+        return bspline.grid_coordinates(size, samples, controls, per_sample=self.shrink[axis] * size / self.shape[axis])
+
+    def _apply_lazily(self, image: Any) -> Any:
+        if tuple(image.shape) != self.shape:
+            msg = f"the bias field is for an image of shape {self.shape}, got {tuple(image.shape)}"
+            raise InputError(msg)
+        starts = [np.cumsum((0, *sizes)) for sizes in image.chunks]
+
+        def correct(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+            at = block_info[0]["chunk-location"]
+            place = tuple(slice(int(s[i]), int(s[i]) + n) for s, i, n in zip(starts, at, block.shape, strict=True))
+            return self.apply(block, where=place, threads=1)
+
+        return image.map_blocks(correct, dtype=np.float32, meta=np.empty((0,) * image.ndim, np.float32))
+
+
+def unfitted(shape: Sequence[int], grid_shape: Sequence[int], shrink: Sequence[int], **facts: Any) -> BiasField:
+    """Return the field that changes nothing, with the facts of why."""
+    lattice = np.zeros([1 if n == 1 else 4 for n in grid_shape], np.float32)
+    return BiasField(lattice, tuple(grid_shape), tuple(shape), tuple(shrink), **facts)
+
+
+def check_out(out: Any, shape: Sequence[int], name: str = "out") -> np.ndarray:
+    """Return `out` where it can hold a result of `shape`.
+
+    Raises
+    ------
+    InputError
+        It is no NumPy array, has another shape or is not of a real type.
+    """
+    if not isinstance(out, np.ndarray) or out.dtype.kind != "f" or out.dtype.itemsize < 4:
+        kind = getattr(out, "dtype", type(out).__name__)
+        msg = f"{name} must be a NumPy array of float32 or float64, got {kind}"
+        raise InputError(msg)
+    if out.shape != tuple(shape):
+        msg = f"{name} must have the shape of the image, {tuple(shape)}, got {out.shape}"
+        raise InputError(msg)
+    return out
+
+
+def _volume_view(array: np.ndarray) -> np.ndarray:
+    """Return a (z, y, x) view of an array with two or three axes."""
+    return array if array.ndim == 3 else array[(None,) * (3 - array.ndim)]

@@ -1,0 +1,103 @@
+"""How an N4 fit is run, and what it tells about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from n4flow.errors import InputError
+
+DEFAULT_ITERATIONS = (50, 50, 50, 50)
+CONVERGENCE_MEASURES = ("itk", "cv")
+MOST_BINS = 2048
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of one fit.
+
+    Parameters
+    ----------
+    iterations : tuple of int
+        Most iterations at each level; its length is the number of levels.
+    threshold : float
+        A level goes on while its convergence measure is above this.
+    over_relax : float
+        Factor on each step. The threshold is multiplied by it too: without that, larger steps only walk further.
+    bins : int
+        Histogram bins over the range of log intensity.
+    fwhm : float
+        Full width at half maximum of the Gaussian that blurs the histogram, in log intensity.
+    wiener : float
+        Noise term of the Wiener filter that takes the blur back.
+    convergence : {'itk', 'cv'}
+        ITK's running float32 measure, or the coefficient of variation it stands for.
+    threads : int
+        Threads; the result does not depend on them.
+    """
+
+    iterations: tuple[int, ...] = DEFAULT_ITERATIONS
+    threshold: float = 1e-3
+    over_relax: float = 1.0
+    bins: int = 200
+    fwhm: float = 0.15
+    wiener: float = 0.01
+    convergence: str = "itk"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.iterations) > 0 and min(self.iterations) >= 0,
+            f"iterations must be one whole number of at least 0 for each level, got {list(self.iterations)}",
+        )
+        _require(self.threshold >= 0, f"the convergence threshold must be at least 0, got {self.threshold}")
+        _require(self.over_relax > 0, f"over_relax must be above 0 (1 is plain N4), got {self.over_relax}")
+        _require(4 <= self.bins <= MOST_BINS, f"histogram bins must be 4 to {MOST_BINS}, got {self.bins}")
+        _require(self.fwhm > 0, f"fwhm must be above 0 (log intensity), got {self.fwhm}")
+        _require(self.wiener > 0, f"the Wiener noise must be above 0, got {self.wiener}")
+        known = " or ".join(map(repr, CONVERGENCE_MEASURES))
+        _require(self.convergence in CONVERGENCE_MEASURES, f"convergence must be {known}, got {self.convergence!r}")
+        _require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
+
+    @property
+    def stop(self) -> float:
+        """Measure at or below which a level ends."""
+        return self.threshold * self.over_relax
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one level of a fit did.
+
+    Parameters
+    ----------
+    control_points : tuple of int
+        Control points along each axis.
+    measures : tuple of float
+        The convergence measure after each iteration that was made.
+    converged : bool
+        Whether the level ended by its measure rather than by its number of iterations.
+    """
+
+    control_points: tuple[int, ...]
+    measures: tuple[float, ...]
+    converged: bool
+
+    @property
+    def iterations(self) -> int:
+        """Iterations that were made."""
+        return len(self.measures)
+
+
+def iteration_counts(iterations: Sequence[int] | int | None) -> tuple[int, ...]:
+    """Return iterations per level from a sequence, a single number (one level) or None (four levels of 50)."""
+    if iterations is None:
+        return DEFAULT_ITERATIONS
+    if isinstance(iterations, int):
+        return (iterations,)
+    return tuple(int(count) for count in iterations)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
