@@ -24,8 +24,8 @@ from n4flow.correction import Correction, Where
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.lazy import apply_lazily, count_lazily
 from n4flow.levels import least_voxels
-from n4flow.sections import SectionTable
 from n4flow.planes import as_block, as_mask, run_tasks
+from n4flow.sections import SectionTable
 from n4flow.statistics import PlaneHistograms, plane_histograms
 from n4flow.zprofile import push
 

@@ -23,7 +23,7 @@ N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
 
 @njit(nogil=True, cache=True)
 def shrink_rows_int(
-    plane: Any, k: int, row_start: int, row_stop: int, saturated: int, mean: Any, valid: Any, counts: Any, extremes: Any
+    plane: Any, k: int, row_start: int, row_stop: int, saturated: Any, mean: Any, valid: Any, counts: Any, extremes: Any
 ) -> None:
     """Block means of an integer plane for block rows row_start <= r < row_stop; see `statistics.shrink_planes`."""
     n_y, n_x = plane.shape
@@ -143,7 +143,7 @@ def drain(table: Any, touched: Any, c: int, bins: Any, counts: Any, sums: Any) -
 
 
 @njit(nogil=True, cache=True)
-def plane_range(plane: Any, lower: float, upper: float, span: float) -> None:
+def plane_range(plane: Any, lower: Any, upper: Any, span: Any) -> None:
     """In place: clip at `upper`, then `lower`, subtract `lower`, divide by `span`. Zeros and non-finite voxels stay."""
     for y in range(plane.shape[0]):
         for x in range(plane.shape[1]):
@@ -154,7 +154,7 @@ def plane_range(plane: Any, lower: float, upper: float, span: float) -> None:
 
 
 @njit(nogil=True, cache=True)
-def plane_gain(plane: Any, tissue: Any, gain: float) -> None:
+def plane_gain(plane: Any, tissue: Any, gain: Any) -> None:
     """In place: multiply tissue voxels by `gain`."""
     for y in range(plane.shape[0]):
         for x in range(plane.shape[1]):

@@ -16,11 +16,11 @@ from n4flow.arrays import array_module, probe_gpu, to_numpy
 from n4flow.bins import pool
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.levels import SOURCES, fill_levels, has_evidence
-from n4flow.otsu import Split, otsu_cut, otsu_split
 from n4flow.morphology import close_along_z, close_plane, smooth_valid
+from n4flow.otsu import Scale, Split, choose_scale, otsu_cut, otsu_split
 from n4flow.planes import as_block
 from n4flow.sections import SectionTable
-from n4flow.statistics import PlaneHistograms, ShrunkenVolume, plane_histograms
+from n4flow.statistics import ShrunkenVolume, plane_histograms
 
 FEW_VOXELS = 100  # a section with fewer valid voxels takes the threshold of the volume
 CONTRAST_SHARE = 0.6  # of the volume's log contrast between tissue and background that a section must show
@@ -44,6 +44,8 @@ class TissueMask:
         Otsu's threshold of all usable sections together.
     dark, bright : tuple of float or None
         Mean smoothed intensity of the two sides of each section's own threshold.
+    scale : str
+        `linear` or `log`: the scale on which intensities were smoothed and split.
     """
 
     mask: Any
@@ -52,26 +54,45 @@ class TissueMask:
     volume_threshold: float | None
     dark: tuple[float | None, ...]
     bright: tuple[float | None, ...]
+    scale: str
 
 
-def _cut(own: Split | None, volume: Split | None, empty: bool, count: int) -> tuple[float | None, str]:
+def _cut(own: Split | None, volume: Split | None, count: int) -> tuple[float | None, str]:
     """Return a section's threshold and where it comes from.
 
     The section's own split is believed when the threshold of the volume lies between its classes, or when its
     contrast (a ratio, so that a dim section is not held against itself) is a good part of the volume's.
     """
-    if empty:
-        return None, "empty"
-    if own is None:
-        return None, "constant"
-    if volume is None:
-        return own.threshold, "own"
+    if own is None or volume is None:
+        return None, "constant" if count else "empty"
     if volume.one_class:
         return None, "one_class"
     between = own.dark < volume.threshold < own.bright
     if count >= FEW_VOXELS and (between or own.contrast >= CONTRAST_SHARE * volume.contrast > 0):
         return own.threshold, "own"
     return volume.threshold, "volume"
+
+
+def _smooth_sections(
+    vol: Any, table: SectionTable, sigmas: tuple[float, float, float], weights: Any, scale: Scale
+) -> tuple[Any, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return the smoothed volume on `scale`, 0 where it is not valid, and each section's pairs of value and count."""
+    xp = array_module(vol)
+    smooth = xp.empty(vol.shape, xp.float32)
+    pairs = []
+    for section in table:
+        weight = None if weights is None else weights[section.planes]
+        # along Z within the section only: its neighbours have another gain, and a missing one has none
+        smooth[section.planes] = smooth_valid(scale.forward(vol[section.planes]), sigmas, weight)
+        histograms = plane_histograms(smooth[section.planes])
+        pairs.append(histograms.pooled(range(section.z_stop - section.z_start)))
+    return smooth, pairs
+
+
+def _pool(pairs: list[tuple[np.ndarray, np.ndarray]], chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    if not chosen:
+        return pool(np.empty(0, np.float32), np.empty(0, np.int64))
+    return pool(*(np.concatenate([pairs[i][part] for i in chosen]) for part in (0, 1)))
 
 
 def tissue_mask_with_levels(
@@ -96,27 +117,17 @@ def tissue_mask_with_levels(
         `ShrunkenVolume.valid`.
     """
     vol = as_block(vol)
-    xp = array_module(vol)
     table = SectionTable.coerce(sections, vol.shape[0])
-    smooth = xp.empty(vol.shape, xp.float32)
-    pairs = []
-    for section in table:
-        part = vol[section.planes].astype(xp.float32)
-        weight = None if weights is None else weights[section.planes]
-        # along Z within the section only: its neighbours have another gain, and a missing one has none
-        smooth[section.planes] = smooth_valid(part, (smoothing_sigma_z, smoothing_sigma, smoothing_sigma), weight)
-        histograms: PlaneHistograms = plane_histograms(smooth[section.planes])
-        pairs.append(histograms.pooled(range(section.z_stop - section.z_start)))
-    splits = [otsu_split(*pair) for pair in pairs]
-    chosen = [i for i, split in enumerate(splits) if split is not None and table[i].usable] or [
-        i for i, split in enumerate(splits) if split is not None
-    ]
-    volume = (
-        otsu_split(*pool(*(np.concatenate([pairs[i][part] for i in chosen]) for part in (0, 1)))) if chosen else None
-    )
-    cuts = [
-        _cut(split, volume, len(pair[0]) == 0, int(pair[1].sum())) for split, pair in zip(splits, pairs, strict=True)
-    ]
+    sigmas = (smoothing_sigma_z, smoothing_sigma, smoothing_sigma)
+    smooth, pairs = _smooth_sections(vol, table, sigmas, weights, Scale())
+    counted = [i for i, (values, _n) in enumerate(pairs) if len(values) > 1]
+    counted = [i for i in counted if table[i].usable] or counted
+    scale = choose_scale([pairs[i] for i in counted], _pool(pairs, counted))
+    if scale.floor is not None:
+        smooth, pairs = _smooth_sections(vol, table, sigmas, weights, scale)
+    splits = [otsu_split(*pair, scale=scale) for pair in pairs]
+    volume = otsu_split(*_pool(pairs, counted), scale=scale)
+    cuts = [_cut(split, volume, int(n.sum())) for split, (_values, n) in zip(splits, pairs, strict=True)]
     if volume is None or volume.one_class:
         what = (
             "has no valid voxels, or one value in each section: the tissue mask is empty; give a mask"
@@ -125,6 +136,7 @@ def tissue_mask_with_levels(
         )
         msg = f"the volume {what}"
         warnings.warn(msg, N4flowWarning, stacklevel=2)
+    xp = array_module(vol)
     mask = xp.zeros(vol.shape, bool)
     for section, (threshold, origin) in zip(table, cuts, strict=True):
         planes = smooth[section.planes]
@@ -136,11 +148,12 @@ def tissue_mask_with_levels(
             mask[z] = close_plane(mask[z], int(closing_radius))
     return TissueMask(
         close_along_z(mask, table, int(z_closing_sections)),
-        tuple(threshold for threshold, _origin in cuts),
+        tuple(None if threshold is None else scale.back(threshold) for threshold, _origin in cuts),
         tuple(origin for _threshold, origin in cuts),
-        None if volume is None else volume.threshold,
-        tuple(None if split is None else split.dark for split in splits),
-        tuple(None if split is None else split.bright for split in splits),
+        None if volume is None else scale.back(volume.threshold),
+        tuple(None if split is None else scale.back(split.dark) for split in splits),
+        tuple(None if split is None else scale.back(split.bright) for split in splits),
+        scale.name,
     )
 
 
@@ -157,7 +170,8 @@ def compute_tissue_mask(
 
     The volume is smoothed (Gaussian, within each section); each section is cut at the Otsu threshold of its non-zero
     smoothed voxels, voxel by voxel, so that the mask of an oblique cut moves from plane to plane; holes are filled and
-    gaps closed in every plane, then along Z. Otsu splits any section in two, so its threshold is believed only when
+    gaps closed in every plane, then along Z. Where shading blurs the classes, smoothing and threshold are those of the
+    log intensity. Otsu splits any section in two, so its threshold is believed only when
     the section shows the contrast of the volume; else the volume's threshold is taken (see `TissueMask`).
 
     Parameters
@@ -261,15 +275,20 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
         total += xp.where(valid, plane, 0)
         count += valid
     mean = xp.where(count > 0, total / xp.maximum(count, 1), 0)
+    scale = Scale()
     smooth = smooth_valid(mean, (smoothing_sigma, smoothing_sigma))
-    values, counts = plane_histograms(smooth[None]).pairs(0)
-    split = otsu_split(values, counts)
+    pairs = plane_histograms(smooth[None]).pairs(0)
+    split = otsu_split(*pairs)
+    if split is not None and split.one_class:  # a little agarose beside much tissue shows on the logarithmic scale
+        scale = choose_scale([pairs], pairs)
+        smooth = smooth_valid(scale.forward(mean), (smoothing_sigma, smoothing_sigma))
+        split = otsu_split(*plane_histograms(smooth[None]).pairs(0), scale=scale)
+    threshold = scale.back(split.threshold) if split else float(pairs[0][0]) if len(pairs[0]) else 0.0
     if split is None or split.one_class:
         msg = "the mean projection shows no dark side: no agarose is found; give an agarose mask if there is some"
         warnings.warn(msg, N4flowWarning, stacklevel=2)
-        threshold = split.threshold if split else float(values[0]) if len(values) else 0.0
         return xp.zeros(smooth.shape, bool), threshold
-    return (smooth < split.threshold) & (smooth != 0), split.threshold
+    return (smooth < split.threshold) & (smooth != 0), threshold
 
 
 def agarose_levels(

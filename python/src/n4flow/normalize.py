@@ -19,8 +19,8 @@ from n4flow.correction import Correction, Where
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.lazy import apply_lazily, count_lazily, lazy_vector
 from n4flow.levels import BORROWED, SOURCES, Levels, fill_levels, has_evidence, least_voxels
-from n4flow.sections import SectionTable
 from n4flow.planes import as_block, run_tasks
+from n4flow.sections import SectionTable
 from n4flow.statistics import PlaneHistograms, plane_histograms
 
 PERCENTILE_MAX = 99.9

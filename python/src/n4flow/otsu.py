@@ -1,4 +1,4 @@
-"""Otsu's threshold of a distribution, and whether the distribution has two classes at all.
+"""Otsu's threshold of a distribution, on which scale to look for it, and whether there are two classes at all.
 
 Otsu (1979, IEEE Trans. SMC 9:62-66) takes the threshold with the largest between-class variance
 w0 w1 (m1 - m0)^2. It splits anything, noise too; `Split.one_class` says when there is nothing to split.
@@ -7,9 +7,11 @@ w0 w1 (m1 - m0)^2. It splits anything, noise too; `Split.one_class` says when th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from n4flow.arrays import array_module
 from n4flow.bins import weighted_percentile
 
 TOP_PERCENTILE = 99.9  # brighter voxels (debris) count as this bright, so that they do not stretch the histogram
@@ -17,11 +19,48 @@ TOP_PERCENTILE = 99.9  # brighter voxels (debris) count as this bright, so that 
 ONE_CLASS_SEPARABILITY = 0.72
 ONE_CLASS_VALLEY = 0.9
 ONE_CLASS_RATIO = 2.0
+CLEAR_SEPARABILITY = 0.9  # intensities as they are separate the classes well enough
+
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale on which intensities are smoothed and split: as they are, or their logarithm.
+
+    Shading and gain multiply, so tissue under strong shading is one class only on the logarithmic scale.
+
+    Parameters
+    ----------
+    floor : float or None
+        None: linear. Else the scale is 1 + log(max(v, floor) / floor), which is positive everywhere.
+    """
+
+    floor: float | None = None
+
+    @property
+    def name(self) -> str:
+        """`linear` or `log`."""
+        return "linear" if self.floor is None else "log"
+
+    def forward(self, values: Any) -> Any:
+        """Return the valid intensities on the scale, float32; exact zeros and non-finite voxels become 0."""
+        xp = array_module(values)
+        values = values.astype(xp.float32)
+        valid = xp.isfinite(values) & (values != 0)
+        if self.floor is None:
+            return xp.where(valid, values, xp.float32(0))
+        floor = xp.float32(self.floor)
+        return xp.where(valid, 1 + xp.log(xp.maximum(xp.where(valid, values, floor), floor) / floor), xp.float32(0))
+
+    def back(self, value: float) -> float:
+        """Return the intensity at a point of the scale."""
+        return value if self.floor is None else float(self.floor * np.exp(value - 1))
 
 
 @dataclass(frozen=True)
 class Split:
-    """A distribution cut in two.
+    """A distribution cut in two. Threshold and means are points of `scale`.
 
     Parameters
     ----------
@@ -33,6 +72,10 @@ class Split:
         Between-class variance over total variance, 0 to 1.
     valley : float
         Lowest density between the peaks of the classes over the lower of the two peaks; 1 when there is no valley.
+    variance : float
+        Total variance.
+    scale : Scale
+        Linear when left out.
     """
 
     threshold: float
@@ -40,6 +83,8 @@ class Split:
     bright: float
     separability: float
     valley: float
+    variance: float
+    scale: Scale = Scale()
 
     @property
     def one_class(self) -> bool:
@@ -48,13 +93,55 @@ class Split:
         All three, because each alone is met by real tissue in real agarose: strong shading fills the valley, and an
         offset of the detector brings the means together.
         """
-        near = self.dark > 0 and self.bright < ONE_CLASS_RATIO * self.dark
+        near = 0 < self.contrast < np.log(ONE_CLASS_RATIO)
         return near and self.separability < ONE_CLASS_SEPARABILITY and self.valley > ONE_CLASS_VALLEY
 
     @property
     def contrast(self) -> float:
         """Log ratio of the class means, which a section's gain does not change; 0 when they are not positive."""
+        if self.scale.floor is not None:
+            return self.bright - self.dark
         return float(np.log(self.bright / self.dark)) if self.dark > 0 and self.bright > 0 else 0.0
+
+
+def choose_scale(sections: list[Pairs], together: Pairs) -> Scale:
+    """Return the scale on which a volume falls apart into two classes.
+
+    Linear when that is clear enough (`CLEAR_SEPARABILITY`) or values are negative; else the one of the two with the
+    larger separability, unless only one of them shows two classes.
+
+    Parameters
+    ----------
+    sections : list of pairs (values, counts)
+        Of each section. Separability is judged within sections, with variances relative to the section's mean, so
+        that neither sections of different gain nor one that is far too bright pass for two classes.
+    together : pairs
+        Of all of them.
+    """
+    linear = otsu_split(*together)
+    if linear is None or together[0][0] <= 0:
+        return Scale()
+    within = _separability(sections, Scale())
+    if within >= CLEAR_SEPARABILITY and not linear.one_class:
+        return Scale()
+    # Well below what smoothed intensities reach, so that single dark voxels do not stretch the scale.
+    scale = Scale(weighted_percentile(*together, 100 - TOP_PERCENTILE) / 8)
+    log = otsu_split(scale.forward(together[0]), together[1], scale=scale)
+    if log is None or log.one_class or (not linear.one_class and _separability(sections, scale) <= within):
+        return Scale()
+    return scale
+
+
+def _separability(sections: list[Pairs], scale: Scale) -> float:
+    """Return the between-class over the total variance within sections, all sections together."""
+    between = total = 0.0
+    for values, counts in sections:
+        split = otsu_split(scale.forward(values), counts, scale=scale)
+        if split is not None:
+            unit = float(np.average(values, weights=counts)) ** 2 if scale.floor is None else 1.0
+            weight = float(counts.sum()) * split.variance / unit
+            between, total = between + weight * split.separability, total + weight
+    return between / total if total else 0.0
 
 
 def otsu_cut(counts: np.ndarray, centres: np.ndarray) -> int:
@@ -69,8 +156,8 @@ def otsu_cut(counts: np.ndarray, centres: np.ndarray) -> int:
     return int(np.argmax(between))
 
 
-def otsu_split(values: np.ndarray, counts: np.ndarray, n_bins: int = 256) -> Split | None:
-    """Split pooled (value, count) pairs; None when there are no voxels or only one value."""
+def otsu_split(values: np.ndarray, counts: np.ndarray, n_bins: int = 256, scale: Scale | None = None) -> Split | None:
+    """Split pooled (value, count) pairs, given on `scale`; None when there are no voxels or only one value."""
     from scipy.ndimage import gaussian_filter1d
 
     if len(values) < 2:
@@ -88,6 +175,5 @@ def otsu_split(values: np.ndarray, counts: np.ndarray, n_bins: int = 256) -> Spl
     density = gaussian_filter1d(histogram.astype(np.float64), 0.03 * n_bins)
     first, second = int(np.argmax(density[dark])), cut + 1 + int(np.argmax(density[bright]))
     valley = float(density[first : second + 1].min() / min(density[first], density[second]))
-    return Split(
-        float(centres[cut]), means[0], means[1], share * (1 - share) * (means[1] - means[0]) ** 2 / total, valley
-    )
+    between = share * (1 - share) * (means[1] - means[0]) ** 2
+    return Split(float(centres[cut]), means[0], means[1], between / total, valley, total, scale or Scale())

@@ -17,8 +17,8 @@ from n4flow.arrays import array_module, is_dask, to_numpy
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError
 from n4flow.lazy import apply_lazily, count_lazily
-from n4flow.sections import SectionTable
 from n4flow.planes import as_block, as_mask, run_tasks
+from n4flow.sections import SectionTable
 from n4flow.statistics import PlaneHistograms, plane_histograms
 
 MIN_TISSUE_VOXELS = 100
