@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SPEC, LOCK = HERE / "jgo.toml", HERE / "jars.lock"
 OLDEST = (25, 4)
+REMEDY = "check the network and jgo's own settings, or put a Nextflow of 25.04 or later on PATH, and try again"
 COMMAND = Path(sys.executable).parent / "nextflow"  # the environment's bin folder, not the Python it links to
 
 LAUNCHER = """\
@@ -64,7 +65,9 @@ def install_packages(target: Path) -> None:
     with (ROOT / "python" / "pyproject.toml").open("rb") as file:
         wanted = tomllib.load(file)["project"]["optional-dependencies"]["engine"]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", target]
-    subprocess.run([*pip, "--constraint", ROOT / "python" / "requirements.lock", *wanted], check=True)
+    done = subprocess.run([*pip, "--constraint", ROOT / "python" / "requirements.lock", *wanted], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # pip has said why
     sys.path.insert(0, str(target))  # jgo is imported from there
 
 
@@ -105,9 +108,13 @@ def download(repository: Path, jars: Path) -> None:
     def one(line: str) -> None:
         coordinates, expected = line.split()
         group, name, version = coordinates.split(":")
-        path = context.project(group, name).at_version(version).artifact().resolve()
+        try:
+            path = context.project(group, name).at_version(version).artifact().resolve()
+        except (OSError, RuntimeError) as error:
+            msg = f"{coordinates} cannot be downloaded ({error}); {REMEDY}"
+            raise SystemExit(msg) from None
         if (got := sha256(path)) != expected:
-            msg = f"{coordinates}: expected SHA-256 {expected}, got {got}; try again, or check the Maven mirror in use"
+            msg = f"{coordinates}: expected SHA-256 {expected}, got {got}; {REMEDY}"
             raise SystemExit(msg)
         path.rename(jars / path.name)
 
