@@ -303,7 +303,7 @@ def _slab_planes(
             msg = f"slab_planes must be at least 1, got {wish}"
             raise InputError(msg)
         # A deep slab of a prime number of planes would leave no chunk depth but 1.
-        unit = math.lcm(unit, 8) if wish > chunk else unit
+        unit = math.lcm(unit, 8) if wish > chunk and unit == deepest else unit
         return -(-wish // unit) * unit
     unit = math.lcm(unit, min(chunk, shape[0]))
     plane = shape[1] * shape[2] * itemsize
@@ -342,7 +342,7 @@ def _shard(
     itemsize: int,
     cut: tuple[int, int, int] | None,
 ) -> tuple[int, int, int]:
-    """Return a shard of the given depth: the whole plane, halved along its longer side until small enough."""
+    """Return a shard of the given depth: of the plane so much that shards are few, and then square."""
     whole = [-(-n // c) for n, c in zip(size[1:], chunk[1:], strict=True)]
     if cut is not None:
         for axis, s, c in zip(AXES, cut, chunk, strict=True):
@@ -350,11 +350,16 @@ def _shard(
                 msg = f"shards along {axis} must be a multiple of the chunk ({c}), got {s}"
                 raise InputError(msg)
         return depth, min(cut[1], whole[0] * chunk[1]), min(cut[2], whole[1] * chunk[2])
-    side = [whole[0] * chunk[1], whole[1] * chunk[2]]
-    while depth * side[0] * side[1] * itemsize > SHARD_BYTES and (side[0] > chunk[1] or side[1] > chunk[2]):
-        longer = 0 if (side[0] >= side[1] and side[0] > chunk[1]) or side[1] <= chunk[2] else 1
-        side[longer] = -(-side[longer] // (2 * chunk[1 + longer])) * chunk[1 + longer]
-    return depth, side[0], side[1]
+    most = max(1, SHARD_BYTES // (depth * math.prod(chunk[1:]) * itemsize))  # columns of chunks in a shard
+    best: tuple[float, ...] = ()
+    for rows in range(1, whole[0] + 1):
+        height = -(-whole[0] // rows)
+        columns = -(-whole[1] // max(1, most // height))
+        width = -(-whole[1] // columns)
+        if height * width <= most or height == 1:
+            square = abs(height * chunk[1] - width * chunk[2])
+            best = min(best or (math.inf,), (rows * columns, square, height, width))
+    return depth, int(best[2]) * chunk[1], int(best[3]) * chunk[2]
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -133,10 +133,7 @@ class NiftiReader(Reader):
                 values = np.empty(shape, self._stored)
                 view = values.reshape(-1).view(np.uint8).data
                 done = 0
-                while done < len(view):
-                    count = stream.readinto(view[done:])
-                    if not count:
-                        raise EOFError(f"{len(view) - done} bytes are missing")  # noqa: EM102
+                while done < len(view) and (count := stream.readinto(view[done:])):
                     done += count
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(self.path, error) from error

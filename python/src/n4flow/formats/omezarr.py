@@ -152,6 +152,11 @@ def validate_store(path: str | Path) -> None:
     path = Path(path)
     group, ome = _open_ome(path)
     _check_models(path, group, ome)
+    axes = ome["multiscales"][0]["axes"]
+    if [(axis["name"], axis.get("unit")) for axis in axes] != [(axis, "micrometer") for axis in AXES]:
+        named = ", ".join(str(axis["name"]) for axis in axes)
+        msg = f"{path} has axes {named}; expected z, y, x in micrometer"
+        raise N4flowError(msg)
     datasets = ome["multiscales"][0]["datasets"]
     arrays = [group[dataset["path"]] for dataset in datasets]
     transforms = [_transform(dataset) for dataset in datasets]
