@@ -19,7 +19,9 @@ TOP_PERCENTILE = 99.9  # brighter voxels (debris) count as this bright, so that 
 ONE_CLASS_SEPARABILITY = 0.72
 ONE_CLASS_VALLEY = 0.9
 ONE_CLASS_RATIO = 2.0
+ROUNDING = 1e-5  # values this near to each other are one value that smoothing in float32 has rounded
 CLEAR_SEPARABILITY = 0.9  # intensities as they are separate the classes well enough
+LOG_SEPARABILITY = 0.78  # below, shading may be what the logarithm separates
 
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -107,8 +109,9 @@ class Split:
 def choose_scale(sections: list[Pairs], together: Pairs) -> Scale:
     """Return the scale on which a volume falls apart into two classes.
 
-    Linear when that is clear enough (`CLEAR_SEPARABILITY`) or values are negative; else the one of the two with the
-    larger separability, unless only one of them shows two classes.
+    Linear when that is clear enough (`CLEAR_SEPARABILITY`) or values are negative. Else logarithmic when that is
+    clearer, and clear enough itself (`LOG_SEPARABILITY`), or when the linear scale shows one class and the logarithm
+    two.
 
     Parameters
     ----------
@@ -127,7 +130,8 @@ def choose_scale(sections: list[Pairs], together: Pairs) -> Scale:
     # Well below what smoothed intensities reach, so that single dark voxels do not stretch the scale.
     scale = Scale(weighted_percentile(*together, 100 - TOP_PERCENTILE) / 8)
     log = otsu_split(scale.forward(together[0]), together[1], scale=scale)
-    if log is None or log.one_class or (not linear.one_class and _separability(sections, scale) <= within):
+    better = _separability(sections, scale) > max(within, LOG_SEPARABILITY)
+    if log is None or log.one_class or not (linear.one_class or better):
         return Scale()
     return scale
 
@@ -157,11 +161,12 @@ def otsu_cut(counts: np.ndarray, centres: np.ndarray) -> int:
 
 
 def otsu_split(values: np.ndarray, counts: np.ndarray, n_bins: int = 256, scale: Scale | None = None) -> Split | None:
-    """Split pooled (value, count) pairs, given on `scale`; None when there are no voxels or only one value."""
+    """Split pooled (value, count) pairs, given on `scale`; None when there are no voxels or one value."""
     from scipy.ndimage import gaussian_filter1d
 
-    if len(values) < 2:
+    if not len(values) or values[-1] - values[0] <= ROUNDING * max(abs(values[0]), abs(values[-1])):
         return None
+    values = values.astype(np.float64)
     low, top = float(values[0]), weighted_percentile(values, counts, TOP_PERCENTILE)
     if not top > low:
         low, top = float(values[0]), float(values[-1])

@@ -1,0 +1,308 @@
+"""Masks of phantoms with known tissue, at the border, under padding, and where there is nothing to find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from skimage.morphology import disk
+
+from n4flow.errors import GpuError, InputError, N4flowWarning
+from n4flow.mask import (
+    agarose_levels,
+    compute_tissue_mask,
+    expand_mask,
+    get_agarose_mask,
+    otsu_mask,
+    tissue_mask_with_levels,
+)
+from n4flow.morphology import close_along_z, close_plane, smooth_valid
+from n4flow.otsu import otsu_cut, otsu_split
+from n4flow.sections import Section, SectionTable
+from n4flow.statistics import plane_histograms, shrink_planes
+
+
+def brain(n_z: int = 6, size: tuple[int, int] = (61, 73), radius: float = 20.0, seed: int = 0, drift: float = 0.0):
+    """A bright disc with a darker core in speckled agarose, and where it is; `drift` moves it from plane to plane."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    centre = (size[1] - 1) / 2 + drift * (np.arange(n_z) - (n_z - 1) / 2)
+    distance = np.stack([np.hypot(y - (size[0] - 1) / 2, x - c) for c in centre])
+    clean = np.where(distance < radius, np.where(distance < radius / 3, 4.0, 6.0), 1.0)
+    speckle = np.random.default_rng(seed).gamma(9, 1 / 9, clean.shape)
+    return (100 * clean * speckle).astype(np.float32), distance < radius
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_tissue_of_a_phantom() -> None:
+    volume, tissue = brain()
+    assert dice(compute_tissue_mask(volume), tissue) > 0.97  # the rim moves by half a voxel at sigma 2
+
+
+def test_oblique_cuts_move_the_mask_from_plane_to_plane() -> None:
+    volume, tissue = brain(n_z=8, drift=3.0)
+    found = compute_tissue_mask(volume, n_serial_slices=2, z_closing_sections=0)
+    assert min(dice(a, b) for a, b in zip(found, tissue, strict=True)) > 0.95
+
+
+def test_dark_tissue_is_not_cut_away() -> None:
+    volume, tissue = brain()
+    y, x = np.mgrid[:61, :73]
+    disc = np.hypot(y - 30, x - 36) < 20
+    volume[:, disc] *= 4
+    volume[:, disc & (x < 40)] *= 0.35  # half of the tissue is dark, eight times the agarose nonetheless
+    found = tissue_mask_with_levels(volume, 1)
+    linear = ndimage.gaussian_filter(volume, (1, 2, 2))
+    assert found.scale == "log"
+    assert dice(found.mask, tissue) > 0.96
+    assert dice(linear > threshold_otsu(linear), tissue) < 0.8
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.1])
+def test_shading_is_not_taken_for_tissue(slope: float) -> None:
+    volume, tissue = brain()
+    shaded = volume * np.exp(slope * np.linspace(-1, 1, 73)).astype(np.float32)
+    assert dice(compute_tissue_mask(shaded), tissue) > 0.9  # a factor of 3 and of 9 across the field
+
+
+def test_a_dim_section_keeps_its_mask() -> None:
+    volume, tissue = brain(n_z=9)
+    volume[3:6] *= 0.15
+    found = tissue_mask_with_levels(volume, 3)
+    assert found.origins == ("own",) * 3
+    assert dice(found.mask[3:6], tissue[3:6]) > 0.95
+
+
+def test_sections_without_tissue_or_without_agarose_take_the_threshold_of_the_volume() -> None:
+    volume, tissue = brain(n_z=12)
+    rng = np.random.default_rng(1)
+    volume[3:6] = 100 * rng.gamma(9, 1 / 9, volume[3:6].shape)  # agarose alone
+    volume[6:9] = 500 * rng.gamma(9, 1 / 9, volume[6:9].shape)  # tissue fills the field
+    found = tissue_mask_with_levels(volume, 4, z_closing_sections=0)
+    assert found.origins == ("own", "volume", "volume", "own")
+    assert found.thresholds[1] == found.thresholds[2] == found.volume_threshold
+    assert not found.mask[3:6].any()
+    assert found.mask[6:9].all()
+    assert dice(found.mask[:3], tissue[:3]) > 0.95
+
+
+def test_empty_and_constant_sections_have_no_mask_and_change_no_other() -> None:
+    volume, _tissue = brain(n_z=9)
+    whole = tissue_mask_with_levels(volume, 3, z_closing_sections=0)
+    volume[3:6] = 0
+    empty = tissue_mask_with_levels(volume, 3, z_closing_sections=0)
+    volume[3:6] = 65535
+    constant = tissue_mask_with_levels(volume, 3, z_closing_sections=0)
+    assert (empty.origins, constant.origins) == (("own", "empty", "own"), ("own", "constant", "own"))
+    for found in (empty, constant):
+        assert found.thresholds[1] is None
+        assert not found.mask[3:6].any()
+        np.testing.assert_array_equal(found.mask[[0, 1, 2, 6, 7, 8]], whole.mask[[0, 1, 2, 6, 7, 8]])
+
+
+def test_flagged_sections_do_not_enter_the_threshold_of_the_volume() -> None:
+    volume, _tissue = brain(n_z=9)
+    expected = tissue_mask_with_levels(np.delete(volume, slice(3, 6), axis=0), 2).volume_threshold
+    volume[3:6] *= 40
+    table = SectionTable([Section("a", 0, 3), Section("b", 3, 6, "damaged"), Section("c", 6, 9)], 9)
+    found = tissue_mask_with_levels(volume, table)
+    assert found.volume_threshold == expected
+    assert found.mask[3:6].any()
+    everything = SectionTable([Section("a", 0, 9, "damaged")], 9)
+    assert (
+        dice(tissue_mask_with_levels(volume[:3], SectionTable([Section("a", 0, 3, "damaged")], 3)).mask, _tissue[:3])
+        > 0.95
+    )
+    assert tissue_mask_with_levels(volume, everything).mask.any()
+
+
+def test_a_volume_of_one_class_is_all_tissue_with_a_warning() -> None:
+    volume = np.random.default_rng(2).gamma(9, 1 / 9, (4, 40, 50)).astype(np.float32)
+    volume[:, :7] = 0
+    with pytest.warns(N4flowWarning, match="one class of intensities"):
+        found = tissue_mask_with_levels(volume, 2)
+    assert found.origins == ("one_class", "one_class")
+    np.testing.assert_array_equal(found.mask[:, 7:], True)
+    assert not found.mask[:, :4].any()
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, np.nan])
+def test_a_volume_of_one_value_has_no_tissue(value: float) -> None:
+    with pytest.warns(N4flowWarning, match="the tissue mask is empty"):
+        assert not compute_tissue_mask(np.full((3, 12, 14), value)).any()
+
+
+def test_padding_changes_no_voxel() -> None:
+    volume, _tissue = brain(n_z=4, radius=34)  # reaches the border
+    volume[1, 5, 5] = np.nan
+    volume[2, 30, 30] = np.inf
+    padded = np.pad(volume, ((0, 0), (9, 17), (13, 5)))
+    inside = (slice(None), slice(9, -17), slice(13, -5))
+    np.testing.assert_array_equal(
+        compute_tissue_mask(padded, n_serial_slices=2)[inside], compute_tissue_mask(volume, n_serial_slices=2)
+    )
+    agarose, threshold = get_agarose_mask(volume)
+    padded_agarose, padded_threshold = get_agarose_mask(padded)
+    assert padded_threshold == threshold
+    np.testing.assert_array_equal(padded_agarose[inside[1:]], agarose)
+    assert padded_agarose.sum() == agarose.sum()  # padding is neither agarose nor tissue
+
+
+def test_closing_does_not_eat_the_mask_at_the_border() -> None:
+    plane = np.ones((12, 15), bool)
+    plane[5:7, 5:7] = False
+    assert close_plane(plane, 3).all()
+    speckled = np.random.default_rng(3).random((40, 50)) > 0.6
+    filled = ndimage.binary_fill_holes(speckled)
+    wide = np.pad(filled, 20)
+    np.testing.assert_array_equal(close_plane(speckled, 4), ndimage.binary_closing(wide, disk(4))[20:-20, 20:-20])
+    np.testing.assert_array_equal(close_plane(speckled, 0), filled)
+
+
+def test_gaps_along_z_are_bridged_by_sections_not_planes() -> None:
+    table = SectionTable([Section("a", 0, 4), Section("b", 4, 10), Section("c", 10, 12), Section("d", 12, 20)], 20)
+    mask = np.zeros((20, 1, 3), bool)
+    mask[[0, 3, 10, 19]] = True
+    mask[:, 0, 2] = False
+    mask[5, 0, 2] = True  # nothing on either side
+    one = close_along_z(mask, table, 1)[:, 0, 0]
+    two = close_along_z(mask, table, 2)[:, 0, 0]
+    # planes 4-9 are one section, 11-18 are half a section and seven eighths of one
+    assert np.flatnonzero(~one).tolist() == list(range(11, 19))
+    assert two.all()
+    assert close_along_z(mask, table, 2)[:, 0, 2].sum() == 1
+    assert close_along_z(mask, table, 0) is mask
+    assert close_along_z(mask, SectionTable.equal(20, 1), 2) is mask
+    even = np.random.default_rng(4).random((24, 5, 6)) > 0.7
+    line = np.ones((7, 1, 1), bool)  # two sections of three planes, and one
+    reference = ndimage.binary_closing(np.pad(even, ((9, 9), (0, 0), (0, 0))), line)[9:-9]
+    np.testing.assert_array_equal(close_along_z(even, SectionTable.equal(24, 8), 2), reference)
+
+
+def test_a_section_alone_is_as_in_the_stack() -> None:
+    volume, _tissue = brain(n_z=9)
+    stack = tissue_mask_with_levels(volume, 3, z_closing_sections=0)
+    alone = tissue_mask_with_levels(volume[3:6], 1, z_closing_sections=0)
+    assert alone.thresholds[0] == stack.thresholds[1]
+    np.testing.assert_array_equal(alone.mask, stack.mask[3:6])
+
+
+def test_smoothing_is_a_mean_of_valid_voxels() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.random((20, 25)).astype(np.float32) + 1
+    values[:6] = 0
+    values[9, 9] = np.nan
+    valid = np.isfinite(values) & (values != 0)
+    pad = 30
+    wide = [np.pad(a, pad) for a in (np.where(valid, values, 0).astype(np.float64), valid.astype(np.float64))]
+    total, weight = (ndimage.gaussian_filter(a, (2, 3))[pad:-pad, pad:-pad] for a in wide)
+    smooth = smooth_valid(values, (2, 3))
+    np.testing.assert_allclose(smooth[valid], (total[valid] / weight[valid]), rtol=1e-5)  # float32 sums
+    assert (smooth[~valid] == 0).all()
+
+
+def test_otsu_is_scikit_images() -> None:
+    rng = np.random.default_rng(6)
+    for n in (50, 5000):
+        values = np.concatenate([rng.normal(3, 0.5, n), rng.normal(7, 1, n // 3)])
+        counts, edges = np.histogram(values, 64)
+        centres = (edges[:-1] + edges[1:]) / 2
+        assert centres[otsu_cut(counts, centres)] == threshold_otsu(hist=(counts, centres))
+    split = otsu_split(*plane_histograms(values.reshape(1, 1, -1)).pairs(0))
+    assert split is not None
+    reference = threshold_otsu(np.minimum(values, np.percentile(values, 99.9)))
+    assert abs(split.threshold - reference) < 2 * np.ptp(values) / 256
+    assert abs(split.dark - values[values <= reference].mean()) < 0.02
+    assert abs(split.bright - values[values > reference].mean()) < 0.05
+    assert otsu_split(np.ones(1, np.float32), np.ones(1, np.int64)) is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 4000.0])
+def test_otsu_mask_is_otsus_of_the_whole_volume(scale: float) -> None:
+    volume = (brain()[0] * scale).astype(np.float32)
+    volume[:, :9] = 0  # zeros count here, as everything does
+    np.testing.assert_array_equal(otsu_mask(volume), volume > threshold_otsu(volume, nbins=200))
+    np.testing.assert_array_equal(otsu_mask(volume[0]), volume[0] > threshold_otsu(volume[0], nbins=200))
+    broken = volume.copy()
+    broken[0, 40, 40:43] = np.nan, np.inf, -np.inf
+    expected = volume > threshold_otsu(broken[np.isfinite(broken)], nbins=200)
+    expected[0, 40, 40:43] = False
+    np.testing.assert_array_equal(otsu_mask(broken), expected)
+
+
+def test_otsu_mask_of_nothing_is_empty() -> None:
+    assert not otsu_mask(np.full((4, 5), 7)).any()
+    assert not otsu_mask(np.full((2, 4, 5), np.nan)).any()
+    with pytest.raises(InputError, match="nbins must be at least 2, got 1"):
+        otsu_mask(np.ones((4, 5)), 1)
+
+
+def test_agarose_is_the_dark_side_of_the_projection() -> None:
+    volume, tissue = brain()
+    agarose, threshold = get_agarose_mask(volume)
+    projection = ndimage.gaussian_filter(volume.mean(axis=0), 1.0)
+    assert abs(threshold - threshold_otsu(projection)) < 0.02 * np.ptp(projection)
+    assert agarose.shape == volume.shape[1:]
+    assert (agarose & ~tissue[0]).sum() > 0.97 * (~tissue[0]).sum()
+    assert not (agarose & ndimage.binary_erosion(tissue[0], iterations=2)).any()
+
+
+def test_partial_padding_counts_for_nothing_in_the_projection() -> None:
+    volume, _tissue = brain(n_z=8)
+    expected, _threshold = get_agarose_mask(volume)
+    volume[::2, :, :40] = 0  # half of the planes are padded there, tissue too
+    found, _threshold = get_agarose_mask(volume)
+    assert dice(found, expected) > 0.98
+
+
+@pytest.mark.parametrize("kind", ["constant", "empty", "noise"])
+def test_without_a_dark_side_there_is_no_agarose(kind: str) -> None:
+    volume = {
+        "constant": np.full((3, 30, 30), 5.0),
+        "empty": np.zeros((3, 30, 30)),
+        "noise": np.random.default_rng(7).gamma(9, 1, (3, 60, 60)),
+    }[kind]
+    with pytest.warns(N4flowWarning, match="no dark side"):
+        agarose, threshold = get_agarose_mask(volume)
+    assert not agarose.any()
+    assert np.isfinite(threshold)
+
+
+def test_levels_of_the_report() -> None:
+    volume, tissue = brain(n_z=9)
+    volume[3:6] *= 2
+    volume[6:9, ~tissue[6]] = 0  # no agarose in the last section
+    shrunken = shrink_planes(volume, 2)
+    agarose = ~tissue[0, ::2, ::2]
+    levels = agarose_levels(shrunken, agarose, 3, tissue[:, ::2, ::2])
+    assert [level["section"] for level in levels] == ["s000", "s001", "s002"]
+    assert [level["source"] for level in levels] == ["own", "own", "borrowed"]
+    assert levels[0]["confidence"] == 1.0 > levels[2]["confidence"] > 0
+    means = shrunken.mean[:3][:, agarose]
+    assert abs(levels[0]["level"] / np.median(means[means > 0]) - 1) < 0.02
+    assert levels[2]["level"] == pytest.approx(levels[1]["level"], rel=0.02)
+
+
+def test_expanding_gives_each_voxel_its_block() -> None:
+    small = np.random.default_rng(8).random((4, 5, 6)) > 0.5
+    whole = small.repeat(3, axis=1).repeat(3, axis=2)[:, :14, :16]
+    np.testing.assert_array_equal(expand_mask(small, 3, slice(0, 4), slice(0, 14), slice(0, 16)), whole)
+    np.testing.assert_array_equal(
+        expand_mask(small, 3, slice(1, 3), slice(4, 11), slice(7, 16)), whole[1:3, 4:11, 7:16]
+    )
+
+
+def test_the_gpu_asked_for_is_the_gpu_used() -> None:
+    try:
+        from n4flow.arrays import probe_gpu
+
+        probe_gpu()
+    except GpuError:
+        with pytest.raises(GpuError, match="no working GPU"):
+            compute_tissue_mask(brain()[0], use_gpu=True)
+    else:
+        volume, tissue = brain()
+        assert dice(compute_tissue_mask(volume, use_gpu=True), tissue) > 0.97
