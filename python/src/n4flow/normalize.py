@@ -1,8 +1,9 @@
 """Agarose to zero, brightness between sections kept: the plane range, and section scale factors.
 
 Per plane z: out = (clip(v, lower_z, upper_z) - lower_z) / span, where lower_z is the agarose median, upper_z a high
-percentile of all valid voxels and span the largest upper_z - lower_z of all usable planes. One divisor for the whole
-volume keeps what one section is brighter than another; agarose at or below its level becomes exactly 0.
+percentile of all valid voxels and span the largest upper_z - lower_z of the usable planes that show agarose. One
+divisor for the whole volume keeps what one section is brighter than another; agarose at or below its level becomes
+exactly 0.
 """
 
 from __future__ import annotations
@@ -120,24 +121,31 @@ def estimate_plane_range(
     table = SectionTable.coerce(sections, histograms.n_planes)
     usable = table.usable_planes
     tops = histograms.per_plane("percentile", "all", percentile_max)
-    medians = histograms.per_plane("median", "agarose")
-    evidence = has_evidence(medians, histograms.per_plane("count", "agarose"), np.nan_to_num(tops), usable)
+    medians, counts = (histograms.per_plane(statistic, "agarose") for statistic in ("median", "count"))
+    evidence = has_evidence(medians, counts, np.nan_to_num(tops), usable)
     levels = fill_levels(medians, evidence, table)
+    # Where the agarose is missing, the percentile of all voxels is one of tissue; take the rank that it usually has.
+    valid = histograms.per_plane("count")
+    rest = (valid - counts)[evidence].sum()
+    rank = 100 - (100 - percentile_max) * min(100.0, valid[evidence].sum() / rest if rest else 1.0)
+    for z in np.flatnonzero(usable & (levels.source == BORROWED)).tolist():
+        tops[z] = histograms.percentile(z, rank)
     return _with_span(levels, tops.astype(np.float32), usable)
 
 
 def _with_span(levels: Levels, tops: np.ndarray, usable: np.ndarray) -> PlaneRange:
+    """Add the span of the volume, and the cap of each plane, to the levels."""
     lower = levels.values
     measured = usable & np.isfinite(tops)
-    spans = tops[measured] - lower[measured]  # float32, as `apply` subtracts: so that no result exceeds 1
-    span = np.float32(spans.max()) if spans.size else np.float32(0)
-    if not span > 0:
+    span = np.max(tops[measured] - lower[measured], initial=np.float32(0))  # float32, as `apply` subtracts
+    if span > 0:
+        cap = lower + span
+        cap = np.where(cap - lower > span, np.nextafter(cap, lower), cap)  # rounded up: no result may exceed 1
+        upper = np.where(measured, np.minimum(tops, cap), cap)
+    else:
         msg = "no plane has intensities above the agarose level: the volume is not divided"
         warnings.warn(msg, N4flowWarning, stacklevel=3)
-        span = np.float32(1)
-        upper = np.where(measured, tops, np.float32(np.inf)) if spans.size else np.full_like(lower, np.inf)
-    else:
-        upper = np.where(measured, tops, lower + span)
+        span, upper = np.float32(1), np.where(measured, tops, np.float32(np.inf))
     return PlaneRange(lower, upper.astype(np.float32), float(span), levels.source, levels.confidence)
 
 
@@ -230,6 +238,7 @@ def compute_scale_factors(
     smoothed = smooth_along(np.where(raw > 0, raw, 0.0), weights, smooth_sigma)
     known = smoothed > 0
     scale = np.ones(len(table))
-    scale[known] = np.median(smoothed[known]) / smoothed[known]
+    if known.any():
+        scale[known] = np.median(smoothed[known]) / smoothed[known]
     per_plane = np.clip(scale, min_scale, max_scale)[table.section_of_plane]
     return per_plane.astype(np.float32), raw, smoothed, [s.z_start for s in table]
