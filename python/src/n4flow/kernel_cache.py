@@ -22,6 +22,8 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when th
 class ReadOnlyCacheLocator(UserProvidedCacheLocator):
     """Numba's user-provided cache folder, NUMBA_CACHE_DIR, also where it is read-only."""
 
+    _cache_path: str
+
     def __init__(self, py_func: object, py_file: str) -> None:
         super().__init__(py_func, py_file)
         if not os.access(os.path.dirname(self._cache_path), os.W_OK):
