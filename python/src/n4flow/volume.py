@@ -96,7 +96,7 @@ class Volume:
         import dask.array as da
 
         meta = np.empty((0, 0, 0), self.dtype)
-        return da.from_array(_Lazy(self), chunks=self._blocks(), name=False, asarray=False, meta=meta)
+        return da.from_array(_Lazy(self), chunks=self._blocks(), name=False, asarray=False, fancy=False, meta=meta)
 
     def read(self, z: slice, y: slice = slice(None), x: slice = slice(None)) -> np.ndarray:
         """Read a box.
@@ -153,8 +153,17 @@ class _Lazy:
     def __init__(self, volume: Volume) -> None:
         self.volume, self.shape, self.dtype, self.ndim = volume, volume.shape, volume.dtype, 3
 
-    def __getitem__(self, box: tuple[slice, slice, slice]) -> np.ndarray:
-        return self.volume.read(*box)
+    def __getitem__(self, box: tuple[slice | int, ...]) -> np.ndarray:
+        # dask hands down what users wrote: steps and single indices are taken from the box around them.
+        spans, inner = [], []
+        for cut, size in zip(box, self.shape, strict=True):
+            picks = range(size)[cut]
+            picks = range(picks, picks + 1) if isinstance(picks, int) else picks
+            low = min(picks, default=0)
+            spans.append(slice(low, max(picks, default=-1) + 1))
+            relative = slice(picks.start - low, picks.stop - low if picks.stop >= low else None, picks.step)
+            inner.append(0 if isinstance(cut, int) else relative)
+        return self.volume.read(*spans)[tuple(inner)]
 
 
 def open_volume(

@@ -59,7 +59,7 @@ class ItkReader(Reader):
         if stated:
             self.voxel_um = {a: to_micrometres(s, unit_um) for a, s in zip("xyz", reader.GetSpacing(), strict=False)}
             # Turned axes have no origin along them; it is kept beside the directions.
-            if np.array_equal(direction, np.eye(len(size))):
+            if np.allclose(direction, np.eye(len(size)), atol=1e-9):
                 corner = zip("xyz", reader.GetOrigin(), strict=False)
                 self.origin_um.update({a: to_micrometres(v, unit_um) for a, v in corner})
         else:

@@ -74,8 +74,7 @@ class NiftiReader(Reader):
         unit = header.get_xyzt_units()[0]
         unit_um = UNITS_UM.get(unit)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
-        # A float32 stands for the decimal number that someone wrote, 0.05 and not 0.05000000074505806.
-        zooms = [float(str(zoom)) for zoom in header.get_zooms()[:3]]
+        zooms = [_meant(zoom) for zoom in header.get_zooms()[:3]]
         if unit_um is None:
             self.reason = "its header names no unit of length"
         else:
@@ -86,7 +85,7 @@ class NiftiReader(Reader):
             # With a flip or a rotation the corner of the array is no origin along its axes; the affine says it all.
             if np.array_equal(rotation, np.diag(np.diag(rotation))) and np.all(np.diag(rotation) > 0):
                 corner = zip("xyz", affine[:3, 3], strict=True)
-                self.origin_um = {axis: to_micrometres(float(value), unit_um) for axis, value in corner}
+                self.origin_um = {axis: to_micrometres(_meant(value), unit_um) for axis, value in corner}
         self.metadata = {
             "format": "nifti",
             "affine": affine.tolist(),
@@ -171,6 +170,11 @@ def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like:
     image.header.set_xyzt_units(unit)
     image.header.set_slope_inter(1.0, 0.0)
     nibabel.save(image, path)
+
+
+def _meant(value: np.floating) -> float:
+    """Return the decimal number that a float32 of the header stands for: 0.05, and not 0.05000000074505806."""
+    return float(str(np.float32(value)))
 
 
 def _inflated(path: Path) -> int:

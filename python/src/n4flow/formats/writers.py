@@ -67,8 +67,8 @@ def write_volume(
         msg = f"a volume (Z, Y, X) is needed to write {path.name}, got an array of shape {array.shape}"
         raise InputError(msg)
     labels = array.dtype == np.bool_
-    array = array.astype(np.uint8) if labels else array
-    if array.dtype.newbyteorder("=").name not in DTYPES:
+    array = array.astype(np.uint8 if labels else array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.name not in DTYPES:
         msg = f"voxels cannot be written as {array.dtype} to {path.name}; cast them to one of {', '.join(DTYPES)}"
         raise InputError(msg)
     voxel = by_axis(voxel_um, "voxel_um") if voxel_um is not None else like.voxel_um if like is not None else None

@@ -159,17 +159,19 @@ def open_node(path: Path, inside: str | None = None) -> Any:
         if path.is_dir():
             store: Any = LocalStore(path, read_only=True)
             root = ""
-            # The Rust pipeline reads folders two to three times faster than Zarr's own, which serves zip files.
-            pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
         else:
-            store, root, pipeline = ZipStore(path, mode="r"), _zip_root(path), {}
-        with zarr.config.set(pipeline), warnings.catch_warnings():
-            # Where zarrs does not know a codec it says so in a warning and leaves the array to Zarr's own pipeline.
+            store, root = ZipStore(path, mode="r"), _zip_root(path)
+        where = root if inside is None else inside
+        if inside is None and _is_group(path, root):
+            # Consolidated metadata may be stale.
+            return zarr.open_group(store, path=where, mode="r", use_consolidated=False)
+        array = zarr.open_array(store, path=where, mode="r")
+        # The Rust pipeline decodes on all cores; it does not read zip files, Fortran order and foreign byte order.
+        if not path.is_dir() or array.order != "C" or not array.dtype.isnative:
+            return array
+        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
+            # Where it does not know a codec it says so in a warning and leaves the array to Zarr's own pipeline.
             warnings.simplefilter("ignore")
-            # Consolidated metadata may be stale, so it is not used where a group can be listed.
-            where = root if inside is None else inside
-            if inside is None and _is_group(store, path, root):
-                return zarr.open_group(store, path=where, mode="r", use_consolidated=False)
             return zarr.open_array(store, path=where, mode="r")
     except (FileNotFoundError, KeyError, ValueError, TypeError, zipfile.BadZipFile, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -177,7 +179,7 @@ def open_node(path: Path, inside: str | None = None) -> Any:
         raise InputError(msg) from error
 
 
-def _is_group(store: Any, path: Path, root: str) -> bool:
+def _is_group(path: Path, root: str) -> bool:
     """Return whether the root of a store is a group rather than an array."""
     prefix = f"{root}/" if root else ""
     if path.is_dir():

@@ -1,0 +1,342 @@
+"""Reading stores that others wrote: Zarr v2 and v3, axes, units, channels, zip files, and stores with faults."""
+
+import json
+import pickle
+import shutil
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import zarr
+
+from n4flow.errors import InputError
+from n4flow.volume import missing_chunks, open_volume, write_volume
+
+SHAPE = (13, 29, 37)
+MICRO = "micrometer"
+
+
+@pytest.fixture
+def voxels():
+    return np.random.default_rng(5).integers(1, 60000, SHAPE).astype("uint16")
+
+
+def multiscale(axes="zyx", units=MICRO, scale=None, translation=None, **more):
+    scale = scale or [{"z": 25.0, "y": 10.0, "x": 6.5}.get(axis, 1.0) for axis in axes]
+    transforms = [{"type": "scale", "scale": scale}]
+    if translation:
+        transforms.append({"type": "translation", "translation": translation})
+    kinds = {"t": "time", "c": "channel"}
+    described = [{"name": axis, "type": kinds.get(axis, "space")} for axis in axes]
+    for axis in described:
+        if axis["type"] == "space" and units != "absent":
+            axis["unit"] = units[axis["name"]] if isinstance(units, dict) else units
+    return {"axes": described, "datasets": [{"path": "0", "coordinateTransformations": transforms}], **more}
+
+
+def make(path, array, version="0.5", ome=None, **options):
+    """Write a store with zarr-python, which shares no code with our writer."""
+    v3 = version == "0.5"
+    ome = ome or {"multiscales": [multiscale()]}
+    group = zarr.create_group(
+        path, zarr_format=3 if v3 else 2, attributes={"ome": {"version": "0.5", **ome}} if v3 else ome
+    )
+    if not v3:
+        options.setdefault("chunk_key_encoding", {"name": "v2", "separator": "/"})
+    stored = group.create_array("0", shape=array.shape, dtype=array.dtype, **{"chunks": (5, 8, 16), **options})
+    stored[...] = array
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [
+        ("0.4", {}),
+        ("0.4", {"chunk_key_encoding": {"name": "v2", "separator": "."}}),
+        ("0.4", {"order": "F"}),
+        ("0.4", {"fill_value": None}),
+        ("0.4", {"compressors": None}),
+        ("0.5", {}),
+        ("0.5", {"shards": (10, 16, 32)}),
+        ("0.5", {"shards": (10, 16, 32), "compressors": "auto"}),
+        ("0.5", {"chunk_key_encoding": {"name": "default", "separator": "."}}),
+        ("0.5", {"chunk_key_encoding": {"name": "v2", "separator": "/"}}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", ">f4", "|u1", "<i2", ">f8"])
+def test_every_encoding_gives_the_same_voxels(tmp_path, voxels, version, options, dtype):
+    array = voxels.astype(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr remarks on dtypes that Zarr v3 does not name yet
+        make(tmp_path / "s.zarr", array, version, **options)
+    volume = open_volume(tmp_path / "s.zarr")
+    assert volume.shape == SHAPE
+    assert volume.dtype == np.dtype(dtype).newbyteorder("=")
+    assert volume.chunks == (5, 8, 16)
+    assert volume.shards == options.get("shards")
+    assert volume.voxel_um == {"z": 25.0, "y": 10.0, "x": 6.5}
+    read = volume.read(slice(3, 12), slice(None, -2), slice(1, 30))
+    assert read.dtype.isnative
+    assert read.flags.c_contiguous
+    assert read.flags.writeable
+    assert np.array_equal(read, array[3:12, :-2, 1:30])
+    assert np.array_equal(pickle.loads(pickle.dumps(volume)).data.compute(), array)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("axes", ["zyx", "czyx", "tczyx", "tzyx", "yxz", "xyz", "zyxc", "yx", "cyx"])
+def test_axes_are_found_by_name(tmp_path, voxels, version, axes):
+    array = voxels
+    if "z" not in axes:
+        array = voxels[0]
+    channels = [array, array + 1] if "c" in axes else [array]
+    stored = np.stack(channels) if "c" in axes else array
+    stored = stored if "t" not in axes else stored[None]
+    natural = [a for a in "tczyx" if a in axes]
+    stored = stored.transpose([natural.index(a) for a in axes])
+    chunks = tuple({"t": 1, "c": 2, "z": 5, "y": 8, "x": 16}[a] for a in axes)
+    path = make(tmp_path / "s.zarr", stored, version, {"multiscales": [multiscale(axes)]}, chunks=chunks)
+    given = {"voxel_um": {"z": 9}} if "z" not in axes else {}
+    if "c" in axes:
+        with pytest.raises(InputError, match="has 2 channels; choose one with channel, 0 to 1"):
+            open_volume(path, **given)
+        with pytest.raises(InputError, match="got channel 2; choose 0 to 1"):
+            open_volume(path, channel=2, **given)
+        assert np.array_equal(open_volume(path, channel=1, **given).read(slice(None)), np.atleast_3d(array.T).T + 1)
+    else:
+        with pytest.raises(InputError, match="has one channel, got channel 1"):
+            open_volume(path, channel=1, **given)
+    volume = open_volume(path, channel=0, **given)
+    assert volume.shape == (SHAPE if "z" in axes else (1, *SHAPE[1:]))
+    assert volume.voxel_um["x"] == 6.5
+    read = volume.read(slice(None), slice(2, 9), slice(5, None))
+    assert np.array_equal(read, np.atleast_3d(array.T).T[:, 2:9, 5:])
+
+
+def test_channels_by_label(tmp_path, voxels):
+    ome = {"multiscales": [multiscale("czyx")], "omero": {"channels": [{"label": "auto"}, {"label": "signal"}]}}
+    path = make(tmp_path / "s.zarr", np.stack([voxels, voxels // 2]), ome=ome, chunks=(1, 5, 8, 16))
+    with pytest.raises(InputError, match=r"has 2 channels \(auto, signal\); choose one"):
+        open_volume(path)
+    volume = open_volume(path, channel="signal")
+    assert volume.metadata["channels"] == ["auto", "signal"]
+    assert np.array_equal(volume.read(slice(None)), voxels // 2)
+
+
+def test_time_series_is_refused(tmp_path, voxels):
+    path = make(
+        tmp_path / "s.zarr", np.stack([voxels] * 3), ome={"multiscales": [multiscale("tzyx")]}, chunks=(1, 5, 8, 16)
+    )
+    with pytest.raises(InputError, match="has 3 time points; expected one volume"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [(MICRO, 1), ("millimeter", 1e3), ("nanometer", 1e-3), ("meter", 1e6), ("angstrom", 1e-4), ("um", 1), ("µm", 1)],
+)
+def test_lengths_are_converted(tmp_path, voxels, unit, factor):
+    scale, translation = [0.025 / factor * 1e3, 0.0041, 1.1], [0.5, 0.0, -7.0]
+    path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [multiscale("zyx", unit, scale, translation)]})
+    volume = open_volume(path)
+    assert volume.voxel_um["z"] == 25.0
+    assert volume.voxel_um["y"] == pytest.approx(0.0041 * factor, rel=1e-12)
+    assert volume.origin_um == pytest.approx({"z": 0.5 * factor, "y": 0, "x": -7 * factor}, rel=1e-12)
+
+
+def test_twins_in_millimetres_and_micrometres_have_one_digest(tmp_path, voxels):
+    digests = set()
+    for unit, scale in ((MICRO, [25.0, 4.1, 1.3]), ("millimeter", [0.025, 0.0041, 0.0013])):
+        make(tmp_path / f"{unit}.zarr", voxels, ome={"multiscales": [multiscale("zyx", unit, scale)]})
+        digests.add(open_volume(tmp_path / f"{unit}.zarr").digest())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("units", "reason"),
+    [
+        (None, "axis z has no unit; axis y has no unit; axis x has no unit"),
+        ("absent", "axis z has no unit"),
+        ("pixel", "axis z has the unit 'pixel'"),
+        ({"z": None, "y": MICRO, "x": MICRO}, "no voxel size along z (axis z has no unit)"),
+    ],
+)
+def test_unknown_units_need_the_option(tmp_path, voxels, units, reason):
+    path = make(tmp_path / "s.zarr", voxels, "0.4", {"multiscales": [multiscale("zyx", units)]})
+    with pytest.raises(InputError) as caught:
+        open_volume(path)
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith("give it with voxel_um (z y x, micrometres)")
+    assert open_volume(path, require_voxel_um=False).voxel_um is None
+    assert open_volume(path, voxel_um=(3, 2, 1)).voxel_um == {"z": 3.0, "y": 2.0, "x": 1.0}
+
+
+def test_transformations_of_the_whole_image_follow_those_of_the_level(tmp_path, voxels):
+    image = multiscale("zyx", MICRO, [2.0, 1.0, 1.0], [1.0, 0.0, 3.0])
+    image["coordinateTransformations"] = [
+        {"type": "scale", "scale": [10.0, 5.0, 4.0]},
+        {"type": "translation", "translation": [100.0, 0.0, 0.5]},
+    ]
+    volume = open_volume(make(tmp_path / "s.zarr", voxels, ome={"multiscales": [image]}))
+    assert volume.voxel_um == {"z": 20.0, "y": 5.0, "x": 4.0}
+    assert volume.origin_um == {"z": 110.0, "y": 0.0, "x": 12.5}
+
+
+def test_old_images_without_transformations(tmp_path, voxels):
+    ome = {"multiscales": [{"version": "0.3", "axes": ["z", "y", "x"], "datasets": [{"path": "0"}]}]}
+    path = make(tmp_path / "s.zarr", voxels, "0.4", ome)
+    with pytest.raises(InputError, match="has no voxel size; give it"):
+        open_volume(path)
+    assert np.array_equal(open_volume(path, voxel_um=(1, 2, 3)).read(slice(None)), voxels)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_plain_array(tmp_path, voxels, zarr_format):
+    zarr.create_array(tmp_path / "a.zarr", data=voxels, zarr_format=zarr_format)
+    with pytest.raises(InputError, match="has no voxel size; give it with voxel_um"):
+        open_volume(tmp_path / "a.zarr")
+    volume = open_volume(tmp_path / "a.zarr", voxel_um=(3, 2, 1))
+    assert volume.metadata["format"] == "zarr"
+    assert np.array_equal(volume.read(slice(None)), voxels)
+    with pytest.raises(InputError, match="without pyramid levels; level must be 0, got 1"):
+        open_volume(tmp_path / "a.zarr", level=1, voxel_um=(3, 2, 1))
+
+
+def test_plain_array_with_named_dimensions(tmp_path, voxels):
+    zarr.create_array(tmp_path / "a.zarr", data=voxels.transpose(2, 0, 1), dimension_names=("x", "z", "y"))
+    assert np.array_equal(open_volume(tmp_path / "a.zarr", voxel_um=(3, 2, 1)).read(slice(None)), voxels)
+
+
+def test_bioformats2raw_folder(tmp_path, voxels):
+    path = tmp_path / "s.zarr"
+    zarr.create_group(path, zarr_format=2, attributes={"bioformats2raw.layout": 3})
+    make(path / "0", voxels, "0.4")
+    assert np.array_equal(open_volume(path).read(slice(None)), voxels)
+    make(path / "1", voxels, "0.4")
+    with pytest.raises(InputError, match="it holds 0, 1; give the path of one image or array"):
+        open_volume(path)
+
+
+def zipped(path, target, *, root=""):
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                archive.write(file, root + str(file.relative_to(path)))
+    return target
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(("name", "root"), [("s.zarr.zip", ""), ("s.ozx", ""), ("s.zarr.zip", "folder/s.ome.zarr/")])
+def test_zip_files(tmp_path, voxels, version, name, root):
+    options = {"shards": (10, 16, 32)} if version == "0.5" else {}
+    path = make(tmp_path / "s.zarr", voxels, version, **options)
+    target = zipped(path, tmp_path / name, root=root)
+    shutil.rmtree(path)
+    volume = open_volume(target)
+    assert volume.voxel_um["z"] == 25.0
+    assert np.array_equal(volume.read(slice(2, 11), slice(5, 20)), voxels[2:11, 5:20])
+    assert np.array_equal(pickle.loads(pickle.dumps(volume)).data.compute(), voxels)
+    assert missing_chunks(target) == []
+
+
+def test_zip_files_that_are_no_store(tmp_path, voxels):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(InputError, match="holds no Zarr metadata"):
+        open_volume(tmp_path / "a.zip")
+    (tmp_path / "b.zip").write_bytes(b"no zip at all")
+    with pytest.raises(InputError, match="is not a readable Zarr store"):
+        open_volume(tmp_path / "b.zip")
+    path = make(tmp_path / "s.zarr", voxels)
+    key = missing_key(path)
+    (path / key).unlink()
+    with pytest.raises(InputError, match=f"lacks 1 files, or they are cut short: {key.removeprefix('0/')}"):
+        open_volume(zipped(path, tmp_path / "c.zip"))
+
+
+def missing_key(path):
+    """Return the key of a file in the middle of level 0."""
+    files = sorted(str(file.relative_to(path)) for file in (path / "0").rglob("*") if file.is_file())
+    return [file for file in files if not file.endswith(("zarr.json", ".zarray", ".zattrs"))][7]
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "cut"])
+@pytest.mark.parametrize(("version", "options"), [("0.4", {}), ("0.5", {}), ("0.5", {"shards": (5, 16, 16)})])
+def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, options, fault):
+    path = make(tmp_path / "s.zarr", voxels, version, fill_value=9, **options)
+    assert missing_chunks(path) == []
+    key = missing_key(path)
+    data = (path / key).read_bytes()
+    if fault == "missing":
+        (path / key).unlink()
+    else:
+        (path / key).write_bytes(data[: 0 if fault == "empty" else -9])
+    if fault == "cut" and not options:
+        # A chunk says nothing of its length, so this shows when it is decoded.
+        with pytest.raises(InputError, match="planes 0 to 13 of .*s.zarr cannot be read"):
+            open_volume(path).read(slice(None))
+        return
+    assert missing_chunks(path) == [key]
+    with pytest.raises(
+        InputError, match=f"lacks 1 files, or they are cut short: {key.removeprefix('0/')}; copy the store"
+    ):
+        open_volume(path)
+    volume = open_volume(path, allow_missing_chunks=True)
+    assert volume.metadata["missing_chunks"] == [key.removeprefix("0/")]
+    z, y, x = (int(part) for part in key.split("/")[-3:])
+    file = options.get("shards", (5, 8, 16))
+    expected = voxels.copy()
+    expected[tuple(slice(i * f, (i + 1) * f) for i, f in zip((z, y, x), file, strict=True))] = 0
+    assert volume.metadata["missing_planes"] == [[z * 5, min(z * 5 + 5, 13)]]
+    assert np.array_equal(volume.read(slice(None)), expected)
+    assert np.array_equal(volume.read(slice(2, 9), slice(3, 20), slice(7, 33)), expected[2:9, 3:20, 7:33])
+
+
+def test_missing_files_of_another_channel_do_not_matter(tmp_path, voxels):
+    ome = {"multiscales": [multiscale("czyx")]}
+    path = make(tmp_path / "s.zarr", np.stack([voxels, voxels]), ome=ome, chunks=(1, 13, 29, 37))
+    (path / "0/c/1/0/0/0").unlink()
+    assert np.array_equal(open_volume(path, channel=0).read(slice(None)), voxels)
+    with pytest.raises(InputError, match="c/1/0/0/0"):
+        open_volume(path, channel=1)
+
+
+def test_pyramid_levels(tmp_path):
+    array = np.random.default_rng(0).random((5, 270, 31)).astype("float32")
+    write_volume(tmp_path / "s.zarr", array, voxel_um=(25, 10, 10))
+    volume = open_volume(tmp_path / "s.zarr", level=1)
+    assert volume.shape == (5, 135, 31)
+    assert volume.voxel_um == {"z": 25.0, "y": 20.0, "x": 10.0}
+    assert volume.origin_um == {"z": 0.0, "y": 5.0, "x": 0.0}
+    with pytest.raises(InputError, match="has pyramid levels 0 to 1, got level 2"):
+        open_volume(tmp_path / "s.zarr", level=2)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda p: p.mkdir(), "is a folder without Zarr metadata, it holds nothing; expected OME-Zarr"),
+        (lambda p: zarr.create_group(p), "is a Zarr group without an OME-Zarr image; it holds nothing"),
+        (lambda p: make(p, np.zeros((2, 3), "c8"), chunks=(2, 3)), "voxels of type complex64"),
+        (lambda p: (p.mkdir(), (p / "zarr.json").write_text("{")), "is not a readable Zarr store"),
+        (
+            lambda p: make(p, np.zeros((2, 3, 4), "u1"), ome={"multiscales": [multiscale("zy")]}, chunks=(2, 3, 4)),
+            r"has axes z, y and shape \(2, 3, 4\); expected z, y, x",
+        ),
+    ],
+)
+def test_what_is_no_volume_is_named(tmp_path, build, message):
+    build(tmp_path / "s.zarr")
+    with pytest.raises(InputError, match=message):
+        open_volume(tmp_path / "s.zarr")
+
+
+def test_metadata_that_name_a_level_that_is_not_there(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels)
+    file = path / "zarr.json"
+    attributes = json.loads(file.read_text())
+    attributes["attributes"]["ome"]["multiscales"][0]["datasets"][0]["path"] = "scale0/image"
+    file.write_text(json.dumps(attributes))
+    with pytest.raises(InputError, match="is not a readable Zarr store: .*scale0/image"):
+        open_volume(path)
