@@ -175,7 +175,9 @@ class Pair:
             why = "no agarose was found" if math.isnan(levels[0]) else "tissue is not brighter than agarose"
             rule = f"by one factor for the whole volume, so that the mean of tissue is the same ({why})"
             return Units(0.0, 0.0, means[1] / means[0], 0.0, rule)
-        return Units(0.0, 0.0, 1.0, 0.0, "not at all, as there is no tissue with a mean above zero", common=False)
+        return Units(
+            0.0, 0.0, 1.0, 0.0, "not at all, as no usable section has tissue with a mean above zero", common=False
+        )
 
     def _plane_levels(self, zero_based: bool) -> np.ndarray:
         """Return (2, Z) agarose level of each plane before and after, in their own units."""

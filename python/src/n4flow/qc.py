@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from n4flow.statistics import ShrunkenVolume
 
 TILE = 16  # pixels along a side within which classes count as neighbours
+HOLE_SHARE = 0.25  # of tissue's median signal, below which a pixel counts as a hole
 MIN_TILE_PIXELS = 8  # pixels of each class that a tile needs
 TIMES = ("before", "after")
 
@@ -182,21 +183,21 @@ def _steps(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
     return summary, jumps
 
 
-def class_threshold(signal: np.ndarray) -> float:
-    """Return the signal that parts tissue into two classes: Otsu's threshold of log signal.
+def class_thresholds(signal: np.ndarray) -> tuple[float, float]:
+    """Return the signals that part tissue into two classes: dark from the first to the second, bright above.
 
-    Half a percent is clipped at each end. NaN where there are too few positive values, or all are equal.
+    The first is a quarter of the median: what is darker is a hole, a ventricle or the mask's rim. The second is Otsu's
+    threshold of the log of what lies above, the brightest half percent clipped. NaN where too few values are positive,
+    or all are equal.
     """
-    positive = signal[signal > 0]
-    if positive.size < 2 * MIN_PIXELS:
-        return math.nan
-    logs = np.log(positive.astype(np.float64))
-    low, high = np.percentile(logs, [0.5, 99.5])
-    if not high > low:
-        return math.nan
+    positive = signal[signal > 0].astype(np.float64)
+    lowest = HOLE_SHARE * median(positive)
+    logs = np.log(positive[positive > lowest])
+    if logs.size < 2 * MIN_PIXELS or logs.min() == logs.max():
+        return math.nan, math.nan
     from skimage.filters import threshold_otsu
 
-    return float(np.exp(threshold_otsu(np.clip(logs, low, high), nbins=256)))
+    return lowest, float(np.exp(threshold_otsu(np.minimum(logs, np.percentile(logs, 99.5)), nbins=256)))
 
 
 def _contrast(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
@@ -205,12 +206,12 @@ def _contrast(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
     Contrast between classes that lie side by side does not see shading, which changes slowly, so it shows what the maps
     of intensity did. Contrast over whole sections also moves when shading is removed or wide anatomy is flattened.
     """
-    threshold = class_threshold(pair.sample(own_level=True)[2])
+    thresholds = class_thresholds(pair.sample(own_level=True)[2])
     usable = np.array([section.usable for section in pair.sections])
-    near, wide, pixels = _class_contrast(pair, threshold)
+    near, wide, pixels = _class_contrast(pair, *thresholds)
     dark, bright = (pixels * usable).sum(axis=1)
     summary: dict[str, Any] = {
-        "threshold": threshold + pair.units.level_after,
+        "threshold": thresholds[1] + pair.units.level_after,
         "bright_share": _ratio(bright, bright + dark),
     }
     for name, (weight, *logs) in (("", near), ("wide_", wide)):
@@ -221,8 +222,8 @@ def _contrast(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
     return summary, np.divide(near[2], near[1], out=np.full(len(usable), np.nan), where=enough)
 
 
-def _class_contrast(pair: Pair, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Part tissue by `threshold` of the signal after, and compare the classes' mean signals.
+def _class_contrast(pair: Pair, lowest: float, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Part tissue by the signal after, dark from `lowest` and bright from `threshold`, and compare mean signals.
 
     Returns
     -------
@@ -239,9 +240,9 @@ def _class_contrast(pair: Pair, threshold: float) -> tuple[np.ndarray, np.ndarra
     for z in range(pair.shape[0] if not math.isnan(threshold) else 0):
         inside = pair.tissue(z)
         before, after = (signal[inside].astype(np.float64) for signal in pair.signals(z, own_level=True))
-        bright = after > threshold
+        dark, bright = (after > lowest) & (after <= threshold), after > threshold
         sums = np.zeros((2, 3, tiles[-1, -1] + 1))  # class; pixels, before, after; tile
-        for number, member in enumerate((~bright, bright)):
+        for number, member in enumerate((dark, bright)):
             for row, values in enumerate((np.ones_like(before), before, after)):
                 sums[number, row] = np.bincount(tiles[inside][member], values[member], minlength=sums.shape[2])
         near[:, owner[z]] += _weighted_logs(sums, MIN_TILE_PIXELS).sum(axis=1)

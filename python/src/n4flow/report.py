@@ -30,6 +30,7 @@ STAGE_KINDS = {
     "MATCH_HISTOGRAMS": "section_lookup",
     "SMOOTH_Z": "plane_gain",
 }
+HEADINGS = ("stage", "seconds", "backend", "threads", "warnings")  # shown in columns of their own, or at the top
 PLACE = ("planes", "sections", "batch")  # where a scattered task worked
 LABELS = {
     "n_valid": "voxels valid",
@@ -169,9 +170,7 @@ def grouped(stages: Sequence[Mapping[str, Any]], recipe: Sequence[Correction]) -
     for name in dict.fromkeys(str(stage["stage"]) for stage in stages):
         tasks = [stage for stage in stages if stage["stage"] == name]
         seconds = [float(task["seconds"]) for task in tasks if task.get("seconds") is not None]
-        hidden = {"stage", "seconds", "backend", "threads", "warnings", *kinds.get(STAGE_KINDS.get(name, ""), ())}
-        if len(tasks) > 1:
-            hidden.update(PLACE)
+        hidden = {*HEADINGS, *PLACE, *kinds.get(STAGE_KINDS.get(name, ""), ())}
         numbers: dict[str, Any] = {}
         for key in dict.fromkeys(key for task in tasks for key in task if key not in hidden):
             numbers[key] = merged(key, [plain(task[key]) for task in tasks if key in task])
