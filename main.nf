@@ -1,7 +1,9 @@
 #!/usr/bin/env nextflow
 // n4flow: even out the intensity of serial-section volumes. Stages write corrections; RENDER applies them once.
 
-include { check_parameters; read_samples; sample_files; answer; gather; as_json } from './modules/functions'
+include { check_parameters; as_json  } from './modules/parameters'
+include { read_samples; sample_files } from './modules/samples'
+include { answer; gather   } from './modules/channels'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
 include { INSPECT          } from './modules/inspect'
@@ -76,11 +78,16 @@ workflow {
         recipe = recipe.join(N4_VOLUME.out.bias).map { meta, files, more -> [meta, files + more] }
     }
 
-    // the statistics are of intensities after the bias fields: profile = [meta, volume, table, [histograms of each slab]]
-    PLANE_STATISTICS(slabs.combine(masks, by: 0).combine(recipe, by: 0))
-    histograms = gather(PLANE_STATISTICS.out.histograms, n_slabs)
+    // histograms are of intensities after the bias fields: profile = [meta, volume, table, [histograms of each slab]]
+    normalizes = params.normalize.toString() == 'true'
+    smooths = params.smooth_z.toString().toDouble() > 0
+    histograms = plans.map { meta, _plan -> [meta, []] }
+    if (normalizes || smooths || params.match != 'off') {
+        PLANE_STATISTICS(slabs.combine(masks, by: 0).combine(recipe, by: 0))
+        histograms = gather(PLANE_STATISTICS.out.histograms, n_slabs)
+    }
     profile = tables.join(histograms)
-    if (params.normalize.toString() == 'true') {
+    if (normalizes) {
         NORMALIZE(profile, params.percentile_max)
         recipe = recipe.join(NORMALIZE.out.correction).map { meta, files, more -> [meta, files + more] }
     }
@@ -88,7 +95,7 @@ workflow {
         MATCH_HISTOGRAMS(profile.join(recipe), params.match, params.n_bins)
         recipe = recipe.join(MATCH_HISTOGRAMS.out.correction).map { meta, files, more -> [meta, files + more] }
     }
-    if (params.smooth_z.toString().toDouble() > 0) {
+    if (smooths) {
         SMOOTH_Z(profile.join(recipe), params.smooth_z)
         recipe = recipe.join(SMOOTH_Z.out.correction).map { meta, files, more -> [meta, files + more] }
     }

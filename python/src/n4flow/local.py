@@ -26,7 +26,7 @@ from n4flow.errors import InputError
 from n4flow.normalize import estimate_plane_range
 from n4flow.parameters import iteration_list, resolve
 from n4flow.passes import TissueSource, shrink_pass, statistics_pass
-from n4flow.plan import Plan, make_plan, sample_name
+from n4flow.plan import Plan, background_radius, make_plan, sample_name
 from n4flow.recipe import Recipe
 from n4flow.rendering import published, render_slab
 from n4flow.statistics import ShrunkenVolume
@@ -148,7 +148,7 @@ def _run_sample(
     stages: list[dict[str, Any]] = []
     corrections: list[Correction] = []
     if parameters["background_radius_um"] > 0:
-        corrections.append(SpatialMeanBackground.from_radius(parameters["background_radius_um"], voxel_um))
+        corrections.append(SpatialMeanBackground(background_radius(parameters["background_radius_um"], voxel_um)))
 
     log.info("%s: %s planes of %s x %s voxels", plan.sample, *volume.shape)
     with stage("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:

@@ -79,6 +79,11 @@ class Plan:
         }
 
 
+def background_radius(radius_um: float, voxel_um: Mapping[str, float]) -> tuple[float, float]:
+    """Return a radius in micrometres as voxels (y, x)."""
+    return radius_um / voxel_um["y"], radius_um / voxel_um["x"]
+
+
 def choose_shrink(shape: tuple[int, int, int]) -> int:
     """Return the smallest in-plane block size that brings planes to at most 512 voxels a side, and not below 32.
 

@@ -75,7 +75,7 @@ def inspect(
 def _inspected(image: Path, sample: str | None, given: dict[str, Any], out: Path | None) -> dict[str, Any]:
     from n4flow.background import SpatialMeanBackground
     from n4flow.parameters import resolve
-    from n4flow.plan import make_plan
+    from n4flow.plan import background_radius, make_plan
     from n4flow.recipe import save_correction
 
     parameters = resolve(given)
@@ -85,6 +85,6 @@ def _inspected(image: Path, sample: str | None, given: dict[str, Any], out: Path
         plan.sections.write(out / "sections.tsv")
         radius = parameters["background_radius_um"]
         if radius > 0 and plan.volume.voxel_um is not None:
-            background = SpatialMeanBackground.from_radius(radius, plan.volume.voxel_um)
+            background = SpatialMeanBackground(background_radius(radius, plan.volume.voxel_um))
             save_correction(background, out / "10_background.npz")
     return {"plan": plan.summary()}

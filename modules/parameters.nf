@@ -1,0 +1,48 @@
+// Parameters are checked by the head process, before any task: names, types, ranges.
+
+include { nearest; expectation } from './sentences'
+
+// Stop before the first task when a parameter is unknown, of another type or out of range.
+// n4flow.parameters checks the same schema with the same sentences for `n4flow run`; one test holds both to it.
+def check_parameters(params, schema_file) {
+    def schema = new groovy.json.JsonSlurper().parseText(schema_file.text)
+    def rules = schema['$defs'].values().collectEntries { group -> group.properties }
+    params.each { name, value ->
+        if (!rules.containsKey(name)) {
+            error "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?"
+        }
+        if (value != null && !allowed(value, rules[name])) {
+            def shown = value instanceof CharSequence ? "'${value}'" : value
+            error "parameter ${name} must be ${expectation(rules[name])}, got ${shown}"
+        }
+    }
+    if (params.input == null || params.input.toString() == '') {
+        error "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation"
+    }
+}
+
+// Whether a value, or the text of one, fits a rule of the schema.
+def allowed(value, rule) {
+    def text = value.toString()
+    def types = rule.type instanceof List ? rule.type : [rule.type]
+    def whole = types.contains('integer') && text.isInteger()
+    def numeric = whole || (types.contains('number') && text.isNumber())
+    if (rule.minimum != null || rule.exclusiveMinimum != null || rule.maximum != null) {
+        if (numeric) {
+            def number = text.toDouble()
+            if (rule.minimum != null && number < rule.minimum) { return false }
+            if (rule.exclusiveMinimum != null && number <= rule.exclusiveMinimum) { return false }
+            if (rule.maximum != null && number > rule.maximum) { return false }
+            return true
+        }
+    }
+    if (rule['enum']) { return rule['enum'].contains(text) }
+    if (rule.pattern) { return text ==~ rule.pattern }
+    if (types.contains('boolean')) { return text in ['true', 'false'] }
+    return numeric || types.contains('string')
+}
+
+// All parameters in one line, as the provenance keeps them.
+def as_json(params) {
+    return groovy.json.JsonOutput.toJson(params.toSorted { entry -> entry.key })
+}
