@@ -4,7 +4,7 @@ For a section with N voxels above the threshold, sorted and cut into groups j th
 them, the map runs through the knots (x_j, y_j): x_j is the mean of the group, y_j the mean of the pooled
 distribution between the same shares, y_j = (G(u_(j+1)) - G(u_j)) / (u_(j+1) - u_j), where G is the integral of the
 pooled quantile function. So the map is monotone, takes the section's mean to the pooled mean, and is the identity for a
-section that is distributed as the pool. Groups are `n_bins` equal steps of the pooled range; neighbours are
+section that is distributed as the pool. Groups are equal steps, `n_bins` over the pooled range; neighbours are
 joined until a group has enough voxels to say anything, so spans without evidence are bridged by the line between
 their neighbours.
 """
@@ -33,7 +33,7 @@ MATCHED, BORROWED, IDENTITY = 0, 1, 2
 STATUS = ("matched", "borrowed", "left_alone")
 KNOT_VOXELS = 64  # a knot rests on this many voxels, or a sixteenth of the section's when that is less
 ONE_VALUE_SHARE = 0.85  # a section with this share of its voxels in one bin (constant, saturated) has no distribution
-TAIL_PERCENTILE = 99.9  # steps are equal up to here; above, each is twice as wide as the one before
+TAIL_SHARE = 0.999  # the brightest voxels of a section, debris among them, shape no map; they follow its last knot
 
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -146,41 +146,57 @@ def _lookup_arrays(
     return xp.where(inside, mapped.astype(xp.float32), plane)
 
 
-def _knots(
-    pairs: Pairs, reference: Pairs, threshold: float, low: float, width: float, n_bins: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the knots of one section's map, beginning at (threshold, threshold)."""
+def _without_tail(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Return values and counts (float64) without the brightest thousandth of the voxels, where debris is."""
     values, counts = pairs[0].astype(np.float64), pairs[1].astype(np.float64)
-    total = counts.sum()
-    step = (values - low) / width
-    beyond = np.maximum(step - n_bins, 0)
-    group = np.where(step < n_bins, step, n_bins + np.log2(1 + beyond)).astype(np.int64)
-    _used, first = np.unique(group, return_index=True)
-    n = np.add.reduceat(counts, first)
-    moment = np.add.reduceat(counts * values, first)
-    enough = min(KNOT_VOXELS, total / 16)
-    joined: list[list[float]] = []
-    for voxels, sum_ in zip(n, moment, strict=True):
-        last = joined[-1] if joined else None
-        # a group that is thin, or whose mean is next to its neighbour's, says nothing about the slope between them
-        if last and (last[0] < enough or sum_ / voxels - last[1] / last[0] < 0.5 * width):
-            last[0] += voxels
-            last[1] += sum_
+    below = np.cumsum(counts) - counts
+    counts = np.clip(TAIL_SHARE * counts.sum() - below, 0, counts)
+    return values[counts > 0], counts[counts > 0]
+
+
+def _join(counts: np.ndarray, moments: np.ndarray, enough: float, near: float) -> np.ndarray:
+    """Join neighbouring groups until each has `enough` voxels and means are `near` apart; rows (count, moment)."""
+    rows: list[tuple[float, float]] = []
+
+    def mean(row: tuple[float, float]) -> float:
+        return row[1] / row[0]
+
+    def merge(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+        return a[0] + b[0], a[1] + b[1]
+
+    for group in zip(counts.tolist(), moments.tolist(), strict=True):
+        if not rows:
+            rows.append(group)
+        elif mean(group) - mean(rows[-1]) < near:
+            rows[-1] = merge(rows[-1], group)
+        elif rows[-1][0] >= enough:
+            rows.append(group)
+        elif len(rows) > 1 and mean(rows[-1]) - mean(rows[-2]) < mean(group) - mean(rows[-1]):
+            rows[-2:] = [merge(*rows[-2:]), group]  # a thin group goes to the nearer side, not across a gap
         else:
-            joined.append([voxels, sum_])
-    if len(joined) > 1 and joined[-1][0] < enough:
-        voxels, sum_ = joined.pop()
-        joined[-1][0] += voxels
-        joined[-1][1] += sum_
-    groups = np.array(joined)
-    share = np.concatenate([[0.0], np.cumsum(groups[:, 0])]) / total
-    ref_values, ref_counts = reference[0].astype(np.float64), reference[1].astype(np.float64)
-    ref_share = np.concatenate([[0.0], np.cumsum(ref_counts)]) / ref_counts.sum()
-    ref_integral = np.concatenate([[0.0], np.cumsum(ref_counts * ref_values)]) / ref_counts.sum()
-    target = np.diff(np.interp(share, ref_share, ref_integral)) / np.diff(share)
+            rows[-1] = merge(rows[-1], group)
+    if len(rows) > 1 and rows[-1][0] < enough:
+        rows[-2:] = [merge(*rows[-2:])]
+    return np.array(rows)
+
+
+def _knots(pairs: Pairs, reference: Pairs, threshold: float, low: float, width: float) -> Pairs:
+    """Return the knots (x, y) of one section's map, beginning at (threshold, threshold)."""
+    values, counts = _without_tail(pairs)
+    _used, first = np.unique(((values - low) / width).astype(np.int64), return_index=True)
+    groups = _join(
+        np.add.reduceat(counts, first),
+        np.add.reduceat(counts * values, first),
+        min(KNOT_VOXELS, counts.sum() / 16),
+        0.5 * width,
+    )
+    share = np.concatenate([[0.0], np.cumsum(groups[:, 0])]) / counts.sum()
+    values, counts = _without_tail(reference)
+    shares = np.concatenate([[0.0], np.cumsum(counts)]) / counts.sum()
+    integral = np.concatenate([[0.0], np.cumsum(counts * values)]) / counts.sum()
+    target = np.diff(np.interp(share, shares, integral)) / np.diff(share)
     x = np.concatenate([[threshold], groups[:, 1] / groups[:, 0]])
-    y = np.concatenate([[threshold], np.maximum.accumulate(target)])
-    return x, y
+    return x, np.concatenate([[threshold], np.maximum.accumulate(target)])
 
 
 def estimate_lookup(
@@ -246,8 +262,8 @@ def estimate_lookup(
     chosen = np.flatnonzero(matched)
     reference = pool(*(np.concatenate([pairs[i][part] for i in chosen]) for part in (0, 1)))
     low = float(reference[0][0])
-    width = (weighted_percentile(*reference, TAIL_PERCENTILE) - low) / n_bins
-    maps = [_knots(pairs[i], reference, float(tissue_threshold), low, width, n_bins) for i in chosen]
+    width = (weighted_percentile(*reference, 100 * TAIL_SHARE) - low) / n_bins
+    maps = [_knots(pairs[i], reference, float(tissue_threshold), low, width) for i in chosen]
     centre = np.array([(s.z_start + s.z_stop) / 2 for s in table])
     nearest = np.array([np.argmin(np.abs(centre[chosen] - c)) for c in centre])
     of_section = np.where(status == IDENTITY, -1, nearest)
