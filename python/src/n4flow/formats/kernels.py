@@ -35,18 +35,18 @@ def cast_to_integers(values, out, low, high):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def block_mean(values, out, step_z, step_y, step_x):  # type: ignore[no-untyped-def]
-    """Mean over blocks of (z, y, x) `values` into `out`: of the finite voxels, of what there is at the edge.
+def block_mean(values, extent, out, step_z, step_y, step_x):  # type: ignore[no-untyped-def]
+    """Mean over blocks of the first `extent` (z, y, x) `values` into `out`: of finite voxels, of what there is.
 
     Steps are 1 or 2. A block without a finite voxel becomes NaN. Sums are float64 and in a fixed order.
     """
     columns = out.shape[2]
-    whole = values.shape[2] // step_x
+    whole = extent[2] // step_x
     sums = np.empty(columns, np.float64)
     for k in range(out.shape[0]):
-        z_stop = min((k + 1) * step_z, values.shape[0])
+        z_stop = min((k + 1) * step_z, extent[0])
         for j in range(out.shape[1]):
-            y_stop = min((j + 1) * step_y, values.shape[1])
+            y_stop = min((j + 1) * step_y, extent[1])
             sums[:] = 0.0
             rows = 0
             for z in range(k * step_z, z_stop):
@@ -61,20 +61,21 @@ def block_mean(values, out, step_z, step_y, step_x):  # type: ignore[no-untyped-
                         for i in range(columns):
                             sums[i] += values[z, y, i]
             for i in range(columns):
-                count = rows * (min((i + 1) * step_x, values.shape[2]) - i * step_x)
+                x_stop = min((i + 1) * step_x, extent[2])
+                count = rows * (x_stop - i * step_x)
                 if np.isfinite(sums[i]):
                     out[k, j, i] = sums[i] / count
                 else:
-                    out[k, j, i] = _finite_mean(values, k, j, i, step_z, step_y, step_x)
+                    out[k, j, i] = _finite_mean(values, k * step_z, z_stop, j * step_y, y_stop, i * step_x, x_stop)
 
 
 @numba.njit(nogil=True, cache=True)
-def _finite_mean(values, k, j, i, step_z, step_y, step_x):  # type: ignore[no-untyped-def]
+def _finite_mean(values, z_start, z_stop, y_start, y_stop, x_start, x_stop):  # type: ignore[no-untyped-def]
     total = 0.0
     count = 0
-    for z in range(k * step_z, min((k + 1) * step_z, values.shape[0])):
-        for y in range(j * step_y, min((j + 1) * step_y, values.shape[1])):
-            for x in range(i * step_x, min((i + 1) * step_x, values.shape[2])):
+    for z in range(z_start, z_stop):
+        for y in range(y_start, y_stop):
+            for x in range(x_start, x_stop):
                 value = values[z, y, x]
                 if np.isfinite(value):
                     total += value

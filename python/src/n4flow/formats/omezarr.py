@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def write_omero(path: str | Path, window: tuple[float, float], range: tuple[floa
     if not all(map(math.isfinite, (*window, *range))):
         msg = f"window and range need finite intensities, got {window} and {range}"
         raise InputError(msg)
-    group, ome = _open_ome(Path(path))
+    group, ome = _open_ome(Path(path), "r+")
     planes = group[ome["multiscales"][0]["datasets"][0]["path"]].shape[0]
     channel = {
         "active": True,
@@ -150,7 +150,7 @@ def validate_store(path: str | Path) -> None:
         The store is not valid; the sentence says what is wrong where.
     """
     path = Path(path)
-    group, ome = _open_ome(path)
+    group, ome = _open_ome(path, "r")
     _check_models(path, group, ome)
     axes = ome["multiscales"][0]["axes"]
     if [(axis["name"], axis.get("unit")) for axis in axes] != [(axis, "micrometer") for axis in AXES]:
@@ -204,13 +204,12 @@ def _attributes(path: Path, layout: StoreLayout, extra: Mapping[str, Any] | None
     return {**ome, **own}
 
 
-def _open_ome(path: Path) -> tuple[Any, dict[str, Any]]:
+def _open_ome(path: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, Any]]:
     """Return the zarr group at `path` and its OME metadata."""
     import zarr
 
     try:
-        # Opened for updates: the attributes are changed, never an array.
-        group = zarr.open_group(path, mode="r+")
+        group = zarr.open_group(path, mode=mode, use_consolidated=False)
     except (FileNotFoundError, KeyError, ValueError, TypeError, json.JSONDecodeError) as error:
         msg = f"{path} is not a Zarr group; give the folder of an OME-Zarr image"
         raise InputError(msg) from error

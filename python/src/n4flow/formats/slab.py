@@ -289,9 +289,9 @@ class SlabWriter:
 
         here, after = self._layout.levels[chunk.level], self._layout.levels[chunk.level + 1]
         steps = [b // a for a, b in zip(here.factors, after.factors, strict=True)]
-        values = chunk.values[tuple(slice(n) for n in inside)]  # type: ignore[index]
         mean = np.empty([-(-n // s) for n, s in zip(inside, steps, strict=True)], self._mean_dtype)
-        block_mean(values, mean, *steps)
+        # The whole chunk, contiguous, so that one compiled version serves also the chunks at the edge.
+        block_mean(chunk.values, tuple(inside), mean, *steps)
         start = _triple(i * c // s for i, c, s in zip(chunk.index, here.chunks, steps, strict=True))
         return _Piece(chunk.level + 1, start, mean)
 

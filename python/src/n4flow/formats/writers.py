@@ -106,7 +106,7 @@ def _write(
     elif ending in itk.SUFFIXES:
         write_itk(path, array, voxel_um, like)
     else:
-        write_zarr(path, array, voxel_um, origin_um, version, _kept(like), labels=labels)
+        write_zarr(path, array, voxel_um, origin_um, version, kept_metadata(like), labels=labels)
 
 
 def write_zarr(
@@ -137,7 +137,7 @@ def write_zarr(
     validate_store(path)
 
 
-def _kept(like: Volume | None) -> dict[str, Any]:
+def kept_metadata(like: Volume | None) -> dict[str, Any]:
     """Return what an OME-Zarr keeps of the file it comes from, so that it can go back to that format."""
     keep = ("affine", "affine_unit", "affine_codes", "direction", "origin")
     return {key: like.metadata[key] for key in keep if key in like.metadata} if like is not None else {}
