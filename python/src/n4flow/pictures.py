@@ -185,13 +185,13 @@ def _centre(pair: Pair) -> tuple[int, int, int]:
 
 
 def _busiest(count: np.ndarray) -> int:
-    """Return the index of the largest count within a tenth of the length around the centre of mass."""
-    if count.sum() == 0:
+    """Return the index of the largest count within a tenth of the length around the centre of mass, or the nearest."""
+    present = np.flatnonzero(count)
+    if not present.size:
         return len(count) // 2
-    middle = float(np.average(np.arange(len(count)), weights=count))
-    reach = len(count) / 10
-    near = np.abs(np.arange(len(count)) - middle) <= max(reach, 1)
-    return int(np.argmax(np.where(near, count, -1)))
+    away = np.abs(present - np.average(present, weights=count[present]))
+    near = present[away <= max(len(count) / 10, away.min())]
+    return int(near[np.argmax(count[near])])
 
 
 def nice_length(length: float) -> float:

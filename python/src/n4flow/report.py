@@ -224,7 +224,11 @@ def _pictures(
     if "background" in window:
         found["background_of"] = "the agarose level" if pair.units.from_agarose else "the level of what is not tissue"
         found["background"] = [(name, views.grey(name, window["background"])) for name in ("before", "after")]
-    if metrics["bias_field"]:
+    if not any(step.kind == "bias_field" for step in recipe):
+        found["no_field"] = "the recipe has none"
+    elif not metrics["bias_field"]:
+        found["no_field"] = "there is no tissue to measure it in"
+    else:
         limit = field_limit(metrics["bias_field"])
         found |= {"field": views.coloured_field(limit), "limit": limit, "colours": _colours()}
     return found
@@ -308,7 +312,7 @@ def duration(seconds: float | None) -> str:
     """Return a time in words.
 
     >>> duration(0.04), duration(12.3), duration(200), duration(7300)
-    ('0.04 s', '12 s', '3 min 20 s', '2 h 2 min')
+    ('0.04 s', '12 s', '3 min 20 s', '2 h 1 min')
     """
     if seconds is None:
         return "–"
