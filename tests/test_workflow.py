@@ -112,7 +112,9 @@ def test_two_samples_of_a_sheet_keep_apart(workflow: Run, tmp_path: Path):
     from n4flow.volume import write_volume
 
     rng = np.random.default_rng(2)
-    volumes = {name: rng.uniform(10, 200, (planes, 40, 50)).astype(np.float32) for name, planes in [("a", 6), ("b", 40)]}
+    volumes = {
+        name: rng.uniform(10, 200, (planes, 40, 50)).astype(np.float32) for name, planes in [("a", 6), ("b", 40)]
+    }
     for name, volume in volumes.items():
         write_volume(tmp_path / f"volume {name}.npy", volume)
     (tmp_path / "samples.csv").write_text(
@@ -156,7 +158,12 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     np.save(flat, volume)
     write_volume(folder / "mask.ome.zarr", volume[:, :, :20].astype(np.uint8), voxel_um=(10, 5, 5))
     (folder / "text.nii").write_text("no image")
-    for name, rows in [("gap", "a,0,3\nb,4,8"), ("overlap", "a,0,5\nb,4,8"), ("twice", "a,0,4\na,4,8"), ("short", "a,0,6")]:
+    for name, rows in [
+        ("gap", "a,0,3\nb,4,8"),
+        ("overlap", "a,0,5\nb,4,8"),
+        ("twice", "a,0,4\na,4,8"),
+        ("short", "a,0,6"),
+    ]:
         (folder / f"{name}.csv").write_text(f"id,z_start,z_stop\n{rows}\n")
     at = ["--input", str(good)]
     return [
@@ -175,7 +182,20 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     ]
 
 
-FAULTS = ["unknown", "range", "choice", "missing", "no volume", "no size", "gap", "overlap", "twice", "short", "mask", "gpu"]
+FAULTS = [
+    "unknown",
+    "range",
+    "choice",
+    "missing",
+    "no volume",
+    "no size",
+    "gap",
+    "overlap",
+    "twice",
+    "short",
+    "mask",
+    "gpu",
+]
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -205,7 +225,9 @@ def test_the_workflow_reads_top_to_bottom():
     text = (ROOT / "main.nf").read_text()
     assert len(text.splitlines()) < 120
     body = text[text.index("workflow {") :]
-    calls = [name for name in re.findall(r"^\s+([A-Z0-9_]+)\(", body, re.MULTILINE) if name not in ("PHANTOM", "PROBE_GPU")]
+    calls = [
+        name for name in re.findall(r"^\s+([A-Z0-9_]+)\(", body, re.MULTILINE) if name not in ("PHANTOM", "PROBE_GPU")
+    ]
     assert calls == [
         "INSPECT",
         "SHRINK",
@@ -232,6 +254,8 @@ def test_modules_are_short_and_pass_every_setting_as_an_input():
 
 
 def test_every_parameter_is_used_by_the_workflow():
-    used = "".join(path.read_text() for path in [ROOT / "main.nf", *ROOT.glob("modules/*.nf"), *ROOT.glob("conf/*.config")])
+    used = "".join(
+        path.read_text() for path in [ROOT / "main.nf", *ROOT.glob("modules/*.nf"), *ROOT.glob("conf/*.config")]
+    )
     unused = [name for name in schema() if not re.search(rf"\b{name}\b", used)]
     assert unused == ["harmonize"]

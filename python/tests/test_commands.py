@@ -86,7 +86,10 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "joined"),
     [
-        (["n4", "a", "b", "--iterations", "50", "40", "--shrink", "2"], ["n4", "a", "b", "--iterations", "50,40", "--shrink", "2"]),
+        (
+            ["n4", "a", "b", "--iterations", "50", "40", "--shrink", "2"],
+            ["n4", "a", "b", "--iterations", "50,40", "--shrink", "2"],
+        ),
         (["n4", "--iterations", "50", "a.nii"], ["n4", "--iterations", "50", "a.nii"]),
         (["n4", "--iterations", "5,6", "7"], ["n4", "--iterations", "5,6,7"]),
         (["--shrink", "2", "3"], ["--shrink", "2", "3"]),

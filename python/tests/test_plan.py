@@ -61,16 +61,22 @@ def test_a_whole_stack_as_one_section_is_said(image):
 def test_faults_name_the_sample(image, tmp_path):
     mask = tmp_path / "mask.npy"
     np.save(mask, np.ones((20, 50, 69), np.uint8))
-    with pytest.raises(InputError, match=r"^sample brain: mask mask.npy has shape \(20, 50, 69\), the volume has \(20, 50, 70\)"):
+    with pytest.raises(
+        InputError, match=r"^sample brain: mask mask.npy has shape \(20, 50, 69\), .* \(20, 50, 70\)"
+    ):
         plan(image, mask=str(mask))
-    with pytest.raises(InputError, match=r"^sample brain: sections must be a count from 1 to the number of planes \(20\), got 21"):
+    with pytest.raises(
+        InputError, match=r"^sample brain: sections must be .* number of planes \(20\), got 21"
+    ):
         plan(image, sections=21)
     with pytest.raises(InputError, match=r"^sample brain: shrink 40 leaves fewer than 2 voxels"):
         plan(image, shrink=40)
 
 
 def test_knots_finer_than_the_voxels_are_refused_with_what_would_do(image):
-    with pytest.raises(InputError, match=r"spline_um 40 with 4 levels ends at knots 5 micrometres apart.*give at least 80"):
+    with pytest.raises(
+        InputError, match=r"40 with 4 levels ends at knots 5 micrometres apart.*give at least 80"
+    ):
         plan(image, spline_um=40)
     assert plan(image, spline_um=80).shrink == 1
     assert plan(image, spline_um=40, bias="off").shrink == 1

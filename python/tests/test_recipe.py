@@ -58,9 +58,7 @@ def test_the_input_is_not_modified(recipe, volume, tissue):
 
 def test_planes_may_be_cut_anywhere(recipe, volume, tissue):
     whole = recipe.apply(volume, tissue=tissue)
-    parts = [
-        recipe.apply(volume[a:b], a, tissue=tissue[a:b], shape=volume.shape) for a, b in [(0, 1), (1, 5), (5, 7)]
-    ]
+    parts = [recipe.apply(volume[a:b], a, tissue=tissue[a:b], shape=volume.shape) for a, b in [(0, 1), (1, 5), (5, 7)]]
     assert np.array_equal(np.concatenate(parts), whole)
 
 
@@ -77,7 +75,9 @@ def test_equal_corrections_have_equal_bytes(tmp_path, recipe):
 
 
 def test_a_folder_of_corrections_is_read_in_the_order_of_names(tmp_path, recipe):
-    for name, correction in zip(("60_gain", "10_background", "40_range"), (recipe[2], recipe[0], recipe[1]), strict=True):
+    for name, correction in zip(
+        ("60_gain", "10_background", "40_range"), (recipe[2], recipe[0], recipe[1]), strict=True
+    ):
         save_correction(correction, tmp_path / f"{name}.npz")
     assert [c.kind for c in Recipe.load(tmp_path)] == ["background", "plane_range", "plane_gain"]
 
@@ -98,7 +98,9 @@ def _doubled(gain):
     return settings, arrays | {"gain": arrays["gain"] * 2}
 
 
-@pytest.mark.parametrize(("content", "sentence"), [("{}", "is not a recipe that n4flow wrote"), ("no", "is not a recipe")])
+@pytest.mark.parametrize(
+    ("content", "sentence"), [("{}", "is not a recipe that n4flow wrote"), ("no", "is not a recipe")]
+)
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, sentence):
     (tmp_path / "recipe.json").write_text(content)
     with pytest.raises(InputError, match=sentence):

@@ -23,7 +23,7 @@ from n4flow.passes import TissueSource
 from n4flow.plan import Plan
 from n4flow.qc import metrics
 from n4flow.recipe import MASK_NAME, Recipe
-from n4flow.rendering import display_window, output_scale
+from n4flow.rendering import display_window, extent, output_scale
 from n4flow.report import write_report
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics import PlaneHistograms, ShrunkenVolume
@@ -231,14 +231,8 @@ def finish(
         What `metrics.json` holds.
     """
     store, scale = folder / f"{plan.sample}.ome.zarr", output_scale(recipe, plan.layout.dtype)
-    low, high = after.planes["minimum"], after.planes["maximum"]
-    seen = np.concatenate([low[np.isfinite(low)], high[np.isfinite(high)], np.zeros(1)])
-    write_omero(
-        store,
-        display_window(after, tissue.small, scale),
-        (float(seen.min()) * scale, float(seen.max()) * scale),
-        plan.sample,
-    )
+    low, high = extent(after)
+    write_omero(store, display_window(after, tissue.small, scale), (low * scale, high * scale), plan.sample)
     validate_store(store)
     validate_store(folder / MASK_NAME)
     recipe.save(folder / "recipe.json", n4flow=version, sample=plan.sample, shape=list(plan.volume.shape))

@@ -98,15 +98,17 @@ def render_slab(
     if mask is not None:
         mask.close()
     after = ShrunkenVolume.concatenate(parts)
-    return RenderedSlab(after, int(image.saturated), *_extent(after))
+    return RenderedSlab(after, int(image.saturated), *extent(after))
 
 
-def _extent(after: ShrunkenVolume) -> tuple[float, float]:
-    low, high = after.planes["minimum"], after.planes["maximum"]
-    finite = np.isfinite(low) & np.isfinite(high)
-    if not finite.any():
-        return 0.0, 0.0
-    return float(low[finite].min()), float(high[finite].max())
+def extent(after: ShrunkenVolume) -> tuple[float, float]:
+    """Return the smallest and largest finite intensity; an exact 0 counts, whether agarose or padding."""
+    some = after.planes["n_valid"] > 0
+    ends = [after.planes["minimum"][some], after.planes["maximum"][some]]
+    if after.planes["n_zero"].any() or not some.any():
+        ends.append(np.zeros(1))
+    values = np.concatenate(ends)
+    return float(values.min()), float(values.max())
 
 
 def display_window(after: ShrunkenVolume, tissue: np.ndarray, scale: float = 1.0) -> tuple[float, float]:

@@ -1,0 +1,168 @@
+"""The render: equal voxels however it is cut, whole results or none, integer results in the input's units."""
+
+import json
+
+import numpy as np
+import pytest
+
+from n4flow.errors import InputError
+from n4flow.local import read_samples, run
+from n4flow.normalize import estimate_plane_range
+from n4flow.recipe import Recipe
+from n4flow.rendering import published, render
+from n4flow.statistics import plane_histograms
+from n4flow.volume import Volume, open_volume, write_volume
+from n4flow.zprofile import PlaneGain
+
+
+@pytest.fixture
+def image(tmp_path):
+    rng = np.random.default_rng(5)
+    values = rng.integers(100, 4000, (13, 37, 53)).astype(np.uint16)
+    values[:, :4] = 0  # mosaic padding
+    values[:, 4:10] = rng.integers(40, 60, (13, 6, 53))  # agarose
+    write_volume(tmp_path / "in.ome.zarr", values, voxel_um=(20, 4, 5))
+    return tmp_path / "in.ome.zarr"
+
+
+@pytest.fixture
+def plane_range(image):
+    values = open_volume(image).read(slice(None)).astype(np.float32)
+    agarose = np.zeros(values.shape[1:], bool)
+    agarose[4:10] = True
+    return estimate_plane_range(plane_histograms(values, values > 100, agarose), 3, 99.5)
+
+
+def rendered(image, recipe, **options):
+    out = image.parent / "out.ome.zarr"
+    numbers = render(open_volume(image), recipe, out, **options)
+    return open_volume(out).read(slice(None)), numbers
+
+
+def test_render_is_the_recipe_applied_to_the_array(image, plane_range):
+    recipe = Recipe([plane_range])
+    written, numbers = rendered(image, recipe)
+    assert np.array_equal(written, recipe.apply(open_volume(image).read(slice(None))))
+    assert numbers["minimum"] == 0
+    assert numbers["maximum"] == pytest.approx(1)
+    assert numbers["saturated_voxels"] == 0
+
+
+def test_an_integer_result_is_in_the_input_s_units_above_agarose(image, plane_range):
+    before = open_volume(image).read(slice(None)).astype(np.float64)
+    written, _numbers = rendered(image, Recipe([plane_range]), dtype="input")
+    assert written.dtype == np.uint16
+    clipped = np.clip(before, plane_range.lower[:, None, None], plane_range.upper[:, None, None])
+    expected = np.where(before == 0, 0, clipped - plane_range.lower[:, None, None])
+    assert np.abs(written - expected).max() <= 0.51  # rounding to whole numbers
+
+
+def test_what_does_not_fit_is_saturated_and_counted(image):
+    written, numbers = rendered(image, Recipe(), dtype="uint8")
+    before = open_volume(image).read(slice(None))
+    assert np.array_equal(written, np.minimum(before, 255))
+    assert numbers["saturated_voxels"] == (before > 255).sum()
+
+
+def test_a_render_that_fails_leaves_nothing(image, plane_range, monkeypatch):
+    def fail(*_given):
+        raise OSError("broken")
+
+    monkeypatch.setattr("n4flow.rendering.validate_store", fail)
+    with pytest.raises(OSError, match="broken"):
+        rendered(image, Recipe([plane_range]))
+    assert sorted(path.name for path in image.parent.iterdir()) == ["in.ome.zarr"]
+
+
+def test_a_result_takes_the_place_of_an_older_one_only_when_it_is_whole(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with pytest.raises(InputError), published(tmp_path / "out") as folder:
+        folder.mkdir()
+        raise InputError("no")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    with published(tmp_path / "out") as folder:
+        folder.mkdir()
+        (folder / "new").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_gain_on_tissue_needs_the_mask(image):
+    gain = PlaneGain.from_arrays(*_gain(13))
+    with pytest.raises(InputError, match=r"no mask\.ome\.zarr lies beside it"):
+        rendered(image, Recipe([gain]))
+    mask = np.zeros((13, 37, 53), np.uint8)
+    mask[:, 20:] = 1
+    write_volume(image.parent / "m.ome.zarr", mask, voxel_um=(20, 4, 5))
+    written, _numbers = rendered(image, Recipe([gain]), mask=image.parent / "m.ome.zarr")
+    before = open_volume(image).read(slice(None)).astype(np.float32)
+    assert np.array_equal(written[:, :20], before[:, :20])
+    assert np.allclose(written[:, 20:], before[:, 20:] * 1.5)
+    write_volume(image.parent / "small.ome.zarr", mask[:5], voxel_um=(20, 4, 5))
+    with pytest.raises(InputError, match=r"small.ome.zarr has shape \(5, 37, 53\), the volume has \(13, 37, 53\)"):
+        rendered(image, Recipe([gain]), mask=image.parent / "small.ome.zarr")
+
+
+def _gain(n_planes):
+    template = PlaneGain(np.full(n_planes, 1.5, np.float32), np.ones(n_planes, bool), 2.0)
+    return template.to_arrays()
+
+
+def test_a_volume_without_voxel_size_is_not_written(image):
+    with pytest.raises(InputError, match="has no voxel size"):
+        render(Volume.from_array(np.ones((2, 8, 8), np.float32)), Recipe(), image.parent / "out.ome.zarr")
+
+
+@pytest.mark.parametrize("slab_planes", [1, 4, 64])
+def test_results_do_not_depend_on_the_slabs(image, slab_planes):
+    results = []
+    for planes in (None, slab_planes):
+        out = image.parent / f"out{planes}"
+        result = run(image, out, sections=3, bias="off", background_radius_um=30, shrink=2, slab_planes=planes)
+        results.append(open_volume(result.samples[0].store).read(slice(None)))
+    assert np.array_equal(*results)
+
+
+def test_run_leaves_the_input_alone_and_writes_its_numbers(image):
+    before = {path: path.read_bytes() for path in image.rglob("*") if path.is_file()}
+    result = run(image, image.parent / "out", sections=3, bias="off")
+    assert {path: path.read_bytes() for path in image.rglob("*") if path.is_file()} == before
+    numbers = json.loads((result.samples[0].folder / "metrics.json").read_text())
+    stages = [stage["stage"] for stage in numbers["stages"]]
+    assert stages == [
+        "SHRINK",
+        "TISSUE_MASK",
+        "PLANE_STATISTICS",
+        "NORMALIZE",
+        "MATCH_HISTOGRAMS",
+        "SMOOTH_Z",
+        "RENDER",
+    ]
+    assert numbers["parameters"]["bias"] == "off"
+
+
+def test_a_given_mask_is_used_as_it_is(image):
+    mask = np.zeros((13, 37, 53), np.uint8)
+    mask[3:9, 11:30, 7:41] = 255
+    np.save(image.parent / "mask.npy", mask)
+    result = run(image, image.parent / "out", bias="off", mask=str(image.parent / "mask.npy"), shrink=3)
+    written = open_volume(result.samples[0].folder / "mask.ome.zarr").read(slice(None))
+    assert np.array_equal(written > 0, mask > 0)
+    np.save(image.parent / "mask.npy", np.zeros_like(mask))
+    with pytest.raises(InputError, match="the given mask is empty"):
+        run(image, image.parent / "out", bias="off", mask=str(image.parent / "mask.npy"), shrink=3)
+
+
+def test_a_sample_sheet_is_read_relative_to_itself(tmp_path):
+    sheet = tmp_path / "samples.csv"
+    sheet.write_text("sample,image,mask,sections,voxel_um\na,a.npy,m.npy,3,1 2 3\nb,sub/b.npy,,t.tsv,\n")
+    first, second = read_samples(sheet)
+    assert first == ("a", tmp_path / "a.npy", {"mask": str(tmp_path / "m.npy"), "sections": 3, "voxel_um": "1 2 3"})
+    assert second == ("b", tmp_path / "sub/b.npy", {"sections": str(tmp_path / "t.tsv")})
+    sheet.write_text("sample,image\na,a.npy\na,b.npy\n")
+    with pytest.raises(InputError, match="names sample a in 2 rows"):
+        read_samples(sheet)
+    sheet.write_text("sample,file\na,a.npy\n")
+    with pytest.raises(InputError, match="has columns sample, file; expected sample, image"):
+        read_samples(sheet)
