@@ -165,14 +165,6 @@ def validate_store(path: str | Path) -> None:
         _check_files(path / dataset["path"], array)
 
 
-def package_version() -> str:
-    """Return the version of the installed package."""
-    try:
-        return metadata.version("n4flow")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _attributes(path: Path, layout: StoreLayout, extra: Mapping[str, Any] | None) -> dict[str, Any]:
     datasets = []
     for number, level in enumerate(layout.levels):
@@ -190,7 +182,7 @@ def _attributes(path: Path, layout: StoreLayout, extra: Mapping[str, Any] | None
         "metadata": {
             "description": description,
             "method": "n4flow.formats.slab.SlabWriter",
-            "version": package_version(),
+            "version": metadata.version("n4flow"),
             "factors": [list(level.factors) for level in layout.levels],
         },
     }
