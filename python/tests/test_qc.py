@@ -140,6 +140,11 @@ def test_contrast_kept_is_the_exponent_of_a_gamma_map():
     assert numbers["contrast"]["wide_kept"] == pytest.approx(0.8, abs=1e-4)
     assert numbers["contrast"]["bright_share"] == pytest.approx((signal == 800).sum() / tissue.sum(), abs=1e-6)
     assert all(row["contrast_kept"] == pytest.approx(0.8, abs=1e-4) for row in numbers["sections"])
+    after[table[1].planes] = 5 * 400**-0.2 * signal[table[1].planes]  # as bright as its neighbours, contrast untouched
+    one = measured(LEVEL + signal, LEVEL + after, tissue, agarose, table)
+    assert one["contrast"]["least_kept"] == pytest.approx(0.8, abs=1e-4)
+    assert one["contrast"]["most_kept"] == pytest.approx(1.0, abs=1e-4)
+    assert (one["contrast"]["least_kept_in"], one["contrast"]["most_kept_in"]) == ("s0", "s1")
     assert "contrast between neighbouring tissue is 80.0% of what it was" in numbers["reasons"]
     assert numbers["sections"][0]["reasons"] == ["contrast between neighbouring tissue is 80% of what it was"]
 

@@ -219,7 +219,13 @@ def _contrast(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
         first, second = (_ratio((log * usable).sum(), total) for log in logs)
         summary |= {f"{name}before": first, f"{name}after": second, f"{name}kept": _ratio(second, first)}
     enough = (near[0] > 0) & (near[1] > 0)
-    return summary, np.divide(near[2], near[1], out=np.full(len(usable), np.nan), where=enough)
+    kept = np.divide(near[2], near[1], out=np.full(len(usable), np.nan), where=enough)
+    known = np.flatnonzero(usable & enough)
+    for name, place in (("least", np.argmin), ("most", np.argmax)):
+        number = int(known[place(kept[known])]) if known.size else None
+        summary[f"{name}_kept"] = None if number is None else kept[number]
+        summary[f"{name}_kept_in"] = None if number is None else pair.sections[number].id
+    return summary, kept
 
 
 def _class_contrast(pair: Pair, lowest: float, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
