@@ -28,7 +28,7 @@ def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int |
 
 
 def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
-    """Return `mask` as a bool array of `shape`: bool, 0/1, 0/255 and float masks alike; what is above 0 is inside.
+    """Return `mask` as a bool array of `shape`: bool, 0/1, 0/255 and float masks alike; what is not 0 is inside.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
     if tuple(mask.shape) != tuple(shape):
         msg = f"{name} must have the shape {tuple(shape)} of the volume, got {tuple(mask.shape)}; resample it"
         raise InputError(msg)
-    return mask if mask.dtype == bool else mask > 0
+    return mask if mask.dtype == bool else (mask != 0) & (mask == mask)  # NaN is outside
 
 
 def as_block(block: Any, name: str = "volume") -> Any:
