@@ -3,7 +3,7 @@
 
 include { check_parameters; as_json  } from './modules/parameters'
 include { read_samples; sample_files } from './modules/samples'
-include { answer; gather   } from './modules/channels'
+include { answer; gather; spacing } from './modules/channels'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
 include { INSPECT          } from './modules/inspect'
@@ -50,9 +50,11 @@ workflow {
     // recipe: [meta, [correction files so far]]; it grows from stage to stage and is what RENDER applies
     recipe = INSPECT.out.plan.map { meta, _plan, files -> [meta, files] }
 
-    // slabs: [meta, volume, image, mask, slab, plan]; slab = [name: '000064', planes: '64:128']
+    // slabs: [meta, volume, image, mask, slab]; slab = [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64]
     slabs = samples.join(plans).flatMap { meta, volume, image, mask, _table, plan ->
-        plan.slabs.collect { slab -> [meta, volume, image, mask, [name: String.format('%06d', slab[0]), planes: slab.join(':')], plan] }
+        plan.slabs.collect { slab ->
+            [meta, volume, image, mask, [name: String.format('%06d', slab[0]), planes: slab.join(':')] + plan.subMap('shrink', 'slab_planes')]
+        }
     }
     SHRINK(slabs.combine(recipe, by: 0))
     shrunken = gather(SHRINK.out.shrunken, n_slabs)                 // [meta, [slab files]]
@@ -65,16 +67,16 @@ workflow {
     bias = tables.join(shrunken).join(masks)
     n4 = params.subMap('spline_um', 'iterations', 'tolerance', 'backend')
     if (params.bias in ['sections', 'two_pass']) {
-        // batches: a run of sections for each task, e.g. [name: '000008', sections: '8:16']
+        // batches: [meta, batch, voxel_um]; batch = [name: '000008', sections: '8:16'], voxel_um = '50 25 25'
         batches = plans.flatMap { meta, plan ->
-            plan.batches.collect { batch -> [meta, [name: String.format('%06d', batch[0]), sections: batch.join(':')], plan] }
+            plan.batches.collect { batch -> [meta, [name: String.format('%06d', batch[0]), sections: batch.join(':')], spacing(plan)] }
         }
         N4_SECTIONS(bias.combine(batches, by: 0), n4)
         fields = gather(N4_SECTIONS.out.bias, plans.map { meta, plan -> [meta, plan.batches.size()] })
         recipe = recipe.join(fields).map { meta, files, more -> [meta, files + more] }
     }
     if (params.bias in ['volume', 'two_pass']) {
-        N4_VOLUME(bias.join(recipe).join(plans), n4)
+        N4_VOLUME(bias.join(recipe).join(plans.map { meta, plan -> [meta, spacing(plan)] }), n4)
         recipe = recipe.join(N4_VOLUME.out.bias).map { meta, files, more -> [meta, files + more] }
     }
 

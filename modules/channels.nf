@@ -7,6 +7,11 @@ def answer(path) {
     return found
 }
 
+// A plan's voxel size as 'z y x' in micrometres.
+def spacing(plan) {
+    return plan.voxel_um.values().join(' ')
+}
+
 // Collect the files of every part of a sample, in the order of their names, as soon as all have come.
 def gather(parts, counts) {
     return parts

@@ -15,12 +15,9 @@ process FINISH {
     cat > parameters.json <<'END_OF_PARAMETERS'
     ${parameters}
     END_OF_PARAMETERS
-    n4flow-finish ${image} --sample '${meta.id}' --sections ${table ?: volume.sections} \\
-        ${mask ? "--mask ${mask}" : ''} \\
-        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
-        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+    n4flow-finish ${image} ${volume.options} --sample '${meta.id}' --sections ${table ?: volume.sections} \\
         --parameters parameters.json --before shrunken --masks masks.npz --slabs slabs --numbers histograms \\
-        ${recipe ? '--recipe recipe' : ''} --out '${meta.id}' --threads ${task.cpus}
+        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} --out '${meta.id}' --threads ${task.cpus}
     """
 
     stub:

@@ -13,17 +13,12 @@ process INSPECT {
 
     script:
     """
-    n4flow-inspect ${image} --sample '${meta.id}' --sections ${table ?: volume.sections} \\
-        ${mask ? "--mask ${mask}" : ''} \\
-        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
-        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+    n4flow-inspect ${image} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
         --bias ${settings.bias} --backend ${settings.backend} --iterations '${settings.iterations}' \\
-        ${settings.spline_um ? "--spline-um ${settings.spline_um}" : ''} \\
-        ${settings.shrink ? "--shrink ${settings.shrink}" : ''} \\
+        --spline-um ${settings.spline_um ?: 0} --shrink ${settings.shrink ?: 0} --slab-planes ${settings.slab_planes ?: 0} \\
         --background-radius-um ${settings.background_radius_um} \\
         --ome-zarr-version ${settings.ome_zarr_version} --dtype ${settings.dtype} \\
         --sections-per-task ${settings.sections_per_task} \\
-        ${settings.slab_planes ? "--slab-planes ${settings.slab_planes}" : ''} \\
         --out inspected --answer plan.json
     """
 

@@ -14,8 +14,7 @@ process MATCH_HISTOGRAMS {
     script:
     """
     n4flow-match-histograms histograms --sections ${table ?: volume.sections} --match ${match} --n-bins ${n_bins} \\
-        ${recipe ? '--recipe recipe' : ''} \\
-        --out 50_section_lookup.npz --json 50_section_lookup.json
+        ${recipe ? '--recipe recipe' : ''} --out 50_section_lookup.npz --json 50_section_lookup.json
     """
 
     stub:

@@ -4,7 +4,7 @@ process N4_SECTIONS {
     label 'cpu'
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch), val(plan)
+    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch), val(voxel_um)
     val n4
 
     output:
@@ -13,7 +13,7 @@ process N4_SECTIONS {
     script:
     """
     n4flow-n4-sections shrunken --masks masks.npz --sections ${table ?: volume.sections} --batch ${batch.sections} \\
-        --voxel-um '${plan.voxel_um.values().join(' ')}' --spline-um ${n4.spline_um ?: 0} --iterations '${n4.iterations}' \\
+        --voxel-um '${voxel_um}' --spline-um ${n4.spline_um ?: 0} --iterations '${n4.iterations}' \\
         --tolerance ${n4.tolerance} --backend ${n4.backend} \\
         --out 20_bias_sections.${batch.name}.npz --json 20_bias_sections.${batch.name}.json --threads ${task.cpus}
     """

@@ -4,18 +4,15 @@ process PLANE_STATISTICS {
     label 'stream'
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), val(plan), path(masks), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks), path(recipe, stageAs: 'recipe/*')
 
     output:
     tuple val(meta), path("histograms_${slab.name}.*"), emit: histograms
 
     script:
     """
-    n4flow-plane-statistics ${image} --planes ${slab.planes} --masks masks.npz \\
-        ${mask ? "--mask ${mask}" : ''} \\
-        ${recipe ? '--recipe recipe' : ''} \\
-        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
-        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+    n4flow-plane-statistics ${image} ${volume.options} --planes ${slab.planes} --masks masks.npz \\
+        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} \\
         --out histograms_${slab.name}.npz --json histograms_${slab.name}.json --threads ${task.cpus}
     """
 

@@ -4,7 +4,7 @@ process RENDER {
     label 'stream'
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), val(plan), path(masks), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks), path(recipe, stageAs: 'recipe/*')
     val ome_zarr_version
     val dtype
 
@@ -13,12 +13,9 @@ process RENDER {
 
     script:
     """
-    n4flow-render-slab ${image} --sample '${meta.id}' --planes ${slab.planes} --masks masks.npz \\
-        ${mask ? "--mask ${mask}" : ''} \\
-        ${recipe ? '--recipe recipe' : ''} \\
-        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
-        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
-        --slab-planes ${plan.slab_planes} --shrink ${plan.shrink} --ome-zarr-version ${ome_zarr_version} --dtype ${dtype} \\
+    n4flow-render-slab ${image} ${volume.options} --sample '${meta.id}' --planes ${slab.planes} --masks masks.npz \\
+        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} \\
+        --slab-planes ${slab.slab_planes} --shrink ${slab.shrink} --ome-zarr-version ${ome_zarr_version} --dtype ${dtype} \\
         --out slab_${slab.name} --json render.json --threads ${task.cpus}
     mv render.json slab_${slab.name}/
     """

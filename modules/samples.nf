@@ -28,9 +28,9 @@ def sample_files(row, params) {
     def table = counted ? [] : existing(sections, 'sections', row.sample, row.sections ? row.folder : null)
     def mask = row.mask ?: params.mask
     if (mask) { mask = existing(mask, 'mask', row.sample, row.mask ? row.folder : null) }
+    def voxel_um = row.voxel_um ?: params.voxel_um
     def volume = [
-        voxel_um: row.voxel_um ?: params.voxel_um,
-        channel: params.channel,
+        options: [voxel_um ? "--voxel-um '${voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : ''].join(' ').trim(),
         sections: counted ? sections : null,
         digests: [row.image, mask].collect { path -> path ? digest(path) : null },
     ]

@@ -4,18 +4,15 @@ process SHRINK {
     label 'stream'
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), val(plan), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(recipe, stageAs: 'recipe/*')
 
     output:
     tuple val(meta), path("*_${slab.name}.*"), emit: shrunken
 
     script:
     """
-    n4flow-shrink ${image} --planes ${slab.planes} --shrink ${plan.shrink} \\
-        ${mask ? "--mask ${mask} --mask-out given_${slab.name}.npy" : ''} \\
-        ${recipe ? '--recipe recipe' : ''} \\
-        ${volume.voxel_um ? "--voxel-um '${volume.voxel_um}'" : ''} \\
-        ${volume.channel != null ? "--channel ${volume.channel}" : ''} \\
+    n4flow-shrink ${image} ${volume.options} --planes ${slab.planes} --shrink ${slab.shrink} \\
+        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask} --mask-out given_${slab.name}.npy" : ''} \\
         --out shrunken_${slab.name}.npz --json shrunken_${slab.name}.json --threads ${task.cpus}
     """
 

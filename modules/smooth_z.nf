@@ -13,8 +13,7 @@ process SMOOTH_Z {
     script:
     """
     n4flow-smooth-z histograms --sections ${table ?: volume.sections} --sigma ${sigma} \\
-        ${recipe ? '--recipe recipe' : ''} \\
-        --out 60_plane_gain.npz --json 60_plane_gain.json
+        ${recipe ? '--recipe recipe' : ''} --out 60_plane_gain.npz --json 60_plane_gain.json
     """
 
     stub:
