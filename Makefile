@@ -31,7 +31,7 @@ help: ## Say what can be made
 set-up: $(VENV)/.package $(VENV)/.engine ## Python environment and Nextflow, in this folder
 
 run: set-up ## Run the workflow on a phantom that it makes, or on INPUT
-	@$(USE) nextflow run . -profile '$(PROFILE)' -resume -work-dir '$(STATE)/work' \
+	@$(USE) nextflow run . -profile '$(PROFILE)' -work-dir '$(STATE)/work' $$(test ! -f .nextflow/history || echo -resume) \
 	    $(if $(INPUT),--input '$(INPUT)') --outdir '$(OUTDIR)' $(ARGS)
 	@for report in "$(OUTDIR)"/*/report.html; do sample=$${report%/report.html}; \
 	    echo "Store:  $$sample/$${sample##*/}.ome.zarr"; echo "Report: $$report"; done
