@@ -384,4 +384,5 @@ def test_long_lists_are_summarised():
     assert table["columns"] == ["id", "iterations"]
     assert table["rows"] == [["0 to 19 (median 9.5)", "50, 0 to 19 (median 9.5)"]]
     assert (table["common"], table["of"]) == ({"backend": "cpu"}, 20)
+    assert shown(rows[:1]) == {"items": [("id", 0), ("backend", "cpu"), ("iterations", [50, 0])]}
     assert shown(rows[:2])["rows"] == [["0", "50, 0"], ["1", "50, 1"]]

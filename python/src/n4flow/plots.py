@@ -38,6 +38,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "text.parse_math": False,
+    "axes.formatter.useoffset": False,
 }
 
 
@@ -92,8 +93,9 @@ def _along_z(axes: Axes, sections: SectionTable) -> None:
 
 def _two_lines(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
     marker = "o" if np.isfinite(before).sum() <= 60 else None
-    for values, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
-        axes.plot(values, color=colour, linewidth=1.3, marker=marker, markersize=2.5, label=label)
+    # the wider line stays visible where both are the same
+    for values, colour, label, width in ((before, BEFORE, "before", 2.4), (after, AFTER, "after", 1.2)):
+        axes.plot(values, color=colour, linewidth=width, marker=marker, markersize=2.5, label=label)
     axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.16), borderaxespad=0)
 
 
@@ -134,6 +136,8 @@ def gains(planes: dict[str, Any], sections: SectionTable, level: float, smoothin
         if smoothing is not None:
             axes.plot(smoothing, color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="of it, Z smoothing")
         axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.16), borderaxespad=0)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.95), max(high, 1.05))
         axes.set_title("Gain of each plane")
         axes.set_ylabel("after / before")
 

@@ -142,7 +142,7 @@ def facts(
     tissue += f"{share:.1%} of the volume"
     if size and volume.get("shape"):
         cubic_mm = share * math.prod(volume["shape"]) * math.prod(size[axis] for axis in "zyx") / 1e9
-        tissue += f", {cubic_mm:.3g} mm³"
+        tissue += f", {number(cubic_mm, 3)} mm³" if cubic_mm < 1000 else f", {number(cubic_mm / 1000, 3)} cm³"
     found.append(("Tissue mask", tissue))
     found.append(("N4 backend", ", ".join(backends([step.summary() for step in recipe])) or "none, no bias field"))
     seconds = [float(stage["seconds"]) for stage in stages if stage.get("seconds") is not None]
@@ -339,6 +339,8 @@ def shown(value: Any) -> dict[str, Any]:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return columns and rows of text, with what all rows have in common apart; many rows become one of ranges."""
+    if len(rows) == 1:
+        return {"items": [(key, value) for key, value in rows[0].items() if value is not None]}
     columns = {key: [row.get(key) for row in rows] for row in rows for key in row}
     known = {key: values for key, values in columns.items() if any(value is not None for value in values)}
     common = {key: _cell(values[0]) for key, values in known.items() if values.count(values[0]) == len(values)}
