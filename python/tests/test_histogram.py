@@ -212,10 +212,24 @@ def test_the_lookup_is_pointwise_and_survives_its_arrays() -> None:
     part = volume[4:11, 5:21, 9:44].copy()
     np.testing.assert_array_equal(again.apply(part, Where(4, 5, 9, volume.shape)), whole[4:11, 5:21, 9:44])
     for z in (0, 7, 14):
-        x, y, starts, slope = lookup._table(int(lookup.map_of_plane[z]))
-        values = np.concatenate([x, volume[z].ravel(), [-1, 99, np.nan, np.inf]]).astype(np.float32)
+        x, y, slopes, _starts = lookup._table(int(lookup.map_of_plane[z]))
+        values = np.concatenate([x[:-1], volume[z].ravel(), [-1, 99, np.nan, np.inf]]).astype(np.float32)
         # the compiled loop and the array operations of a GPU, bit for bit
-        np.testing.assert_array_equal(lookup.map(values, z), _lookup_arrays(values, 0.0, x, y, starts, slope))
+        np.testing.assert_array_equal(lookup.map(values, z), _lookup_arrays(values, 0.0, x, y, slopes))
+
+
+def test_knots_of_any_distance_are_found() -> None:
+    rng = np.random.default_rng(4)
+    for spread in (1, 3, 12):  # a table of starts, a longer one, and none
+        x = np.cumsum(10.0 ** -rng.uniform(0, spread, 60))
+        y = np.cumsum(rng.random(60))
+        lookup = SectionLookup(x[0], np.zeros(1, np.int32), np.zeros(1, np.uint8), np.array([0, 60]), x, y)
+        values = np.sort(np.concatenate([x, rng.uniform(x[0], x[-1], 500)])).astype(np.float32)
+        values = values[values > x[0]]
+        inside = values < x[-1]
+        np.testing.assert_allclose(lookup.map(values, 0)[inside], np.interp(values[inside], x, y), rtol=1e-6)
+        assert (np.diff(lookup.map(values, 0)) >= 0).all()
+        assert len(lookup._table(0)) == (4 if spread < 12 else 3)
 
 
 @pytest.mark.parametrize("chunks", [(5, 40, 50), (4, 13, 17)])

@@ -35,6 +35,8 @@ KNOT_VOXELS = 64  # a knot rests on this many voxels, or a sixteenth of the sect
 ONE_VALUE_SHARE = 0.85  # a section with this share of its voxels in one bin (constant, saturated) has no distribution
 TAIL_SHARE = 0.999  # the brightest voxels of a section, debris among them, shape no map; they follow its last knot
 
+MOST_STEPS = 1 << 15  # of the table that finds a segment: it stays in cache
+
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
@@ -84,22 +86,35 @@ class SectionLookup(Correction):
 
         def work(row: int) -> None:
             i = int(self.map_of_plane[where.z + row])
-            if i >= 0 and xp is np:
+            if i >= 0 and xp is np and len(tables[i]) == 4:
                 from n4flow import kernels
 
                 kernels.plane_lookup(block[row], self.threshold, *tables[i])
             elif i >= 0:
-                block[row] = _lookup_arrays(block[row], self.threshold, *tables[i])
+                block[row] = _lookup_arrays(block[row], self.threshold, *tables[i][:3])
 
         run_tasks(work, range(block.shape[0]), 1 if xp is not np else None)
         return block
 
-    def _table(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    def _table(self, i: int) -> tuple[np.ndarray, ...]:
+        """Return knots and slopes, ended with infinity, and the starts that `kernels.plane_lookup` wants.
+
+        There are no starts where knots are too close for a table of a sensible size, which no estimate makes.
+        """
         part = slice(self.offsets[i], self.offsets[i + 1])
         x, y = self.knots_x[part], self.knots_y[part]
-        steps = x[0] + (x[-1] - x[0]) * np.arange(4 * len(x)) / (4 * len(x))
-        starts = np.clip(np.searchsorted(x, steps, side="right") - 1, 0, len(x) - 2)
-        return x, y, starts.astype(np.int32), float((y[-1] - y[0]) / (x[-1] - x[0]))
+        slopes = np.append(np.diff(y) / np.diff(x), (y[-1] - y[0]) / (x[-1] - x[0]))
+        extent = x[-1] - x[0]
+        n_steps = len(x)
+        while n_steps <= MOST_STEPS:
+            slack = 1e-9 * extent  # of rounding, far more than there is
+            edges = x[0] + extent * np.arange(n_steps + 1) / n_steps
+            before = np.searchsorted(x, edges[:-1] - slack, side="right")
+            if (np.searchsorted(x, edges[1:] + slack, side="right") - np.maximum(before, 1) <= 2).all():
+                starts = np.maximum(before - 1, 0).astype(np.int32)
+                return np.append(x, np.inf), np.append(y, np.inf), slopes, starts
+            n_steps *= 2
+        return np.append(x, np.inf), np.append(y, np.inf), slopes
 
     def map(self, values: np.ndarray, z: int) -> np.ndarray:
         """Return what the float32 `values` of plane `z` become."""
@@ -134,14 +149,12 @@ class SectionLookup(Correction):
         return cls(float(settings["threshold"]), *(arrays[name] for name in names))
 
 
-def _lookup_arrays(
-    plane: Any, threshold: float, x: np.ndarray, y: np.ndarray, _starts: np.ndarray, top_slope: float
-) -> Any:
+def _lookup_arrays(plane: Any, threshold: float, x: np.ndarray, y: np.ndarray, slopes: np.ndarray) -> Any:
     """Do what `kernels.plane_lookup` does in array operations, on the device that owns `plane`."""
     xp = array_module(plane)
     values = plane.astype(xp.float64)
-    mapped = xp.interp(values, xp.asarray(x), xp.asarray(y))
-    mapped = xp.where(values >= x[-1], y[-1] + (values - x[-1]) * top_slope, mapped)
+    mapped = xp.interp(values, xp.asarray(x[:-1]), xp.asarray(y[:-1]))
+    mapped = xp.where(values >= x[-2], y[-2] + (values - x[-2]) * slopes[-1], mapped)
     inside = (values > threshold) & (values != 0) & xp.isfinite(values)
     return xp.where(inside, mapped.astype(xp.float32), plane)
 

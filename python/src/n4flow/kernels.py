@@ -22,70 +22,94 @@ N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
 
 
 @njit(nogil=True, cache=True)
+def _reduce_columns(sums: Any, found: Any, k: int, rows: int, r: int, mean: Any, valid: Any) -> None:
+    """Turn sums and counts of each column over `rows` rows into block r's means and valid shares."""
+    n_x = sums.size
+    for c in range(mean.shape[1]):
+        x_stop = min(n_x, (c + 1) * k)
+        total = 0.0
+        n = 0
+        for x in range(c * k, x_stop):
+            total += sums[x]
+            n += found[x]
+        mean[r, c] = total / n if n else 0.0
+        valid[r, c] = n / (rows * (x_stop - c * k))
+
+
+@njit(nogil=True, cache=True)
 def shrink_rows_int(
     plane: Any, k: int, row_start: int, row_stop: int, saturated: Any, mean: Any, valid: Any, counts: Any, extremes: Any
 ) -> None:
     """Block means of an integer plane for block rows row_start <= r < row_stop; see `statistics.shrink_planes`."""
     n_y, n_x = plane.shape
-    n_cols = mean.shape[1]
+    sums = np.empty(n_x, np.int64)
+    found = np.empty(n_x, np.int32)
+    low, high = np.int32(2147483647), np.int32(-2147483648)
     for r in range(row_start, row_stop):
         y_stop = min(n_y, (r + 1) * k)
-        for c in range(n_cols):
-            x_stop = min(n_x, (c + 1) * k)
-            total = np.int64(0)
-            n = 0
-            for y in range(r * k, y_stop):
-                for x in range(c * k, x_stop):
-                    v = np.int64(plane[y, x])
-                    if v == 0:
-                        continue
-                    total += v
-                    n += 1
-                    counts[N_NEGATIVE] += v < 0
-                    counts[N_SATURATED] += v == saturated
-                    if v < extremes[0]:
-                        extremes[0] = v
-                    if v > extremes[1]:
-                        extremes[1] = v
-            size = (y_stop - r * k) * (x_stop - c * k)
+        sums[:] = 0
+        found[:] = 0
+        for y in range(r * k, y_stop):
+            row = plane[y]
+            n = np.int32(0)
+            negative = np.int32(0)
+            full = np.int32(0)
+            # no branches and 32-bit counts of a row, so that the compiler does several voxels at once
+            for x in range(n_x):
+                v = np.int32(row[x])
+                some = np.int32(v != 0)
+                sums[x] += v
+                found[x] += some
+                n += some
+                negative += np.int32(v < 0)
+                full += np.int32(v == saturated)
+                low = min(low, v if v != 0 else np.int32(2147483647))
+                high = max(high, v if v != 0 else np.int32(-2147483648))
             counts[N_VALID] += n
-            counts[N_ZERO] += size - n
-            mean[r, c] = total / n if n else 0.0
-            valid[r, c] = n / size
+            counts[N_ZERO] += n_x - n
+            counts[N_NEGATIVE] += negative
+            counts[N_SATURATED] += full
+        _reduce_columns(sums, found, k, y_stop - r * k, r, mean, valid)
+    if low <= high:
+        extremes[0], extremes[1] = low, high
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"nnan"})
 def shrink_rows_float(
-    plane: Any, k: int, row_start: int, row_stop: int, mean: Any, valid: Any, counts: Any, extremes: Any
+    plane: Any, bits: Any, k: int, row_start: int, row_stop: int, mean: Any, valid: Any, counts: Any, extremes: Any
 ) -> None:
-    """Block means of a float32 plane for block rows row_start <= r < row_stop; see `statistics.shrink_planes`."""
+    """Block means of a float32 plane, also seen as int32 `bits`; validity is read from the bits alone."""
     n_y, n_x = plane.shape
-    n_cols = mean.shape[1]
+    sums = np.empty(n_x, np.float64)
+    found = np.empty(n_x, np.int32)
+    low, high = np.float32(3.4028235e38), np.float32(-3.4028235e38)
     for r in range(row_start, row_stop):
         y_stop = min(n_y, (r + 1) * k)
-        for c in range(n_cols):
-            x_stop = min(n_x, (c + 1) * k)
-            total = 0.0
-            n = 0
-            for y in range(r * k, y_stop):
-                for x in range(c * k, x_stop):
-                    v = np.float64(plane[y, x])
-                    if v == 0.0:
-                        counts[N_ZERO] += 1
-                        continue
-                    if not np.isfinite(v):
-                        counts[N_NONFINITE] += 1
-                        continue
-                    total += v
-                    n += 1
-                    counts[N_NEGATIVE] += v < 0.0
-                    if v < extremes[0]:
-                        extremes[0] = v
-                    if v > extremes[1]:
-                        extremes[1] = v
+        sums[:] = 0.0
+        found[:] = 0
+        for y in range(r * k, y_stop):
+            row, words = plane[y], bits[y]
+            n = np.int32(0)
+            zero = np.int32(0)
+            negative = np.int32(0)
+            for x in range(n_x):
+                magnitude = words[x] & np.int32(MAGNITUDE)
+                usable = (magnitude > 0) & (magnitude < np.int32(INFINITY_BITS))
+                v = row[x] if usable else np.float32(0)
+                sums[x] += np.float64(v)
+                found[x] += np.int32(usable)
+                n += np.int32(usable)
+                zero += np.int32(magnitude == 0)
+                negative += np.int32(usable & (words[x] < 0))
+                low = min(low, v if usable else np.float32(3.4028235e38))
+                high = max(high, v if usable else np.float32(-3.4028235e38))
             counts[N_VALID] += n
-            mean[r, c] = total / n if n else 0.0
-            valid[r, c] = n / ((y_stop - r * k) * (x_stop - c * k))
+            counts[N_ZERO] += zero
+            counts[N_NONFINITE] += n_x - n - zero
+            counts[N_NEGATIVE] += negative
+        _reduce_columns(sums, found, k, y_stop - r * k, r, mean, valid)
+    if low <= high:
+        extremes[0], extremes[1] = low, high
 
 
 @njit(nogil=True, cache=True)
@@ -163,27 +187,27 @@ def plane_gain(plane: Any, tissue: Any, gain: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def plane_lookup(plane: Any, threshold: float, knots_x: Any, knots_y: Any, starts: Any, top_slope: float) -> None:
-    """In place: the piecewise-linear map through the knots, for finite voxels above `threshold`.
+def plane_lookup(plane: Any, threshold: float, x: Any, y: Any, slopes: Any, starts: Any) -> None:
+    """In place: the piecewise-linear map through the knots (x, y), for finite voxels above `threshold`.
 
-    `starts` gives, for equal steps from the first knot to the last, the segment in which a step begins. Above the last
-    knot the map goes on with `top_slope`. Float64 inside, rounded once, so that rounding cannot break monotony.
+    x and y end with infinity, so that what lies above the last knot is a segment too; `slopes` has one for each.
+    `starts` gives, for equal steps from the first knot to the last, the segment in which a step begins, or one before;
+    from there it is two knots at most. Float64 inside and rounded once; a segment ends no higher than its knot, so that
+    rounding does not break monotony.
     """
-    n = knots_x.size
-    first, last = knots_x[0], knots_x[n - 1]
+    first, last = x[0], x[x.size - 2]
     steps = starts.size / (last - first)
-    for y in range(plane.shape[0]):
-        for x in range(plane.shape[1]):
-            v = np.float64(plane[y, x])
-            if not v > threshold or v == 0.0 or v == np.inf:
-                continue
-            if v >= last:
-                plane[y, x] = knots_y[n - 1] + (v - last) * top_slope
-                continue
-            j = starts[min(int((v - first) * steps), starts.size - 1)]
-            while j > 0 and v < knots_x[j]:  # the step was rounded up
-                j -= 1
-            while v >= knots_x[j + 1]:
-                j += 1
-            slope = (knots_y[j + 1] - knots_y[j]) / (knots_x[j + 1] - knots_x[j])
-            plane[y, x] = knots_y[j] + (v - knots_x[j]) * slope
+    end = np.uint64(starts.size - 1)  # unsigned: no test for an index from the end
+    one = np.uint64(1)
+    for r in range(plane.shape[0]):
+        row = plane[r]
+        for c in range(row.size):
+            # no branches: on which side of a threshold or a knot a voxel lies is a matter of speckle
+            v = np.float64(row[c])
+            mapped = (v > threshold) & (v != 0.0) & (v < np.inf)
+            u = v if mapped else first
+            j = np.uint64(starts[min(np.uint64((min(u, last) - first) * steps), end)])
+            j += np.uint64(u >= x[j + one])
+            j += np.uint64(u >= x[j + one])
+            w = np.float32(min(y[j] + (u - x[j]) * slopes[j], y[j + one]))
+            row[c] = w if mapped else row[c]

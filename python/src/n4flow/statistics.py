@@ -143,9 +143,8 @@ def shrink_planes(block: Any, k: int, *, threads: int | None = None) -> Shrunken
             kernels.shrink_rows_int(plane, k, cuts[part], cuts[part + 1], top, *args)
         else:
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
-                kernels.shrink_rows_float(
-                    np.ascontiguousarray(plane, dtype=np.float32), k, cuts[part], cuts[part + 1], *args
-                )
+                plane32 = np.ascontiguousarray(plane, dtype=np.float32)
+            kernels.shrink_rows_float(plane32, plane32.view(np.int32), k, cuts[part], cuts[part + 1], *args)
             if top is not None and part == 0:
                 counts[z, part, kernels.N_SATURATED] = np.count_nonzero(plane == top)
 
