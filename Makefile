@@ -4,7 +4,7 @@
 #   make test ARGS='-k mask -x'                                                       ARGS goes to pytest
 
 VENV   ?= .venv
-STATE  ?= .n4flow
+STATE  := .n4flow
 OUTDIR ?= results
 INPUT  ?=
 PROFILE ?= test
