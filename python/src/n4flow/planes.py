@@ -11,10 +11,18 @@ import numpy as np
 
 from n4flow.errors import InputError
 
+_limit: list[int] = []  # one number, once `limit_threads` was called
+
 
 def available_threads() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, *_limit) if _limit else cores
+
+
+def limit_threads(threads: int) -> None:
+    """Let the stages of this process use at most so many threads; a job may own fewer cores than it sees."""
+    _limit[:] = [max(1, int(threads))]
 
 
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
