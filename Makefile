@@ -16,6 +16,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 LOCK  := python/requirements.lock
 # In a recipe: the environment's commands come first, and matplotlib needs no home directory.
 USE    = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" MPLCONFIGDIR="$$PWD/$(STATE)/matplotlib"
+# Results of the last run are taken over unless the package has changed since: Nextflow does not look inside it.
+RESUME = $$(test -f .nextflow/history && test -z "$$(find python/src -name '*.py' -newer .nextflow/history)" && echo -resume)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VENV)/bin/uv' pip compile --quiet --universal \
           --python-version 3.11 --no-emit-index-url --no-annotate python/pyproject.toml
 
@@ -31,7 +33,7 @@ help: ## Say what can be made
 set-up: $(VENV)/.package $(VENV)/.engine ## Python environment and Nextflow, in this folder
 
 run: set-up ## Run the workflow on a phantom that it makes, or on INPUT
-	@$(USE) nextflow run . -profile '$(PROFILE)' -work-dir '$(STATE)/work' $$(test ! -f .nextflow/history || echo -resume) \
+	@$(USE) nextflow run . -profile '$(PROFILE)' -work-dir '$(STATE)/work' $(RESUME) \
 	    $(if $(INPUT),--input '$(INPUT)') --outdir '$(OUTDIR)' $(ARGS)
 	@for report in "$(OUTDIR)"/*/report.html; do sample=$${report%/report.html}; \
 	    echo "Store:  $$sample/$${sample##*/}.ome.zarr"; echo "Report: $$report"; done
