@@ -94,7 +94,7 @@ def test_n4_correct_excludes_and_counts_invalid_voxels() -> None:
     assert corrected[8, 17, 22] == pytest.approx(-5.0 / field[8, 17, 22])
     assert corrected[8, 17, 23] == 0
     bias = n4flow.fit_bias(broken, mask, iters=(2,))
-    assert sum(bias.voxels[name] for name in ("nonfinite", "nonpositive")) == 4
+    assert (bias.voxels.nonfinite, bias.voxels.nonpositive) == (2, 2)
 
 
 def test_n4_correct_keeps_the_brightness() -> None:
@@ -164,8 +164,8 @@ def test_n4_takes_any_mask_and_one_plane() -> None:
     volume, _log_field = shaded((6, 30, 31))
     mask = np.zeros(volume.shape, bool)
     mask[:, 3:-3, 4:-4] = True
-    expected = n4flow.n4(volume, mask, iters=(8, 8), over_relax=1.8, conv_threshold=0.0)
-    found = n4flow.n4(volume, mask * 255, iters=(8, 8), over_relax=1.8, conv_threshold=0.0)
+    expected = n4flow.n4(volume, mask, iters=(8, 8), conv_threshold=0.0)
+    found = n4flow.n4(volume, mask * 255, iters=(8, 8), conv_threshold=0.0)
     np.testing.assert_array_equal(found, expected)
     corrected, log_bias = n4flow.n4(volume[0], mask[0], iters=(8, 8), return_bias=True)
     assert corrected.shape == log_bias.shape == (30, 31)
