@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from n4flow.errors import DiskFullError, InputError, N4flowError
-from n4flow.formats import shards
+from n4flow.formats import planning, shards
 from n4flow.formats.layout import StoreLayout
 from n4flow.formats.omezarr import (
     SlabWriter,
@@ -285,6 +285,38 @@ def test_few_and_large_files(shape, dtype):
     shard = math.prod(layout.levels[0].shards) * np.dtype(dtype).itemsize
     assert 2**28 * 0.9 <= shard <= 2**30
     assert layout.levels[0].chunks[0] * math.prod(shape[1:]) * np.dtype(dtype).itemsize <= 2**32
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("kind", ["image", "labels"])
+def test_any_shape_voxel_and_cut(tmp_path, monkeypatch, seed, kind):
+    """Small limits make many levels, shards and slabs of small volumes; each voxel of each level is compared."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(planning, "SHARD_BYTES", 20000)
+    monkeypatch.setattr(planning, "LAST_PLANE", 12)
+    monkeypatch.setattr(planning, "LEAST_SAMPLES", 4)
+    aim = tuple(int(2**n) for n in rng.integers(1, 5, 3))
+    monkeypatch.setattr(planning, "_chunk_aim", lambda *_arguments: aim)
+    shape, version = tuple(int(n) for n in rng.integers(1, 70, 3)), ["0.5", "0.4"][seed % 3 == 2]
+    array = rng.integers(0, 200, shape).astype(["uint8", "float32"][seed % 2])
+    voxel = tuple(np.exp(rng.uniform(0, 2, 3)))
+    options = {
+        "voxel_um": voxel,
+        "version": version,
+        "kind": kind,
+        "slab_planes": [None, int(rng.integers(1, 40))][seed % 2],
+    }
+    layout = write_store(tmp_path / "s.zarr", array, planes=int(rng.integers(1, 9)), **options)
+    validate_store(tmp_path / "s.zarr")
+    mean, factors = array.astype(float), (1, 1, 1)
+    for level in layout.levels:
+        axes = zip(level.factors, level.shape, shape, strict=True)
+        picks = [np.minimum(f * np.arange(m) + f // 2, n - 1) for f, m, n in axes]
+        steps = [f // before for f, before in zip(level.factors, factors, strict=True)]
+        mean, factors = block_mean(mean, steps).astype("float32").astype(float), level.factors
+        means = np.rint(mean).astype(array.dtype) if array.dtype == np.uint8 else mean
+        stored = zarr.open_array(tmp_path / "s.zarr" / level.path, mode="r")[:]
+        assert np.array_equal(stored, means if kind == "image" else array[np.ix_(*picks)])
 
 
 def test_own_chunks_and_shards_are_kept(tmp_path):

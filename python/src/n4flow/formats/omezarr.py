@@ -17,7 +17,8 @@ import numpy as np
 
 from n4flow.errors import InputError, N4flowError
 from n4flow.formats.grid import FileGrid, listed, store_sizes
-from n4flow.formats.layout import AXES, LevelLayout, StoreLayout, expected_shards, plan_layout
+from n4flow.formats.layout import AXES, LevelLayout, StoreLayout, expected_shards
+from n4flow.formats.planning import plan_layout
 from n4flow.formats.shards import CODEC, LEVEL, blosc_fault, disk_error, encoder, shard_fault
 from n4flow.formats.slab import SlabWriter
 

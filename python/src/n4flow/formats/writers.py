@@ -14,8 +14,9 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.formats import itk, tiff
 from n4flow.formats.itk import write_itk
-from n4flow.formats.layout import DTYPES, by_axis, plan_layout
+from n4flow.formats.layout import by_axis
 from n4flow.formats.nifti import write_nifti
+from n4flow.formats.planning import DTYPES, plan_layout
 from n4flow.formats.shards import disk_error
 from n4flow.formats.tiff import write_tiff
 
