@@ -21,7 +21,7 @@ from n4flow.mask import agarose_levels, get_agarose_mask, tissue_mask_with_level
 from n4flow.normalize import PlaneRange
 from n4flow.passes import TissueSource
 from n4flow.plan import Plan
-from n4flow.qc import metrics
+from n4flow.qc import metrics, sections_table
 from n4flow.recipe import MASK_NAME, Recipe
 from n4flow.rendering import display_window, extent, output_scale
 from n4flow.report import write_report
@@ -236,7 +236,6 @@ def finish(
     validate_store(store)
     validate_store(folder / MASK_NAME)
     recipe.save(folder / "recipe.json", n4flow=version, sample=plan.sample, shape=list(plan.volume.shape))
-    plan.sections.write(folder / "sections.tsv")
     arrays = {"before": before, "after": after, "tissue": tissue.small, "agarose": tissue.agarose_small}
     numbers = {
         "sample": plan.sample,
@@ -246,6 +245,7 @@ def finish(
         "stages": [dict(stage) for stage in stages],
         "parameters": dict(parameters),
     }
+    (folder / "sections.tsv").write_text(sections_table(numbers["metrics"]), encoding="utf-8")
     warned = [*plan.warnings, *(message for stage in stages for message in stage.get("warnings", ()))]
     write_report(
         folder / "report.html",

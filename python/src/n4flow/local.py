@@ -6,8 +6,11 @@ import csv
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numba
 
 from n4flow.arrays import resolve_backend
 from n4flow.background import SpatialMeanBackground
@@ -145,19 +148,20 @@ def _run_sample(
     from n4flow import __version__
 
     volume, voxel_um, n_planes = plan.volume, plan.volume.voxel_um or {}, plan.volume.shape[0]
+    clock = partial(stage, threads=numba.get_num_threads())
     stages: list[dict[str, Any]] = []
     corrections: list[Correction] = []
     if parameters["background_radius_um"] > 0:
         corrections.append(SpatialMeanBackground(background_radius(parameters["background_radius_um"], voxel_um)))
 
     log.info("%s: %s planes of %s x %s voxels", plan.sample, *volume.shape)
-    with stage("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:
+    with clock("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:
         shrunken, given = shrink_pass(volume, 0, n_planes, plan.shrink, recipe=Recipe(corrections), mask=plan.mask)
         counts = ("n_zero", "n_nonfinite", "n_negative", "n_saturated")
         numbers.update({name: int(shrunken.planes[name].sum()) for name in counts})
     stages.append(numbers)
 
-    with stage("TISSUE_MASK") as numbers:
+    with clock("TISSUE_MASK") as numbers:
         tissue, found = find_masks(shrunken, plan.sections, given)
         tissue = TissueSource(tissue.small, tissue.agarose_small, tissue.shrink, plan.mask)
         numbers.update(found)
@@ -167,13 +171,13 @@ def _run_sample(
         parameters["spline_um"], iteration_list(parameters["iterations"]), parameters["tolerance"], backend, threads
     )
     if parameters["bias"] in ("sections", "two_pass"):
-        with stage("N4_SECTIONS") as numbers:
+        with clock("N4_SECTIONS") as numbers:
             everything = (0, len(plan.sections))
             corrections.append(fit_sections(shrunken, tissue, plan.sections, everything, voxel_um, settings))
             numbers.update(corrections[-1].summary())
         stages.append(numbers)
     if parameters["bias"] in ("volume", "two_pass"):
-        with stage("N4_VOLUME") as numbers:
+        with clock("N4_VOLUME") as numbers:
             corrections.append(fit_volume(shrunken, tissue, plan.sections, voxel_um, settings, Recipe(corrections)))
             numbers.update(corrections[-1].summary())
         stages.append(numbers)
@@ -184,7 +188,7 @@ def _run_sample(
     image_out, mask_out = create_stores(folder, plan)
     parts = []
     for start, stop in plan.slabs:
-        with stage("RENDER", planes=[start, stop]) as numbers:
+        with clock("RENDER", planes=[start, stop]) as numbers:
             slab = render_slab(
                 volume,
                 recipe,
@@ -219,23 +223,24 @@ def _intensity(
 ) -> list[Correction]:
     """Estimate the pointwise corrections from histograms, one after the other."""
     found: list[Correction] = []
+    clock = partial(stage, threads=numba.get_num_threads())
     if not parameters["normalize"] and parameters["match"] == "off" and parameters["smooth_z"] == 0:
         return found
-    with stage("PLANE_STATISTICS", planes=[0, plan.volume.shape[0]]) as numbers:
+    with clock("PLANE_STATISTICS", planes=[0, plan.volume.shape[0]]) as numbers:
         histograms = statistics_pass(plan.volume, 0, plan.volume.shape[0], recipe=recipe, tissue=tissue)
     stages.append(numbers)
     if parameters["normalize"]:
-        with stage("NORMALIZE") as numbers:
+        with clock("NORMALIZE") as numbers:
             found.append(estimate_plane_range(histograms, plan.sections, parameters["percentile_max"]))
             numbers.update(found[-1].summary())
         stages.append(numbers)
     if parameters["match"] != "off":
-        with stage("MATCH_HISTOGRAMS") as numbers:
+        with clock("MATCH_HISTOGRAMS") as numbers:
             found.append(lookup(histograms, Recipe(found), plan.sections, parameters["match"], parameters["n_bins"]))
             numbers.update(found[-1].summary())
         stages.append(numbers)
     if parameters["smooth_z"] > 0:
-        with stage("SMOOTH_Z") as numbers:
+        with clock("SMOOTH_Z") as numbers:
             found.append(plane_gain(histograms, Recipe(found), plan.sections, parameters["smooth_z"]))
             numbers.update(found[-1].summary())
         stages.append(numbers)
