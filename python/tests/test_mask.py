@@ -135,6 +135,13 @@ def test_a_volume_of_one_value_has_no_tissue(value: float) -> None:
         assert not compute_tissue_mask(np.full((3, 12, 14), value)).any()
 
 
+def test_one_value_beside_zeros_is_tissue() -> None:
+    volume = np.zeros((4, 20, 22))
+    volume[:, 6:14, 5:17] = 3
+    with pytest.warns(N4flowWarning, match="one class of intensities"):
+        np.testing.assert_array_equal(compute_tissue_mask(volume, n_serial_slices=2), volume > 0)
+
+
 def test_padding_changes_no_voxel() -> None:
     volume, _tissue = brain(n_z=4, radius=34)  # reaches the border
     volume[1, 5, 5] = np.nan

@@ -38,8 +38,8 @@ class TissueMask:
         Threshold each section was cut at, in the intensity unit of the volume; None where nothing was cut.
     origins : tuple of str
         `own`: the section's Otsu threshold. `volume`: the threshold of the whole volume, because the section's own
-        would have split agarose or tissue within itself. `one_class`: the volume shows one class, every valid voxel is
-        tissue. `constant`, `empty`: one value or no valid voxel, nothing is tissue.
+        would have split agarose or tissue within itself. `one_class`: the volume shows one class (or one value beside
+        zeros), every valid voxel is tissue. `constant`, `empty`: one value or no valid voxel, nothing is tissue.
     volume_threshold : float or None
         Otsu's threshold of all usable sections together.
     dark, bright : tuple of float or None
@@ -120,7 +120,7 @@ def tissue_mask_with_levels(
     table = SectionTable.coerce(sections, vol.shape[0])
     sigmas = (smoothing_sigma_z, smoothing_sigma, smoothing_sigma)
     smooth, pairs = _smooth_sections(vol, table, sigmas, weights, Scale())
-    counted = [i for i, (values, _n) in enumerate(pairs) if len(values) > 1]
+    counted = [i for i, pair in enumerate(pairs) if otsu_split(*pair) is not None]
     counted = [i for i in counted if table[i].usable] or counted
     scale = choose_scale([pairs[i] for i in counted], _pool(pairs, counted))
     if scale.floor is not None:
@@ -128,11 +128,14 @@ def tissue_mask_with_levels(
     splits = [otsu_split(*pair, scale=scale) for pair in pairs]
     volume = otsu_split(*_pool(pairs, counted), scale=scale)
     cuts = [_cut(split, volume, int(n.sum())) for split, (_values, n) in zip(splits, pairs, strict=True)]
+    if volume is None and 0 < sum(int(n.sum()) for _values, n in pairs) < vol.size:
+        # one value, and zeros around it: they are all the background there is
+        cuts = [(None, "one_class" if origin == "constant" else origin) for _none, origin in cuts]
     if volume is None or volume.one_class:
         what = (
-            "has no valid voxels, or one value in each section: the tissue mask is empty; give a mask"
-            if volume is None
-            else "shows one class of intensities: every valid voxel counts as tissue; give a mask if there is agarose"
+            "shows one class of intensities: every valid voxel counts as tissue; give a mask if there is agarose"
+            if any(origin == "one_class" for _threshold, origin in cuts)
+            else "has no valid voxels, or one value in each section: the tissue mask is empty; give a mask"
         )
         msg = f"the volume {what}"
         warnings.warn(msg, N4flowWarning, stacklevel=2)
