@@ -212,3 +212,18 @@ def test_masks_of_every_kind_are_one_mask(mask: np.ndarray) -> None:
 def test_a_mask_of_another_shape_names_both_shapes() -> None:
     with pytest.raises(InputError, match=r"shape \(2, 5, 5\) of the volume, got \(5, 5\)"):
         as_mask(np.eye(5), (2, 5, 5))
+
+
+def test_pooling_is_the_same_for_pairs_near_and_far() -> None:
+    rng = np.random.default_rng(6)
+    near = rng.uniform(1, 1.2, 3000).astype(np.float32)
+    far = (near * 2.0 ** rng.integers(-40, 40, 3000) * rng.choice([-1, 1], 3000)).astype(np.float32)
+    counts = rng.integers(1, 9, 3000)
+    for values in (near, far):
+        pooled, total = pool(values, counts)
+        expected = {}
+        for bin_, value, n in zip(bin_index(values).tolist(), values.tolist(), counts.tolist(), strict=True):
+            moment, voxels = expected.get(bin_, (0.0, 0))
+            expected[bin_] = (moment + n * value, voxels + n)
+        assert total.tolist() == [expected[bin_][1] for bin_ in sorted(expected)]
+        np.testing.assert_allclose(pooled, [expected[b][0] / expected[b][1] for b in sorted(expected)], rtol=1e-6)

@@ -38,10 +38,18 @@ def pool(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return np.empty(0, np.float32), np.empty(0, np.int64)
     index = bin_index(values)
     base = int(index.min())
-    total = np.bincount(index - base, weights=counts)
-    moment = np.bincount(index - base, weights=np.asarray(counts, np.float64) * values)
-    used = np.flatnonzero(total)
-    return (moment[used] / total[used]).astype(np.float32), total[used].astype(np.int64)
+    span = int(index.max()) - base + 1
+    if span <= 4 * len(values):
+        total = np.bincount(index - base, weights=counts)
+        moment = np.bincount(index - base, weights=np.asarray(counts, np.float64) * values)
+        used = np.flatnonzero(total)
+        total, moment = total[used], moment[used]
+    else:  # few pairs far apart
+        order = np.argsort(index, kind="stable")
+        first = np.flatnonzero(np.diff(index[order], prepend=base - 1))
+        total = np.add.reduceat(np.asarray(counts, np.float64)[order], first)
+        moment = np.add.reduceat((np.asarray(counts, np.float64) * values)[order], first)
+    return (moment / total).astype(np.float32), total.astype(np.int64)
 
 
 def weighted_percentile(values: np.ndarray, counts: np.ndarray, q: float) -> float:

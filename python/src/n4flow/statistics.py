@@ -204,7 +204,8 @@ class PlaneHistograms:
 
     def count(self, z: int, cls: str = "all") -> int:
         """Return the number of voxels of plane `z`."""
-        return int(self.pairs(z, cls)[1].sum())
+        names = CLASSES if cls == "all" else (cls,)
+        return sum(int(self.pairs(z, name)[1].sum()) for name in names)
 
     def mean(self, z: int, cls: str = "all") -> float:
         """Return the mean of plane `z`, NaN when it has no voxels."""
