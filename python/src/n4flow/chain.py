@@ -16,6 +16,7 @@ import numpy as np
 from n4flow.bias import BiasCorrection, fit_shrunken
 from n4flow.errors import InputError
 from n4flow.formats.omezarr import create_store, validate_store, write_omero
+from n4flow.formats.writers import kept_metadata
 from n4flow.histogram import SectionLookup, estimate_lookup
 from n4flow.mask import agarose_levels, get_agarose_mask, tissue_mask_with_levels
 from n4flow.normalize import PlaneRange
@@ -166,7 +167,7 @@ def create_stores(folder: Path, plan: Plan) -> tuple[Path, Path]:
     """Make the empty stores of the result and of its mask in `folder`; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     image, mask = folder / f"{plan.sample}.ome.zarr", folder / MASK_NAME
-    create_store(image, plan.layout)
+    create_store(image, plan.layout, kept_metadata(plan.volume))
     create_store(mask, plan.mask_layout)
     return image, mask
 

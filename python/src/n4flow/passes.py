@@ -78,7 +78,7 @@ def stream(volume: Volume, z_start: int, z_stop: int, step: int | None = None) -
     Runs begin at multiples of the store's own depth of chunks, so that no chunk is decoded twice.
     """
     if step is None:
-        depth = (volume.shards or volume.chunks)[0]
+        depth = volume.chunks[0]
         fitting = max(1, BLOCK_VOXELS // (volume.shape[1] * volume.shape[2]))
         step = max(depth, fitting // depth * depth) if depth <= 4 * fitting else fitting
     cuts = [z_start, *range((z_start // step + 1) * step, z_stop, step), z_stop]
