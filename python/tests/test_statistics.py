@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from n4flow import kernels
+from n4flow import kernels, planes
 from n4flow.bins import RELATIVE_BIN_WIDTH, bin_edges, bin_index, pool, weighted_percentile
 from n4flow.errors import InputError
 from n4flow.planes import as_block, as_mask
@@ -227,3 +227,12 @@ def test_pooling_is_the_same_for_pairs_near_and_far() -> None:
             expected[bin_] = (moment + n * value, voxels + n)
         assert total.tolist() == [expected[bin_][1] for bin_ in sorted(expected)]
         np.testing.assert_allclose(pooled, [expected[b][0] / expected[b][1] for b in sorted(expected)], rtol=1e-6)
+
+
+def test_threads_can_be_limited(monkeypatch) -> None:
+    monkeypatch.setattr(planes, "_limit", [])
+    cores = planes.available_threads()
+    planes.limit_threads(1)
+    assert planes.available_threads() == 1
+    planes.limit_threads(10_000)
+    assert planes.available_threads() == cores
