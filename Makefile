@@ -51,7 +51,7 @@ format: $(VENV)/.package ## Format the Python code
 	@$(USE) ruff check --fix-only .
 	@$(USE) ruff format .
 
-lock: $(VENV)/.package ## Renew the lock files from pyproject.toml and jgo.toml
+lock: | $(VENV)/bin/python ## Renew the lock files from pyproject.toml and jgo.toml
 	'$(VENV)/bin/python' -m pip install --quiet uv
 	$(COMPILE) --extra distributed --extra engine --extra bench --extra test --output-file $(LOCK)
 	$(COMPILE) --extra gpu --constraint $(LOCK) --output-file python/requirements-gpu.lock
