@@ -63,7 +63,12 @@ def find_masks(
     if given is None:
         estimated = tissue_mask_with_levels(shrunken.mean, sections, weights=shrunken.valid)
         tissue = estimated.mask
-        numbers.update(thresholds=list(estimated.thresholds), threshold_origins=list(estimated.origins))
+        numbers.update(
+            thresholds=list(estimated.thresholds),
+            threshold_origins=list(estimated.origins),
+            volume_threshold=estimated.volume_threshold,
+            threshold_scale=estimated.scale,
+        )
     else:
         tissue = given
     if given is not None and not given.any():
