@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,13 @@ from numba.extending import intrinsic
 
 log = logging.getLogger("n4flow")
 
+PIECE_VOXELS = 1 << 20  # most voxels to a piece of work: 4 MB of float32
+
 kernel = njit(nogil=True, cache=True, error_model="numpy")
+# A loop over one row, inlined where it is called: handing over a dozen arrays would cost as much as the row.
+row_kernel = njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
+# For sums and extremes within a piece of work whose size the data fixes: the compiler may order them for its vectors.
+reduction = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nnan", "nsz", "contract"})
 
 
 @intrinsic
@@ -66,3 +72,14 @@ def share(work: Callable[[int, int], None], n: int, threads: int) -> None:
     cuts = [n * i // parts for i in range(parts + 1)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, cuts[:-1], cuts[1:]))
+
+
+def pieces(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]]:
+    """Cut planes, and where planes are large or few their rows, into pieces: z_start, z_stop, y_start, y_stop."""
+    n_z, n_y, n_x = shape
+    if 0 in shape:
+        return []
+    most = min(PIECE_VOXELS, -(-n_z * n_y * n_x // (4 * threads)))
+    deep = max(1, most // (n_y * n_x))
+    high = n_y if n_y * n_x <= most else max(1, most // n_x)
+    return [(z, min(z + deep, n_z), y, min(y + high, n_y)) for z in range(0, n_z, deep) for y in range(0, n_y, high)]

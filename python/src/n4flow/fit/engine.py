@@ -12,14 +12,19 @@ import numpy as np
 
 from n4flow.arrays import BACKENDS
 from n4flow.errors import InputError, N4flowWarning
-from n4flow.fit import gpu, itk
+from n4flow.fit import cpu, gpu, itk
 from n4flow.fit.field import BiasField, unfitted
-from n4flow.fit.problem import Problem, Solution, degenerate, usable_voxels
+from n4flow.fit.packing import pack
+from n4flow.fit.problem import Solution, degenerate, pose
 from n4flow.fit.settings import FitSettings
 
 log = logging.getLogger("n4flow")
 
-ENGINES: dict[str, Callable[[Problem, FitSettings], Solution]] = {"cpu": itk.fit, "itk": itk.fit}
+# how each backend takes an image in, and how it fits it
+ENGINES: dict[str, tuple[Callable[..., Any], Callable[..., Solution]]] = {
+    "cpu": (pack, cpu.fit),
+    "itk": (pose, itk.fit),
+}
 
 
 def choose_backend(backend: str) -> str:
@@ -77,19 +82,20 @@ def fit(
     """
     chosen = choose_backend(backend)
     start = time.perf_counter()
-    usable, voxels = usable_voxels(image, mask, weights)
-    reason = degenerate(image, usable, voxels)
+    prepare, run = ENGINES[chosen]
+    prepared = prepare(image, mask, weights, settings.threads)
+    reason = degenerate(prepared.survey, image.shape)
     facts: dict[str, Any] = {
         "reason": reason,
         "backend": chosen,
         "convergence": settings.convergence,
-        "voxels": voxels,
+        "voxels": prepared.survey.voxels,
         "voxel_um": None if voxel_um is None else tuple(float(um) for um in voxel_um),
     }
     if reason is not None:
         msg = f"{name}: no bias field was fitted ({reason}); its intensities are kept"
         warnings.warn(msg, N4flowWarning, stacklevel=3)
         return unfitted(shape, image.shape, shrink, seconds=time.perf_counter() - start, **facts)
-    solution = ENGINES[chosen](Problem(image, usable, weights, controls), settings)
+    solution = run(prepared, controls, settings)
     facts |= {"levels": solution.levels, "seconds": time.perf_counter() - start}
     return BiasField(solution.lattice.astype(np.float32), image.shape, tuple(shape), tuple(shrink), **facts)

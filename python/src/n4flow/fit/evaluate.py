@@ -13,12 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from n4flow.fit import bspline
-from n4flow.fit.compiled import share
+from n4flow.fit.compiled import pieces, share
 from n4flow.fit.evaluate_kernels import field_block
 
 Axes = Sequence[np.ndarray]  # parametric coordinates of each axis
 
-PIECE_VOXELS = 1 << 20  # most voxels to a piece of work: 4 MB of float32
 NO_IMAGE = np.empty((0, 0, 0), np.float32)
 
 
@@ -54,11 +53,11 @@ class Evaluator:
         return self._run(-1.0, image, out, threads)
 
     def _run(self, sign: float, image: np.ndarray | None, out: np.ndarray, threads: int) -> np.ndarray:
-        pieces = _pieces(self.shape, threads)
+        cuts = pieces(self.shape, threads)
         in_place = _plain(out) and (image is None or _plain(image))
 
         def work(start: int, stop: int) -> None:
-            for z_start, z_stop, y_start, y_stop in pieces[start:stop]:
+            for z_start, z_stop, y_start, y_stop in cuts[start:stop]:
                 if in_place:
                     source = NO_IMAGE if image is None else image
                     field_block(z_start, z_stop, y_start, y_stop, self._lattice, *self._tables, sign, source, out)
@@ -73,20 +72,9 @@ class Evaluator:
                 field_block(0, shape[0], 0, shape[1], self._lattice, *tables, sign, source, target)
                 out[place] = target
 
-        share(work, len(pieces), threads)
+        share(work, len(cuts), threads)
         return out
 
 
 def _plain(array: np.ndarray) -> bool:
     return array.dtype == np.float32 and array.dtype.isnative and array.flags.c_contiguous
-
-
-def _pieces(shape: tuple[int, ...], threads: int) -> list[tuple[int, int, int, int]]:
-    """Cut planes, and where planes are large or few their rows, into pieces: z_start, z_stop, y_start, y_stop."""
-    n_z, n_y, n_x = shape
-    if 0 in shape:
-        return []
-    most = min(PIECE_VOXELS, -(-n_z * n_y * n_x // (4 * threads)))
-    deep = max(1, most // (n_y * n_x))
-    high = n_y if n_y * n_x <= most else max(1, most // n_x)
-    return [(z, min(z + deep, n_z), y, min(y + high, n_y)) for z in range(0, n_z, deep) for y in range(0, n_y, high)]

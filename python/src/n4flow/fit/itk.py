@@ -6,6 +6,7 @@ small grid that determines it, four samples to a span, and solving for the contr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from n4flow.fit.problem import Problem, Solution, refined_axes
 from n4flow.fit.settings import FitSettings, Level
 
 
-def fit(problem: Problem, settings: FitSettings) -> Solution:
+def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
     """Fit with SimpleITK.
 
     ITK doubles the spans of every axis from level to level. Where an axis must not be doubled (a thin section along
@@ -33,23 +34,22 @@ def fit(problem: Problem, settings: FitSettings) -> Solution:
     axes = [axis for axis, n in enumerate(problem.image.shape) if n > 1]  # ITK refuses an axis of one sample
     image = _filled(problem).squeeze()
     mask = problem.mask.squeeze()
-    lattice = np.zeros([problem.controls[0][axis] for axis in axes])
+    lattice = np.zeros([controls[0][axis] for axis in axes])
     levels: list[Level] = []
-    for start, stop in _runs(problem.controls):
-        controls = [tuple(c[axis] for axis in axes) for c in problem.controls[start:stop]]
+    for start, stop in _runs(controls):
+        points = [tuple(c[axis] for axis in axes) for c in controls[start:stop]]
         if start:
-            lattice = _refined(lattice, problem.controls[start - 1 : start + 1], axes)
+            lattice = _refined(lattice, controls[start - 1 : start + 1], axes)
         coordinates = [bspline.sample_coordinates(n, c) for n, c in zip(image.shape, lattice.shape, strict=True)]
         even = (image / np.exp(bspline.evaluate(lattice, coordinates))).astype(np.float32) if start else image
-        update, measures = _run(even, mask, controls, settings.iterations[start:stop], settings)
-        for coarse, fine in pairwise(controls):
+        update, measures = _run(even, mask, points, settings.iterations[start:stop], settings)
+        for coarse, fine in pairwise(points):
             lattice = bspline.refine(lattice, refined_axes(coarse, fine))
         lattice = lattice + update
         levels += [
-            Level(c, m, bool(m) and m[-1] <= settings.stop)
-            for c, m in zip(problem.controls[start:stop], measures, strict=True)
+            Level(c, m, bool(m) and m[-1] <= settings.stop) for c, m in zip(controls[start:stop], measures, strict=True)
         ]
-    return Solution(lattice.reshape(problem.controls[-1]), tuple(levels))
+    return Solution(lattice.reshape(controls[-1]), tuple(levels))
 
 
 def _check(problem: Problem, settings: FitSettings) -> None:
@@ -70,7 +70,7 @@ def _filled(problem: Problem) -> np.ndarray:
     return image
 
 
-def _runs(controls: tuple[tuple[int, ...], ...]) -> list[tuple[int, int]]:
+def _runs(controls: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
     """Return the ranges of levels within which every axis doubles from each level to the next."""
     cuts = [0]
     for level, (coarse, fine) in enumerate(pairwise(controls), start=1):
@@ -79,7 +79,7 @@ def _runs(controls: tuple[tuple[int, ...], ...]) -> list[tuple[int, int]]:
     return list(pairwise([*cuts, len(controls)]))
 
 
-def _refined(lattice: np.ndarray, steps: tuple[tuple[int, ...], ...], axes: list[int]) -> np.ndarray:
+def _refined(lattice: np.ndarray, steps: Sequence[tuple[int, ...]], axes: list[int]) -> np.ndarray:
     coarse, fine = ([step[axis] for axis in axes] for step in steps)
     return bspline.refine(lattice, refined_axes(coarse, fine))
 

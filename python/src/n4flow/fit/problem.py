@@ -18,28 +18,6 @@ MOST_CONTROLS = 1 << 24  # 128 MB of float64 lattice
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One image to fit, with nothing left to check.
-
-    Parameters
-    ----------
-    image : (z, y, x) or (y, x) array, real or integer
-        Intensities, above 0 and finite inside the mask.
-    mask : bool array of the same shape
-        Voxels that take part.
-    weights : float32 array of the same shape, optional
-        Confidence of each voxel in the fit; it enters neither histogram nor convergence.
-    controls : tuple of tuple of int
-        Control points along each axis at each level.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    weights: np.ndarray | None
-    controls: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
 class Solution:
     """The lattice of the log bias field, and what each level did."""
 
@@ -56,44 +34,87 @@ class Voxels:
     nonpositive: int
 
 
-def usable_voxels(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, Voxels]:
-    """Return the mask without non-finite and non-positive voxels, and the counts.
+@dataclass(frozen=True)
+class Survey:
+    """What there is to fit.
 
-    A logarithm needs values above 0. Raising or shifting the others would put a step into the histogram; they are left
-    out. A voxel of weight 0 is outside the mask.
+    Parameters
+    ----------
+    voxels : Voxels
+    low, high : float
+        Lowest and highest usable intensity; 0 where there is none.
+    at_high : int
+        Voxels that hold the highest.
+    """
+
+    voxels: Voxels
+    low: float
+    high: float
+    at_high: int
+
+    @property
+    def usable(self) -> int:
+        """Voxels that can be fitted."""
+        return self.voxels.masked - self.voxels.nonfinite - self.voxels.nonpositive
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An image to fit, as arrays; the fast engine packs it instead.
+
+    Parameters
+    ----------
+    image : (z, y, x) or (y, x) array, real or integer
+    mask : bool array of the same shape
+        Voxels that take part; the image is finite and above 0 there.
+    weights : float32 array of the same shape, or None
+        Confidence of each voxel in the fit; it enters neither histogram nor convergence.
+    survey : Survey
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    weights: np.ndarray | None
+    survey: Survey
+
+
+def pose(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None = None, _threads: int = 1) -> Problem:
+    """Return the problem without the voxels that cannot be fitted.
+
+    A logarithm needs finite values above 0. Raising or shifting the others would put a step into the histogram, so
+    they are left out and counted. A voxel of weight 0 is outside the mask.
     """
     if weights is not None:
         mask = mask & (weights > 0)
-    masked = int(np.count_nonzero(mask))
-    positive = image > 0  # NaN is not
-    nonfinite = 0
-    if image.dtype.kind == "f":
-        finite = np.isfinite(image)
-        nonfinite = int(np.count_nonzero(mask & ~finite))
-        positive &= finite
-    usable = mask & positive
-    return usable, Voxels(masked, nonfinite, masked - nonfinite - int(np.count_nonzero(usable)))
+    finite = np.isfinite(image)
+    usable = mask & finite & (image > 0)
+    masked, n = int(np.count_nonzero(mask)), int(np.count_nonzero(usable))
+    nonfinite = masked - int(np.count_nonzero(mask & finite))
+    values = image[usable]
+    low, high = (float(values.min()), float(values.max())) if n else (0.0, 0.0)
+    at_high = int(np.count_nonzero(values == high))
+    survey = Survey(Voxels(masked, nonfinite, masked - nonfinite - n), low, high, at_high)
+    return Problem(image, usable, weights, survey)
 
 
-def degenerate(image: np.ndarray, usable: np.ndarray, voxels: Voxels) -> str | None:
-    """Return why nothing can be fitted to the image, or None.
+def degenerate(survey: Survey, shape: Sequence[int]) -> str | None:
+    """Return why nothing can be fitted to an image of that shape, or None.
 
     N4 gives a finite and meaningless field for such images, with no error. They are normal in serial data: blank
     sections, clipped ones.
     """
-    n = int(np.count_nonzero(usable))
-    least = 4 ** sum(size > 1 for size in image.shape)
+    n = survey.usable
+    least = 4 ** sum(size > 1 for size in shape)
     if n == 0:
-        return "empty mask" if voxels.masked == 0 else f"no positive finite voxel among {voxels.masked} in the mask"
+        masked = survey.voxels.masked
+        return f"no positive finite voxel among {masked} in the mask" if masked else "empty mask"
     if n < least:
         return f"too few voxels: {n}, a cubic spline needs {least}"
-    values = image[usable]
-    low, high = float(values.min()), float(values.max())
-    if math.log(high / low) <= LEAST_SPREAD:
-        return f"no spread: every voxel is within {100 * LEAST_SPREAD:g} % of {low:g}"
-    saturated = np.count_nonzero(values == values.max()) / n
+    if math.log(survey.high / survey.low) <= LEAST_SPREAD:
+        return f"no spread: every voxel is within {100 * LEAST_SPREAD:g} % of {survey.low:g}"
+    saturated = survey.at_high / n
     if saturated > MOST_SATURATED:
-        return f"saturated: {100 * saturated:.0f} % of the voxels hold the largest value, {high:g}"
+        return f"saturated: {100 * saturated:.0f} % of the voxels hold the largest value, {survey.high:g}"
     return None
 
 

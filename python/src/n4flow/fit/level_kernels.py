@@ -1,0 +1,273 @@
+# mypy: ignore-errors
+# (numba gives these functions their types)
+"""One level of N4, compiled: what every member of the team runs. See `cpu`, and `plain` for the same in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from n4flow.fit import team
+from n4flow.fit.compiled import kernel
+from n4flow.fit.convergence_kernels import cv, itk_measure
+from n4flow.fit.sharpening_kernels import expected_log_intensity, histogram, residual_table
+from n4flow.fit.sweeps import SMALL_STEP, expand_rows, field_unit, fit_unit
+
+up = np.uintp
+f4 = np.float32
+
+LEAST_WEIGHT = 1.2e-8  # see bspline
+MOST_FINE = 65000  # fine bins: their index is 16 bits
+
+# what the members know in common, in the array `state`
+LOW, HIGH, ORIGIN, STEP, FINE, LARGEST, MADE, STOP = range(8)
+
+
+@kernel
+def combine(rows, n_y, first, weights, partial, out):
+    """Sum the pieces' controls (j, c) into the lattice along z, in order: out[a, j, c]."""
+    n_units = partial.shape[0]
+    flat, target = partial.reshape(n_units, -1), out.reshape(out.shape[0], -1)
+    out[:] = 0.0
+    for unit in range(n_units):
+        z = rows.unit_row[unit] // n_y
+        for k in range(4):
+            w = np.float64(weights[z, k])
+            a = first[z] + up(k)
+            for i in range(flat.shape[1]):
+                target[a, i] += w * flat[unit, i]
+
+
+@kernel
+def take_step(delta, omega, alpha, lattice, step):
+    """Step = alpha delta / omega where a control has seen a voxel; add it to the lattice. Returns its largest size."""
+    largest = 0.0
+    for a in range(delta.shape[0]):
+        for j in range(delta.shape[1]):
+            for c in range(delta.shape[2]):
+                value = 0.0
+                if omega[a, j, c] > LEAST_WEIGHT:
+                    value = alpha * delta[a, j, c] / omega[a, j, c]
+                step[a, j, c] = value
+                lattice[a, j, c] += value
+                largest = max(largest, abs(value))
+    return largest
+
+
+@kernel
+def lay_grid(state, largest, bins, per_bin):
+    """Lay the fine bins for the next sweep: no voxel moves by more than the largest control of the step."""
+    low, high = state[LOW], state[HIGH]
+    extent = high - low + 2.0 * largest
+    step = max((high - low) / ((bins - 1) * per_bin), extent / (MOST_FINE - 8))
+    state[ORIGIN] = low - largest - step
+    state[STEP] = step
+    state[FINE] = np.floor(extent / step) + 4.0
+    state[LARGEST] = largest
+
+
+@kernel
+def fit_sweep(member, words, rows, n_y, work, tables, squares, table, state):
+    """Claim pieces and sum what they ask of the controls; with `squares`, their weights."""
+    while state[STOP] == 0.0:
+        unit = team.claim(words, team.FIRST_SWEEP)
+        if unit >= work.partial.shape[0]:
+            break
+        fit_unit(up(unit), member, rows, n_y, table, tables, squares, work)
+
+
+@kernel
+def field_sweep(member, words, rows, n_y, work, tables, state):
+    """Claim pieces and take the new field off them."""
+    stride = (up(state[FINE]) + up(64)) & ~up(15)
+    counts = work.counts[member, : up(4) * stride]
+    counts[:] = np.int32(0)
+    outside = work.outside  # the bin of voxels outside the mask, as a float and as its bits
+    grid = (f4(state[ORIGIN]), f4(1.0 / state[STEP]), outside[0], outside.view(np.int32)[0])
+    small = state[LARGEST] <= SMALL_STEP
+    while True:
+        unit = team.claim(words, team.SECOND_SWEEP)
+        if unit >= work.partial.shape[0]:
+            break
+        field_unit(up(unit), member, rows, n_y, grid, small, tables, work, counts)
+
+
+@kernel
+def prepare_field(work, tables, lattice, phi, state, largest, settings):
+    """Before the second sweep: expand field and step along x, lay the fine bins."""
+    width = work.row.shape[1]
+    expand_rows(lattice, tables.weight_x, tables.support, width, work.field)
+    expand_rows(phi, tables.weight_x, tables.support, width, work.step)
+    lay_grid(state, largest, settings.bins, settings.per_bin)
+    work.outside[0] = state[FINE]
+
+
+@kernel
+def lowest_and_highest(work):
+    """Return the extremes over all pieces, in fine bins."""
+    ends = work.ends.view(np.float32)
+    low, high = ends[0, 0], ends[0, 1]
+    for unit in range(1, ends.shape[0]):
+        low = min(low, ends[unit, 0])
+        high = max(high, ends[unit, 1])
+    return low, high
+
+
+@kernel
+def sum_counts(members, work, n_fine):
+    """Sum the counts of all members and lanes into the first."""
+    stride = (n_fine + 64) & ~15
+    total = work.counts[0]
+    for member in range(members):
+        for lane in range(4):
+            if member + lane:
+                part = work.counts[member, lane * stride : lane * stride + n_fine]
+                for f in range(n_fine):
+                    total[f] += part[f]
+    return total
+
+
+@kernel
+def set_missed_apart(work, total, low, n_fine):
+    """Take voxels that ITK missed out of the counts, since they lie below its range; give each a bin of its own.
+
+    They are the first of `work.places`; returns how many.
+    """
+    missed = 0
+    positions = work.record_bits.view(np.float32)
+    for k in range(positions.size):
+        place = work.places[k]
+        if place < 0 or positions[k] >= low:
+            break
+        total[work.fine_index[place]] -= np.int32(1)
+        missed += 1
+        work.fine_index[place] = n_fine + missed
+    return missed
+
+
+@kernel
+def sharpen(members, work, state, settings):
+    """After the second sweep: range, histogram and the residual of every fine bin."""
+    low, high = lowest_and_highest(work)
+    origin, step, n_fine = state[ORIGIN], state[STEP], int(state[FINE])
+    total = sum_counts(members, work, n_fine)
+    missed = set_missed_apart(work, total, low, n_fine)
+    state[LOW], state[HIGH] = origin + low * step, origin + high * step
+    bins = settings.bins
+    histogram(total, n_fine, origin, step, state[LOW], state[HIGH], bins, work.histogram)
+    expected_log_intensity(
+        work.histogram, state[LOW], state[HIGH], bins, settings.fwhm, settings.wiener,
+        work.cosine, work.sine, work.transforms, work.expected,
+    )  # fmt: skip
+    residual_table(work.expected, n_fine, origin, step, state[LOW], state[HIGH], bins, work.table)
+    work.table[n_fine] = f4(0)
+    for k in range(missed):
+        w = origin + work.record_bits.view(np.float32)[k] * step
+        work.table[n_fine + 1 + k] = w - work.expected[bins - 1]
+
+
+@kernel
+def measure_change(rows, work, state, settings, stop):
+    """Return by how much the last step changed the field."""
+    total, squares, count = 0.0, 0.0, 0.0
+    for unit in range(settings.kept_units, work.changes.shape[0]):
+        total += work.changes[unit, 0]
+        squares += work.changes[unit, 1]
+        count += work.there[unit]
+    if not settings.itk:
+        return cv(count, total, squares)
+    kept = rows.start[rows.unit_row[settings.kept_units]]
+    return itk_measure(work.kept, work.fine_index, np.uint16(state[FINE]), kept, count, total, squares, stop)
+
+
+@kernel
+def begin(member, members, words, rows, n_y, work, tables, lattice, phi, state, settings):
+    """Before the first level: the fine bins of the log image itself, as after a step of 0."""
+    if member == 0:
+        prepare_field(work, tables, lattice, phi, state, 0.0, settings)
+    if not team.meet(words, members):
+        return
+    field_sweep(member, words, rows, n_y, work, tables, state)
+    if not team.meet(words, members):
+        return
+    if member == 0:
+        sharpen(members, work, state, settings)
+        words[team.SECOND_SWEEP] = 0
+
+
+@kernel
+def run_level(
+    member, members, words, rows, n_y, work, tables, lattice, phi, omega, state, settings, most, stop, measures
+):
+    """Iterate one level.
+
+    Parameters
+    ----------
+    member, members : int
+    words : what `team.new_team` returned
+    rows : packing.Rows
+    n_y : uintp
+    work : cpu.Work
+    tables : cpu.Tables
+    lattice, phi, omega : (cz, cy, cx) float64 arrays
+        The log field's lattice, updated; room for a step and for the controls' weights.
+    state : (8,) float64 array
+        What the members know in common.
+    settings : cpu.KernelSettings
+    most : int
+        Iterations that may be made.
+    stop : float
+        Measure at or below which the level ends.
+    measures : (most,) float64 array
+        Written.
+    """
+    if member == 0:
+        state[STOP] = 0.0
+        work.ones[:] = f4(1)
+        work.ones[int(state[FINE])] = f4(0)
+    if not team.meet(words, members):
+        return
+    fit_sweep(member, words, rows, n_y, work, tables, True, work.ones, state)
+    if not team.meet(words, members):
+        return
+    if member == 0:
+        combine(rows, n_y, tables.first_z, tables.square_z, work.partial, omega)
+        words[team.FIRST_SWEEP] = 0
+    if not team.meet(words, members):
+        return
+    made, pending = 0, False
+    while True:
+        if member == 0 and pending and settings.itk:  # beside the sweep, which is thrown away where the level ends
+            measures[made - 1] = measure_change(rows, work, state, settings, stop)
+            if measures[made - 1] <= stop:
+                state[STOP] = 1.0
+        if made < most:
+            fit_sweep(member, words, rows, n_y, work, tables, False, work.table, state)
+        if not team.meet(words, members):
+            return
+        if state[STOP] != 0.0 or made == most:
+            break
+        if member == 0:
+            combine(rows, n_y, tables.first_z, tables.share_z, work.partial, phi)
+            largest = take_step(phi, omega, settings.over_relax, lattice, phi)
+            prepare_field(work, tables, lattice, phi, state, largest, settings)
+            words[team.FIRST_SWEEP] = 0
+        if not team.meet(words, members):
+            return
+        field_sweep(member, words, rows, n_y, work, tables, state)
+        if not team.meet(words, members):
+            return
+        made += 1
+        pending = True
+        if member == 0:
+            sharpen(members, work, state, settings)
+            words[team.SECOND_SWEEP] = 0
+            if not settings.itk:
+                measures[made - 1] = measure_change(rows, work, state, settings, stop)
+                if measures[made - 1] <= stop:
+                    state[STOP] = 1.0
+        if not team.meet(words, members):
+            return
+    if member == 0:
+        words[team.FIRST_SWEEP] = 0
+        state[MADE] = made
+    team.meet(words, members)

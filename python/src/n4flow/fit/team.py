@@ -1,0 +1,128 @@
+# mypy: ignore-errors
+# (numba gives these functions their types)
+"""A team of threads that run one compiled function side by side and meet inside it.
+
+An iteration of N4 is two sweeps over the voxels with a little serial work between them, some hundred microseconds in
+all. Handing that to threads from Python, sweep by sweep, would cost as much as the work. So every member of the team
+runs the whole function: members claim pieces of a sweep from a shared counter until none is left, and wait for each
+other where the next step needs all of them. Which member did which piece never matters, because a piece writes to its
+own place.
+
+There is no global pool: two teams may run at once, in threads of a caller's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+from n4flow.fit.compiled import kernel
+
+# words of the shared array; a cache line apart, so that claiming does not slow down waiting
+ARRIVED, ROUND, FIRST_SWEEP, SECOND_SWEEP, ABORT = 0, 8, 16, 24, 32
+WORDS = 40
+SPINS = 2000  # looks at a word before the processor is offered to others: some microseconds
+
+# the C library's; declared here, so that a member that waits on a busy machine lets the others run
+_give_way = types.ExternalFunction("sched_yield", types.int32())
+
+
+def new_team() -> np.ndarray:
+    """Return the words that a team shares."""
+    return np.zeros(WORDS, np.int64)
+
+
+@intrinsic
+def atomic_add(context, words, index, value):
+    """Add to words[index] in one indivisible step; return what it was."""
+
+    def build(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments)
+        return builder.atomic_rmw("add", pointer, arguments[2], "seq_cst")
+
+    return types.int64(words, types.intp, types.int64), build
+
+
+@intrinsic
+def atomic_load(context, words, index):
+    """Return words[index] as other threads left it."""
+
+    def build(context, builder, signature, arguments):
+        return builder.load_atomic(_pointer(context, builder, signature, arguments), "seq_cst", 8)
+
+    return types.int64(words, types.intp), build
+
+
+def _pointer(context, builder, signature, arguments):
+    array_type = signature.args[0]
+    array = arrayobj.make_array(array_type)(context, builder, arguments[0])
+    return cgutils.get_item_pointer(context, builder, array_type, array, [arguments[1]])
+
+
+@kernel
+def claim(words, counter):
+    """Return the next piece of a sweep; at or beyond the number of pieces there is none left."""
+    return atomic_add(words, counter, np.int64(1))
+
+
+@kernel
+def meet(words, members):
+    """Wait until every member has come here; return False where the team was told to give up."""
+    this_round = atomic_load(words, ROUND)
+    if atomic_add(words, ARRIVED, np.int64(1)) + 1 == members:
+        words[ARRIVED] = 0
+        atomic_add(words, ROUND, np.int64(1))
+        return True
+    looks = 0
+    while atomic_load(words, ROUND) == this_round:
+        if atomic_load(words, ABORT) != 0:
+            return False
+        looks += 1
+        if looks > SPINS:
+            _give_way()
+    return True
+
+
+def run(work: Callable[[int, int], Any], words: np.ndarray, members: int) -> None:
+    """Call work(member, members) in `members` threads, of which this one is member 0.
+
+    Parameters
+    ----------
+    work : callable
+        Runs compiled functions that release the GIL and `meet` on `words`.
+    words : what `new_team` returned
+    members : int
+        Fewer take part where the system gives no more threads.
+    """
+    gate = threading.Event()
+    team = [1]
+
+    def follow(member: int) -> None:
+        gate.wait()
+        work(member, team[0])
+
+    threads = []
+    try:
+        for member in range(1, members):
+            thread = threading.Thread(target=follow, args=(member,), daemon=True)
+            thread.start()
+            threads.append(thread)
+            team[0] += 1
+    except RuntimeError:  # no more threads: those that started are the team
+        pass
+    gate.set()
+    try:
+        work(0, team[0])
+    except BaseException:
+        words[ABORT] = 1
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
