@@ -123,3 +123,14 @@ def test_every_import_is_a_declared_dependency():
     foreign = imported - set(sys.stdlib_module_names) - optional - {"n4flow"}
     names = {module: [name.lower() for name in provided_by[module]] for module in foreign}
     assert not {module for module, owners in names.items() if not declared & set(owners)}
+
+
+def test_nf_test_finds_tests_in_every_suite():
+    suites = sorted((ROOT / "tests").rglob("*.test"))
+    assert suites
+    for suite in suites:
+        assert suite.name.endswith(".nf.test"), f"{suite.name}: nf-test looks into files that end in .nf.test only"
+        text = suite.read_text()
+        assert re.match(r"nextflow_(pipeline|workflow|process|function) \{", text)
+        assert re.search(r'^\s+script "[\w/.]+"$', text, re.MULTILINE)
+        assert re.search(r'^\s+test\("[^"]+"\) \{$', text, re.MULTILINE), f"{suite.name} has no test"
