@@ -18,10 +18,11 @@ from n4flow.errors import InputError
 from n4flow.fit import engine, sharpening
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.field import BiasField
-from n4flow.fit.inputs import as_mask, image_and_mask, shrunken
+from n4flow.fit.inputs import image_and_mask, shrunken
 from n4flow.fit.problem import check_distance, controls_from_distance, level_controls
 from n4flow.fit.settings import DEFAULT_ITERATIONS, FitSettings, iteration_counts
 from n4flow.fit.shrink import factors, shrunken_shape
+from n4flow.planes import as_mask
 
 __all__ = [
     "BiasCorrection",
@@ -306,7 +307,7 @@ def sharpen_residual(
     if use_gpu:
         engine.choose_backend("gpu")
     values = to_numpy(log_v).astype(np.float32)
-    inside = as_mask(mask, values.shape) & np.isfinite(values)
+    inside = as_mask(to_numpy(mask), values.shape) & np.isfinite(values)
     counts = None
     if mask_weights is not None:
         weights = to_numpy(mask_weights)

@@ -13,10 +13,11 @@ from n4flow.errors import InputError
 from n4flow.fit import engine
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.field import BiasField, check_out
-from n4flow.fit.inputs import as_mask, image_and_mask, shrunken
+from n4flow.fit.inputs import image_and_mask, shrunken
 from n4flow.fit.problem import check_distance, controls_from_distance, level_controls
 from n4flow.fit.settings import FitSettings, iteration_counts
 from n4flow.fit.shrink import factors
+from n4flow.planes import as_mask
 from n4flow.sections import SectionTable
 
 Factors = int | Sequence[int]
@@ -137,7 +138,7 @@ def n4_correct_per_section(
     """
     values = to_numpy(vol)
     sections = SectionTable.coerce(n_serial_slices, values.shape[0])
-    selected = None if mask is None else as_mask(mask, values.shape)
+    selected = None if mask is None else as_mask(to_numpy(mask), values.shape)
     corrected, field = (_result(options.pop(name, None), values.shape, name) for name in ("out", "bias_out"))
 
     def correct(number: int) -> None:

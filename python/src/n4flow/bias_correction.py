@@ -45,7 +45,7 @@ class BiasCorrection(Correction):
             if start < stop and field.reason is None:
                 part = block[start - where.z : stop - where.z]
                 planes = slice(start - z_start, stop - z_start)
-                field.apply(part, part, where=(planes, *place), threads=1)
+                field.apply(part, part, where=(planes, *place))
         return block
 
     def summary(self) -> dict[str, Any]:

@@ -7,14 +7,16 @@ one rounding) in a written order, so that neither vector width nor cut nor threa
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from numba import njit, types
 from numba.core import event
 from numba.extending import intrinsic
+
+from n4flow.planes import available_threads, run_tasks
 
 log = logging.getLogger("n4flow")
 
@@ -58,20 +60,20 @@ event.register("numba:compile", _Announcement())
 
 
 def thread_count(threads: int | None) -> int:
-    """Return `threads`, or the processors this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) if threads is None else int(threads))
+    """Return `threads`, or as many as this process may use."""
+    return available_threads() if threads is None else max(1, int(threads))
+
+
+def writeable(array: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+    """Return `array` as the kernels want it: contiguous, native, writeable; copied where it is not."""
+    return np.require(array, np.dtype(dtype).newbyteorder("="), ["C", "W"])
 
 
 def share(work: Callable[[int, int], None], n: int, threads: int) -> None:
     """Call work(start, stop) for parts of range(n), a few for each thread so that a slow one delays little."""
-    threads = min(threads, n)
-    if threads <= 1:
-        work(0, n)
-        return
-    parts = min(n, 4 * threads)
+    parts = min(n, 4 * threads) if threads > 1 else 1
     cuts = [n * i // parts for i in range(parts + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, cuts[:-1], cuts[1:]))
+    run_tasks(lambda part: work(*part), pairwise(cuts), threads)
 
 
 def pieces(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]]:

@@ -26,11 +26,11 @@ from typing import NamedTuple
 import numpy as np
 
 from n4flow.fit import bspline, level_kernels, team
-from n4flow.fit.packing import LANES, Packed
+from n4flow.fit.packing import Packed
 from n4flow.fit.problem import Solution, refined_axes
 from n4flow.fit.settings import FitSettings, Level
 from n4flow.fit.sharpening import padded_size
-from n4flow.fit.sweeps import BUFFER
+from n4flow.fit.vector import LANES
 
 KEPT_VOXELS = 1 << 19  # changes that are kept in order, for ITK's running mean; it stands still well before
 FINE_PER_BIN = 16  # fine bins to one of the histogram
@@ -53,6 +53,7 @@ class Tables(NamedTuple):
     weight_x: np.ndarray  # (cx, width) float32: every control's weight in every column
     share_x: np.ndarray
     square_x: np.ndarray
+    reach: np.ndarray  # (width / 8, 2) uintp: controls that reach each eight columns
     support: np.ndarray  # (cx, 2) uintp: columns between which a control's weights are not 0, whole vectors
 
 
@@ -63,19 +64,18 @@ class Work(NamedTuple):
     kept: np.ndarray  # (kept,) float32
     there: np.ndarray  # (units,) float64: voxels of each piece
     partial: np.ndarray  # (units, cy, cx) float32
-    ends: np.ndarray  # (units, 2) int32
+    ends: np.ndarray  # (units, 2) float32
     changes: np.ndarray  # (units, 2) float64
     field: np.ndarray  # (cz * cy * width,) float32
     step: np.ndarray
-    lines: np.ndarray  # (members, 4, ...) float32
+    lines: np.ndarray  # (members, 2, cy * width) float32
     sums: np.ndarray  # (members, cy * width) float32
-    row: np.ndarray  # (members, width) float32
     counts: np.ndarray  # (members, 4 * fine) int32
     table: np.ndarray  # (fine,) float32
     ones: np.ndarray
-    outside: np.ndarray  # (1,) float32
     places: np.ndarray  # (records,) int64
-    record_bits: np.ndarray  # (records,) int32
+    positions: np.ndarray  # (records,) float32
+    bounds: np.ndarray  # (bins,) int64
     histogram: np.ndarray  # (bins,) float64
     expected: np.ndarray
     transforms: np.ndarray  # (5, size) float64
@@ -113,8 +113,9 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
     measures = [np.zeros(n) for n in settings.iterations]
     made = [0] * len(steps)
     kernel_settings = _kernel_settings(packed, settings)
-    words, state = team.new_team(), np.zeros(8)
-    state[[level_kernels.LOW, level_kernels.HIGH]] = np.log([packed.survey.low, packed.survey.high])
+    words, state = team.new_team(), np.zeros(level_kernels.STATE)
+    low, high = np.log([packed.survey.low, packed.survey.high])
+    state[[level_kernels.LOW, level_kernels.FLOOR, level_kernels.HIGH]] = low, low, high
 
     def work(member: int, members: int) -> None:
         common = (member, members, words, packed.rows, np.uintp(packed.shape[1]))
@@ -169,7 +170,7 @@ def _tables(packed: Packed, step: tuple[int, ...]) -> Tables:
             columns += [np.ascontiguousarray(w, np.float32) for w in (weights, shares, squares)]
             continue
         columns += [_spread(first, w, controls, packed.width) for w in (weights, shares, squares)]
-    return Tables._make([*columns, _support(columns[-1])])
+    return Tables._make([*columns, _reach(columns[-1]), _support(columns[-1])])
 
 
 def _spread(first: np.ndarray, weights: np.ndarray, controls: int, width: int) -> np.ndarray:
@@ -178,6 +179,14 @@ def _spread(first: np.ndarray, weights: np.ndarray, controls: int, width: int) -
     for k in range(4):
         spread[first + k, np.arange(first.size)] = weights[:, k]
     return spread
+
+
+def _reach(weights: np.ndarray) -> np.ndarray:
+    """Return the controls that reach each eight columns: the first, and the one behind the last."""
+    used = weights.reshape(weights.shape[0], -1, LANES).any(axis=2)
+    first, last = used.argmax(axis=0), weights.shape[0] - used[::-1].argmax(axis=0)
+    reach = np.where(used.any(axis=0), [first, last], 0)
+    return np.ascontiguousarray(reach.T, np.uintp)
 
 
 def _support(weights: np.ndarray) -> np.ndarray:
@@ -192,34 +201,37 @@ def _support(weights: np.ndarray) -> np.ndarray:
 
 def _kernel_settings(packed: Packed, settings: FitSettings) -> KernelSettings:
     itk = settings.convergence == "itk"
-    unit_starts = packed.rows.start[packed.rows.unit_row]
-    kept_units = int(np.searchsorted(unit_starts, KEPT_VOXELS, side="right")) - 1 if itk else 0
+    kept_units = int(np.searchsorted(_unit_ends(packed), KEPT_VOXELS, side="right")) if itk else 0
     few = packed.survey.usable < FEW_VOXELS
     per_bin = FINEST_PER_BIN if few and settings.bins * FINEST_PER_BIN * 2 < level_kernels.MOST_FINE else FINE_PER_BIN
     return KernelSettings(settings.bins, per_bin, settings.fwhm, settings.wiener, settings.over_relax, itk, kept_units)
 
 
+def _unit_ends(packed: Packed) -> np.ndarray:
+    """Return where the voxels of each piece end among the packed ones."""
+    return packed.rows.start[packed.rows.units[:, 1].astype(np.int64)].astype(np.int64)
+
+
 def _shared_room(packed: Packed, settings: FitSettings) -> dict[str, np.ndarray]:
     """Return the work arrays that all levels use."""
     rows = packed.rows
-    unit_starts = rows.start[rows.unit_row].astype(np.int64)
+    units = rows.units.shape[0]
     size = padded_size(settings.bins)
     angle = 2 * np.pi * np.arange(size // 2) / size
     fine = level_kernels.MOST_FINE + 512
-    kept = int(unit_starts[_kernel_settings(packed, settings).kept_units])
+    kept = int(np.concatenate(([0], _unit_ends(packed)))[_kernel_settings(packed, settings).kept_units])
     return {
         "fine_index": np.empty(rows.log_image.size, np.uint16),
         "kept": np.empty(kept, np.float32),
         "there": packed.unit_voxels.astype(np.float64),
-        "ends": np.zeros((unit_starts.size - 1, 2), np.int32),
-        "changes": np.zeros((unit_starts.size - 1, 2)),
-        "row": np.empty((settings.threads, packed.width), np.float32),
+        "ends": np.zeros((units, 2), np.float32),
+        "changes": np.zeros((units, 2)),
         "counts": np.empty((settings.threads, 4 * fine), np.int32),
         "table": np.empty(fine, np.float32),
         "ones": np.empty(fine, np.float32),
-        "outside": np.zeros(1, np.float32),
         "places": np.full(RECORDS, -1, np.int64),
-        "record_bits": np.zeros(RECORDS, np.int32),
+        "positions": np.zeros(RECORDS, np.float32),
+        "bounds": np.empty(settings.bins, np.int64),
         "histogram": np.empty(settings.bins),
         "expected": np.empty(settings.bins),
         "transforms": np.empty((5, size)),
@@ -233,10 +245,10 @@ def _work(packed: Packed, step: tuple[int, ...], members: int, shared: dict[str,
     slabs, lines, columns = _padded(step)
     plane = lines * packed.width
     return Work(
-        partial=np.zeros((packed.rows.unit_row.size - 1, lines, columns), np.float32),
+        partial=np.zeros((packed.rows.units.shape[0], lines, columns), np.float32),
         field=np.empty(slabs * plane, np.float32),
         step=np.empty(slabs * plane, np.float32),
-        lines=np.empty((members, 4, max(plane, BUFFER + packed.width)), np.float32),
+        lines=np.empty((members, 2, plane), np.float32),
         sums=np.empty((members, plane), np.float32),
         **shared,
     )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from n4flow.fit import bspline
-from n4flow.fit.compiled import pieces, share
+from n4flow.fit.compiled import pieces, share, writeable
 from n4flow.fit.evaluate_kernels import field_block
 
 Axes = Sequence[np.ndarray]  # parametric coordinates of each axis
@@ -68,7 +68,7 @@ class Evaluator:
                 tables = (fz[place[0]], wz[place[0]], fy[place[1]], wy[place[1]], fx, wx)
                 shape = (z_stop - z_start, y_stop - y_start, self.shape[2])
                 target = np.empty(shape, np.float32)
-                source = NO_IMAGE if image is None else np.ascontiguousarray(image[place], np.float32)
+                source = NO_IMAGE if image is None else writeable(image[place])
                 field_block(0, shape[0], 0, shape[1], self._lattice, *tables, sign, source, target)
                 out[place] = target
 
@@ -77,4 +77,4 @@ class Evaluator:
 
 
 def _plain(array: np.ndarray) -> bool:
-    return array.dtype == np.float32 and array.dtype.isnative and array.flags.c_contiguous
+    return array.dtype == np.float32 and array.dtype.isnative and array.flags.c_contiguous and array.flags.writeable

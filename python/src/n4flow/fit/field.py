@@ -234,7 +234,7 @@ class BiasField:
     def _coordinates(self, axis: int, size: int, rule: str) -> np.ndarray:
         samples, controls = self.grid_shape[axis], self.lattice.shape[axis]
         if size == samples:
-            return bspline.sample_coordinates(size, controls)
+            return bspline.grid_coordinates(size, samples, controls)
         if rule == "index":
             return bspline.index_coordinates(size, controls)
         return bspline.grid_coordinates(size, samples, controls, per_sample=self.shrink[axis] * size / self.shape[axis])

@@ -10,17 +10,7 @@ import numpy as np
 from n4flow.arrays import to_numpy
 from n4flow.errors import InputError
 from n4flow.fit.shrink import shrink_masked
-
-
-def as_mask(mask: Any, shape: Sequence[int]) -> np.ndarray:
-    """Return a mask of any type as bool: what is not 0 (and not NaN) is inside."""
-    array = to_numpy(mask)
-    if array.shape != tuple(shape):
-        msg = f"the mask must have the shape of the image, {tuple(shape)}, got {array.shape}"
-        raise InputError(msg)
-    if array.dtype == bool:
-        return array
-    return (array != 0) & (array == array) if array.dtype.kind == "f" else array != 0
+from n4flow.planes import as_mask
 
 
 def image_and_mask(image: Any, mask: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -39,7 +29,7 @@ def image_and_mask(image: Any, mask: Any, weights: Any) -> tuple[np.ndarray, np.
         from n4flow.mask import otsu_mask  # a stage, above this room; needed only without a mask
 
         return values, np.asarray(otsu_mask(values), bool), confidence
-    return values, as_mask(mask, values.shape), confidence
+    return values, as_mask(to_numpy(mask), values.shape), confidence
 
 
 def shrunken(
@@ -48,9 +38,6 @@ def shrunken(
     """Return image, mask and weights as the fit sees them."""
     if all(k == 1 for k in shrink):
         return values, mask, weights
-    if len(shrink) != values.ndim or min(shrink) < 1:
-        msg = f"shrink must be a whole number of at least 1 along each of the {values.ndim} axes, got {tuple(shrink)}"
-        raise InputError(msg)
     if values.ndim == 3:
         return shrink_masked(values, mask, weights, shrink, threads)
     given = None if weights is None else weights[None]

@@ -9,17 +9,20 @@ import numpy as np
 from n4flow.fit import team
 from n4flow.fit.compiled import kernel
 from n4flow.fit.convergence_kernels import cv, itk_measure
-from n4flow.fit.sharpening_kernels import expected_log_intensity, histogram, residual_table
+from n4flow.fit.sharpening_kernels import expected_log_intensity, fine_bounds, histogram, residual_table
 from n4flow.fit.sweeps import SMALL_STEP, expand_rows, field_unit, fit_unit
 
 up = np.uintp
 f4 = np.float32
 
 LEAST_WEIGHT = 1.2e-8  # see bspline
+LEAST_SPREAD = 1e-6  # range of log intensity that float32 hardly resolves
 MOST_FINE = 65000  # fine bins: their index is 16 bits
 
 # what the members know in common, in the array `state`
-LOW, HIGH, ORIGIN, STEP, FINE, LARGEST, MADE, STOP = range(8)
+# LOW is the range's lowest value as ITK sees it, FLOOR the lowest there is
+LOW, HIGH, FLOOR, ORIGIN, STEP, FINE, LARGEST, MADE, STOP = range(9)
+STATE = 9
 
 
 @kernel
@@ -29,7 +32,7 @@ def combine(rows, n_y, first, weights, partial, out):
     flat, target = partial.reshape(n_units, -1), out.reshape(out.shape[0], -1)
     out[:] = 0.0
     for unit in range(n_units):
-        z = rows.unit_row[unit] // n_y
+        z = rows.units[unit, 0] // n_y
         for k in range(4):
             w = np.float64(weights[z, k])
             a = first[z] + up(k)
@@ -56,10 +59,10 @@ def take_step(delta, omega, alpha, lattice, step):
 @kernel
 def lay_grid(state, largest, bins, per_bin):
     """Lay the fine bins for the next sweep: no voxel moves by more than the largest control of the step."""
-    low, high = state[LOW], state[HIGH]
-    extent = high - low + 2.0 * largest
-    step = max((high - low) / ((bins - 1) * per_bin), extent / (MOST_FINE - 8))
-    state[ORIGIN] = low - largest - step
+    floor, high = state[FLOOR], state[HIGH]
+    extent = high - floor + 2.0 * largest
+    step = max((high - state[LOW]) / ((bins - 1) * per_bin), extent / (MOST_FINE - 8))
+    state[ORIGIN] = floor - largest - step
     state[STEP] = step
     state[FINE] = np.floor(extent / step) + 4.0
     state[LARGEST] = largest
@@ -81,8 +84,7 @@ def field_sweep(member, words, rows, n_y, work, tables, state):
     stride = (up(state[FINE]) + up(64)) & ~up(15)
     counts = work.counts[member, : up(4) * stride]
     counts[:] = np.int32(0)
-    outside = work.outside  # the bin of voxels outside the mask, as a float and as its bits
-    grid = (f4(state[ORIGIN]), f4(1.0 / state[STEP]), outside[0], outside.view(np.int32)[0])
+    grid = (f4(state[ORIGIN]), f4(1.0 / state[STEP]), f4(state[FINE]))
     small = state[LARGEST] <= SMALL_STEP
     while True:
         unit = team.claim(words, team.SECOND_SWEEP)
@@ -94,17 +96,15 @@ def field_sweep(member, words, rows, n_y, work, tables, state):
 @kernel
 def prepare_field(work, tables, lattice, phi, state, largest, settings):
     """Before the second sweep: expand field and step along x, lay the fine bins."""
-    width = work.row.shape[1]
-    expand_rows(lattice, tables.weight_x, tables.support, width, work.field)
-    expand_rows(phi, tables.weight_x, tables.support, width, work.step)
+    expand_rows(lattice, tables.weight_x, tables.reach, work.field)
+    expand_rows(phi, tables.weight_x, tables.reach, work.step)
     lay_grid(state, largest, settings.bins, settings.per_bin)
-    work.outside[0] = state[FINE]
 
 
 @kernel
 def lowest_and_highest(work):
     """Return the extremes over all pieces, in fine bins."""
-    ends = work.ends.view(np.float32)
+    ends = work.ends
     low, high = ends[0, 0], ends[0, 1]
     for unit in range(1, ends.shape[0]):
         low = min(low, ends[unit, 0])
@@ -133,7 +133,7 @@ def set_missed_apart(work, total, low, n_fine):
     They are the first of `work.places`; returns how many.
     """
     missed = 0
-    positions = work.record_bits.view(np.float32)
+    positions = work.positions
     for k in range(positions.size):
         place = work.places[k]
         if place < 0 or positions[k] >= low:
@@ -149,24 +149,33 @@ def sharpen(members, work, state, settings):
     """After the second sweep: range, histogram and the residual of every fine bin."""
     low, high = lowest_and_highest(work)
     origin, step, n_fine = state[ORIGIN], state[STEP], int(state[FINE])
+    lowest = min(low, work.positions[0])
+    if not high > low:  # what ITK sees has no spread
+        low = lowest
+    state[LOW], state[FLOOR], state[HIGH] = origin + low * step, origin + lowest * step, origin + high * step
+    if state[HIGH] - state[LOW] <= LEAST_SPREAD:  # the field explains all there is
+        work.table[:] = f4(0)
+        return
     total = sum_counts(members, work, n_fine)
     missed = set_missed_apart(work, total, low, n_fine)
-    state[LOW], state[HIGH] = origin + low * step, origin + high * step
     bins = settings.bins
-    histogram(total, n_fine, origin, step, state[LOW], state[HIGH], bins, work.histogram)
+    per_bin = (bins - 1) / (state[HIGH] - state[LOW])
+    start, stride = (origin + 0.5 * step - state[LOW]) * per_bin, step * per_bin  # of fine bins, in bins
+    fine_bounds(n_fine, start, stride, bins, work.bounds)
+    histogram(total, n_fine, start, stride, work.bounds, work.histogram)
     expected_log_intensity(
         work.histogram, state[LOW], state[HIGH], bins, settings.fwhm, settings.wiener,
         work.cosine, work.sine, work.transforms, work.expected,
     )  # fmt: skip
-    residual_table(work.expected, n_fine, origin, step, state[LOW], state[HIGH], bins, work.table)
+    residual_table(work.expected, n_fine, start, stride, work.bounds, origin, step, work.table)
     work.table[n_fine] = f4(0)
     for k in range(missed):
-        w = origin + work.record_bits.view(np.float32)[k] * step
+        w = origin + work.positions[k] * step
         work.table[n_fine + 1 + k] = w - work.expected[bins - 1]
 
 
 @kernel
-def measure_change(rows, work, state, settings, stop):
+def measure_change(work, settings, stop):
     """Return by how much the last step changed the field."""
     total, squares, count = 0.0, 0.0, 0.0
     for unit in range(settings.kept_units, work.changes.shape[0]):
@@ -175,8 +184,7 @@ def measure_change(rows, work, state, settings, stop):
         count += work.there[unit]
     if not settings.itk:
         return cv(count, total, squares)
-    kept = rows.start[rows.unit_row[settings.kept_units]]
-    return itk_measure(work.kept, work.fine_index, np.uint16(state[FINE]), kept, count, total, squares, stop)
+    return itk_measure(work.kept, up(work.kept.size), count, total, squares, stop)
 
 
 @kernel
@@ -210,7 +218,7 @@ def run_level(
     tables : cpu.Tables
     lattice, phi, omega : (cz, cy, cx) float64 arrays
         The log field's lattice, updated; room for a step and for the controls' weights.
-    state : (8,) float64 array
+    state : (STATE,) float64 array
         What the members know in common.
     settings : cpu.KernelSettings
     most : int
@@ -237,7 +245,7 @@ def run_level(
     made, pending = 0, False
     while True:
         if member == 0 and pending and settings.itk:  # beside the sweep, which is thrown away where the level ends
-            measures[made - 1] = measure_change(rows, work, state, settings, stop)
+            measures[made - 1] = measure_change(work, settings, stop)
             if measures[made - 1] <= stop:
                 state[STOP] = 1.0
         if made < most:
@@ -262,7 +270,7 @@ def run_level(
             sharpen(members, work, state, settings)
             words[team.SECOND_SWEEP] = 0
             if not settings.itk:
-                measures[made - 1] = measure_change(rows, work, state, settings, stop)
+                measures[made - 1] = measure_change(work, settings, stop)
                 if measures[made - 1] <= stop:
                     state[STOP] = 1.0
         if not team.meet(words, members):

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from n4flow.fit.compiled import pieces, share
-from n4flow.fit.packing_kernels import count_at_top, find_hulls, pack_rows, settle_rows
+from n4flow.fit.compiled import pieces, share, writeable
+from n4flow.fit.packing_kernels import count_at_top, find_hulls, pack_rows
 from n4flow.fit.problem import Survey, Voxels
+from n4flow.fit.vector import LANES
 
-LANES = 16  # float32 in the widest vector register
 UNIT_VOXELS = 1 << 14  # packed voxels to a piece of a sweep, about: a plane where it is smaller
 
 
@@ -36,15 +36,15 @@ class Rows(NamedTuple):
         The x of a row's first packed voxel.
     start : (Z * Y + 1,) uintp array
         Where a row begins in the packed arrays.
-    unit_row : (units + 1,) uintp array
-        Where a piece of a sweep begins, as a row. A piece lies in one plane.
+    units : (units, 2) uintp array
+        The rows of each piece of a sweep, all in one plane: the first, and the one behind the last.
     """
 
     log_image: np.ndarray
     weights: np.ndarray
     first: np.ndarray
     start: np.ndarray
-    unit_row: np.ndarray
+    units: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
     lead = (None,) * (3 - image.ndim)
     image, mask = image[lead], mask[lead]
     if weights is not None:
-        weights = np.ascontiguousarray(weights[lead])
+        weights = writeable(weights[lead])
         mask = mask & (weights > 0)
     n_z, n_y, n_x = image.shape
-    flat_mask = np.ascontiguousarray(mask).reshape(n_z * n_y, n_x).view(np.uint8)
+    flat_mask = writeable(mask, bool).reshape(n_z * n_y, n_x).view(np.uint8)
 
     first, stop = np.empty(n_z * n_y, np.uintp), np.empty(n_z * n_y, np.uintp)
     counts = np.empty((n_z * n_y, 3), np.int64)  # in the mask, not finite, not above 0
@@ -103,17 +103,16 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
     def fill(row_start: int, row_stop: int, values: np.ndarray) -> None:
         rows = slice(row_start, row_stop)
         edges = start[row_start : row_stop + 1]
+        pack_rows(values, flat_mask[rows], first[rows], stop[rows], edges, log_image)
         part = log_image[int(edges[0]) : int(edges[-1])]
-        pack_rows(values, first[rows], stop[rows], edges, log_image)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            np.log(part, out=part)
-        settle_rows(values, flat_mask[rows], first[rows], stop[rows], edges, log_image)
+        np.log(part, out=part)
 
     _by_rows(image, threads, fill)
     packed_weights = np.empty(0, np.float32)
     if weights is not None:
-        packed_weights = np.zeros(log_image.size, np.float32)
-        pack_rows(weights.reshape(n_z * n_y, n_x), first, stop, start, packed_weights)
+        packed_weights = np.empty(log_image.size, np.float32)
+        pack_rows(weights.reshape(n_z * n_y, n_x), flat_mask, first, stop, start, packed_weights)
+        packed_weights[np.isinf(packed_weights)] = 0
     masked, nonfinite, nonpositive = (int(n) for n in counts.sum(axis=0))
     low, high, at_high = count_at_top(log_image)
     usable = masked - nonfinite - nonpositive
@@ -123,13 +122,10 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
         math.exp(high) if usable else 0.0,
         int(at_high),
     )
-    unit_row = _units(start, n_y)
-    voxels = (
-        np.add.reduceat(counts[:, 0] - counts[:, 1] - counts[:, 2], unit_row[:-1].astype(np.int64))
-        if usable
-        else counts[:0, 0]
-    )
-    rows = Rows(log_image, packed_weights, first, start, unit_row)
+    units = _units(start, n_y)
+    sums = np.concatenate(([0], np.cumsum(counts[:, 0] - counts[:, 1] - counts[:, 2])))
+    voxels = sums[units[:, 1].astype(np.int64)] - sums[units[:, 0].astype(np.int64)]
+    rows = Rows(log_image, packed_weights, first, start, units)
     return Packed(rows, (n_z, n_y, n_x), (n_x // LANES + 2) * LANES, voxels, survey)
 
 
@@ -140,7 +136,7 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
 
     def each(first: int, last: int) -> None:
         for z_start, z_stop, y_start, y_stop in cuts[first:last]:
-            block = np.ascontiguousarray(image[z_start:z_stop, y_start:y_stop], np.float32)
+            block = writeable(image[z_start:z_stop, y_start:y_stop])
             start = z_start * n_y + y_start
             work(start, start + block.shape[0] * block.shape[1], block.reshape(-1, n_x))
 
@@ -148,17 +144,18 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
 
 
 def _units(start: np.ndarray, n_y: int) -> np.ndarray:
-    """Return where the pieces of a sweep begin: whole planes, or runs of rows of about `UNIT_VOXELS` in large planes.
+    """Return the rows of each piece of a sweep: planes, or in large planes runs of rows of about `UNIT_VOXELS`.
 
-    They follow from the mask alone, never from the number of threads, since sums are kept by piece.
+    They follow from the mask alone, never from the number of threads, since sums are kept by piece. Rows without voxels
+    before the first and behind the last are left out.
     """
-    begins = start[::n_y].astype(np.int64)
-    cuts = []
-    for z, (begin, end) in enumerate(pairwise(begins)):
-        if end == begin:
-            continue
-        n = max(1, round((end - begin) / UNIT_VOXELS))
-        inner = np.searchsorted(start[z * n_y : (z + 1) * n_y], begin + (end - begin) * np.arange(1, n) // n)
-        cuts.append(z * n_y + np.unique(np.concatenate(([0], inner[inner < n_y]))))
-    cuts.append(np.array([start.size - 1]))
-    return np.concatenate(cuts).astype(np.uintp)
+    units = []
+    for top in range(0, start.size - 1, n_y):
+        edges = start[top : top + n_y + 1].astype(np.int64)
+        n = round((edges[-1] - edges[0]) / UNIT_VOXELS)
+        inner = np.searchsorted(edges, edges[0] + (edges[-1] - edges[0]) * np.arange(1, n) // max(n, 1))
+        for begin, end in pairwise([0, *np.unique(inner), n_y]):
+            full = np.flatnonzero(np.diff(edges[begin : end + 1]))
+            if full.size:
+                units.append((top + begin + full[0], top + begin + full[-1] + 1))
+    return np.array(units, np.uintp).reshape(-1, 2)

@@ -6,16 +6,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from n4flow.fit.compiled import kernel, reduction
+from n4flow.fit.compiled import kernel, reduction, row_kernel
 
-OUTSIDE = np.float32(1e6)  # above the logarithm of any float32
+OUTSIDE = np.float32(np.inf)  # also its own logarithm
 _ZERO = np.float32(0)
-_INFINITY = np.float32(np.inf)
+_ONE = np.uintp(1)
+
+
+@row_kernel
+def usable(mask, value):
+    """Return whether a voxel can be fitted: in the mask, finite, above 0."""
+    return (mask != 0) & (value > _ZERO) & (value < OUTSIDE)
 
 
 @kernel
 def find_hulls(values, mask, first, stop, counts):
-    """Find the stretch of each row that holds its usable voxels: in the mask, finite, above 0.
+    """Find the stretch of each row that holds its usable voxels.
 
     Parameters
     ----------
@@ -26,48 +32,37 @@ def find_hulls(values, mask, first, stop, counts):
     counts : (rows, 3) int64 array
         Written: voxels in the mask; of those, not finite; of those, finite and not above 0.
     """
-    n_x = values.shape[1]
-    for r in range(values.shape[0]):
-        masked, finite, usable = 0, 0, 0
+    n_x = np.uintp(values.shape[1])
+    for r in range(np.uintp(values.shape[0])):
+        masked = np.int64(0)
         for x in range(n_x):
-            v = values[r, x]
-            inside = mask[r, x] != 0
-            masked += inside
-            finite += inside & (abs(v) < _INFINITY)
-            usable += inside & (v > _ZERO) & (v < _INFINITY)
-        counts[r, 0], counts[r, 1], counts[r, 2] = masked, masked - finite, finite - usable
-        a, b = np.uintp(0), np.uintp(0)
-        if usable:
-            while mask[r, a] == 0 or not (values[r, a] > _ZERO and values[r, a] < _INFINITY):
-                a += np.uintp(1)
-            b = np.uintp(n_x)
-            while mask[r, b - np.uintp(1)] == 0 or not (
-                values[r, b - np.uintp(1)] > _ZERO and values[r, b - np.uintp(1)] < _INFINITY
-            ):
-                b -= np.uintp(1)
+            masked += mask[r, x] != 0
+        counts[r, 0], counts[r, 1], counts[r, 2] = masked, 0, 0
+        a, b = np.uintp(0), n_x
+        if masked:
+            while a < b and not usable(mask[r, a], values[r, a]):
+                a += _ONE
+            while a < b and not usable(mask[r, b - _ONE], values[r, b - _ONE]):
+                b -= _ONE
+            finite, positive = np.int64(0), np.int64(0)
+            for x in range(n_x):
+                finite += (mask[r, x] != 0) & (abs(values[r, x]) < OUTSIDE)
+                positive += usable(mask[r, x], values[r, x])
+            counts[r, 1], counts[r, 2] = masked - finite, finite - positive
+        else:
+            b = a
         first[r], stop[r] = a, b
 
 
 @kernel
-def pack_rows(values, first, stop, start, packed):
-    """Copy the stretch of each row to its place in `packed`."""
-    for r in range(values.shape[0]):
-        a, at = first[r], start[r]
-        for x in range(stop[r] - a):
-            packed[at + x] = values[r, a + x]
-
-
-@kernel
-def settle_rows(values, mask, first, stop, start, packed):
-    """Write `OUTSIDE` over packed voxels that are not usable, and into the filling behind each row's stretch."""
-    for r in range(values.shape[0]):
+def pack_rows(values, mask, first, stop, start, packed):
+    """Copy the usable voxels in each row's stretch to their place; `OUTSIDE` in between, and behind it to fill up."""
+    for r in range(np.uintp(values.shape[0])):
         a, at, n = first[r], start[r], stop[r] - first[r]
-        row = np.uintp(r)
         for x in range(n):
-            v = values[row, a + x]
-            usable = (mask[row, a + x] != 0) & (v > _ZERO) & (v < _INFINITY)
-            packed[at + x] = packed[at + x] if usable else OUTSIDE
-        for x in range(at + n, start[r + 1]):
+            value = values[r, a + x]
+            packed[at + x] = value if usable(mask[r, a + x], value) else OUTSIDE
+        for x in range(at + n, start[r + _ONE]):
             packed[x] = OUTSIDE
 
 

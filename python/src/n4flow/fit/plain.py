@@ -16,6 +16,7 @@ from n4flow.fit import bspline, convergence, sharpening
 from n4flow.fit.problem import Problem, Solution, refined_axes
 from n4flow.fit.settings import FitSettings, Level
 
+LEAST_SPREAD = 1e-6  # range of log intensity that float32 hardly resolves
 MEASURES = {"itk": convergence.itk_measure, "cv": convergence.cv}
 
 
@@ -56,6 +57,8 @@ def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSett
 def sharpened_residual(w: np.ndarray, settings: FitSettings) -> np.ndarray:
     """Return w - E[true | w], what the field has to explain of each voxel."""
     low, high = sharpening.itk_range(w)
+    if high - low <= LEAST_SPREAD:  # the field explains all there is
+        return np.zeros_like(w)
     counts = sharpening.histogram(w, low, high, settings.bins)
     expected = sharpening.expected_log_intensity(counts, low, high, settings.fwhm, settings.wiener)
     return w - sharpening.sharpen(w, expected, low, high)

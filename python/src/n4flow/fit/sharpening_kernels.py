@@ -65,20 +65,35 @@ def transform(re, im, re2, im2, cosine, sine, sign):
 
 
 @kernel
-def histogram(counts, n_fine, origin, step, low, high, bins, out):
-    """Write the histogram of `bins` bins: each fine bin's count, shared by the two bins next to its centre."""
-    per_bin = (bins - 1) / (high - low)
-    start = (origin + 0.5 * step - low) * per_bin
-    stride = step * per_bin
-    last = bins - 1 - 1e-9  # the highest voxel has a bin above it too, of share 0
+def fine_bounds(n_fine, start, stride, bins, bounds):
+    """bounds[i] = the first fine bin at or above bin i, 0 <= i < bins; fine bin f lies at start + f stride, in bins."""
+    for i in range(bins):
+        bounds[i] = min(max(np.int64(math.ceil((i - start) / stride)), 0), n_fine)
+
+
+@kernel
+def histogram(counts, n_fine, start, stride, bounds, out):
+    """Write the histogram: each fine bin's count, shared by the two bins next to its centre.
+
+    Between bin i and the next, a fine bin's position is linear in its index. So the sum of the counts and that of count
+    times index, both whole numbers, give what the two bins get.
+    """
+    bins = out.size
     out[:] = 0.0
-    for f in range(n_fine):
-        position = min(max(start + f * stride, 0.0), last)
-        i = up(position)
-        upper = position - i
-        n = np.float64(counts[f])
-        out[i] += n * (1.0 - upper)
-        out[i + up(1)] += n * upper
+    for f in range(bounds[0]):  # the lowest voxel's own fine bin may begin below it
+        out[0] += counts[f]
+    for f in range(bounds[bins - 1], n_fine):
+        out[bins - 1] += counts[f]
+    for i in range(bins - 1):
+        begin = up(bounds[i])
+        total, moment = np.int64(0), np.int64(0)
+        for k in range(up(bounds[i + 1]) - begin):
+            n = np.int64(counts[begin + k])
+            total += n
+            moment += n * np.int64(k)
+        upper = total * (start + begin * stride - i) + moment * stride
+        out[i] += total - upper
+        out[i + 1] += upper
 
 
 @kernel
@@ -139,13 +154,17 @@ def expected_log_intensity(counts, low, high, bins, fwhm, wiener, cosine, sine, 
 
 
 @kernel
-def residual_table(expected, n_fine, origin, step, low, high, bins, table):
-    """table[f] = w - E(w) at the centre w of fine bin f."""
-    per_bin = (bins - 1) / (high - low)
-    last = bins - 1 - 1e-9
-    for f in range(up(n_fine)):
-        w = origin + (np.float64(f) + 0.5) * step
-        position = min(max((w - low) * per_bin, 0.0), last)
-        i = up(position)
-        e = expected[i] + (expected[i + up(1)] - expected[i]) * (position - i)
-        table[f] = w - e
+def residual_table(expected, n_fine, start, stride, bounds, origin, step, table):
+    """table[f] = w - E(w) at the centre w of fine bin f: linear in f between two bins."""
+    bins = expected.size
+    for f in range(bounds[0]):
+        table[f] = origin + (f + 0.5) * step - expected[0]
+    for f in range(bounds[bins - 1], n_fine):
+        table[f] = origin + (f + 0.5) * step - expected[bins - 1]
+    for i in range(bins - 1):
+        slope = expected[i + 1] - expected[i]
+        begin = up(bounds[i])
+        value = origin + (begin + 0.5) * step - expected[i] - slope * (start + begin * stride - i)
+        rise = step - slope * stride
+        for k in range(up(bounds[i + 1]) - begin):
+            table[begin + k] = value + np.float64(k) * rise

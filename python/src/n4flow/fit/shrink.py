@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from n4flow.fit.compiled import share
+from n4flow.errors import InputError
+from n4flow.fit.compiled import share, writeable
 from n4flow.fit.shrink_kernels import shrink_block
 
 LEAST_SHARE = 0.5  # share of a block's voxels that must be usable for the block to take part
@@ -18,10 +19,19 @@ def factors(shrink: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...
 
     A sequence is taken as it is. A single number is lowered along axes where it would leave fewer than four samples,
     as few as a cubic spline needs, so that a thin section is shrunk in plane only.
+
+    Raises
+    ------
+    InputError
+        A factor below 1, or another number of them than axes.
     """
+    given = (int(shrink),) if isinstance(shrink, (int, np.integer)) else tuple(int(k) for k in shrink)
+    if min(given, default=0) < 1 or (len(given) != len(shape) and not isinstance(shrink, (int, np.integer))):
+        msg = f"shrink must be a whole number of at least 1, or one for each of the {len(shape)} axes, got {shrink}"
+        raise InputError(msg)
     if isinstance(shrink, (int, np.integer)):
-        return tuple(max(1, min(int(shrink), n // LEAST_SAMPLES)) for n in shape)
-    return tuple(int(k) for k in shrink)
+        return tuple(max(1, min(given[0], n // LEAST_SAMPLES)) for n in shape)
+    return given
 
 
 def shrunken_shape(shape: Sequence[int], shrink: Sequence[int]) -> tuple[int, ...]:
@@ -60,10 +70,10 @@ def shrink_masked(
     def work(start: int, stop: int) -> None:
         for z in range(start, stop):
             planes = slice(z * deep, (z + 1) * deep)
-            block = np.ascontiguousarray(image[planes], np.float32)
-            given = np.empty((0, 0, 0), np.float32) if weights is None else np.ascontiguousarray(weights[planes])
+            block = writeable(image[planes])
+            given = np.empty((0, 0, 0), np.float32) if weights is None else writeable(weights[planes])
             total = totals[z] if weights is not None else np.empty((0, 0), np.float32)
-            shrink_block(block, np.ascontiguousarray(mask[planes]), given, high, wide, mean[z], shares[z], total)
+            shrink_block(block, writeable(mask[planes], bool), given, high, wide, mean[z], shares[z], total)
 
     share(work, small[0], threads)
     return mean, shares >= LEAST_SHARE, None if weights is None else totals

@@ -2,100 +2,140 @@
 # (numba gives these functions their types)
 """Compiled loops of the fast engine: the two sweeps over the voxels. See `cpu` for how they fit together.
 
-Rules that keep them fast and their results fixed: indices are unsigned (a signed one might count from the end, which
-stops vectorisation); long plain loops over a row or a buffer, one array written in each; multiply-adds written as
-`fma`; every piece of a sweep writes its sums to its own place.
+Rules that keep them fast and their results fixed: a loop over a row goes in vectors of eight (`vector`), which rows
+are filled up to; indices are unsigned, since a signed one might count from the end; a piece of a sweep writes its sums
+to its own place.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from n4flow.fit.compiled import fma, kernel, reduction, row_kernel
-from n4flow.fit.evaluate_kernels import exp_row
+from n4flow.fit import vector as v
+from n4flow.fit.compiled import kernel, row_kernel
 
 up = np.uintp
 f4 = np.float32
 
-BUFFER = 2048  # voxels between two flushes of the second sweep: what it writes stays in the first-level cache
-SMALL_STEP = 0.1  # |step of the log field| up to which expm1 is four terms of its series, to 8e-8
-_BITS_OF_HUGE = np.int32(0x7F000000)
+LANES = up(v.LANES)
+SMALL_STEP = 0.1  # |step of the log field| up to which four terms give expm1 to 8e-8
+ABSENT = f4(1e9)  # marks voxels outside the mask among the changes
+PRESENT = f4(1e8)  # changes of voxels in the mask are below
+TERMS = 12  # for larger ones: to 1e-7 up to 1, and far above any threshold beyond
 
 
 @row_kernel
-def blend(source, at0, at1, at2, at3, w0, w1, w2, w3, out, at, n):
-    """out[at + x] = w0 source[at0 + x] + .. + w3 source[at3 + x] for x < n: four controls' rows (or slabs) to one."""
-    for x in range(n):
-        value = w0 * source[at0 + x]
-        value = fma(w1, source[at1 + x], value)
-        value = fma(w2, source[at2 + x], value)
-        out[at + x] = fma(w3, source[at3 + x], value)
+def sum_of(value):
+    """Return the sum of a vector's lanes, in order."""
+    total = v.lane(value, 0)
+    for k in range(1, v.LANES):
+        total += v.lane(value, k)
+    return total
+
+
+@row_kernel
+def lowest_of(value):
+    """Return the lowest of a vector's lanes."""
+    low = v.lane(value, 0)
+    for k in range(1, v.LANES):
+        low = min(low, v.lane(value, k))
+    return low
+
+
+@row_kernel
+def highest_of(value):
+    """Return the highest of a vector's lanes."""
+    high = v.lane(value, 0)
+    for k in range(1, v.LANES):
+        high = max(high, v.lane(value, k))
+    return high
+
+
+@row_kernel
+def blend(lines, at, stride, w0, w1, w2, w3):
+    """Return w0 lines[at] + w1 lines[at + stride] + .. + w3 lines[at + 3 stride] for eight columns."""
+    value = v.multiply(w0, v.load(lines, at))
+    value = v.fma(w1, v.load(lines, at + stride), value)
+    value = v.fma(w2, v.load(lines, at + stride + stride), value)
+    return v.fma(w3, v.load(lines, at + stride + stride + stride), value)
 
 
 @kernel
-def expand_rows(lattice, weights, support, width, rows):
+def blend_slabs(lattice_rows, at, slab, weights, out, begin, end):
+    """out[i] = the blend of four slabs of the expanded lattice, begin <= i < end: the rows of controls of one plane."""
+    w0, w1, w2, w3 = v.splat(weights[0]), v.splat(weights[1]), v.splat(weights[2]), v.splat(weights[3])
+    for i in range(begin, end, LANES):
+        v.store(out, i, blend(lattice_rows, at + i, slab, w0, w1, w2, w3))
+
+
+@kernel
+def expand_rows(lattice, weights, reach, rows):
     """Expand a lattice along x: rows[(a cy + j) width + x] = sum over c of lattice[a, j, c] weights[c, x].
 
-    Four controls at a time, over the stretch of x that they reach.
+    Parameters
+    ----------
+    lattice : (cz, cy, cx) float64 array
+    weights : (cx, width) float32 array
+    reach : (width / 8, 2) uintp array
+        The controls that reach each eight columns: the first, and the one behind the last.
+    rows : (cz * cy * width,) float32 array
+        Written.
     """
-    slabs, lines, n_c = lattice.shape
-    stride = up(width)
+    slabs, lines, width = up(lattice.shape[0]), up(lattice.shape[1]), up(weights.shape[1])
     flat = weights.reshape(-1)
+    zero = v.splat(f4(0))
     for a in range(slabs):
         for j in range(lines):
-            at = up(a * lines + j) * stride
-            for x in range(stride):
-                rows[at + x] = f4(0)
-            for c in range(0, n_c, 4):
-                last = min(c + 3, n_c - 1)
-                begin, end = support[c, 0], support[last, 1]
-                v0 = f4(lattice[a, j, c])
-                v1 = f4(lattice[a, j, c + 1]) if c + 1 < n_c else f4(0)
-                v2 = f4(lattice[a, j, c + 2]) if c + 2 < n_c else f4(0)
-                v3 = f4(lattice[a, j, c + 3]) if c + 3 < n_c else f4(0)
-                c0 = up(c) * stride + begin
-                c1 = up(min(c + 1, n_c - 1)) * stride + begin
-                c2 = up(min(c + 2, n_c - 1)) * stride + begin
-                c3 = up(min(c + 3, n_c - 1)) * stride + begin
-                out = at + begin
-                for x in range(end - begin):
-                    value = fma(v0, flat[c0 + x], rows[out + x])
-                    value = fma(v1, flat[c1 + x], value)
-                    value = fma(v2, flat[c2 + x], value)
-                    rows[out + x] = fma(v3, flat[c3 + x], value)
+            at = (a * lines + j) * width
+            for block in range(up(reach.shape[0])):
+                value = zero
+                x = block * LANES
+                for c in range(reach[block, up(0)], reach[block, up(1)]):
+                    value = v.fma(v.splat(f4(lattice[a, j, c])), v.load(flat, c * width + x), value)
+                v.store(rows, at + x, value)
 
 
 # ------------------------------------------------------------------------------------------------ first sweep: the fit
 
 
 @row_kernel
-def look_up(table, index, at, row, n):
-    """row[x] = table[index[at + x]]."""
-    for x in range(n):
-        row[x] = table[up(index[at + x])]
+def fit_row(index, weights, weighted, start, n, table, weights_y, sums, at, width):
+    """Add a row's residuals to the sums of its four controls along y, each with its weight."""
+    w0, w1, w2, w3 = v.splat(weights_y[0]), v.splat(weights_y[1]), v.splat(weights_y[2]), v.splat(weights_y[3])
+    at1, at2, at3 = at + width, at + width + width, at + width + width + width
+    for x in range(up(0), n, LANES):
+        residual = v.look_up(table, index, start + x)
+        if weighted:
+            residual = v.multiply(residual, v.load(weights, start + x))
+        v.store(sums, at + x, v.fma(w0, residual, v.load(sums, at + x)))
+        v.store(sums, at1 + x, v.fma(w1, residual, v.load(sums, at1 + x)))
+        v.store(sums, at2 + x, v.fma(w2, residual, v.load(sums, at2 + x)))
+        v.store(sums, at3 + x, v.fma(w3, residual, v.load(sums, at3 + x)))
 
 
 @row_kernel
-def scale(row, factors, at, n):
-    """row[x] *= factors[at + x]."""
-    for x in range(n):
-        row[x] *= factors[at + x]
-
-
-@row_kernel
-def accumulate(row, w, sums, at, n):
-    """sums[at + x] += w row[x]."""
-    for x in range(n):
-        sums[at + x] = fma(w, row[x], sums[at + x])
-
-
-@reduction
-def dot(a, at_a, b, at_b, n):
-    """Return the sum of a[at_a + x] b[at_b + x]."""
-    total = f4(0)
-    for x in range(n):
-        total += a[at_a + x] * b[at_b + x]
-    return total
+def contract_x(sums, at, weights, support, width, out):
+    """out[c] = sum over x of sums[at + x] weights[c, x]: four controls at a time, over the stretch that they reach."""
+    n_c = up(out.size)
+    zero = v.splat(f4(0))
+    for c in range(up(0), n_c, up(4)):
+        last = min(c + up(3), n_c - up(1))
+        c0 = c * width
+        c1, c2, c3 = min(c + up(1), last) * width, min(c + up(2), last) * width, last * width
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        for x in range(support[c, up(0)], support[last, up(1)], LANES):
+            value = v.load(sums, at + x)
+            s0 = v.fma(value, v.load(weights, c0 + x), s0)
+            s1 = v.fma(value, v.load(weights, c1 + x), s1)
+            s2 = v.fma(value, v.load(weights, c2 + x), s2)
+            s3 = v.fma(value, v.load(weights, c3 + x), s3)
+        out[c] = sum_of(s0)
+        if c + up(1) <= last:
+            out[c + up(1)] = sum_of(s1)
+        if c + up(2) <= last:
+            out[c + up(2)] = sum_of(s2)
+        if c + up(3) <= last:
+            out[c + up(3)] = sum_of(s3)
 
 
 @kernel
@@ -117,142 +157,84 @@ def fit_unit(unit, member, rows, n_y, table, tables, squares, work):
         Whether to weight by squares (for the controls' weights) rather than by shares.
     work : cpu.Work
     """
-    begin, end = rows.unit_row[unit], rows.unit_row[unit + up(1)]
+    begin, end = rows.units[unit, up(0)], rows.units[unit, up(1)]
     y0 = begin % n_y
-    end = min(end, begin - y0 + n_y)  # the planes that follow may have no voxels
     fy = tables.first_y
     wy, wx = (tables.square_y, tables.square_x) if squares else (tables.share_y, tables.share_x)
     low, high = fy[y0], fy[end - begin + y0 - up(1)] + up(4)
-    sums, row, out = work.sums[member], work.row[member], work.partial[unit]
-    width = up(row.size)
-    for x in range(low * width, high * width):
-        sums[x] = f4(0)
-    weighted = rows.weights.size > 0
+    sums = work.sums[member]
+    width = up(wx.shape[1])
+    zero = v.splat(f4(0))
+    for x in range(low * width, high * width, LANES):
+        v.store(sums, x, zero)
+    index, weights = work.fine_index, rows.weights
     for r in range(begin, end):
-        n = rows.start[r + up(1)] - rows.start[r]
-        if n == up(0):
-            continue
-        y = r - begin + y0
-        look_up(table, work.fine_index, rows.start[r], row, n)
-        if weighted:
-            scale(row, rows.weights, rows.start[r], n)
-        at = fy[y] * width + rows.first[r]
-        accumulate(row, wy[y, up(0)], sums, at, n)
-        accumulate(row, wy[y, up(1)], sums, at + width, n)
-        accumulate(row, wy[y, up(2)], sums, at + up(2) * width, n)
-        accumulate(row, wy[y, up(3)], sums, at + up(3) * width, n)
+        start = rows.start[r]
+        n = rows.start[r + up(1)] - start
+        if n > up(0):
+            y = r - begin + y0
+            at = fy[y] * width + rows.first[r]
+            if weights.size > 0:
+                fit_row(index, weights, True, start, n, table, wy[y], sums, at, width)
+            else:
+                fit_row(index, weights, False, start, n, table, wy[y], sums, at, width)
     flat = wx.reshape(-1)
     for j in range(low, high):
-        for c in range(up(wx.shape[0])):
-            left, right = tables.support[c, up(0)], tables.support[c, up(1)]
-            out[j, c] = dot(sums, j * width + left, flat, c * width + left, right - left)
+        contract_x(sums, j * width, flat, tables.support, width, work.partial[unit, j])
 
 
-# ------------------------------------------------------------------------------------------- second sweep: the new
-# field
+# ------------------------------------------------------------------------------------------ second sweep: the new field
 
 
 @row_kernel
-def bin_position(log_image, at, lines, at0, at1, at2, at3, w0, w1, w2, w3, origin, per_unit, out, to, n):
-    """out[to + x] = (u - b - origin) per_unit, in fine bins: u the log image, b the field blended from four lines."""
-    for x in range(n):
-        bias = w0 * lines[at0 + x]
-        bias = fma(w1, lines[at1 + x], bias)
-        bias = fma(w2, lines[at2 + x], bias)
-        bias = fma(w3, lines[at3 + x], bias)
-        out[to + x] = ((log_image[at + x] - bias) - origin) * per_unit
+def expm1(d, small):
+    """Return expm1 as a series, of four terms where the step is small."""
+    one = v.splat(f4(1))
+    if small:
+        value = v.fma(d, v.splat(f4(1 / 24)), v.splat(f4(1 / 6)))
+        value = v.fma(d, value, v.splat(f4(1 / 2)))
+        return v.multiply(d, v.fma(d, value, one))
+    value = one
+    for k in range(TERMS, 1, -1):
+        value = v.fma(v.multiply(d, v.splat(f4(1.0 / k))), value, one)
+    return v.multiply(d, value)
 
 
 @row_kernel
-def change(lines, at0, at1, at2, at3, w0, w1, w2, w3, out, to, n):
-    """out[to + x] = expm1(-d) as four terms, d the step of the log field blended from four lines."""
-    for x in range(n):
-        d = w0 * lines[at0 + x]
-        d = fma(w1, lines[at1 + x], d)
-        d = fma(w2, lines[at2 + x], d)
-        d = -fma(w3, lines[at3 + x], d)
-        out[to + x] = d * fma(d, fma(d, fma(d, f4(1 / 24), f4(1 / 6)), f4(0.5)), f4(1))
+def field_row(
+    rows, r, n, lines, steps, at, width, weights_y, grid, small, keep, index, kept, low, high, total, squares
+):
+    """Take the field off one row: fine bins, extremes, and the changes, kept or summed.
 
-
-@row_kernel
-def large_change(lines, at0, at1, at2, at3, w0, w1, w2, w3, out, to, n):
-    """As `change`, for steps of any size; what rounding costs does not matter then."""
-    blend(lines, at0, at1, at2, at3, -w0, -w1, -w2, -w3, out, to, n)
-    row = out[to : to + n]
-    exp_row(row)
-    for x in range(n):
-        row[x] -= f4(1)
-
-
-@row_kernel
-def quantise(position, bits, n, outside, outside_bits, index, at):
-    """index[at + x] = the bin that position[x] lies in; at most `outside`, the bin of voxels that are not in the mask.
-
-    Returns the lowest and highest position of voxels in the mask, as the bits of a float32 above 0: whole numbers have
-    an order that the compiler may vectorise.
+    Returns
+    -------
+    low, high, total, squares : vector
+        As given, with this row.
     """
-    low, high = outside_bits, np.int32(0)
-    for x in range(n):
-        index[at + x] = np.uint16(np.int32(min(position[x], outside)))
-        low = min(low, bits[x])
-        high = max(high, bits[x] if bits[x] < outside_bits else np.int32(0))
-    return low, high
-
-
-@kernel
-def first_lowest(bits, n, outside_bits, at, places, record_bits):
-    """Return the lowest position among the first voxels as ITK 5.4 sees it: of those that do not raise the maximum.
-
-    The voxels that raise it are noted, since those below the lowest position of all were missed
-    (`sharpening.itk_range`).
-
-    Parameters
-    ----------
-    bits : (n or more,) int32 array
-        Positions, as the bits of a float32.
-    outside_bits : int32
-        Bits of the bin of voxels outside the mask.
-    at : uintp
-        Where the first voxel lies among the packed ones.
-    places : (m,) int64 array
-        Written: packed places of the first m voxels that raise the maximum; -1 behind them.
-    record_bits : (m,) int32 array
-        Written: their positions.
-    """
-    highest, lowest = np.int32(-1), outside_bits
-    noted = 0
-    places[:] = -1
-    for x in range(n):
-        b = bits[x]
-        if b >= outside_bits:
-            continue
-        if b <= highest:
-            lowest = min(lowest, b)
-            continue
-        highest = b
-        if noted < places.size:
-            places[noted], record_bits[noted] = at + x, b
-            noted += 1
-    return lowest
-
-
-@reduction
-def sum_changes(changes, at, position, outside, n):
-    """Return the sum and the sum of squares of the changes of voxels in the mask."""
-    total, squares = f4(0), f4(0)
-    for x in range(n):
-        e = changes[at + x] if position[x] < outside else f4(0)
-        total += e
-        squares += e * e
-    return total, squares
+    origin, per_unit, outside = v.splat(grid[0]), v.splat(grid[1]), v.splat(grid[2])
+    w0, w1, w2, w3 = v.splat(weights_y[0]), v.splat(weights_y[1]), v.splat(weights_y[2]), v.splat(weights_y[3])
+    zero, absent = v.splat(f4(0)), v.splat(ABSENT)
+    start = rows.start[r]
+    for x in range(up(0), n, LANES):
+        bias = blend(lines, at + x, width, w0, w1, w2, w3)
+        position = v.subtract(v.load(rows.log_image, start + x), bias)
+        position = v.multiply(v.subtract(position, origin), per_unit)
+        v.store_whole(index, start + x, v.least(position, outside))
+        low = v.least(low, position)
+        high = v.greatest(high, v.where_below(position, outside, position, zero))
+        change = expm1(v.subtract(zero, blend(steps, at + x, width, w0, w1, w2, w3)), small)
+        if keep:
+            v.store(kept, start + x, v.where_below(position, outside, change, absent))
+        else:
+            change = v.where_below(position, outside, change, zero)
+            total = v.add(total, change)
+            squares = v.fma(change, change, squares)
+    return low, high, total, squares
 
 
 @row_kernel
 def count(index, at, n, counts, stride):
-    """Count indices into four histograms, `stride` apart: equal neighbours would wait for each other in one.
-
-    `n` is a multiple of 4.
-    """
+    """Count indices into four histograms, `stride` apart: equal neighbours would wait for each other in one."""
     two = stride + stride
     three = two + stride
     for x in range(at, at + n, up(4)):
@@ -263,14 +245,52 @@ def count(index, at, n, counts, stride):
 
 
 @kernel
+def first_lowest(rows, r, n, lines, at, width, weights_y, grid, places, positions):
+    """Return the lowest position in the first row as ITK 5.4 sees it: of voxels that do not raise the maximum so far.
+
+    The voxels that raise it are noted, since those below the lowest position of all were missed
+    (`sharpening.itk_range`).
+
+    Parameters
+    ----------
+    rows, r, n, lines, at, width, weights_y, grid : see `field_row`
+    places : (m,) int64 array
+        Written: packed places of the first m voxels that raise the maximum; -1 behind them.
+    positions : (m,) float32 array
+        Written: their positions.
+    """
+    origin, per_unit, outside = v.splat(grid[0]), v.splat(grid[1]), grid[2]
+    w0, w1, w2, w3 = v.splat(weights_y[0]), v.splat(weights_y[1]), v.splat(weights_y[2]), v.splat(weights_y[3])
+    highest, lowest = f4(-1), outside
+    noted = 0
+    places[:] = -1
+    for x in range(up(0), n, LANES):
+        bias = blend(lines, at + x, width, w0, w1, w2, w3)
+        position = v.subtract(v.load(rows.log_image, rows.start[r] + x), bias)
+        position = v.multiply(v.subtract(position, origin), per_unit)
+        for k in range(v.LANES):
+            p = v.lane(position, k)
+            if p >= outside:
+                continue
+            if p <= highest:
+                lowest = min(lowest, p)
+                continue
+            highest = p
+            if noted < places.size:
+                places[noted], positions[noted] = rows.start[r] + x + up(k), p
+                noted += 1
+    return lowest
+
+
+@kernel
 def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
     """Take the new field off one piece of the image: its voxels' fine bins, counts, extremes, and changes.
 
     Parameters
     ----------
     unit, member, rows, n_y, tables, work : see `fit_unit`
-    grid : (float32, float32, float32, int32)
-        Log intensity at the start of the fine bins, bins to a unit of it, the bin of voxels outside the mask, its bits.
+    grid : (float32, float32, float32)
+        Log intensity at the start of the fine bins, bins to a unit of it, and the bin of voxels outside the mask.
     small : bool
         Whether the step is small everywhere.
     counts : (4 * stride,) int32 array
@@ -281,82 +301,51 @@ def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
     work.fine_index
         Fine bin of each packed voxel.
     work.kept
-        Change of each voxel in order, where the whole piece lies in the part that is kept for ITK's measure.
+        Change of each voxel in order, `ABSENT` outside the mask, where the whole piece lies in the part that is kept.
     work.changes
         Of other pieces: sum and sum of squares of the changes.
     work.ends
-        Lowest and highest position in fine bins, as the bits of a float32.
-    work.places, work.record_bits
+        Lowest and highest position in fine bins.
+    work.places, work.positions
         By the first piece; see `first_lowest`.
     """
-    origin, per_unit, outside, outside_bits = grid
-    begin, end = rows.unit_row[unit], rows.unit_row[unit + up(1)]
+    begin, end = rows.units[unit, up(0)], rows.units[unit, up(1)]
     y0, z = begin % n_y, begin // n_y
-    end = min(end, begin - y0 + n_y)
-    fy, wy, wz = tables.first_y, tables.weight_y, tables.weight_z
-    low, high = fy[y0], fy[end - begin + y0 - up(1)] + up(4)
-    width, n_lines = up(work.row.shape[1]), up(work.partial.shape[1])
-    lines, steps, position, changes = (
-        work.lines[member, 0],
-        work.lines[member, 1],
-        work.lines[member, 2],
-        work.lines[member, 3],
-    )
-    slab, at, n = n_lines * width, low * width, (high - low) * width
-    s0 = tables.first_z[z] * slab + at
-    s1, s2, s3 = s0 + slab, s0 + slab + slab, s0 + slab + slab + slab
-    w0, w1, w2, w3 = wz[z, up(0)], wz[z, up(1)], wz[z, up(2)], wz[z, up(3)]
-    blend(work.field, s0, s1, s2, s3, w0, w1, w2, w3, lines, at, n)
-    blend(work.step, s0, s1, s2, s3, w0, w1, w2, w3, steps, at, n)
+    fy, wy = tables.first_y, tables.weight_y
+    width, n_lines = up(tables.weight_x.shape[1]), up(work.partial.shape[1])
+    low_line, high_line = fy[y0] * width, (fy[end - begin + y0 - up(1)] + up(4)) * width
+    lines, steps = work.lines[member, 0], work.lines[member, 1]
+    slab = n_lines * width
+    blend_slabs(work.field, tables.first_z[z] * slab, slab, tables.weight_z[z], lines, low_line, high_line)
+    blend_slabs(work.step, tables.first_z[z] * slab, slab, tables.weight_z[z], steps, low_line, high_line)
     index, kept = work.fine_index, work.kept
     keep = rows.start[end] <= up(kept.size)
-    bits = position.view(np.int32)
-    lowest, highest = _BITS_OF_HUGE, np.int32(0)
     stride = up(counts.size) // up(4)
-    total, squares = 0.0, 0.0
-    at, filled = rows.start[begin], up(0)
+    zero = v.splat(f4(0))
+    low, high, total, squares = v.splat(grid[2]), zero, zero, zero
+    first_low = grid[2]
     for r in range(begin, end):
         n = rows.start[r + up(1)] - rows.start[r]
-        if n > up(0):
-            y = r - begin + y0
-            l0 = fy[y] * width + rows.first[r]
-            l1, l2, l3 = l0 + width, l0 + width + width, l0 + width + width + width
-            w0, w1, w2, w3 = wy[y, up(0)], wy[y, up(1)], wy[y, up(2)], wy[y, up(3)]
-            bin_position(
-                rows.log_image,
-                at + filled,
-                lines,
-                l0,
-                l1,
-                l2,
-                l3,
-                w0,
-                w1,
-                w2,
-                w3,
-                origin,
-                per_unit,
-                position,
-                filled,
-                n,
+        if n == up(0):
+            continue
+        y = r - begin + y0
+        at = fy[y] * width + rows.first[r]
+        before = low
+        if not small:
+            low, high, total, squares = field_row(
+                rows, r, n, lines, steps, at, width, wy[y], grid, False, keep, index, kept, low, high, total, squares
             )
-            target, to = (kept, at + filled) if keep else (changes, filled)
-            if small:
-                change(steps, l0, l1, l2, l3, w0, w1, w2, w3, target, to, n)
-            else:
-                large_change(steps, l0, l1, l2, l3, w0, w1, w2, w3, target, to, n)
-            filled += n
-        if filled >= up(BUFFER) or (r + up(1) == end and filled > up(0)):
-            low_bits, high_bits = quantise(position, bits, filled, outside, outside_bits, index, at)
-            if at == up(0):
-                low_bits = first_lowest(bits, filled, outside_bits, at, work.places, work.record_bits)
-            lowest, highest = min(lowest, low_bits), max(highest, high_bits)
-            if not keep:
-                a, b = sum_changes(changes, up(0), position, outside, filled)
-                total += a
-                squares += b
-            count(index, at, filled, counts, stride)
-            at += filled
-            filled = up(0)
-    work.ends[unit, up(0)], work.ends[unit, up(1)] = lowest, highest
-    work.changes[unit, up(0)], work.changes[unit, up(1)] = total, squares
+        elif keep:
+            low, high, total, squares = field_row(
+                rows, r, n, lines, steps, at, width, wy[y], grid, True, True, index, kept, low, high, total, squares
+            )
+        else:
+            low, high, total, squares = field_row(
+                rows, r, n, lines, steps, at, width, wy[y], grid, True, False, index, kept, low, high, total, squares
+            )
+        if rows.start[r] == up(0):
+            low = before
+            first_low = first_lowest(rows, r, n, lines, at, width, wy[y], grid, work.places, work.positions)
+        count(index, rows.start[r], n, counts, stride)
+    work.ends[unit, up(0)], work.ends[unit, up(1)] = min(first_low, lowest_of(low)), highest_of(high)
+    work.changes[unit, up(0)], work.changes[unit, up(1)] = sum_of(total), sum_of(squares)
