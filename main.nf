@@ -21,25 +21,21 @@ include { FINISH           } from './modules/finish'
 workflow {
     check_parameters(params, file("${projectDir}/nextflow_schema.json"))
 
-    // rows: [sample, image, mask, sections, voxel_um], one map per sample
+    // samples: [meta, volume, image, mask, table]; meta = [id: 'brain'], volume = [options, sections, digests]
     if (params.input == 'phantom') {
         PHANTOM()
-        rows = PHANTOM.out.volume.map { image, table ->
-            [sample: 'phantom', image: image, sections: params.sections.toString() == '1' ? table : params.sections]
+        samples = PHANTOM.out.volume.map { image, table ->
+            sample_files([sample: 'phantom', image: image, sections: params.sections.toString() == '1' ? table : null], params)
         }
     } else {
-        rows = channel.fromList(read_samples(params))
+        samples = channel.fromList(read_samples(params).collect { row -> sample_files(row, params) })
     }
 
-    // gpu: one value, once the device that was asked for has answered
-    gpu = channel.value('not asked for')
-    if (params.backend == 'gpu') {
+    // a GPU that was asked for answers before anything else runs
+    if (params.backend == 'gpu' && params.bias != 'off') {
         PROBE_GPU()
-        gpu = PROBE_GPU.out.map { file -> answer(file).device }
+        samples = samples.combine(PROBE_GPU.out.map { file -> answer(file).device }).map { sample -> sample.init() }
     }
-
-    // samples: [meta, volume, image, mask, table]; meta = [id: 'brain'], volume = [voxel_um, channel, sections, digest]
-    samples = rows.combine(gpu).map { row, _device -> sample_files(row, params) }
 
     // plans: [meta, plan], plan = what INSPECT decided: slabs, batches, shrink, slab_planes
     INSPECT(samples, params.subMap('bias', 'backend', 'spline_um', 'iterations', 'shrink', 'background_radius_um',
@@ -106,4 +102,8 @@ workflow {
     rendered = gather(RENDER.out.slab, n_slabs)                     // [meta, [slab folders]]
 
     FINISH(samples.join(shrunken).join(masks).join(histograms).join(recipe).join(rendered), as_json(params))
+
+    // versions: [process, tool, version], once for each, beside Nextflow's own records
+    channel.topic('versions').unique().map { process, tool, version -> "${process}\t${tool}\t${version}\n" }
+        .collectFile(name: 'versions.tsv', storeDir: "${params.outdir}/pipeline_info", sort: true)
 }

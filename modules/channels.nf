@@ -4,6 +4,7 @@
 def answer(path) {
     def found = new groovy.json.JsonSlurper().parseText(path.text)
     if (found.fault) { error found.fault }
+    found.warnings?.each { warning -> log.warn("${found.sample ? "sample ${found.sample}: " : ''}${warning}") }
     return found
 }
 
@@ -19,16 +20,4 @@ def gather(parts, counts) {
         .map { meta, files, count -> [groupKey(meta, count), files] }
         .groupTuple()
         .map { key, files -> [key.getGroupTarget(), files.flatten().sort { path -> path.name }] }
-}
-
-// Names, sizes and times of all that lies in a directory: Nextflow looks at the directory's own alone.
-def digest(path) {
-    if (!path.isDirectory()) { return null }
-    def lines = []
-    java.nio.file.Files.walk(path, java.nio.file.FileVisitOption.FOLLOW_LINKS).withCloseable { walk ->
-        walk.iterator().each { entry ->
-            if (!entry.isDirectory()) { lines << "${path.relativize(entry)} ${entry.size()} ${entry.lastModified()}" }
-        }
-    }
-    return lines.sort().join('\n').md5()
 }

@@ -8,7 +8,7 @@ process FINISH {
     val parameters
 
     output:
-    tuple val(meta), path("${meta.id}"), emit: results
+    tuple val(meta), path("published/${meta.id}"), emit: results
 
     script:
     """
@@ -17,11 +17,11 @@ process FINISH {
     END_OF_PARAMETERS
     n4flow-finish ${image} ${volume.options} --sample '${meta.id}' --sections ${table ?: volume.sections} \\
         --parameters parameters.json --before shrunken --masks masks.npz --slabs slabs --numbers histograms \\
-        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} --out '${meta.id}' --threads ${task.cpus}
+        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} --out 'published/${meta.id}' --threads ${task.cpus}
     """
 
     stub:
     """
-    mkdir '${meta.id}' && touch '${meta.id}/report.html'
+    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html'
     """
 }

@@ -5,19 +5,27 @@ include { nearest; expectation } from './sentences'
 // Stop before the first task when a parameter is unknown, of another type or out of range.
 // n4flow.parameters checks the same schema with the same sentences for `n4flow run`; one test holds both to it.
 def check_parameters(params, schema_file) {
-    def schema = new groovy.json.JsonSlurper().parseText(schema_file.text)
-    def rules = schema['$defs'].values().collectEntries { group -> group.properties }
+    def rules = read_rules(schema_file)
     params.each { name, value ->
         if (!rules.containsKey(name)) {
             error "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?"
         }
-        if (value != null && !allowed(value, rules[name])) {
-            def shown = value instanceof CharSequence ? "'${value}'" : value
-            error "parameter ${name} must be ${expectation(rules[name])}, got ${shown}"
-        }
+        refuse(name, value, rules[name])
     }
     if (params.input == null || params.input.toString() == '') {
         error "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation"
+    }
+}
+
+def read_rules(schema_file) {
+    def schema = new groovy.json.JsonSlurper().parseText(schema_file.text)
+    return schema['$defs'].values().collectEntries { group -> group.properties }
+}
+
+def refuse(name, value, rule) {
+    if (value != null && !allowed(value, rule)) {
+        def numeric = value.toString().isNumber() && rule.type != 'string'
+        error "parameter ${name} must be ${expectation(rule)}, got ${numeric || !(value instanceof CharSequence) ? value : "'${value}'"}"
     }
 }
 

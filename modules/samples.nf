@@ -1,49 +1,52 @@
 // The samples of a run and their files, from one volume or a sample sheet.
 
-include { digest } from './channels'
+include { read_rules; refuse } from './parameters'
+include { digest; existing; check_apart } from './paths'
 
 // One map for each sample: sample, image and, where given, mask, sections, voxel_um.
 def read_samples(params) {
     def input = existing(params.input, 'input')
     if (!input.name.toLowerCase().endsWith('.csv')) {
-        def name = input.name.replaceFirst(/(?i)(\.ome)?(\.zarr|\.tiff?|\.nii|\.nrrd|\.mha|\.mhd|\.npy)?(\.zip|\.gz)?$/, '')
-        return [[sample: name, image: input]]
+        return [[sample: input.name.replaceFirst(/(?i)(?:\.ozx|(?:\.ome)?\.zarr(?:\.zip)?|(?:\.ome)?\.tiff?|\.btf|\.tf8|\.nii(?:\.gz)?|\.nrrd|\.nhdr|\.mh[ad]|\.npy)$/, ''), image: input]]
     }
     def columns = ['sample', 'image', 'mask', 'sections', 'voxel_um']
-    def rows = input.splitCsv(header: true, strip: true)
+    def rows = input.splitCsv(header: true, strip: true, quote: '"')
     if (!rows) { error "sample sheet ${input.name} has no rows; give one line for each sample under a header" }
-    def unknown = rows[0].keySet().findAll { column -> !columns.contains(column) }
-    if (unknown || !rows[0].containsKey('sample') || !rows[0].containsKey('image')) {
-        error "sample sheet ${input.name} has columns ${rows[0].keySet().join(', ')}; expected sample, image and, optionally, mask, sections, voxel_um"
+    def names = rows[0].keySet()
+    if (names.any { name -> !columns.contains(name) } || !names.containsAll(['sample', 'image'])) {
+        error "sample sheet ${input.name} has columns ${names.join(', ')}; expected sample, image and, optionally, mask, sections, voxel_um"
+    }
+    rows.eachWithIndex { row, number ->
+        if (!row.sample || !row.image) { error "sample sheet ${input.name}, row ${number + 1}: sample and image must not be empty" }
     }
     def twice = rows.countBy { row -> row.sample }.find { _sample, count -> count > 1 }
     if (twice) { error "sample sheet ${input.name} names sample ${twice.key} in ${twice.value} rows; give every sample a name of its own" }
     return rows.collect { row -> row + [image: existing(row.image, 'image', row.sample, input.parent)] + [folder: input.parent] }
 }
 
+// A sample's name is a folder of the results and a word in commands; n4flow.plan has the same rule.
+def check_name(sample) {
+    if (!(sample ==~ /(?U)\w[\w .+-]*/) || sample in ['mask', 'pipeline_info']) {
+        def rule = 'letters, digits, spaces and . _ + -, beginning with a letter or digit'
+        error "sample name '${sample}' must be ${rule}, and not mask or pipeline_info; give another in a sample sheet"
+    }
+}
+
 // The files of one sample: [meta, volume, image, mask, table]; mask and table are empty lists where not given.
 def sample_files(row, params) {
+    check_name(row.sample)
     def sections = row.sections ?: params.sections
     def counted = sections.toString().isInteger()
     def table = counted ? [] : existing(sections, 'sections', row.sample, row.sections ? row.folder : null)
     def mask = row.mask ?: params.mask
     if (mask) { mask = existing(mask, 'mask', row.sample, row.mask ? row.folder : null) }
+    check_apart(file("${params.outdir}/${row.sample}"), [row.image, mask, table])
     def voxel_um = row.voxel_um ?: params.voxel_um
+    refuse('voxel_um', voxel_um, read_rules(file("${projectDir}/nextflow_schema.json")).voxel_um)
     def volume = [
         options: [voxel_um ? "--voxel-um '${voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : ''].join(' ').trim(),
         sections: counted ? sections : null,
         digests: [row.image, mask].collect { path -> path ? digest(path) : null },
     ]
     return [[id: row.sample], volume, row.image, mask ?: [], table]
-}
-
-def existing(name, parameter, sample = null, folder = null) {
-    def path = name instanceof java.nio.file.Path ? name : file(name.toString(), glob: false)
-    if (folder != null && !name.toString().startsWith('/') && !name.toString().contains('://')) {
-        path = folder.resolve(name.toString())
-    }
-    if (!path.exists()) {
-        error "${sample ? "sample ${sample}: " : ''}parameter ${parameter}: ${name} does not exist; check the path"
-    }
-    return path
 }

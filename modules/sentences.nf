@@ -1,8 +1,8 @@
 // What the sentences about wrong parameters are made of.
 
-// The name with the smallest edit distance.
+// The name that holds the one given or is held by it, or else the one with the smallest edit distance.
 def nearest(name, names) {
-    return names.min { other -> distance(name, other) }
+    return names.min { other -> other.contains(name) || name.contains(other) ? 0 : distance(name, other) }
 }
 
 def distance(a, b) {
@@ -25,7 +25,7 @@ def expectation(rule) {
     }
     def words = [integer: 'a whole number', number: 'a number', string: 'text', boolean: 'true or false']
     def types = rule.type instanceof List ? rule.type : [rule.type]
-    def text = rule.pattern ? 'whole numbers separated by commas' : types.collect { type -> words[type] }.join(' or ')
+    def text = rule.expected ?: types.collect { type -> words[type] }.join(' or ')
     if (rule.exclusiveMinimum != null) {
         text += " above ${rule.exclusiveMinimum}" + (rule.maximum != null ? " to ${rule.maximum}" : '')
     } else if (rule.minimum != null) {

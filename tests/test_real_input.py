@@ -10,27 +10,57 @@ import nilearn.datasets
 import numpy as np
 import pytest
 from conftest import ROOT, Run
+from scipy.stats import spearmanr
 
 import n4flow
 from n4flow.volume import write_volume
 
 pytestmark = pytest.mark.engine
 
+PARAMETERS = {"bias": "volume", "shrink": 1, "match": "off", "smooth_z": 0}
 MOUSE = ROOT.parent / "shared" / "data" / "mouse_brain_50um.tif"
 TEMPLATE = Path(nilearn.datasets.__file__).parent / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the template at half its resolution, as NIfTI with an oblique affine."""
+    """Return the template at half its resolution; like the original, it does not say the unit of its voxel size."""
     source = nibabel.load(TEMPLATE)
     values = np.asarray(source.dataobj, dtype=np.float32)[::2, ::2, ::2]
-    affine = source.affine @ np.diag([2, 2, 2, 1])
-    image = nibabel.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm")
     path = tmp_path_factory.mktemp("template") / "t1.nii.gz"
-    nibabel.save(image, path)
+    nibabel.save(nibabel.Nifti1Image(values, source.affine @ np.diag([2, 2, 2, 1])), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def own(template: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """Return what `n4flow.run` makes of the template."""
+    result = n4flow.run(template, tmp_path_factory.mktemp("own"), voxel_um="2000 2000 2000", **PARAMETERS)
+    return n4flow.open_volume(result.samples[0].store).read(slice(None))
+
+
+@pytest.mark.parametrize("kind", ["t1.nii.gz", "v4.ome.zarr", "v5.ome.zarr"])
+def test_the_template_gives_the_same_voxels_from_every_format(
+    workflow: Run, template: Path, own: np.ndarray, tmp_path: Path, kind: str
+):
+    image, options = tmp_path / kind, []
+    if kind == "t1.nii.gz":
+        image, options = template, ["--voxel_um", "2000 2000 2000"]
+    else:
+        volume = n4flow.open_volume(template, voxel_um=(2000, 2000, 2000))
+        write_volume(image, volume.read(slice(None)), like=volume, ome_zarr_version="0.4" if "v4" in kind else "0.5")
+    settings = [text for name, value in PARAMETERS.items() for text in (f"--{name}", str(value))]
+    run = workflow("--input", image, *settings, *options)
+    sample = image.name.partition(".")[0]
+    written = n4flow.open_volume(run.outdir / sample / f"{sample}.ome.zarr")
+    assert written.voxel_um == {"z": 2000.0, "y": 2000.0, "x": 2000.0}
+    assert np.array_equal(written.read(slice(None)), own)
+
+
+def test_a_template_whose_unit_is_unknown_is_refused_with_the_option_that_sets_it(workflow: Run, template: Path):
+    run = workflow("--input", template, code=1)
+    assert "sample t1: " in run.output
+    assert "voxel_um" in run.output
 
 
 def test_a_mouse_brain_of_thirty_sections(workflow: Run, tmp_path: Path):
@@ -52,24 +82,9 @@ def test_a_mouse_brain_of_thirty_sections(workflow: Run, tmp_path: Path):
     assert 0.2 < tissue.mean() < 0.7
     for z in range(20, 250, 5):
         assert np.median(after[z][tissue[z]]) > 3 * np.median(after[z][~tissue[z]])
-    # what varies smoothly in plane is removed, anatomy is kept: planes before and after are strongly correlated
+    # broad shading is divided out, of anatomy too; the order of grey values within a plane mostly stays
     for z in (60, 135, 200):
         inside = tissue[z]
-        assert np.corrcoef(before[z][inside], after[z][inside])[0, 1] > 0.8
+        assert spearmanr(before[z][inside], after[z][inside])[0] > 0.7
     numbers = json.loads((folder / "metrics.json").read_text())
     assert numbers["plan"]["sections"] == 30
-
-
-@pytest.mark.parametrize("kind", ["t1.nii.gz", "t1_v4.ome.zarr", "t1_v5.ome.zarr"])
-def test_the_template_gives_the_same_voxels_from_every_format(workflow: Run, template: Path, tmp_path: Path, kind: str):
-    volume = n4flow.open_volume(template)
-    image = template
-    if kind != "t1.nii.gz":
-        image = tmp_path / kind
-        write_volume(image, volume.read(slice(None)), like=volume, ome_zarr_version="0.4" if "v4" in kind else "0.5")
-    run = workflow("--input", image, "--bias", "volume", "--shrink", 1, "--match", "off", "--smooth_z", 0)
-    written = next(run.outdir.glob("*/*[15].ome.zarr"))
-    assert n4flow.open_volume(written).voxel_um == pytest.approx({"z": 2000.0, "y": 2000.0, "x": 2000.0})
-    expected = n4flow.run(template, tmp_path / "own", bias="volume", shrink=1, match="off", smooth_z=0).samples[0]
-    own, workflow_s = n4flow.open_volume(expected.store), n4flow.open_volume(written)
-    assert np.array_equal(own.read(slice(None)), workflow_s.read(slice(None)))

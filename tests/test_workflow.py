@@ -165,7 +165,12 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         ("short", "a,0,6"),
     ]:
         (folder / f"{name}.csv").write_text(f"id,z_start,z_stop\n{rows}\n")
-    at = ["--input", str(good)]
+    np.save(folder / "bob's.npy", volume)
+    np.save(folder / "theirs.npy", volume)
+    (folder / "results" / "theirs").mkdir(parents=True)
+    (folder / "results" / "theirs" / "raw.txt").touch()
+    write_volume(folder / "results" / "good" / "good.ome.zarr", volume, voxel_um=(10, 5, 5))
+    at = ["--input", str(good), "--outdir", str(folder / "elsewhere")]  # overrides the fixture's own --outdir
     return [
         ("unknown", [*at, "--smoth_z", "3"], "unknown parameter smoth_z; did you mean smooth_z?"),
         ("range", [*at, "--smooth_z", "-1"], "parameter smooth_z must be a number from 0 to 1000 (planes), got -1"),
@@ -178,27 +183,22 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         ("twice", [*at, "--sections", str(folder / "twice.csv")], "rows 1 and 2 have the same id 'a'"),
         ("short", [*at, "--sections", str(folder / "short.csv")], "planes 6 to 7 are in no section"),
         ("mask", [*at, "--mask", str(folder / "mask.ome.zarr")], "has shape (8, 20, 20), the volume has (8, 20, 24)"),
+        ("name", ["--input", str(folder / "bob's.npy")], "sample name 'bob's' must be letters, digits, spaces and"),
+        ("shell", [*at, "--voxel_um", "1 2 3'; touch owned; '"], "parameter voxel_um must be three positive numbers"),
+        (
+            "inside",
+            ["--input", str(folder / "results" / "good" / "good.ome.zarr")],
+            "where the results go; choose another",
+        ),
+        ("not ours", ["--input", str(folder / "theirs.npy")], "exists and is no result of n4flow; remove it or choose"),
         ("gpu", [*at, "--backend", "gpu", "--bias", "volume"], "no working GPU: "),
     ]
 
 
-FAULTS = [
-    "unknown",
-    "range",
-    "choice",
-    "missing",
-    "no volume",
-    "no size",
-    "gap",
-    "overlap",
-    "twice",
-    "short",
-    "mask",
-    "gpu",
-]
+FAULTS = "unknown,range,choice,missing,no volume,no size,gap,overlap,twice,short,mask,name,shell,inside,not ours,gpu"
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", FAULTS.split(","))
 def test_a_mistake_stops_the_run_before_its_first_task_in_one_sentence(workflow: Run, tmp_path: Path, name: str):
     arguments, sentence = next((a, s) for n, a, s in faults(tmp_path) if n == name)
     if name == "gpu":
@@ -216,7 +216,15 @@ def test_a_mistake_stops_the_run_before_its_first_task_in_one_sentence(workflow:
     assert len(said) == 1, run.output
     assert run.ran() <= {"INSPECT", "PROBE_GPU"}
     assert not re.search(r"Traceback|\bat [\w.$]+\(|Exception", run.output), run.output
-    assert not (run.outdir / "good").exists()
+    assert not (tmp_path / "elsewhere" / "good").exists()
+    assert not list(tmp_path.rglob("owned"))
+    if name in ("inside", "not ours"):
+        assert {
+            path.name for path in (tmp_path / "results").rglob("*") if path.name in ("raw.txt", "good.ome.zarr")
+        } == {
+            "raw.txt",
+            "good.ome.zarr",
+        }
     if name == "no size":
         assert "voxel_um" in said[0]
 

@@ -17,9 +17,20 @@ MISTAKES = [
     ({"match": "sections"}, "parameter match must be off, section or plane, got 'sections'"),
     ({"n_bins": "many"}, "parameter n_bins must be a whole number from 8 to 65536, got 'many'"),
     ({"spline_um": 0}, "parameter spline_um must be a number above 0 (micrometres), got 0"),
-    ({"iterations": "50,x"}, "parameter iterations must be whole numbers separated by commas, got '50,x'"),
+    (
+        {"iterations": "50,x"},
+        "parameter iterations must be whole numbers from 1 upwards, separated by commas, got '50,x'",
+    ),
     ({"normalize": "maybe"}, "parameter normalize must be true or false, got 'maybe'"),
     ({"percentile_max": 101}, "parameter percentile_max must be a number above 50 to 100 (percent), got 101"),
+    ({"smooth_z": "-1"}, "parameter smooth_z must be a number from 0 to 1000 (planes), got -1"),
+    ({"smooth_z": "nan"}, "parameter smooth_z must be a number from 0 to 1000 (planes), got nan"),
+    ({"iterations": 0}, "parameter iterations must be whole numbers from 1 upwards, separated by commas, got 0"),
+    (
+        {"voxel_um": "1 2 3'; rm -r ~"},
+        "parameter voxel_um must be three positive numbers 'z y x' (micrometres), got \"1 2 3'; rm -r ~\"",
+    ),
+    ({"norm": 1}, "unknown parameter norm; did you mean normalize?"),
     ({"harmonize": "safe"}, "parameter harmonize must be off, got 'safe'"),
 ]
 
@@ -39,6 +50,10 @@ def test_text_from_a_command_line_is_typed():
     assert resolved["shrink"] == 4
     assert iteration_list(resolved["iterations"]) == (20,)
     assert resolve({"sections": "table.tsv"})["sections"] == "table.tsv"
+    assert resolve({"sections": Path("a") / "table.tsv"})["sections"] == "a/table.tsv"
+    assert resolve({"voxel_um": (10, 2.5, 3)})["voxel_um"] == "10 2.5 3"
+    shrink = resolve({"shrink": 2.0})["shrink"]
+    assert (shrink, type(shrink)) == (2, int)
 
 
 def test_voxel_size_has_three_positive_numbers():

@@ -1,11 +1,13 @@
 """The plan of a sample: what is decided, and what is refused, before any voxel is read."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from n4flow.errors import InputError
 from n4flow.parameters import resolve
-from n4flow.plan import choose_shrink, make_plan, sample_name
+from n4flow.plan import ENDINGS, check_name, choose_shrink, make_plan, sample_name
 from n4flow.volume import write_volume
 
 
@@ -30,7 +32,14 @@ def test_shrink_brings_planes_to_512_voxels_and_not_below_32(shape, shrink):
 
 @pytest.mark.parametrize(
     ("name", "sample"),
-    [("a/brain.ome.zarr", "brain"), ("t1.nii.gz", "t1"), ("x.y.tif", "x.y"), ("b.ome.tiff", "b"), ("c.zarr.zip", "c")],
+    [
+        ("a/brain.ome.zarr", "brain"),
+        ("t1.nii.gz", "t1"),
+        ("x.y.tif", "x.y"),
+        ("b.ome.tiff", "b"),
+        ("c.zarr.zip", "c"),
+        ("scan_v1.2", "scan_v1.2"),
+    ],
 )
 def test_a_sample_is_named_after_its_file(name, sample):
     assert sample_name(name) == sample
@@ -61,22 +70,32 @@ def test_a_whole_stack_as_one_section_is_said(image):
 def test_faults_name_the_sample(image, tmp_path):
     mask = tmp_path / "mask.npy"
     np.save(mask, np.ones((20, 50, 69), np.uint8))
-    with pytest.raises(
-        InputError, match=r"^sample brain: mask mask.npy has shape \(20, 50, 69\), .* \(20, 50, 70\)"
-    ):
+    with pytest.raises(InputError, match=r"^sample brain: mask mask.npy has shape \(20, 50, 69\), .* \(20, 50, 70\)"):
         plan(image, mask=str(mask))
-    with pytest.raises(
-        InputError, match=r"^sample brain: sections must be .* number of planes \(20\), got 21"
-    ):
+    with pytest.raises(InputError, match=r"^sample brain: sections must be .* number of planes \(20\), got 21"):
         plan(image, sections=21)
     with pytest.raises(InputError, match=r"^sample brain: shrink 40 leaves fewer than 2 voxels"):
         plan(image, shrink=40)
 
 
 def test_knots_finer_than_the_voxels_are_refused_with_what_would_do(image):
-    with pytest.raises(
-        InputError, match=r"40 with 4 levels ends at knots 5 micrometres apart.*give at least 80"
-    ):
+    with pytest.raises(InputError, match=r"40 with 4 levels ends at knots 5 micrometres apart.*give at least 80"):
         plan(image, spline_um=40)
     assert plan(image, spline_um=80).shrink == 1
+    with pytest.raises(InputError, match=r"one span of 200 micrometres with 6 levels.*or fewer levels"):
+        plan(image, iterations="9,9,9,9,9,9")
     assert plan(image, spline_um=40, bias="off").shrink == 1
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "bob's", "scan [1]", "", "mask", "pipeline_info", "-x", "a;b"])
+def test_a_sample_name_that_cannot_be_a_folder_is_refused(name):
+    with pytest.raises(InputError, match="must be letters, digits, spaces and"):
+        check_name(name)
+
+
+def test_the_workflow_reads_names_by_the_same_rules():
+    groovy = (Path(__file__).parents[2] / "modules" / "samples.nf").read_text()
+    assert f"/(?i){ENDINGS}/" in groovy
+    assert r"/(?U)\w[\w .+-]*/" in groovy
+    for name in ("Hirn 3", "Ü_1.2", "a+b"):
+        check_name(name)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from n4flow import passes
 from n4flow.errors import InputError
 from n4flow.local import read_samples, run
 from n4flow.normalize import estimate_plane_range
@@ -76,16 +77,61 @@ def test_a_render_that_fails_leaves_nothing(image, plane_range, monkeypatch):
 
 def test_a_result_takes_the_place_of_an_older_one_only_when_it_is_whole(tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
+    (tmp_path / "out" / "recipe.json").touch()
     with pytest.raises(InputError), published(tmp_path / "out") as folder:
         folder.mkdir()
         raise InputError("no")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["recipe.json"]
     with published(tmp_path / "out") as folder:
         folder.mkdir()
         (folder / "new").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_not_ours_is_never_replaced(image):
+    for made in ("results/in", "results2"):
+        (image.parent / made).mkdir(parents=True)
+        (image.parent / made / "raw.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists and is no result of n4flow"):
+        run(image, image.parent / "results", bias="off")
+    with pytest.raises(InputError, match="exists and is no result of n4flow"):
+        render(open_volume(image), Recipe(), image.parent / "results2")
+    with pytest.raises(InputError, match="exists and is no result of n4flow"):
+        render(open_volume(image), Recipe(), image)
+    inside = image.parent / "x" / "in" / "in.ome.zarr"
+    inside.parent.mkdir(parents=True)
+    image.rename(inside)
+    with pytest.raises(InputError, match="lies in .*, where the results go; choose another outdir"):
+        run(inside, image.parent / "x", bias="off")
+    assert open_volume(inside).shape == (13, 37, 53)
+    assert (image.parent / "results/in/raw.txt").read_text() == "mine"
+
+
+def test_a_stored_recipe_is_not_applied_to_another_volume(image, plane_range):
+    Recipe([plane_range]).save(image.parent / "recipe.json", shape=[13, 37, 53])
+    stored = Recipe.load(image.parent / "recipe.json")
+    other = Volume.from_array(np.ones((5, 37, 53), np.uint16), (1, 1, 1))
+    with pytest.raises(InputError, match=r"made for a volume of \(13, 37, 53\), this one has \(5, 37, 53\)"):
+        render(other, stored, image.parent / "out.ome.zarr")
+
+
+def test_deep_chunks_are_read_once_and_yielded_in_small_blocks(monkeypatch):
+    values = np.arange(10 * 8 * 9, dtype=np.uint16).reshape(10, 8, 9)
+    volume = Volume.from_array(values, (1, 1, 1))
+    monkeypatch.setattr(type(volume), "chunks", (4, 8, 9))
+    monkeypatch.setattr(passes, "BLOCK_VOXELS", 2 * 8 * 9)
+    reads = []
+    read = type(volume).read
+    monkeypatch.setattr(type(volume), "read", lambda self, z: reads.append((z.start, z.stop)) or read(self, z))
+    for most, expected in [(10**9, [(1, 10)]), (4 * 8 * 9 * 2, [(1, 4), (4, 8), (8, 10)])]:
+        monkeypatch.setattr(passes, "READ_BYTES", most)
+        reads.clear()
+        blocks = list(passes.stream(volume, 1, 10))
+        assert reads == expected
+        assert max(len(block) for _z, block in blocks) <= 2
+        assert all(np.array_equal(block, values[z : z + len(block)]) for z, block in blocks)
+        assert sum(len(block) for _z, block in blocks) == 9
 
 
 def test_a_gain_on_tissue_needs_the_mask(image):
@@ -162,6 +208,11 @@ def test_a_sample_sheet_is_read_relative_to_itself(tmp_path):
     assert second == ("b", tmp_path / "sub/b.npy", {"sections": str(tmp_path / "t.tsv")})
     sheet.write_text("sample,image\na,a.npy\na,b.npy\n")
     with pytest.raises(InputError, match="names sample a in 2 rows"):
+        read_samples(sheet)
+    sheet.write_text(' sample , image \na , "a.npy"\n')
+    assert read_samples(sheet) == [("a", tmp_path / "a.npy", {})]
+    sheet.write_text("sample,image\na,a.npy\nb\n")
+    with pytest.raises(InputError, match="row 2: sample and image must not be empty"):
         read_samples(sheet)
     sheet.write_text("sample,file\na,a.npy\n")
     with pytest.raises(InputError, match="has columns sample, file; expected sample, image"):

@@ -31,6 +31,15 @@ def test_a_table_may_have_commas_other_columns_and_no_flags(tmp_path):
     assert [(s.id, s.z_start, s.z_stop, s.flag) for s in table] == [("x", 0, 3, "ok"), ("y", 3, 5, "ok")]
 
 
+def test_a_table_may_be_quoted_and_have_any_line_ends(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b'"id","z_start","z_stop"\r\n"x",0,3\r\n"y",3,5\r\n')
+    assert [s.id for s in SectionTable.read(path, 5)] == ["x", "y"]
+    path.write_bytes("id,z_start,z_stop\nx,0,5\n".encode("utf-16"))
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        SectionTable.read(path, 5)
+
+
 def test_flagged_sections_are_kept_out_of_statistics():
     table = SectionTable([Section("a", 0, 2), Section("b", 2, 5, "missing"), Section("c", 5, 6, "interpolated")], 6)
     assert table.usable_planes.tolist() == [True, True, False, False, False, False]

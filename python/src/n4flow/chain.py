@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from n4flow.rendering import display_window, extent, output_scale
 from n4flow.report import write_report
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics import PlaneHistograms, ShrunkenVolume
+from n4flow.timing import dumps
 from n4flow.zprofile import PlaneGain, estimate_plane_gain
 
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's store has alike
@@ -242,8 +242,8 @@ def finish(
     validate_store(store)
     validate_store(folder / MASK_NAME)
     recipe.save(folder / "recipe.json", n4flow=version, sample=plan.sample, shape=list(plan.volume.shape))
-    arrays = {"before": before, "after": after, "tissue": tissue.small, "agarose": tissue.agarose_small}
-    numbers = {
+    arrays: dict[str, Any] = {"before": before, "after": after, "tissue": tissue.small, "agarose": tissue.agarose_small}
+    numbers: dict[str, Any] = {
         "sample": plan.sample,
         "n4flow": version,
         "plan": plan.summary(),
@@ -265,5 +265,5 @@ def finish(
         warnings=list(dict.fromkeys(warned)),
         **arrays,
     )
-    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(dumps(numbers) + "\n", encoding="utf-8")
     return numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 import numba
 
-from n4flow.arrays import resolve_backend
 from n4flow.background import SpatialMeanBackground
 from n4flow.chain import (
     BiasSettings,
@@ -26,6 +25,7 @@ from n4flow.chain import (
 )
 from n4flow.correction import Correction
 from n4flow.errors import InputError
+from n4flow.fit.engine import choose_backend
 from n4flow.normalize import estimate_plane_range
 from n4flow.parameters import iteration_list, resolve
 from n4flow.passes import TissueSource, shrink_pass, statistics_pass
@@ -93,14 +93,35 @@ def run(input: str | Path, outdir: str | Path, *, threads: int | None = None, **
         Backend `gpu` was asked for and no GPU works.
     """
     resolved = resolve({**parameters, "input": str(input), "outdir": str(outdir)})
-    backend = resolve_backend(resolved["backend"]) if resolved["bias"] != "off" else resolved["backend"]
-    plans = [make_plan(image, resolved | own, sample) for sample, image, own in read_samples(Path(input))]
+    backend = choose_backend(resolved["backend"]) if resolved["bias"] != "off" else resolved["backend"]
+    asked = []
+    for sample, image, own in read_samples(Path(input)):
+        plan = make_plan(image, resolved | own, sample)
+        check_apart(Path(outdir) / plan.sample, [image, (resolved | own)["mask"], (resolved | own)["sections"]])
+        asked.append((plan, resolved | own))
     results = []
-    for plan in plans:
+    for plan, settled in asked:
+        for warning in plan.warnings:
+            log.warning("warning: sample %s: %s", plan.sample, warning)
         with published(Path(outdir) / plan.sample) as folder:
-            numbers = _run_sample(plan, folder, resolved, backend, threads)
+            numbers = _run_sample(plan, folder, settled, backend, threads)
         results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
     return Result(Path(outdir), tuple(results))
+
+
+def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
+    """Refuse inputs that lie where the results will: a run would replace them.
+
+    Raises
+    ------
+    InputError
+        With the path.
+    """
+    target = folder.resolve()
+    for path in inputs:
+        if isinstance(path, (str, Path)) and target in (Path(path).resolve(), *Path(path).resolve().parents):
+            msg = f"{path} lies in {folder}, where the results go; choose another outdir"
+            raise InputError(msg)
 
 
 def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
@@ -111,8 +132,10 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
         msg = f"parameter input: {path} does not exist; check the path"
         raise InputError(msg)
     with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream, skipinitialspace=True)
-        rows, names = list(reader), list(reader.fieldnames or [])
+        header, *lines = [
+            [cell.strip() for cell in line] for line in csv.reader(stream, skipinitialspace=True) if any(line)
+        ] or [[]]
+    names, rows = header, [dict(zip(header, line, strict=False)) for line in lines]
     if set(names) - set(COLUMNS) or not {"sample", "image"} <= set(names):
         expected = "sample, image and, optionally, mask, sections, voxel_um"
         msg = f"sample sheet {path.name} has columns {', '.join(names)}; expected {expected}"
@@ -120,6 +143,10 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     if not rows:
         msg = f"sample sheet {path.name} has no rows; give one line for each sample under a header"
         raise InputError(msg)
+    for number, row in enumerate(rows, start=1):
+        if not row.get("sample") or not row.get("image"):
+            msg = f"sample sheet {path.name}, row {number}: sample and image must not be empty"
+            raise InputError(msg)
     samples = [row["sample"] for row in rows]
     for sample in samples:
         if samples.count(sample) > 1:
@@ -129,7 +156,7 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     return [(row["sample"], path.parent / row["image"], _own(row, path.parent)) for row in rows]
 
 
-def _own(row: Mapping[str, str | None], folder: Path) -> dict[str, Any]:
+def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """Return the parameters that a row of the sheet sets for its sample."""
     own: dict[str, Any] = {}
     if row.get("mask"):

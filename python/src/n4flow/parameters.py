@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -48,14 +49,34 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     rules = schema()
     for name in given:
         if name not in rules:
-            near = difflib.get_close_matches(name.replace("-", "_"), rules, n=1, cutoff=0.0)
-            msg = f"unknown parameter {name}; did you mean {near[0]}?"
+            msg = f"unknown parameter {name}; did you mean {nearest(name.replace('-', '_'), rules)}?"
             raise InputError(msg)
     resolved = defaults()
     for name, value in given.items():
         if value is not None:
             resolved[name] = _checked(name, value, rules[name])
     return resolved
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the name that holds `name` or is held by it, or else the one with the smallest edit distance.
+
+    >>> nearest("smoth_z", ["smooth_z", "mask"]), nearest("norm", ["mask", "normalize"])
+    ('smooth_z', 'normalize')
+    """
+
+    def distance(other: str) -> int:
+        if name in other or other in name:
+            return 0
+        row = list(range(len(other) + 1))
+        for i, a in enumerate(name):
+            following = [i + 1]
+            for j, b in enumerate(other):
+                following.append(min(row[j + 1] + 1, following[j] + 1, row[j] + (a != b)))
+            row = following
+        return row[-1]
+
+    return min(names, key=distance)
 
 
 def numbers(text: Any, name: str, count: int | None = None) -> list[float]:
@@ -92,15 +113,23 @@ def _checked(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     from jsonschema import Draft202012Validator
 
     types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
-    value = _typed(value, types)
-    if next(Draft202012Validator(rule).iter_errors(value), None) is not None:
-        msg = f"parameter {name} must be {_expectation(rule, types)}, got {value!r}"
+    typed = _typed(value, types)
+    finite = not isinstance(typed, float) or math.isfinite(typed)
+    if not finite or next(Draft202012Validator(rule).iter_errors(typed), None) is not None:
+        shown = value if isinstance(typed, (int, float)) else repr(value)
+        msg = f"parameter {name} must be {_expectation(rule, types)}, got {shown}"
         raise InputError(msg)
-    return float(value) if types == ["number"] else value
+    if types == ["number"]:
+        return float(typed)
+    return int(typed) if isinstance(typed, float) else typed
 
 
 def _typed(value: Any, types: list[str]) -> Any:
-    """Turn text from a command line into the first of `types` that it spells."""
+    """Turn text from a command line into the first of `types` that it spells, and a path or numbers into text."""
+    if isinstance(value, (list, tuple)):
+        value = " ".join(str(item) for item in value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if not isinstance(value, str):
         return str(value) if types == ["string"] and not isinstance(value, bool) else value
     for kind in types:
@@ -119,8 +148,8 @@ def _expectation(rule: Mapping[str, Any], types: list[str]) -> str:
         return " or ".join(filter(None, [", ".join(rule["enum"][:-1]), rule["enum"][-1]]))
     words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
     text = " or ".join(words[kind] for kind in types)
-    if "pattern" in rule:
-        text = "whole numbers separated by commas"
+    if "expected" in rule:
+        text = rule["expected"]
     low, high = rule.get("minimum", rule.get("exclusiveMinimum")), rule.get("maximum")
     if low is not None:
         above = "above" if "exclusiveMinimum" in rule else "from"

@@ -17,6 +17,7 @@ from n4flow.statistics import PlaneHistograms, ShrunkenVolume, plane_histograms,
 from n4flow.volume import Volume
 
 BLOCK_VOXELS = 1 << 24  # 64 MB of float32: large enough for the codecs, small enough for a laptop
+READ_BYTES = 1 << 29  # of the input's own type: what may be read at once to decode deep chunks only once
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,27 @@ class TissueSource:
         return expand_mask(small, self.shrink, slice(0, 1), slice(0, height), slice(0, width))[0]
 
 
-def stream(volume: Volume, z_start: int, z_stop: int, step: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+def stream(volume: Volume, z_start: int, z_stop: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first plane, block) for runs of planes in order, reading one run ahead.
 
-    Runs begin at multiples of the store's own depth of chunks, so that no chunk is decoded twice.
+    A run that is read begins at a multiple of the store's depth of chunks, so that no chunk is decoded twice, unless
+    planes are so large that a layer of chunks would not fit into `READ_BYTES`. What is yielded has about
+    `BLOCK_VOXELS`.
     """
-    if step is None:
-        depth = volume.chunks[0]
-        fitting = max(1, BLOCK_VOXELS // (volume.shape[1] * volume.shape[2]))
-        step = max(depth, fitting // depth * depth) if depth <= 4 * fitting else fitting
+    plane = volume.shape[1] * volume.shape[2]
+    block, depth = max(1, BLOCK_VOXELS // plane), volume.chunks[0]
+    step = max(block, READ_BYTES // (plane * volume.dtype.itemsize)) if depth > block else block
+    step = step // depth * depth or step
     cuts = [z_start, *range((z_start // step + 1) * step, z_stop, step), z_stop]
     runs = list(pairwise(cuts))
     with ThreadPoolExecutor(max_workers=1) as reader:
         ahead = reader.submit(volume.read, slice(*runs[0]))
-        for number, (start, _stop) in enumerate(runs):
-            block = ahead.result()
+        for number, (start, stop) in enumerate(runs):
+            values = ahead.result()
             if number + 1 < len(runs):
                 ahead = reader.submit(volume.read, slice(*runs[number + 1]))
-            yield start, block
+            for z in range(start, stop, block):
+                yield z, values[z - start : z - start + block]
 
 
 def corrected(block: np.ndarray, recipe: Recipe, start: int, volume: Volume, tissue: np.ndarray | None) -> np.ndarray:

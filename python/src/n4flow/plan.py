@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from n4flow.sections import SectionTable
 from n4flow.volume import Volume, open_volume
 
 SHRUNKEN_SIDE = 512  # voxels: enough for a mask and a smooth field, and a plane of it is 1 MB
+# The endings of the formats that are read; modules/samples.nf has the same.
+ENDINGS = (
+    r"(?:\.ozx|(?:\.ome)?\.zarr(?:\.zip)?|(?:\.ome)?\.tiff?|\.btf|\.tf8|\.nii(?:\.gz)?|\.nrrd|\.nhdr|\.mh[ad]|\.npy)$"
+)
+RESERVED = ("mask", "pipeline_info")  # what else has a name in the results
 FEWEST_SIDE = 32  # voxels: below this a shrunken plane no longer shows the tissue
 
 
@@ -137,6 +143,7 @@ def make_plan(image: str | Path, parameters: Mapping[str, Any], sample: str | No
         Any fault of the input; the message begins with the sample's name.
     """
     sample = sample or sample_name(image)
+    check_name(sample)
     try:
         return _plan(Path(image), parameters, sample)
     except InputError as error:
@@ -150,12 +157,21 @@ def sample_name(image: str | Path) -> str:
     >>> sample_name("data/brain.ome.zarr"), sample_name("t1.nii.gz"), sample_name("a.b.tif")
     ('brain', 't1', 'a.b')
     """
-    name = Path(image).name
-    endings = (".ome.zarr.zip", ".ome.zarr", ".ome.tiff", ".ome.tif", ".zarr.zip", ".nii.gz")
-    for ending in endings:
-        if name.lower().endswith(ending) and len(name) > len(ending):
-            return name[: -len(ending)]
-    return Path(name).stem
+    return re.sub(ENDINGS, "", Path(image).name, flags=re.IGNORECASE)
+
+
+def check_name(sample: str) -> None:
+    """Refuse a sample name that cannot name a folder of results, or that a result has already.
+
+    Raises
+    ------
+    InputError
+        With the rule.
+    """
+    if not re.fullmatch(r"\w[\w .+-]*", sample) or sample in RESERVED:
+        rule = "letters, digits, spaces and . _ + -, beginning with a letter or digit"
+        msg = f"sample name {sample!r} must be {rule}, and not {' or '.join(RESERVED)}; give another in a sample sheet"
+        raise InputError(msg)
 
 
 def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
@@ -168,9 +184,12 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
     if not any(section.usable for section in sections):
         warnings.append("every section is flagged, so nothing can be estimated and sections stay as they are")
     shrink = parameters["shrink"] or choose_shrink(volume.shape)
-    if min(volume.shape[1:]) < 2 * shrink:
+    if shrink > 1 and min(volume.shape[1:]) < 2 * shrink:
         msg = f"shrink {shrink} leaves fewer than 2 voxels of planes of {volume.shape[1:]} (Y, X); give a smaller one"
         raise InputError(msg)
+    wide = volume.dtype.kind in "iu" and volume.dtype.itemsize >= 4
+    if wide or volume.dtype == np.float64:
+        warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
     _check_spline(parameters, volume)
     geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
     layout = plan_layout(
@@ -197,14 +216,17 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
 
 def _check_spline(parameters: Mapping[str, Any], volume: Volume) -> None:
     """Refuse knots that would end finer than the voxels, before anything is read."""
-    spline_um, levels = parameters["spline_um"], len(iteration_list(parameters["iterations"]))
-    if spline_um is None or parameters["bias"] == "off" or volume.voxel_um is None:
+    voxel_um, levels = volume.voxel_um, len(iteration_list(parameters["iterations"]))
+    if parameters["bias"] == "off" or voxel_um is None:
         return
-    last = spline_um / 2 ** (levels - 1)
-    finest = 2 * max(volume.voxel_um["y"], volume.voxel_um["x"])
+    extent = min(volume.shape[1] * voxel_um["y"], volume.shape[2] * voxel_um["x"])
+    first = parameters["spline_um"] or extent
+    last = first / 2 ** (levels - 1)
+    finest = 2 * max(voxel_um["y"], voxel_um["x"])
     if last < finest:
+        asked = f"spline_um {first:g}" if parameters["spline_um"] else f"one span of {first:g} micrometres"
         msg = (
-            f"spline_um {spline_um:g} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
+            f"{asked} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
             f"voxels ({finest:g}); give at least {finest * 2 ** (levels - 1):g} or fewer levels"
         )
         raise InputError(msg)

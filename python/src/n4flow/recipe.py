@@ -68,6 +68,7 @@ class Recipe(Sequence[Correction]):
         The first is applied first.
     """
 
+    shape: tuple[int, ...] | None = None  # (Z, Y, X) of the volume that a stored recipe was made for
     mask: Path | None = None  # the tissue mask that was published beside a stored recipe
 
     def __init__(self, corrections: Sequence[Correction] = ()) -> None:
@@ -97,8 +98,10 @@ class Recipe(Sequence[Correction]):
                 corrections.append(correction)
                 stages.append(stage)
         recipe = cls(corrections)
-        if path.is_file() and (path.parent / MASK_NAME).exists():
-            recipe.mask = path.parent / MASK_NAME
+        if path.is_file():
+            shape = json.loads(path.read_text(encoding="utf-8")).get("shape")
+            recipe.shape = tuple(shape) if shape else None
+            recipe.mask = path.parent / MASK_NAME if (path.parent / MASK_NAME).exists() else None
         return recipe
 
     @staticmethod

@@ -122,15 +122,30 @@ def display_window(after: ShrunkenVolume, tissue: np.ndarray, scale: float = 1.0
 
 @contextmanager
 def published(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` to write into; it takes the place of `out` only if nothing fails."""
+    """Give a folder beside `out` to write into; it takes the place of `out` only if nothing fails.
+
+    Raises
+    ------
+    InputError
+        There is something at `out` that is no result of an earlier run.
+    """
+    if out.exists() and not (out / "recipe.json").is_file():
+        msg = f"{out} exists and is no result of n4flow; remove it or choose another place"
+        raise InputError(msg)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         partial = scratch / "new"
         yield partial
+        old = scratch / "old"
         if out.exists():
-            os.replace(out, scratch / "old")
-        os.replace(partial, out)
+            os.replace(out, old)
+        try:
+            os.replace(partial, out)
+        except OSError:
+            if old.exists():
+                os.replace(old, out)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -196,6 +211,10 @@ def render(
     voxel_um = volume.voxel_um
     if voxel_um is None:
         msg = f"{volume.source.name} has no voxel size; open it with voxel_um (z y x, micrometres)"
+        raise InputError(msg)
+    if recipe.shape is not None and recipe.shape != volume.shape:
+        shapes = f"the recipe was made for a volume of {recipe.shape}, this one has {volume.shape} (Z, Y, X)"
+        msg = f"{shapes}; give the volume it was made for"
         raise InputError(msg)
     layout = plan_layout(
         volume.shape,

@@ -105,15 +105,20 @@ class SectionTable(Sequence[Section]):
             msg = f"section table {path} does not exist; give a file with columns id, z_start, z_stop, flag, or a count"
             raise InputError(msg)
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            header = stream.readline()
-            delimiter = "\t" if "\t" in header else ","
-            names = [name.strip() for name in header.rstrip("\r\n").split(delimiter)]
+            try:
+                text = stream.read()
+            except UnicodeDecodeError as error:
+                msg = f"section table {path.name} is not UTF-8 text ({error.reason}); save it as UTF-8"
+                raise InputError(msg) from error
+            lines = text.splitlines()
+            delimiter = "\t" if lines and "\t" in lines[0] else ","
+            names = [name.strip() for name in next(csv.reader(lines[:1], delimiter=delimiter), [])]
             missing = [name for name in COLUMNS[:3] if name not in names]
             if missing:
                 msg = f"section table {path.name} lacks column {', '.join(missing)}; it has {', '.join(names)}"
                 raise InputError(msg)
             sections = []
-            for row, record in enumerate(csv.DictReader(stream, fieldnames=names, delimiter=delimiter), start=1):
+            for row, record in enumerate(csv.DictReader(lines[1:], fieldnames=names, delimiter=delimiter), start=1):
                 try:
                     z_start, z_stop = int(record["z_start"]), int(record["z_stop"])
                 except (TypeError, ValueError):

@@ -1,13 +1,18 @@
-"""The clock of a stage: seconds, warnings and the numbers that the report shows."""
+"""The clock of a stage and its numbers: seconds, warnings, and how they are written as JSON."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from n4flow.errors import N4flowWarning
 
@@ -40,3 +45,20 @@ def stage(name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
     for message in said:
         log.warning("warning: %s", message)
     collected.update(seconds=round(time.perf_counter() - started, 3), warnings=said)
+
+
+def dumps(value: Any) -> str:
+    """Return JSON text; NumPy scalars and arrays as numbers and lists, what is not finite as null."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -37,7 +37,12 @@ def warm_up() -> dict[str, Any]:
             phantom = Phantom(PhantomOptions(sections=2, planes=4, size=(48, 56), dtype=dtype))
             image = Path(folder) / f"{dtype}.ome.zarr"
             phantom.write(image)
-            chain = {"bias": "two_pass", "iterations": "2,2", "backend": "cpu", "background_radius_um": 500}
+            chain: dict[str, Any] = {
+                "bias": "two_pass",
+                "iterations": "2,2",
+                "backend": "cpu",
+                "background_radius_um": 500,
+            }
             run(image, Path(folder) / dtype, sections=2, shrink=2, dtype="input", **chain)
             plane = phantom.observed(0, 1)[0].astype(np.float32)
             n4(plane, plane > 0, iters=(2, 2), backend="cpu")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import typer.main
@@ -42,22 +43,25 @@ LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow
 class Commands(typer.core.TyperGroup):
     """A group that imports a command's module only when that command is asked for."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Name the commands in the order a user needs them."""
         return [*USER_COMMANDS, *STEP_COMMANDS]
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import and return one command."""
         if cmd_name not in USER_COMMANDS and cmd_name not in STEP_COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
         module = importlib.import_module(f"n4flow.commands.{name}")
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        extra = {"context_settings": getattr(module, "CONTEXT", {}), "epilog": getattr(module, "EPILOG", None)}
+        extra: dict[str, Any] = {
+            "context_settings": getattr(module, "CONTEXT", {}),
+            "epilog": getattr(module, "EPILOG", None),
+        }
         app.command(name=cmd_name, **extra)(getattr(module, name))
         return typer.main.get_command(app)
 
-    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands without importing them."""
         for title, commands in (("Commands", USER_COMMANDS), ("Steps of the workflow", STEP_COMMANDS)):
             with formatter.section(title):
@@ -111,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("n4flow").setLevel(logging.INFO)
     warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays behind
     given = join_lists(sys.argv[1:] if arguments is None else arguments)
     try:
         typer.main.get_command(app)(args=given, prog_name="n4flow")
@@ -122,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _fail(
             f"out of memory ({error}); give the task more memory or fewer slab_planes", OutOfMemoryError.exit_code
         )
+    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        code = _fail(f"{error.filename}: {str(error.strerror).lower()}; check the path", 2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -135,6 +142,14 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show n4flow's own warnings as sentences, and no others."""
     if issubclass(category, N4flowWarning):
         typer.echo(f"n4flow: warning: {message}", err=True)

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.step import Channel, Image, JsonFile, Threads, VoxelUm, dumps, step
+from n4flow.commands.step import Channel, Image, JsonFile, Threads, VoxelUm, step
 from n4flow.errors import InputError
+from n4flow.timing import dumps
 
-OutDir = Annotated[
-    Path | None, typer.Option("--out", help="Folder for the section table and the background correction.")
-]
+OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for the background correction.")]
 Answer = Annotated[
     Path | None,
     typer.Option("--answer", help="Write the plan, or the fault in one sentence, to a JSON file and end with 0."),
@@ -82,7 +81,6 @@ def _inspected(image: Path, sample: str | None, given: dict[str, Any], out: Path
     plan = make_plan(image, parameters, sample)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        plan.sections.write(out / "sections.tsv")
         radius = parameters["background_radius_um"]
         if radius > 0 and plan.volume.voxel_um is not None:
             background = SpatialMeanBackground(background_radius(radius, plan.volume.voxel_um))

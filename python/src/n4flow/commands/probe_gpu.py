@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from n4flow.commands.step import JsonFile, Threads, dumps, step
+from n4flow.commands.step import JsonFile, Threads, step
 from n4flow.errors import GpuError
+from n4flow.timing import dumps
 
 
 def probe_gpu(

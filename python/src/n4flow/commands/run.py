@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.step import JsonFile, Threads, dumps, set_threads
+from n4flow.commands.step import JsonFile, Threads, set_threads
 from n4flow.errors import InputError
 from n4flow.parameters import schema
+from n4flow.timing import dumps
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 EPILOG = "\b\nParameters:\n" + "\n".join(
@@ -27,6 +28,9 @@ def run(
     """Run the whole chain with the workflow's parameters: n4flow run INPUT OUTDIR --sections 30 --smooth-z 2 ..."""
     from n4flow.local import run as run_chain
 
+    if image.startswith("--") or str(outdir).startswith("--"):
+        msg = "give INPUT and OUTDIR first, then the parameters: n4flow run brain.ome.zarr results --sections 30"
+        raise InputError(msg)
     set_threads(threads)
     result = run_chain(image, outdir, threads=threads, **read_options(context.args))
     for sample in result.samples:
@@ -56,5 +60,8 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
     for key, values in options.items():
         if not values:
             msg = f"parameter {key} needs a value, as in --{key} VALUE"
+            raise InputError(msg)
+        if key in ("input", "outdir"):
+            msg = f"{key} is given by its place: n4flow run INPUT OUTDIR, then the parameters"
             raise InputError(msg)
     return {key: " ".join(values) for key, values in options.items()}

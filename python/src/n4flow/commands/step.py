@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from n4flow.errors import InputError
-from n4flow.timing import stage
+from n4flow.timing import dumps, stage
 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to use; all cores without it.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write this command's numbers to a JSON file.")]
@@ -61,23 +58,6 @@ def set_threads(threads: int | None) -> int:
     numba.set_num_threads(count)
     limit_threads(count)
     return count
-
-
-def dumps(value: Any) -> str:
-    """Return JSON text; NumPy scalars and arrays as numbers and lists, what is not finite as null."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def parts(folder: Path, pattern: str) -> list[Path]:

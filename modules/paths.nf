@@ -1,0 +1,43 @@
+// Paths of a run: do they exist, may they be replaced, have they changed?
+
+def existing(name, parameter, sample = null, folder = null) {
+    def path = name instanceof java.nio.file.Path ? name : file(name.toString(), glob: false)
+    if (folder != null && !name.toString().startsWith('/') && !name.toString().contains('://')) {
+        path = folder.resolve(name.toString())
+    }
+    if (!path.exists()) {
+        error "${sample ? "sample ${sample}: " : ''}parameter ${parameter}: ${name} does not exist; check the path"
+    }
+    return path
+}
+
+// Refuse inputs that lie where a sample's results go, and a place that holds something else: a run replaces what is there.
+def check_apart(target, inputs) {
+    def inside = inputs.find { path -> path && "${real(path)}/".startsWith("${real(target)}/") }
+    if (inside) { error "${inside} lies in ${target}, where the results go; choose another outdir" }
+    if (target.exists() && !target.resolve('recipe.json').exists()) {
+        error "${target} exists and is no result of n4flow; remove it or choose another outdir"
+    }
+}
+
+def real(path) {
+    return path.toUri().scheme == 'file' ? path.toFile().canonicalPath : path.toUriString()
+}
+
+// Names, sizes and times of all that lies in a directory: Nextflow looks at the directory's own alone.
+def digest(path) {
+    if (!path.isDirectory()) { return null }
+    def lines = list_files(path, path)
+    def dangling = lines.find { line -> line.startsWith('!') }
+    if (dangling) { error "${dangling.substring(1)} is a link to nothing; restore what it points to" }
+    return lines.sort().join('\n').md5()
+}
+
+// One line for each file below a folder; one that begins with ! for a link to nothing.
+def list_files(root, folder) {
+    return folder.listFiles().collect { entry ->
+        !entry.exists() ? "!${entry}".toString()
+            : entry.isDirectory() ? list_files(root, entry)
+            : "${root.relativize(entry)} ${entry.size()} ${entry.lastModified()}".toString()
+    }.flatten()
+}
