@@ -25,8 +25,6 @@ PIECE_VOXELS = 1 << 20  # most voxels to a piece of work: 4 MB of float32
 kernel = njit(nogil=True, cache=True, error_model="numpy")
 # A loop over one row, inlined where it is called: handing over a dozen arrays would cost as much as the row.
 row_kernel = njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
-# For sums and extremes within a piece of work whose size the data fixes: the compiler may order them for its vectors.
-reduction = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nnan", "nsz", "contract"})
 
 
 @intrinsic

@@ -16,7 +16,8 @@ import numpy as np
 
 from n4flow.fit import vector as v
 from n4flow.fit.compiled import kernel
-from n4flow.fit.sweeps import LANES, PRESENT, highest_of, sum_of
+from n4flow.fit.sweeps import LANES, PRESENT
+from n4flow.fit.vector import highest_of, sum_of
 
 up = np.uintp
 f4 = np.float32

@@ -183,7 +183,7 @@ def _spread(first: np.ndarray, weights: np.ndarray, controls: int, width: int) -
 
 def _reach(weights: np.ndarray) -> np.ndarray:
     """Return the controls that reach each eight columns: the first, and the one behind the last."""
-    used = weights.reshape(weights.shape[0], -1, LANES).any(axis=2)
+    used = np.asarray(weights.reshape(weights.shape[0], -1, LANES).any(axis=2))
     first, last = used.argmax(axis=0), weights.shape[0] - used[::-1].argmax(axis=0)
     reach = np.where(used.any(axis=0), [first, last], 0)
     return np.ascontiguousarray(reach.T, np.uintp)

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from n4flow.fit.compiled import pieces, share, writeable
-from n4flow.fit.packing_kernels import count_at_top, find_hulls, pack_rows
+from n4flow.fit.packing_kernels import extremes, find_hulls, pack_rows
 from n4flow.fit.problem import Survey, Voxels
 from n4flow.fit.vector import LANES
 
+SHARED_VOXELS = 1 << 21  # voxels of an image below which threads take longer to start than to pack it
 UNIT_VOXELS = 1 << 14  # packed voxels to a piece of a sweep, about: a plane where it is smaller
 
 
@@ -114,7 +115,7 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
         pack_rows(weights.reshape(n_z * n_y, n_x), flat_mask, first, stop, start, packed_weights)
         packed_weights[np.isinf(packed_weights)] = 0
     masked, nonfinite, nonpositive = (int(n) for n in counts.sum(axis=0))
-    low, high, at_high = count_at_top(log_image)
+    low, high, at_high = extremes(log_image)
     usable = masked - nonfinite - nonpositive
     survey = Survey(
         Voxels(masked, nonfinite, nonpositive),
@@ -140,7 +141,7 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
             start = z_start * n_y + y_start
             work(start, start + block.shape[0] * block.shape[1], block.reshape(-1, n_x))
 
-    share(each, len(cuts), threads)
+    share(each, len(cuts), threads if image.size > SHARED_VOXELS else 1)
 
 
 def _units(start: np.ndarray, n_y: int) -> np.ndarray:
@@ -149,13 +150,17 @@ def _units(start: np.ndarray, n_y: int) -> np.ndarray:
     They follow from the mask alone, never from the number of threads, since sums are kept by piece. Rows without voxels
     before the first and behind the last are left out.
     """
+    full = np.diff(start.astype(np.int64)).reshape(-1, n_y) > 0
+    planes = np.flatnonzero(full.any(axis=1))
+    begin = planes * n_y + full[planes].argmax(axis=1)
+    end = (planes + 1) * n_y - full[planes, ::-1].argmax(axis=1)
+    pieces_of = np.rint((start[end] - start[begin]).astype(np.int64) / UNIT_VOXELS).astype(np.int64)
+    if (pieces_of <= 1).all():
+        return np.stack((begin, end), axis=1).astype(np.uintp)
     units = []
-    for top in range(0, start.size - 1, n_y):
-        edges = start[top : top + n_y + 1].astype(np.int64)
-        n = round((edges[-1] - edges[0]) / UNIT_VOXELS)
-        inner = np.searchsorted(edges, edges[0] + (edges[-1] - edges[0]) * np.arange(1, n) // max(n, 1))
-        for begin, end in pairwise([0, *np.unique(inner), n_y]):
-            full = np.flatnonzero(np.diff(edges[begin : end + 1]))
-            if full.size:
-                units.append((top + begin + full[0], top + begin + full[-1] + 1))
+    for first, last, n in zip(begin.tolist(), end.tolist(), np.maximum(pieces_of, 1).tolist(), strict=True):
+        edges = start[first : last + 1].astype(np.int64)
+        inner = np.searchsorted(edges, edges[0] + (edges[-1] - edges[0]) * np.arange(1, n) // n)
+        cuts = np.unique(np.concatenate(([0], inner, [last - first])))
+        units += [(first + a, first + b) for a, b in pairwise(cuts.tolist())]
     return np.array(units, np.uintp).reshape(-1, 2)

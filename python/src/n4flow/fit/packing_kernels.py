@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from n4flow.fit.compiled import kernel, reduction, row_kernel
+from n4flow.fit import vector as v
+from n4flow.fit.compiled import kernel, row_kernel
+from n4flow.fit.vector import highest_of, lowest_of, sum_of
 
 OUTSIDE = np.float32(np.inf)  # also its own logarithm
 _ZERO = np.float32(0)
 _ONE = np.uintp(1)
+COUNT_BLOCK = 1 << 20
 
 
 @row_kernel
@@ -38,20 +41,25 @@ def find_hulls(values, mask, first, stop, counts):
         for x in range(n_x):
             masked += mask[r, x] != 0
         counts[r, 0], counts[r, 1], counts[r, 2] = masked, 0, 0
+        first[r], stop[r] = 0, 0
+        if masked == 0:
+            continue
         a, b = np.uintp(0), n_x
-        if masked:
-            while a < b and not usable(mask[r, a], values[r, a]):
+        while mask[r, a] == 0:
+            a += _ONE
+        while mask[r, b - _ONE] == 0:
+            b -= _ONE
+        finite, positive = np.int64(0), np.int64(0)
+        for x in range(b - a):
+            finite += (mask[r, a + x] != 0) & (abs(values[r, a + x]) < OUTSIDE)
+            positive += usable(mask[r, a + x], values[r, a + x])
+        counts[r, 1], counts[r, 2] = masked - finite, finite - positive
+        if positive:
+            while not usable(mask[r, a], values[r, a]):
                 a += _ONE
-            while a < b and not usable(mask[r, b - _ONE], values[r, b - _ONE]):
+            while not usable(mask[r, b - _ONE], values[r, b - _ONE]):
                 b -= _ONE
-            finite, positive = np.int64(0), np.int64(0)
-            for x in range(n_x):
-                finite += (mask[r, x] != 0) & (abs(values[r, x]) < OUTSIDE)
-                positive += usable(mask[r, x], values[r, x])
-            counts[r, 1], counts[r, 2] = masked - finite, finite - positive
-        else:
-            b = a
-        first[r], stop[r] = a, b
+            first[r], stop[r] = a, b
 
 
 @kernel
@@ -66,16 +74,22 @@ def pack_rows(values, mask, first, stop, start, packed):
             packed[x] = OUTSIDE
 
 
-@reduction
-def count_at_top(packed):
+@kernel
+def extremes(packed):
     """Return the lowest and the highest packed value that is not `OUTSIDE`, and how many voxels hold the highest."""
-    low, high = OUTSIDE, -OUTSIDE
-    for i in range(packed.size):
-        v = packed[i]
-        low = min(low, v)
-        if v < OUTSIDE:
-            high = max(high, v)
-    at_high = 0
-    for i in range(packed.size):
-        at_high += packed[i] == high
-    return low, high, at_high
+    outside, one, zero = v.splat(OUTSIDE), v.splat(np.float32(1)), v.splat(_ZERO)
+    low, high = outside, v.splat(-OUTSIDE)
+    for i in range(np.uintp(0), np.uintp(packed.size), np.uintp(v.LANES)):
+        value = v.load(packed, i)
+        low = v.least(low, value)
+        high = v.greatest(high, v.where_below(value, outside, value, high))
+    lowest, highest = lowest_of(low), highest_of(high)
+    top = v.splat(highest)
+    at_high = np.int64(0)
+    for begin in range(np.uintp(0), np.uintp(packed.size), np.uintp(COUNT_BLOCK)):  # float32 counts to 2^24 only
+        number = zero
+        for i in range(begin, min(begin + np.uintp(COUNT_BLOCK), np.uintp(packed.size)), np.uintp(v.LANES)):
+            value = v.load(packed, i)
+            number = v.add(number, v.where_below(value, top, zero, v.where_below(value, outside, one, zero)))
+        at_high += np.int64(sum_of(number))
+    return lowest, highest, at_high

@@ -13,6 +13,7 @@ import numpy as np
 
 from n4flow.fit import vector as v
 from n4flow.fit.compiled import kernel, row_kernel
+from n4flow.fit.vector import highest_of, lowest_of, sum_of
 
 up = np.uintp
 f4 = np.float32
@@ -22,33 +23,6 @@ SMALL_STEP = 0.1  # |step of the log field| up to which four terms give expm1 to
 ABSENT = f4(1e9)  # marks voxels outside the mask among the changes
 PRESENT = f4(1e8)  # changes of voxels in the mask are below
 TERMS = 12  # for larger ones: to 1e-7 up to 1, and far above any threshold beyond
-
-
-@row_kernel
-def sum_of(value):
-    """Return the sum of a vector's lanes, in order."""
-    total = v.lane(value, 0)
-    for k in range(1, v.LANES):
-        total += v.lane(value, k)
-    return total
-
-
-@row_kernel
-def lowest_of(value):
-    """Return the lowest of a vector's lanes."""
-    low = v.lane(value, 0)
-    for k in range(1, v.LANES):
-        low = min(low, v.lane(value, k))
-    return low
-
-
-@row_kernel
-def highest_of(value):
-    """Return the highest of a vector's lanes."""
-    high = v.lane(value, 0)
-    for k in range(1, v.LANES):
-        high = max(high, v.lane(value, k))
-    return high
 
 
 @row_kernel

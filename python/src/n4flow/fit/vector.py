@@ -16,6 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
+from n4flow.fit.compiled import row_kernel
+
 LANES = 8
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
@@ -174,3 +176,30 @@ def greatest(context, a, b):
         return builder.select(builder.fcmp_ordered(">", *values), *values)
 
     return vector(a, b), build
+
+
+@row_kernel
+def sum_of(value):
+    """Return the sum of a vector's lanes, in order."""
+    total = lane(value, 0)
+    for k in range(1, LANES):
+        total += lane(value, k)
+    return total
+
+
+@row_kernel
+def lowest_of(value):
+    """Return the lowest of a vector's lanes."""
+    low = lane(value, 0)
+    for k in range(1, LANES):
+        low = min(low, lane(value, k))
+    return low
+
+
+@row_kernel
+def highest_of(value):
+    """Return the highest of a vector's lanes."""
+    high = lane(value, 0)
+    for k in range(1, LANES):
+        high = max(high, lane(value, k))
+    return high
