@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from n4flow.errors import GpuError, InputError
-
-log = logging.getLogger("n4flow")
+from n4flow.errors import GpuError
 
 BACKENDS = ("auto", "cpu", "gpu", "itk")
 
@@ -87,31 +84,3 @@ def probe_gpu() -> GpuInfo:
         )
         raise GpuError(msg) from error
     return GpuInfo(properties["name"].decode(), str(driver), int(free))
-
-
-def resolve_backend(backend: str) -> str:
-    """Return the backend that runs: `cpu`, `gpu` or `itk`.
-
-    The backend asked for is the backend used. Only `auto` chooses, and says what it took.
-
-    Raises
-    ------
-    InputError
-        The name is none of `auto`, `cpu`, `gpu`, `itk`.
-    GpuError
-        `gpu` was asked for and no GPU works.
-    """
-    if backend not in BACKENDS:
-        msg = f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}"
-        raise InputError(msg)
-    if backend == "gpu":
-        probe_gpu()
-    if backend != "auto":
-        return backend
-    try:
-        info = probe_gpu()
-    except GpuError as error:
-        log.info("backend auto: cpu (%s)", error)
-        return "cpu"
-    log.info("backend auto: gpu (%s)", info.name)
-    return "gpu"
