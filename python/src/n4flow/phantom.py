@@ -11,7 +11,6 @@ block, and neither block size nor thread count nor the number of planes asked fo
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.phantom_options import CLASSES, FAULTS, PhantomOptions
+from n4flow.planes import available_threads
 from n4flow.sections import Section, SectionTable
 
 __all__ = ["CLASSES", "Phantom", "PhantomBlock", "PhantomOptions"]
@@ -323,8 +323,3 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     centred = values - values.mean()
     spread = centred.std()
     return centred / spread if spread > 1e-12 else np.zeros_like(centred)
-
-
-def available_threads() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +50,9 @@ def set_threads(threads: int | None) -> int:
     """Limit the compiled kernels and SimpleITK to a number of threads, all available cores without one."""
     import numba
 
-    from n4flow.planes import limit_threads
+    from n4flow.planes import available_threads, limit_threads
 
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(threads or available, numba.config.NUMBA_NUM_THREADS)
+    count = min(threads or available_threads(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(count)
     limit_threads(count)
     return count
