@@ -108,3 +108,17 @@ def test_a_file_without_voxel_size_goes_to_npy_only(tmp_path, image):
     with pytest.raises(InputError, match="has no voxel size"):
         correct_file(tmp_path / "image.npy", tmp_path / "out.nii", iterations=(2,))
     assert not (tmp_path / "out.nii").exists()
+
+
+def test_nifti_whose_unit_is_unknown_keeps_its_affine_and_goes_to_no_other_format(tmp_path):
+    rng = np.random.default_rng(4)
+    affine = np.array([[0, -2, 0, 9], [2, 0, 0, -5], [0, 0, 3, 1], [0, 0, 0, 1]], float)
+    values = rng.uniform(100, 200, (24, 22, 20)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "in.nii")
+    correct_file(tmp_path / "in.nii", tmp_path / "out.nii.gz", iterations=(3,))
+    written = nibabel.load(tmp_path / "out.nii.gz")
+    assert np.allclose(written.affine, affine)
+    assert written.header.get_xyzt_units()[0] == "unknown"
+    with pytest.raises(InputError, match="has no voxel size"):
+        correct_file(tmp_path / "in.nii", tmp_path / "out.nrrd", iterations=(3,))
+    assert not (tmp_path / "out.nrrd").exists()

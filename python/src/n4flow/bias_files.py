@@ -11,6 +11,7 @@ import numpy as np
 from n4flow.bias import fit_bias
 from n4flow.errors import InputError
 from n4flow.fit.problem import check_distance, controls_from_distance
+from n4flow.formats.writers import keeps_without_size
 from n4flow.volume import open_volume, write_volume
 
 
@@ -65,8 +66,9 @@ def correct_file(
         msg = "spline_um and control_points both say how fine the lattice is; give one of them"
         raise InputError(msg)
     written = [Path(path) for path in (output, bias) if path is not None]
-    in_um = spline_um is not None or any(path.suffix.lower() != ".npy" for path in written)  # a .npy has no voxel size
-    volume = open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=in_um)
+    volume = open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=spline_um is not None)
+    if volume.voxel_um is None and not all(keeps_without_size(path, volume) for path in written):
+        open_volume(image, channel=channel)  # says in its own words that the voxel size is missing
     values = volume.read(slice(None))
     selected = None
     if mask is not None:

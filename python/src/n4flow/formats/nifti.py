@@ -153,15 +153,15 @@ def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like:
         metadata.get("affine_codes", [0, 2]),
         metadata.get("affine_unit", "mm"),
     )
-    size = [voxel_um[axis] / UNITS_UM.get(unit, 1e3) for axis in "xyz"]
-    if affine is None:
+    size = [voxel_um[axis] / UNITS_UM.get(unit, 1e3) for axis in "xyz"] if voxel_um else None
+    if affine is None and size is not None:
         origin = like.origin_um if like is not None else dict.fromkeys("xyz", 0.0)
         affine = np.diag([*size, 1.0])
         affine[:3, 3] = [origin[axis] / 1e3 for axis in "xyz"]
     else:
         affine = np.array(affine, float)
         stated = np.linalg.norm(affine[:3, :3], axis=0)
-        if unit in UNITS_UM and not np.allclose(size, stated, rtol=1e-6, atol=0):
+        if unit in UNITS_UM and size is not None and not np.allclose(size, stated, rtol=1e-6, atol=0):
             affine[:3, :3] *= size / stated  # a voxel size given by hand; directions and origin stay
     kind = nibabel.Nifti2Image if max(array.shape) > NIFTI1_LONGEST else nibabel.Nifti1Image
     image = kind(array.T, affine, dtype=array.dtype)

@@ -54,7 +54,8 @@ def write_volume(
     Raises
     ------
     InputError
-        Unknown ending, not a volume, a dtype that the format lacks, or no voxel size (only `.npy` has none).
+        Unknown ending, not a volume, a dtype that the format lacks, or no voxel size (`.npy` has none, and NIfTI to
+        NIfTI keeps the affine, whatever its unit).
     DiskFullError
         Space, inodes or a quota are used up.
     """
@@ -73,7 +74,7 @@ def write_volume(
         msg = f"voxels cannot be written as {array.dtype} to {path.name}; cast them to one of {', '.join(DTYPES)}"
         raise InputError(msg)
     voxel = by_axis(voxel_um, "voxel_um") if voxel_um is not None else like.voxel_um if like is not None else None
-    if voxel is None and ending != ".npy":
+    if voxel is None and not keeps_without_size(path, like):
         msg = f"{path.name} needs a voxel size; give it with voxel_um (z y x, micrometres)"
         raise InputError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,13 @@ def write_volume(
         raise disk_error(error, path) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def keeps_without_size(path: Path, like: Volume | None) -> bool:
+    """Return whether a file needs no voxel size: .npy has none, NIfTI keeps the affine of a NIfTI as it is."""
+    name = path.name.lower()
+    nifti = name.endswith((".nii", ".nii.gz")) and like is not None and "affine" in like.metadata
+    return name.endswith(".npy") or nifti
 
 
 def _write(
