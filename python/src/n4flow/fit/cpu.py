@@ -119,7 +119,6 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
 
     def work(member: int, members: int) -> None:
         common = (member, members, words, packed.rows, np.uintp(packed.shape[1]))
-        level_kernels.begin(*common, works[0], tables[0], lattices[0], phis[0], state, kernel_settings)
         for level, step in enumerate(steps):
             if member == 0 and level:  # the others wait at the beginning of the level
                 lattices[level][_core(step)] = bspline.refine(
@@ -134,6 +133,7 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
                 omegas[level],
                 state,
                 kernel_settings,
+                level == 0,
                 settings.iterations[level],
                 settings.stop,
                 measures[level],

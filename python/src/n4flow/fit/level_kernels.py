@@ -69,13 +69,13 @@ def lay_grid(state, largest, bins, per_bin):
 
 
 @kernel
-def fit_sweep(member, words, rows, n_y, work, tables, squares, table, state):
-    """Claim pieces and sum what they ask of the controls; with `squares`, their weights."""
+def fit_sweep(member, words, rows, n_y, work, tables, weights_y, weights_x, table, state):
+    """Claim pieces and sum what they ask of the controls."""
     while state[STOP] == 0.0:
         unit = team.claim(words, team.FIRST_SWEEP)
         if unit >= work.partial.shape[0]:
             break
-        fit_unit(up(unit), member, rows, n_y, table, tables, squares, work)
+        fit_unit(up(unit), member, rows, n_y, table, tables, weights_y, weights_x, work)
 
 
 @kernel
@@ -188,23 +188,8 @@ def measure_change(work, settings, stop):
 
 
 @kernel
-def begin(member, members, words, rows, n_y, work, tables, lattice, phi, state, settings):
-    """Before the first level: the fine bins of the log image itself, as after a step of 0."""
-    if member == 0:
-        prepare_field(work, tables, lattice, phi, state, 0.0, settings)
-    if not team.meet(words, members):
-        return
-    field_sweep(member, words, rows, n_y, work, tables, state)
-    if not team.meet(words, members):
-        return
-    if member == 0:
-        sharpen(members, work, state, settings)
-        words[team.SECOND_SWEEP] = 0
-
-
-@kernel
 def run_level(
-    member, members, words, rows, n_y, work, tables, lattice, phi, omega, state, settings, most, stop, measures
+    member, members, words, rows, n_y, work, tables, lattice, phi, omega, state, settings, first, most, stop, measures
 ):
     """Iterate one level.
 
@@ -221,6 +206,8 @@ def run_level(
     state : (STATE,) float64 array
         What the members know in common.
     settings : cpu.KernelSettings
+    first : bool
+        Whether this is the first level: it begins with the fine bins of the log image itself, as after a step of 0.
     most : int
         Iterations that may be made.
     stop : float
@@ -228,13 +215,24 @@ def run_level(
     measures : (most,) float64 array
         Written.
     """
+    if first:
+        if member == 0:
+            prepare_field(work, tables, lattice, phi, state, 0.0, settings)
+        if not team.meet(words, members):
+            return
+        field_sweep(member, words, rows, n_y, work, tables, state)
+        if not team.meet(words, members):
+            return
+        if member == 0:
+            sharpen(members, work, state, settings)
+            words[team.SECOND_SWEEP] = 0
     if member == 0:
         state[STOP] = 0.0
         work.ones[:] = f4(1)
         work.ones[int(state[FINE])] = f4(0)
     if not team.meet(words, members):
         return
-    fit_sweep(member, words, rows, n_y, work, tables, True, work.ones, state)
+    fit_sweep(member, words, rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state)
     if not team.meet(words, members):
         return
     if member == 0:
@@ -249,7 +247,7 @@ def run_level(
             if measures[made - 1] <= stop:
                 state[STOP] = 1.0
         if made < most:
-            fit_sweep(member, words, rows, n_y, work, tables, False, work.table, state)
+            fit_sweep(member, words, rows, n_y, work, tables, tables.share_y, tables.share_x, work.table, state)
         if not team.meet(words, members):
             return
         if state[STOP] != 0.0 or made == most:

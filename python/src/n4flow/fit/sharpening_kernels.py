@@ -60,8 +60,8 @@ def transform(re, im, re2, im2, cosine, sine, sign):
         half >>= up(1)
         run <<= up(1)
     if there:
-        re[:] = re2
-        im[:] = im2
+        for k in range(re.size):
+            re[k], im[k] = re2[k], im2[k]
 
 
 @kernel

@@ -73,18 +73,25 @@ def expand_rows(lattice, weights, reach, rows):
 
 
 @row_kernel
-def fit_row(index, weights, weighted, start, n, table, weights_y, sums, at, width):
+def add_to(sums, at, w, residual):
+    """sums[at : at + 8] += w residual."""
+    v.store(sums, at, v.fma(w, residual, v.load(sums, at)))
+
+
+@row_kernel
+def fit_row(index, weights, start, n, table, weights_y, sums, at, width):
     """Add a row's residuals to the sums of its four controls along y, each with its weight."""
     w0, w1, w2, w3 = v.splat(weights_y[0]), v.splat(weights_y[1]), v.splat(weights_y[2]), v.splat(weights_y[3])
     at1, at2, at3 = at + width, at + width + width, at + width + width + width
+    weighted = weights.size > 0
     for x in range(up(0), n, LANES):
         residual = v.look_up(table, index, start + x)
         if weighted:
             residual = v.multiply(residual, v.load(weights, start + x))
-        v.store(sums, at + x, v.fma(w0, residual, v.load(sums, at + x)))
-        v.store(sums, at1 + x, v.fma(w1, residual, v.load(sums, at1 + x)))
-        v.store(sums, at2 + x, v.fma(w2, residual, v.load(sums, at2 + x)))
-        v.store(sums, at3 + x, v.fma(w3, residual, v.load(sums, at3 + x)))
+        add_to(sums, at + x, w0, residual)
+        add_to(sums, at1 + x, w1, residual)
+        add_to(sums, at2 + x, w2, residual)
+        add_to(sums, at3 + x, w3, residual)
 
 
 @row_kernel
@@ -113,7 +120,7 @@ def contract_x(sums, at, weights, support, width, out):
 
 
 @kernel
-def fit_unit(unit, member, rows, n_y, table, tables, squares, work):
+def fit_unit(unit, member, rows, n_y, table, tables, weights_y, weights_x, work):
     """Sum what one piece of the image asks of the controls, resolved along y and x: work.partial[unit].
 
     Parameters
@@ -127,17 +134,16 @@ def fit_unit(unit, member, rows, n_y, table, tables, squares, work):
     table : (fine,) float32 array
         Residual of each fine bin; 0 for the bin of voxels outside the mask.
     tables : cpu.Tables
-    squares : bool
-        Whether to weight by squares (for the controls' weights) rather than by shares.
+    weights_y, weights_x : (Y, 4), (cx, width) float32 arrays
+        Of `tables`: shares, or squares to sum the controls' weights.
     work : cpu.Work
     """
     begin, end = rows.units[unit, up(0)], rows.units[unit, up(1)]
     y0 = begin % n_y
     fy = tables.first_y
-    wy, wx = (tables.square_y, tables.square_x) if squares else (tables.share_y, tables.share_x)
     low, high = fy[y0], fy[end - begin + y0 - up(1)] + up(4)
     sums = work.sums[member]
-    width = up(wx.shape[1])
+    width = up(weights_x.shape[1])
     zero = v.splat(f4(0))
     for x in range(low * width, high * width, LANES):
         v.store(sums, x, zero)
@@ -148,11 +154,8 @@ def fit_unit(unit, member, rows, n_y, table, tables, squares, work):
         if n > up(0):
             y = r - begin + y0
             at = fy[y] * width + rows.first[r]
-            if weights.size > 0:
-                fit_row(index, weights, True, start, n, table, wy[y], sums, at, width)
-            else:
-                fit_row(index, weights, False, start, n, table, wy[y], sums, at, width)
-    flat = wx.reshape(-1)
+            fit_row(index, weights, start, n, table, weights_y[y], sums, at, width)
+    flat = weights_x.reshape(-1)
     for j in range(low, high):
         contract_x(sums, j * width, flat, tables.support, width, work.partial[unit, j])
 
@@ -305,18 +308,9 @@ def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
         y = r - begin + y0
         at = fy[y] * width + rows.first[r]
         before = low
-        if not small:
-            low, high, total, squares = field_row(
-                rows, r, n, lines, steps, at, width, wy[y], grid, False, keep, index, kept, low, high, total, squares
-            )
-        elif keep:
-            low, high, total, squares = field_row(
-                rows, r, n, lines, steps, at, width, wy[y], grid, True, True, index, kept, low, high, total, squares
-            )
-        else:
-            low, high, total, squares = field_row(
-                rows, r, n, lines, steps, at, width, wy[y], grid, True, False, index, kept, low, high, total, squares
-            )
+        low, high, total, squares = field_row(
+            rows, r, n, lines, steps, at, width, wy[y], grid, small, keep, index, kept, low, high, total, squares
+        )
         if rows.start[r] == up(0):
             low = before
             first_low = first_lowest(rows, r, n, lines, at, width, wy[y], grid, work.places, work.positions)
