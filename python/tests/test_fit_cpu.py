@@ -159,12 +159,14 @@ def test_first_sweep(controls, weighted):
     state[level_kernels.STOP] = 0
     work.ones[:] = 1
     work.ones[int(state[level_kernels.FINE])] = 0
-    level_kernels.fit_sweep(0, words, packed.rows, n_y, work, tables, True, work.ones, state)
+    level_kernels.fit_sweep(
+        0, words, packed.rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state
+    )
     level_kernels.combine(packed.rows, n_y, tables.first_z, tables.square_z, work.partial, out)
     omega = bspline.fit_weights(confidence, controls)
     assert np.allclose(out, omega, rtol=2e-5, atol=1e-9)
     words[:] = 0
-    level_kernels.fit_sweep(0, words, packed.rows, n_y, work, tables, False, table, state)
+    level_kernels.fit_sweep(0, words, packed.rows, n_y, work, tables, tables.share_y, tables.share_x, table, state)
     level_kernels.combine(packed.rows, n_y, tables.first_z, tables.share_z, work.partial, out)
     residual = np.zeros(image.shape)
     residual[mask] = table[work.fine_index[packed.rows.log_image != OUTSIDE]]
