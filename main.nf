@@ -1,9 +1,9 @@
 #!/usr/bin/env nextflow
 // n4flow: even out the intensity of serial-section volumes. Stages write corrections; RENDER applies them once.
 
-include { check_parameters; as_json  } from './modules/parameters'
+include { check_parameters; check_row } from './modules/parameters'
 include { read_samples; sample_files } from './modules/samples'
-include { answer; gather; spacing } from './modules/channels'
+include { answer; gather; spacing; as_json } from './modules/channels'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
 include { INSPECT          } from './modules/inspect'
@@ -19,7 +19,8 @@ include { RENDER           } from './modules/render'
 include { FINISH           } from './modules/finish'
 
 workflow {
-    check_parameters(params, file("${projectDir}/nextflow_schema.json"))
+    schema = file("${projectDir}/nextflow_schema.json")
+    check_parameters(params, schema)
 
     // samples: [meta, volume, image, mask, table]; meta = [id: 'brain'], volume = [options, sections, digests]
     if (params.input == 'phantom') {
@@ -28,7 +29,7 @@ workflow {
             sample_files([sample: 'phantom', image: image, sections: params.sections.toString() == '1' ? table : null], params)
         }
     } else {
-        samples = channel.fromList(read_samples(params).collect { row -> sample_files(row, params) })
+        samples = channel.fromList(read_samples(params).collect { row -> sample_files(check_row(row, schema), params) })
     }
 
     // a GPU that was asked for answers before anything else runs

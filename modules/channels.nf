@@ -21,3 +21,8 @@ def gather(parts, counts) {
         .groupTuple()
         .map { key, files -> [key.getGroupTarget(), files.flatten().sort { path -> path.name }] }
 }
+
+// All parameters in one line, as the provenance keeps them.
+def as_json(params) {
+    return groovy.json.JsonOutput.toJson(params.toSorted { entry -> entry.key })
+}

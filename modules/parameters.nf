@@ -17,6 +17,12 @@ def check_parameters(params, schema_file) {
     }
 }
 
+// The row of a sample sheet, whose voxel size follows the parameter's rule.
+def check_row(row, schema_file) {
+    refuse('voxel_um', row.voxel_um ?: null, read_rules(schema_file).voxel_um)
+    return row
+}
+
 def read_rules(schema_file) {
     def schema = new groovy.json.JsonSlurper().parseText(schema_file.text)
     return schema['$defs'].values().collectEntries { group -> group.properties }
@@ -48,9 +54,4 @@ def allowed(value, rule) {
     if (rule.pattern) { return text ==~ rule.pattern }
     if (types.contains('boolean')) { return text in ['true', 'false'] }
     return numeric || types.contains('string')
-}
-
-// All parameters in one line, as the provenance keeps them.
-def as_json(params) {
-    return groovy.json.JsonOutput.toJson(params.toSorted { entry -> entry.key })
 }

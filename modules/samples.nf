@@ -1,6 +1,5 @@
 // The samples of a run and their files, from one volume or a sample sheet.
 
-include { read_rules; refuse } from './parameters'
 include { digest; existing; check_apart } from './paths'
 
 // One map for each sample: sample, image and, where given, mask, sections, voxel_um.
@@ -42,7 +41,6 @@ def sample_files(row, params) {
     if (mask) { mask = existing(mask, 'mask', row.sample, row.mask ? row.folder : null) }
     check_apart(file("${params.outdir}/${row.sample}"), [row.image, mask, table])
     def voxel_um = row.voxel_um ?: params.voxel_um
-    refuse('voxel_um', voxel_um, read_rules(file("${projectDir}/nextflow_schema.json")).voxel_um)
     def volume = [
         options: [voxel_um ? "--voxel-um '${voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : ''].join(' ').trim(),
         sections: counted ? sections : null,
