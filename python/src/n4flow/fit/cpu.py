@@ -33,6 +33,9 @@ from n4flow.fit.sharpening import padded_size
 from n4flow.fit.vector import LANES
 
 KEPT_VOXELS = 1 << 19  # changes that are kept in order, for ITK's running mean; it stands still well before
+MEMBER_VOXELS = (
+    1 << 15
+)  # packed voxels for each thread at least: with fewer they wait for each other longer than they work
 FINE_PER_BIN = 16  # fine bins to one of the histogram
 FEW_VOXELS = 10_000  # below which finer bins cost nothing
 FINEST_PER_BIN = 64
@@ -107,8 +110,9 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
     """
     steps = [(1,) * (3 - len(c)) + tuple(c) for c in controls]
     tables = [_tables(packed, step) for step in steps]
-    shared = _shared_room(packed, settings)
-    works = [_work(packed, step, settings.threads, shared) for step in steps]
+    threads = max(1, min(settings.threads, packed.rows.log_image.size // MEMBER_VOXELS))
+    shared = _shared_room(packed, settings, threads)
+    works = [_work(packed, step, threads, shared) for step in steps]
     lattices, phis, omegas = ([np.zeros(_padded(step)) for step in steps] for _array in range(3))
     measures = [np.zeros(n) for n in settings.iterations]
     made = [0] * len(steps)
@@ -141,7 +145,7 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
             if member == 0:
                 made[level] = int(state[level_kernels.MADE])
 
-    team.run(work, words, settings.threads)
+    team.run(work, words, threads)
     levels = tuple(
         Level(tuple(c), tuple(measure[:n].tolist()), n > 0 and bool(measure[n - 1] <= settings.stop))
         for c, measure, n in zip(controls, measures, made, strict=True)
@@ -212,7 +216,7 @@ def _unit_ends(packed: Packed) -> np.ndarray:
     return packed.rows.start[packed.rows.units[:, 1].astype(np.int64)].astype(np.int64)
 
 
-def _shared_room(packed: Packed, settings: FitSettings) -> dict[str, np.ndarray]:
+def _shared_room(packed: Packed, settings: FitSettings, members: int) -> dict[str, np.ndarray]:
     """Return the work arrays that all levels use."""
     rows = packed.rows
     units = rows.units.shape[0]
@@ -226,7 +230,7 @@ def _shared_room(packed: Packed, settings: FitSettings) -> dict[str, np.ndarray]
         "there": packed.unit_voxels.astype(np.float64),
         "ends": np.zeros((units, 2), np.float32),
         "changes": np.zeros((units, 2)),
-        "counts": np.empty((settings.threads, 4 * fine), np.int32),
+        "counts": np.empty((members, 4 * fine), np.int32),
         "table": np.empty(fine, np.float32),
         "ones": np.empty(fine, np.float32),
         "places": np.full(RECORDS, -1, np.int64),
