@@ -60,7 +60,7 @@ lock: | $(VENV)/bin/python ## Renew the lock files from pyproject.toml and jgo.t
 
 bench: set-up ## Measure speed and memory; results go to benchmarks/results
 	@'$(VENV)/bin/python' -m pip install --quiet --constraint $(LOCK) --editable 'python[bench]'
-	@$(USE) python benchmarks $(ARGS)
+	@$(USE) python benchmarks/n4.py --out benchmarks/results/n4.json $(ARGS)
 
 images: ## Build both container images with docker
 	docker build --tag n4flow:cpu --file containers/cpu/Dockerfile .
