@@ -203,6 +203,42 @@ def summary(taken: list[float]) -> dict[str, Any]:
     return {"median_seconds": statistics.median(taken), "best_seconds": min(taken), "calls": len(taken)}
 
 
+def survey(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how often iterations and images agree with SimpleITK over random fields and masks at quarter size."""
+    image = template(4)
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in image.shape], indexing="ij", sparse=True)
+    rows = []
+    for seed in range(arguments.survey):
+        rng = np.random.default_rng(100 + seed)
+        z, y, x = axes
+        a = rng.uniform(-0.2, 0.2, 6)
+        log_field = a[0] * x + a[1] * y + a[2] * z + a[3] * x * y + a[4] * y * z + a[5] * x * x
+        volume = (image * np.exp(log_field) * (1 + 0.01 * rng.standard_normal(image.shape))).astype(np.float32)
+        mask = volume > rng.uniform(40, 100)
+        ours, counts = run_n4flow(volume, mask, arguments.threads)[1]()
+        reference, theirs, _seconds = run_simpleitk(volume, mask, arguments.threads)
+        difference = difference_percent(ours, reference, mask)[0]
+        rows.append({"iterations": counts, "simpleitk_iterations": theirs, "difference_percent": difference})
+    equal = [row["difference_percent"] for row in rows if row["iterations"] == row["simpleitk_iterations"]]
+    return {
+        "volumes": len(rows),
+        "equal_iterations": len(equal),
+        "largest_difference_percent_of_those": max(equal, default=None),
+        "rows": rows,
+    }
+
+
+def over_relaxed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return iterations of steps 1.8 times as large, and how far from plain N4 they end."""
+    rows = []
+    for name, (image, mask) in timed_volumes(2).items():
+        plain, quick = (n4flow.fit_bias(image, mask, over_relax=a, threads=arguments.threads) for a in (1.0, 1.8))
+        counts = [sum(level.iterations for level in bias.levels) for bias in (plain, quick)]
+        difference = difference_percent(quick.log_field(), plain.log_field(), mask)[0]
+        rows.append({"volume": name, "iterations": counts, "difference_percent": difference})
+    return rows
+
+
 def apply_against_copy(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the seconds to correct a large volume by a field, and those of a plain copy by as many threads."""
     n = arguments.apply_size
@@ -325,7 +361,7 @@ def machine() -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [
-        "| volume | masked voxels | n4flow | SimpleITK | n4ax | faster than both | difference from SimpleITK | iterations |",
+        "| volume | voxels in mask | n4flow | SimpleITK | n4ax | faster than both | from SimpleITK | iterations |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["timed"]:
@@ -358,9 +394,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the results go, as JSON")
     parser.add_argument("--table", type=Path, help="print the Markdown of stored results, and stop")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--skip", nargs="+", choices=("simpleitk", "n4ax", "compared", "rest"), default=[])
+    parser.add_argument("--skip", nargs="+", choices=("simpleitk", "n4ax", "compared", "survey", "rest"), default=[])
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--survey", type=int, default=20, help="volumes of the survey")
     parser.add_argument("--apply-size", type=int, default=640, help="voxels along each axis of the volume corrected")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -378,8 +415,12 @@ def main() -> None:
     if not {"compared", "simpleitk"} & set(arguments.skip):
         for name, volume in compared_volumes().items():
             results["compared"].append(compare(name, volume, arguments, timed=False))
+    if not {"survey", "simpleitk"} & set(arguments.skip):
+        results["survey"] = survey(arguments)
+        print(json.dumps({"survey": results["survey"]}), flush=True)
     if "rest" not in arguments.skip:
         for name, measure in (
+            ("over_relax_1.8", over_relaxed),
             ("apply", apply_against_copy),
             ("threads", same_for_any_threads),
             ("process", in_new_processes),
