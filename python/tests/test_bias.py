@@ -8,7 +8,7 @@ import pytest
 import n4flow
 from n4flow.bias import BiasCorrection, fit_shrunken
 from n4flow.correction import Where
-from n4flow.errors import GpuError, InputError, N4flowWarning
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.fit import sharpening
 from n4flow.fit.problem import check_distance, controls_from_distance, level_controls
 from n4flow.fit.shrink import factors, shrink_masked
@@ -235,18 +235,6 @@ def test_refusals_name_what_is_wrong(phantom, options, sentence):
 def test_images_must_be_planes_or_volumes_of_numbers(image):
     with pytest.raises(InputError, match="expected a 2-D or 3-D array of numbers"):
         n4flow.fit_bias(image)
-
-
-def test_the_gpu_is_not_taken_in_silence(phantom):
-    image, mask, _truth = phantom
-    for call in (
-        lambda: n4flow.n4(image, mask, backend="gpu"),
-        lambda: n4flow.n4_correct_gpu(image, mask),
-        lambda: n4flow.sharpen_residual(image, mask, use_gpu=True),
-    ):
-        with pytest.raises(GpuError, match="backend gpu is not part of this version"):
-            call()
-    assert n4flow.fit_bias(image, mask, backend="auto").backend == "cpu"
 
 
 def test_knot_distances():

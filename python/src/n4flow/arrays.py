@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +14,37 @@ import numpy as np
 from n4flow.errors import GpuError
 
 BACKENDS = ("auto", "cpu", "gpu", "itk")
+
+PROBE = """
+extern "C" __global__ void n4flow_probe(float *values, int n) {
+    if (threadIdx.x < n) values[threadIdx.x] *= 2.0f;
+}
+"""
+NO_DEVICE = (
+    "check that nvidia-smi shows a device, that CUDA_VISIBLE_DEVICES does not hide it, and that job and container were "
+    "given one (--gres, --gpus all, --nv)"
+)
+# what to do, by what CUDA says; the first that fits
+REMEDIES = (
+    (
+        ("insufficientdriver", "driver version is insufficient", "unsupportedptxversion", "provided ptx"),
+        "the driver is older than the CUDA of this CuPy: update it, or install the extra gpu (CUDA 12) for gpu13",
+    ),
+    (("nodevice", "no cuda-capable device", "libcuda"), NO_DEVICE),
+    (
+        ("header", "cannot open source file", "cuda_path", "nvrtc", "toolkit"),
+        "the compiler or headers of CUDA are missing: install n4flow[gpu], which brings them as wheels",
+    ),
+    (
+        ("devicesunavailable", "busy or unavailable", "out of memory", "outofmemory", "memoryallocation"),
+        "the device is used by another process: wait for it, or choose another with CUDA_VISIBLE_DEVICES",
+    ),
+    (
+        ("invaliddevice", "invalid device"),
+        "CUDA_VISIBLE_DEVICES names no device here: give an index, a UUID or a MIG name",
+    ),
+)
+REMEDY = "check nvidia-smi, the driver against the CUDA version of CuPy, and CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -43,8 +77,31 @@ def to_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def import_cupy() -> Any:
+    """Return CuPy, which keeps compiled kernels in `CUPY_CACHE_DIR` also where there is no home.
+
+    Raises
+    ------
+    GpuError
+        It is not installed, or its libraries cannot be loaded.
+    """
+    if "CUPY_CACHE_DIR" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ["CUPY_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"cupy-{os.getuid()}")
+    try:
+        import cupy
+    except ImportError as error:
+        msg = (
+            "no working GPU: CuPy cannot be imported here "
+            f"({_first_line(error)}); install n4flow[gpu] (n4flow[gpu13] for drivers of CUDA 13) on a node with an "
+            "NVIDIA driver, or choose backend cpu, itk or auto"
+        )
+        raise GpuError(msg) from error
+    return cupy
+
+
+@cache
 def probe_gpu() -> GpuInfo:
-    """Compile, run and read back a tiny kernel on logical device 0.
+    """Compile, run and read back a tiny kernel on logical device 0; asked again, the answer is known.
 
     Returns
     -------
@@ -56,31 +113,32 @@ def probe_gpu() -> GpuInfo:
     GpuError
         One sentence that says what is missing and what to do.
     """
-    try:
-        import cupy
-    except ImportError as error:
-        msg = (
-            "no working GPU: CuPy cannot be imported here "
-            f"({str(error).splitlines()[0]}); install n4flow[gpu] on a node with an NVIDIA driver, "
-            "or choose backend cpu, itk or auto"
-        )
-        raise GpuError(msg) from error
+    cupy = import_cupy()
     try:
         values = cupy.arange(8, dtype=cupy.float32)
-        doubled = cupy.ElementwiseKernel("float32 x", "float32 y", "y = 2 * x", "n4flow_probe")(values)
-        if not np.array_equal(doubled.get(), 2 * np.arange(8, dtype=np.float32)):
-            msg = "no working GPU: a test kernel ran and returned wrong numbers; choose another device"
-            raise GpuError(msg)
+        module = cupy.RawModule(code=PROBE, options=("--std=c++14",))
+        module.get_function("n4flow_probe")((1,), (32,), (values, np.int32(8)))
+        answer = values.get()  # synchronize
         properties = cupy.cuda.runtime.getDeviceProperties(0)
         free, _total = cupy.cuda.runtime.memGetInfo()
         driver = cupy.cuda.runtime.driverGetVersion()
-    except GpuError:
-        raise
     except Exception as error:  # CuPy raises a different class for each layer that can fail
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        msg = (
-            f"no working GPU: {first}; check nvidia-smi, the driver against the CUDA version of CuPy, and "
-            "CUDA_VISIBLE_DEVICES, or choose backend cpu, itk or auto"
-        )
+        fault, remedy = _first_line(error), _remedy(str(error))
+        if cupy.cuda.runtime.driverGetVersion() == 0:  # CUDA calls that a driver too old
+            fault, remedy = "there is no NVIDIA driver", NO_DEVICE
+        msg = f"no working GPU: {fault}; {remedy}, or choose backend cpu, itk or auto"
         raise GpuError(msg) from error
-    return GpuInfo(properties["name"].decode(), str(driver), int(free))
+    if not np.array_equal(answer, 2 * np.arange(8, dtype=np.float32)):
+        msg = "no working GPU: a test kernel ran and returned wrong numbers; choose another device"
+        raise GpuError(msg)
+    return GpuInfo(properties["name"].decode(), f"{driver // 1000}.{driver % 1000 // 10}", int(free))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+def _remedy(text: str) -> str:
+    """Return what to do about a fault of CUDA, by what it says."""
+    low = text.lower()
+    return next((remedy for words, remedy in REMEDIES if any(word in low for word in words)), REMEDY)

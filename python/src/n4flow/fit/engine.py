@@ -6,12 +6,13 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from n4flow.arrays import BACKENDS
-from n4flow.errors import InputError, N4flowWarning
+from n4flow.arrays import BACKENDS, probe_gpu
+from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.fit import cpu, gpu, itk
 from n4flow.fit.field import BiasField, unfitted
 from n4flow.fit.packing import pack
@@ -23,26 +24,38 @@ log = logging.getLogger("n4flow")
 # how each backend takes an image in, and how it fits it
 ENGINES: dict[str, tuple[Callable[..., Any], Callable[..., Solution]]] = {
     "cpu": (pack, cpu.fit),
+    "gpu": (gpu.pack, gpu.fit),
     "itk": (pose, itk.fit),
 }
 
 
 def choose_backend(backend: str) -> str:
-    """Return the backend that fits: `cpu` or `itk`; `auto` is `cpu` in this version.
+    """Return the backend that fits: `cpu`, `gpu` or `itk`; `auto` is `gpu` where one works, and says once what it took.
 
     Raises
     ------
     InputError
         An unknown name.
     GpuError
-        `gpu`, which is not part of this version.
+        `gpu`, and none works.
     """
     if backend not in BACKENDS:
         msg = f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}"
         raise InputError(msg)
     if backend == "gpu":
-        gpu.require()
-    return "cpu" if backend == "auto" else backend
+        probe_gpu()
+    return _automatic() if backend == "auto" else backend
+
+
+@cache
+def _automatic() -> str:
+    try:
+        info = probe_gpu()
+    except GpuError as error:
+        log.info("backend auto takes the cpu (%s)", error)
+        return "cpu"
+    log.info("backend auto takes the gpu: %s", info.name)
+    return "gpu"
 
 
 def fit(

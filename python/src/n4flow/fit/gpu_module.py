@@ -1,0 +1,56 @@
+"""The CUDA sources of the GPU backend, compiled for the device in use.
+
+NVRTC, which comes with CuPy's wheels, compiles them on first use; CuPy keeps the result on disk (`CUPY_CACHE_DIR`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+SOURCES = ("common", "packing", "sweeps", "sharpening", "measure", "evaluate")
+# no multiply-adds of the compiler's own: results are then the same to the bit on every device
+OPTIONS = ("--std=c++14", "--fmad=false")
+
+
+def source() -> str:
+    """Return the CUDA C++ of all kernels, one after the other, with the names of their files."""
+    folder = resources.files("n4flow.fit") / "cuda"
+    parts = [(name, (folder / f"{name}.cu").read_text(encoding="utf-8")) for name in SOURCES]
+    return "".join(f'#line 1 "{name}.cu"\n{text}' for name, text in parts)
+
+
+def module() -> Any:
+    """Return the compiled module of the current device."""
+    import cupy
+
+    return _module(cupy.cuda.Device().id)
+
+
+@cache
+def _module(_device: int) -> Any:
+    import cupy
+
+    return cupy.RawModule(code=source(), options=OPTIONS)
+
+
+def compile_for(architecture: str) -> bytes:
+    """Return the PTX for an architecture such as 'sm_80'; this needs NVRTC but no device.
+
+    Raises
+    ------
+    RuntimeError
+        The sources do not compile; the message is the compiler's log.
+    """
+    from cupy.cuda import nvrtc
+
+    virtual = architecture.replace("sm_", "compute_")
+    program = nvrtc.createProgram(source(), "n4flow.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*OPTIONS, f"-arch={virtual}"))
+        return nvrtc.getPTX(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(nvrtc.getProgramLog(program)) from error
+    finally:
+        nvrtc.destroyProgram(program)

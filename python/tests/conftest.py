@@ -1,0 +1,48 @@
+"""A device for the tests of the GPU backend: the real one, or a stand-in (`emulated_gpu`)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from types import ModuleType
+
+import emulated_gpu
+import pytest
+
+from n4flow import arrays
+from n4flow.errors import GpuError
+from n4flow.fit import engine
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Return the CUDA sources compiled for this processor."""
+    from n4flow.fit import gpu_module
+
+    if emulated_gpu.compiler() is None:
+        pytest.skip("no C++ compiler here to stand in for a device")
+    return emulated_gpu.build(gpu_module.source() + arrays.PROBE, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def device(kernels: ctypes.CDLL) -> Iterator[ModuleType]:
+    """Let `import cupy` give the stand-in; return it."""
+    remembered = (arrays.probe_gpu, engine._automatic)
+    for function in remembered:
+        function.cache_clear()
+    with emulated_gpu.emulated(kernels) as cupy:
+        yield cupy
+    for function in remembered:
+        function.cache_clear()
+
+
+@pytest.fixture
+def gpu_device() -> ModuleType:
+    """Return CuPy on a working device."""
+    try:
+        arrays.probe_gpu()
+    except GpuError as error:
+        pytest.skip(str(error))
+    import cupy
+
+    return cupy

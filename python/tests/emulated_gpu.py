@@ -1,0 +1,324 @@
+"""A stand-in for CuPy and a device: NumPy arrays, and the CUDA sources compiled for the host.
+
+The Python of the GPU backend runs as it is, and so do its kernels, thread by thread (`device.h`). What this cannot show
+is speed, and what a real compiler and a real device make of the same text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HEADER = Path(__file__).with_name("device.h")
+KERNEL = re.compile(r"__global__ void (\w+)\(")
+
+
+def compiler() -> str | None:
+    """Return a C++ compiler, if there is one."""
+    return shutil.which("g++") or shutil.which("clang++")
+
+
+def build(source: str, folder: Path) -> ctypes.CDLL:
+    """Compile CUDA sources for this processor."""
+    names = KERNEL.findall(source)
+    exports = "".join(f"EXPORT({name})\nSIZES({name})\n" for name in names)
+    text = f'#include "{HEADER}"\n{source}\n#line 1 "exports"\n{exports}'
+    file, library = folder / "kernels.cpp", folder / "kernels.so"
+    file.write_text(text)
+    found = compiler()
+    assert found is not None
+    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-march=native", "-fPIC", "-shared", "-w"]
+    subprocess.run([found, *options, str(file), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+class ndarray(np.ndarray):  # CuPy's name
+    """An array on the device. NumPy functions given one fail, as they do with CuPy's."""
+
+    def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
+        if out is not None:
+            assert out.dtype == self.dtype
+            assert out.shape == self.shape
+            out[...] = self.view(np.ndarray)
+            return out
+        return np.array(self.view(np.ndarray), order=order)
+
+    def set(self, array: np.ndarray, stream: Any = None) -> None:
+        assert type(array) is np.ndarray
+        assert array.dtype == self.dtype
+        assert array.shape == self.shape
+        self.view(np.ndarray)[...] = array
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        for item in inputs:
+            if type(item) is np.ndarray and item.ndim:
+                msg = f"Unsupported type {type(item)}"  # CuPy's words
+                raise TypeError(msg)
+        plain = [i.view(np.ndarray) if isinstance(i, ndarray) else i for i in inputs]
+        if out is not None:
+            options["out"] = tuple(o.view(np.ndarray) for o in out)
+        return (
+            on_device(getattr(ufunc, method)(*plain, **options))
+            if out is None
+            else self._into(ufunc, method, plain, options, out)
+        )
+
+    @staticmethod
+    def _into(ufunc: Any, method: str, plain: list[Any], options: dict[str, Any], out: tuple[Any, ...]) -> Any:
+        getattr(ufunc, method)(*plain, **options)
+        return out[0]
+
+
+ndarray.__module__ = "cupy"
+
+
+def on_device(value: Any) -> Any:
+    """Return a result as CuPy gives it: an array, also where it has no axes."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value).view(ndarray)
+    return tuple(on_device(item) for item in value) if isinstance(value, tuple) else value
+
+
+def to_device(value: Any, dtype: Any = None, *_args: Any, **_options: Any) -> ndarray:
+    plain = value.view(np.ndarray) if isinstance(value, ndarray) else np.array(value)
+    return np.asarray(plain, dtype).view(ndarray)
+
+
+class Stream:
+    """Everything is done at once; while a graph is captured, launches are noted instead."""
+
+    stack: list[Stream] = []  # noqa: RUF012
+    capturing: list[Any] | None = None
+    ptr = 0
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.waits_for: list[Any] = []
+
+    def __enter__(self) -> Stream:
+        Stream.stack.append(self)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        Stream.stack.pop()
+
+    def record(self, event: Any = None) -> Any:
+        return event or Event()
+
+    def wait_event(self, event: Any) -> None:
+        assert event is not None
+
+    def synchronize(self) -> None:
+        assert Stream.capturing is None
+
+    def begin_capture(self, mode: Any = None) -> None:
+        Stream.capturing = []
+
+    def end_capture(self) -> Any:
+        graph, Stream.capturing = Graph(Stream.capturing or []), None
+        return graph
+
+
+class Event:
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Graph:
+    def __init__(self, launches: list[Any]) -> None:
+        self.launches = launches
+
+    def launch(self, stream: Any = None) -> None:
+        assert Stream.capturing is None
+        for start in self.launches:
+            start()
+
+    def upload(self, stream: Any = None) -> None:
+        pass
+
+
+class Kernel:
+    """One kernel of a module."""
+
+    def __init__(self, library: ctypes.CDLL, name: str, device: types.ModuleType) -> None:
+        self.name, self.device = name, device
+        self.start = getattr(library, f"launch_{name}")
+        self.start.restype = ctypes.c_char_p
+        self.size_of = getattr(library, f"size_of_{name}")
+
+    def __call__(self, grid: tuple[int], block: tuple[int], args: tuple[Any, ...], *, shared_mem: int = 0) -> None:
+        assert grid[0] > 0
+        cells = []
+        for i, value in enumerate(args):
+            if isinstance(value, ndarray):
+                assert value.flags.c_contiguous
+                cell: Any = ctypes.c_uint64(value.ctypes.data)
+            else:
+                assert isinstance(value, np.generic), (self.name, i, type(value))  # a Python number has no width
+                cell = np.array(value).ctypes.data_as(ctypes.c_void_p), np.array(value)
+                cell = (ctypes.c_char * value.nbytes).from_buffer_copy(value.tobytes())
+            assert ctypes.sizeof(cell) == self.size_of(i), f"argument {i} of {self.name}"
+            cells.append(cell)
+        pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
+        keep = (cells, args)
+
+        def start() -> None:
+            assert keep
+            self.device.launches[self.name] = self.device.launches.get(self.name, 0) + 1
+            fault = self.start(grid[0], block[0], shared_mem, self.device.reversed, pointers, len(cells))
+            assert fault is None, f"{self.name}: {fault.decode()}"
+
+        if Stream.capturing is None:
+            start()
+        else:
+            Stream.capturing.append(start)
+
+
+class Device:
+    attributes = {"MultiProcessorCount": 3}  # noqa: RUF012 - few, so that blocks get several pieces
+    id = 0
+    compute_capability = "90"
+
+    def __init__(self, number: int = 0) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Pool:
+    """The memory pool: it knows how often it was released."""
+
+    released = 0
+
+    def free_all_blocks(self, stream: Any = None) -> None:
+        self.released += 1
+
+
+class OutOfMemoryError(MemoryError):
+    """CuPy's, by name."""
+
+
+class CUDARuntimeError(RuntimeError):
+    """CuPy's, by name."""
+
+
+WRAPPED = (
+    "where isfinite isinf isnan maximum minimum sqrt exp log floor ceil clip cumsum concatenate searchsorted histogram "
+    "sum abs repeat unique diff bincount interp sort argsort stack count_nonzero nan_to_num nonzero flatnonzero any all"
+)
+
+
+def fake_cupy(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
+    """Return modules to stand for cupy and cupyx."""
+    cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
+    device = types.ModuleType("device")
+    device.launches, device.reversed = {}, 0  # type: ignore[attr-defined]
+    facts: dict[str, Any] = {
+        "device": device,
+        "ndarray": ndarray,
+        "asarray": to_device,
+        "array": lambda value, dtype=None, copy=True: to_device(value, dtype).copy(),
+        "ascontiguousarray": lambda value, dtype=None: np.ascontiguousarray(value.view(np.ndarray), dtype).view(
+            ndarray
+        ),
+        "empty": lambda shape, dtype=float: poisoned(shape, dtype),
+        "zeros": lambda shape, dtype=float: np.zeros(shape, dtype).view(ndarray),
+        "ones": lambda shape, dtype=float: np.ones(shape, dtype).view(ndarray),
+        "full": lambda shape, value, dtype=None: np.full(shape, value, dtype).view(ndarray),
+        "arange": lambda *a, **k: np.arange(*a, **k).view(ndarray),
+        "RawModule": lambda code, options, **_k: types.SimpleNamespace(
+            get_function=lambda name: Kernel(library, name, device)
+        ),
+        "get_default_memory_pool": lambda pool=Pool(): pool,  # noqa: B008 - one pool
+        "get_default_pinned_memory_pool": lambda pool=Pool(): pool,  # noqa: B008
+    }
+    for name, value in facts.items():
+        setattr(cupy, name, value)
+    for kind in (
+        np.float32,
+        np.float64,
+        np.int8,
+        np.int16,
+        np.int32,
+        np.int64,
+        np.uint8,
+        np.uint16,
+        np.uint32,
+        np.uint64,
+    ):
+        setattr(cupy, kind.__name__, kind)
+    for name in WRAPPED.split():
+        setattr(cupy, name, _wrapped(getattr(np, name)))
+    runtime = types.SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError,
+        getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda _i: {"name": b"emulated", "multiProcessorCount": 3},
+        memGetInfo=lambda: (1 << 30, 1 << 30),
+        driverGetVersion=lambda: 12090,
+        runtimeGetVersion=lambda: 12090,
+    )
+    cupy.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        Stream=Stream,
+        Event=Event,
+        Device=Device,
+        get_current_stream=lambda: Stream.stack[-1] if Stream.stack else Stream(),
+        memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        runtime=runtime,
+    )
+    cupyx.empty_pinned = lambda shape, dtype=float: poisoned(shape, dtype).view(np.ndarray)  # type: ignore[attr-defined]
+    return {"cupy": cupy, "cupyx": cupyx}
+
+
+def poisoned(shape: Any, dtype: Any) -> ndarray:
+    """Return an array of numbers that nothing should read."""
+    made = np.empty(shape, dtype)
+    made.reshape(-1).view(np.uint8)[...] = 0xFF
+    return made.view(ndarray)
+
+
+def _wrapped(function: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
+        for item in args:
+            if type(item) is np.ndarray and item.ndim:
+                msg = f"Unsupported type {type(item)}"
+                raise TypeError(msg)
+        plain = [item.view(np.ndarray) if isinstance(item, ndarray) else item for item in args]
+        return on_device(function(*plain, **options))
+
+    return call
+
+
+@contextmanager
+def emulated(library: ctypes.CDLL) -> Iterator[types.ModuleType]:
+    """Let `import cupy` give the stand-in."""
+    from n4flow.fit import gpu_module
+
+    modules = fake_cupy(library)
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    gpu_module._module.cache_clear()
+    try:
+        yield modules["cupy"]
+    finally:
+        gpu_module._module.cache_clear()
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
