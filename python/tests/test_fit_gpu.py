@@ -321,7 +321,9 @@ def test_the_engine_fits_by_the_gpu(device, caplog):
 
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90", "sm_100"])
 def test_nvrtc_compiles_the_kernels(architecture):
-    nvrtc = pytest.importorskip("cupy.cuda.nvrtc", reason="CuPy and its CUDA wheels are not installed")
+    pytest.importorskip("cupy", reason="CuPy and its CUDA wheels are not installed")
+    from cupy.cuda import nvrtc
+
     if int(architecture[3:]) not in nvrtc.getSupportedArchs():
         pytest.skip(f"this NVRTC does not know {architecture}")
     code = gpu_module.compile_for(architecture)
