@@ -49,6 +49,7 @@ def test_every_process_runs_and_results_are_published(phantom_run: PhantomRun):
         "recipe.json",
         "corrections",
         "metrics.json",
+        "checksums.json",
         "sections.tsv",
         "report.html",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ import numpy as np
 
 from n4flow.bias import BiasCorrection, fit_shrunken
 from n4flow.errors import InputError
+from n4flow.formats.checksums import Checksums, add_checksums, describe
+from n4flow.formats.layout import StoreLayout, expected_shards
 from n4flow.formats.omezarr import create_store, validate_store, write_omero
 from n4flow.formats.writers import kept_metadata
 from n4flow.histogram import SectionLookup, estimate_lookup
@@ -30,6 +33,7 @@ from n4flow.statistics import PlaneHistograms, ShrunkenVolume
 from n4flow.timing import dumps
 from n4flow.zprofile import PlaneGain, estimate_plane_gain
 
+CHECKSUMS_NAME = "checksums.json"  # of a slab, then of everything that is published of a sample
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's store has alike
 MIN_TISSUE_VOXELS = 100  # a plane with fewer keeps its brightness
 TISSUE_THRESHOLD = 0.0  # intensity at or below which matching leaves a voxel alone: the agarose level
@@ -209,6 +213,7 @@ def finish(
     after: ShrunkenVolume,
     tissue: TissueSource,
     recipe: Recipe,
+    checksums: Sequence[Mapping[str, Checksums]],
     stages: Sequence[Mapping[str, Any]],
     parameters: Mapping[str, Any],
     version: str,
@@ -224,6 +229,8 @@ def finish(
         The input and the result on one shrunken grid.
     tissue : TissueSource
     recipe : Recipe
+    checksums : sequence of mapping
+        Of each rendered slab: the name of a store -> the checksums of the chunks that were written.
     stages : sequence of mapping
         The numbers of every step.
     parameters : mapping
@@ -266,4 +273,27 @@ def finish(
         **arrays,
     )
     (folder / "metrics.json").write_text(dumps(numbers) + "\n", encoding="utf-8")
+    layouts = {store.name: plan.layout, MASK_NAME: plan.mask_layout}
+    _write_checksums(folder, plan.sample, layouts, checksums, version)
     return numbers
+
+
+def _write_checksums(
+    folder: Path,
+    sample: str,
+    layouts: Mapping[str, StoreLayout],
+    slabs: Sequence[Mapping[str, Checksums]],
+    version: str,
+) -> None:
+    """Write the checksums of every chunk, as its writer saw it, and of every other file of a sample's results."""
+    stores, chunks = {}, set()
+    for name, layout in layouts.items():
+        found: Checksums = {}
+        for slab in slabs:
+            add_checksums(found, slab[name])
+        stores[name] = describe(layout, found)
+        chunks |= {folder / name / key for key in expected_shards(layout, 0, layout.shape[0])}
+    others = sorted(path for path in folder.rglob("*") if path.is_file() and path not in chunks)
+    files = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in others}
+    content = {"sample": sample, "n4flow": version, "stores": stores, "files": files}
+    (folder / CHECKSUMS_NAME).write_text(dumps(content) + "\n", encoding="utf-8")

@@ -30,6 +30,7 @@ from n4flow.normalize import estimate_plane_range
 from n4flow.parameters import iteration_list, resolve
 from n4flow.passes import TissueSource, shrink_pass, statistics_pass
 from n4flow.plan import Plan, background_radius, make_plan, sample_name
+from n4flow.provenance import Run, tool_versions, write_provenance
 from n4flow.recipe import Recipe
 from n4flow.rendering import published, render_slab
 from n4flow.statistics import ShrunkenVolume
@@ -106,6 +107,11 @@ def run(input: str | Path, outdir: str | Path, *, threads: int | None = None, **
         with published(Path(outdir) / plan.sample) as folder:
             numbers = _run_sample(plan, folder, settled, backend, threads)
         results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
+    versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
+    settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
+    command = f"n4flow.run {input} {outdir} {settings}".strip()
+    done = Run(command, resolved, [str(plan.volume.source) for plan, _settled in asked], versions)
+    write_provenance(Path(outdir), done, [result.folder for result in results])
     return Result(Path(outdir), tuple(results))
 
 
@@ -213,7 +219,7 @@ def _run_sample(
     recipe = Recipe(corrections)
 
     image_out, mask_out = create_stores(folder, plan)
-    parts = []
+    rendered = []
     for start, stop in plan.slabs:
         with clock("RENDER", planes=[start, stop]) as numbers:
             slab = render_slab(
@@ -230,15 +236,16 @@ def _run_sample(
                 threads=threads,
             )
             numbers.update(slab.numbers())
-        parts.append(slab.after)
+        rendered.append(slab)
         stages.append(numbers)
     return finish(
         folder,
         plan,
         before=shrunken,
-        after=ShrunkenVolume.concatenate(parts),
+        after=ShrunkenVolume.concatenate([slab.after for slab in rendered]),
         tissue=tissue,
         recipe=recipe,
+        checksums=[slab.checksums for slab in rendered],
         stages=stages,
         parameters=parameters,
         version=__version__,

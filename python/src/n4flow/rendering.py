@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.formats.checksums import Checksums
 from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_layout, validate_store, write_omero
 from n4flow.normalize import PlaneRange
 from n4flow.passes import TissueSource, corrected, stream
@@ -31,6 +32,7 @@ class RenderedSlab:
     saturated: int  # voxels that did not fit into the data type
     minimum: float
     maximum: float
+    checksums: dict[str, Checksums]  # of the chunks that were written, by the name of the store
 
     def numbers(self) -> dict[str, Any]:
         """Return the slab's numbers as JSON types."""
@@ -98,7 +100,10 @@ def render_slab(
     if mask is not None:
         mask.close()
     after = ShrunkenVolume.concatenate(parts)
-    return RenderedSlab(after, int(image.saturated), *extent(after))
+    checksums = {image_out.name: image.checksums}
+    if mask is not None and mask_out is not None:
+        checksums[mask_out.name] = mask.checksums
+    return RenderedSlab(after, int(image.saturated), *extent(after), checksums)
 
 
 def extent(after: ShrunkenVolume) -> tuple[float, float]:

@@ -21,6 +21,8 @@ USER_COMMANDS = {
     "n4": "Correct the bias field of one image, any format to any format.",
     "inspect": "Check input and parameters, and say what a run would do.",
     "render": "Apply a stored recipe to a volume.",
+    "verify": "Check results against the checksums they were written with.",
+    "versions": "Versions of everything that a result depends on.",
     "phantom": "Make a serial-section volume with known truth.",
 }
 STEP_COMMANDS = {
@@ -35,6 +37,7 @@ STEP_COMMANDS = {
     "smooth-z": "Gain of each plane, from histograms.",
     "render-slab": "Render a slab of planes into every pyramid level.",
     "finish": "Put the store together, check it, write recipe and report.",
+    "provenance": "Settings, versions and digests of a run as an RO-Crate.",
     "warm-up": "Compile the kernels once, for an image or after an install.",
 }
 LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow

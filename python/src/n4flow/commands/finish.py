@@ -58,7 +58,7 @@ def finish(
 ) -> None:
     """Put the slabs together by hard links, complete and check the store, write recipe, tables and report."""
     from n4flow import __version__
-    from n4flow.chain import create_stores, link_shards
+    from n4flow.chain import CHECKSUMS_NAME, create_stores, link_shards
     from n4flow.chain import finish as finish_sample
     from n4flow.parameters import resolve
     from n4flow.passes import TissueSource
@@ -82,6 +82,7 @@ def finish(
             after=ShrunkenVolume.concatenate([ShrunkenVolume.load(piece / "after.npz") for piece in pieces]),
             tissue=TissueSource.load(masks, plan.mask),
             recipe=Recipe.load(recipe) if recipe else Recipe(),
+            checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
             stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(numbers or [])]),
             parameters=resolved,
             version=__version__,

@@ -9,6 +9,7 @@ import typer
 
 from n4flow.commands.n4_sections import Masks
 from n4flow.commands.step import Channel, Image, JsonFile, Planes, RecipeDir, Threads, VoxelUm, plane_range, step
+from n4flow.timing import dumps
 
 
 def render_slab(
@@ -29,7 +30,7 @@ def render_slab(
     json_file: JsonFile = None,
 ) -> None:
     """Render a slab of planes: its shards of every level, its mask, and a shrunken copy for the report."""
-    from n4flow.chain import create_stores
+    from n4flow.chain import CHECKSUMS_NAME, create_stores
     from n4flow.parameters import resolve
     from n4flow.passes import TissueSource
     from n4flow.plan import make_plan
@@ -56,4 +57,5 @@ def render_slab(
             threads=threads,
         )
         slab.after.save(out / "after.npz")
+        (out / CHECKSUMS_NAME).write_text(dumps(slab.checksums) + "\n", encoding="utf-8")
         numbers.update(planes=[start, stop], **slab.numbers())

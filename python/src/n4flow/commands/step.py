@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +42,8 @@ def step(name: str, threads: int | None, json_file: Path | None) -> Iterator[dic
     dict
         The step's numbers, to be filled in. Warnings of n4flow are added to it and shown.
     """
-    with stage(name, threads=set_threads(threads)) as numbers:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    with stage(name, command=command, threads=set_threads(threads)) as numbers:
         yield numbers
     if json_file is not None:
         json_file.write_text(dumps(numbers) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from n4flow.errors import InputError, N4flowError
+from n4flow.formats.checksums import Checksums, chunk_checksum
 from n4flow.formats.layout import StoreLayout, expected_shards, file_key, level_slab
 from n4flow.formats.shards import GrowingFile, encoder
 
@@ -55,6 +56,7 @@ class _Done:
     pieces: list[_Piece] = field(default_factory=list)
     saturated: int = 0
     undefined: int = 0
+    checksum: int = 0
 
 
 class SlabWriter:
@@ -74,6 +76,8 @@ class SlabWriter:
     ----------
     saturated, undefined : int
         Voxels of level 0 cut at the limits of an integer dtype, and NaN voxels written as 0 in one.
+    checksums : Checksums
+        Of every chunk written, as `n4flow.formats.checksums` defines them.
 
     Notes
     -----
@@ -90,6 +94,7 @@ class SlabWriter:
     ) -> None:
         self.saturated = 0
         self.undefined = 0
+        self.checksums: Checksums = {level.path: {} for level in layout.levels}
         self._path, self._layout = Path(path), layout
         self._planes = [level_slab(layout, level, z_start, z_stop) for level in range(len(layout.levels))]
         self._threads = threads or len(os.sched_getaffinity(0))
@@ -186,6 +191,7 @@ class SlabWriter:
         """Write the bytes of a complete chunk to its file; return the pieces of deeper levels."""
         if done.payload is not None:
             level, index = self._layout.levels[done.chunk.level], done.chunk.index
+            self.checksums[level.path]["/".join(map(str, index))] = done.checksum
             # Chunks per file along each axis: 1 without shards.
             grid = _triple(f // c for f, c in zip(level.files, level.chunks, strict=True))
             key = file_key(self._layout, done.chunk.level, [i // g for i, g in zip(index, grid, strict=True)])
@@ -282,7 +288,7 @@ class SlabWriter:
             values = (np.rint(values) if self._dtype.kind in "iu" else values).astype(self._dtype)
         payload = self._encode(values)
         chunk.values = None
-        return _Done(chunk, payload, pieces)
+        return _Done(chunk, payload, pieces, checksum=chunk_checksum(values, inside))
 
     def _averaged(self, chunk: _Chunk, inside: list[int]) -> _Piece:
         from n4flow.formats.kernels import block_mean

@@ -1,0 +1,143 @@
+"""A Slurm of one node on this machine, with a fake GPU: what the tests submit to. Ends with the command it runs.
+
+    python tests/slurm_node.py FOLDER COMMAND...    run a command with SLURM_CONF set; logs stay in FOLDER
+
+Needs Debian's munge, slurmctld, slurmd and slurm-client, and no more rights than the user's own: every daemon runs as
+the one who starts it, keeps its state in the folder, listens on a free port and is stopped at the end.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sinfo")
+PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+
+# A node that says it has more than the machine, so that jobs need not queue; kills are quick, queries are answered at once.
+CONFIG = """\
+ClusterName=one
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
+ReturnToService=2
+KillWait=2
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=32000 Gres=gpu:1 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> list[str]:
+    """Return the programs that this machine lacks."""
+    return [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
+
+
+@contextmanager
+def slurm(folder: Path, cpus: int = 4) -> Iterator[dict[str, str]]:
+    """Start munge, slurmctld and slurmd; yield the environment in which sbatch and squeue reach them.
+
+    Raises
+    ------
+    RuntimeError
+        The node does not become idle; the message holds the daemons' last lines.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)  # munge refuses a folder that others may write to
+    for name in ("state", "spool"):
+        (folder / name).mkdir(exist_ok=True)
+    words = {"folder": folder, "user": getpass.getuser(), "host": socket.gethostname(), "cpus": cpus}
+    (folder / "slurm.conf").write_text(CONFIG.format(**words, ports=[_free_port(), _free_port()]))
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
+    (folder / "munge.key").chmod(0o600)
+    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
+    with ExitStack() as stack:
+        munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
+        munged += [f"--{kind}-file={folder}/munge.{kind}" for kind in ("key", "pid", "seed", "log")]
+        stack.enter_context(_daemon(munged, folder, environment))
+        _wait_for(lambda: (folder / "munge.socket").exists(), folder, "munge opens no socket")
+        stack.enter_context(_daemon(["slurmctld", "-D"], folder, environment))
+        stack.enter_context(_daemon(["slurmd", "-D"], folder, environment))
+        _wait_for(lambda: _state(environment) == "idle", folder, "the node does not become idle")
+        try:
+            yield environment
+        finally:
+            subprocess.run(["scancel", "--user", getpass.getuser(), "--signal=KILL"], env=environment, check=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _state(environment: dict[str, str]) -> str:
+    asked = ["sinfo", "--noheader", "--format=%t"]
+    return subprocess.run(asked, env=environment, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@contextmanager
+def _daemon(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    with (folder / f"{command[0]}.out").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_for(condition, folder: Path, what: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            logs = [path for path in folder.iterdir() if path.suffix in (".out", ".log")]
+            said = "\n".join(f"{path.name}: {path.read_text(errors='replace')[-400:]}" for path in logs)
+            msg = f"{what} within {seconds:.0f} s\n{said}"
+            raise RuntimeError(msg)
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    if lacking := missing():
+        sys.exit(f"no {', '.join(lacking)} on this machine; install munge, slurmctld, slurmd and slurm-client")
+    with slurm(Path(sys.argv[1])) as environment:
+        sys.exit(subprocess.run(sys.argv[2:], env=environment, check=False).returncode)
