@@ -54,3 +54,23 @@ def test_read_only_cache(run, tmp_path: Path):
 
 def test_read_only_and_empty(run):
     assert run("read-only") == "[[2, 3.0], 0, 2]"
+
+
+def test_kernels_are_as_fresh_as_the_whole_package(tmp_path: Path):
+    """A kernel in an unchanged file may hold parts of another file that has changed."""
+    program = """
+import sys, numpy as np
+from n4flow import kernel_cache
+if sys.argv[1]:
+    kernel_cache.sources_digest = lambda: sys.argv[1]  # as if another file of the package had changed
+from n4flow.fit.convergence_kernels import cv
+cv(2.0, 0.0, 1.0)
+print(sum(cv.stats.cache_hits.values()), sum(cv.stats.cache_misses.values()))
+"""
+
+    def run(digest: str) -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", program, digest]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert [run(""), run(""), run("changed"), run("changed"), run("")] == ["0 1", "1 0", "0 1", "1 0", "0 1"]

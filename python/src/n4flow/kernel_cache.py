@@ -1,7 +1,12 @@
-"""Compiled kernels that lie in a read-only folder, as in a container image.
+"""Where numba keeps our compiled kernels, and when it takes them.
+
+Numba takes a compiled kernel as long as the file it was written in is unchanged. But kernels call
+each other across files, and the called ones are compiled into the caller. So after an upgrade numba
+would go on with parts of the older version. Our kernels are therefore taken only where every file
+of the package is what it was.
 
 Numba looks into its cache folder only where it may write, and stops the program where it may
-not. An image therefore names the class of this module in NUMBA_CACHE_LOCATOR_CLASSES:
+not. An image therefore names `ReadOnlyCacheLocator` in NUMBA_CACHE_LOCATOR_CLASSES:
 kernels compiled when the image was built are used, and one that is missing, say for another
 kind of array, is compiled for this process. The image fixes the processor by NUMBA_CPU_NAME,
 for Numba takes a kernel only where the name is that of its compilation.
@@ -10,16 +15,65 @@ for Numba takes a kernel only where the name is that of its compilation.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import tempfile
 from pathlib import Path
 
-from numba.core.caching import UserProvidedCacheLocator
+from numba import njit
+from numba.core import caching
+
+__all__ = ["ReadOnlyCacheLocator", "njit", "sources_digest"]
+
+PACKAGE = Path(__file__).parent
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when the process ends
 
 
-class ReadOnlyCacheLocator(UserProvidedCacheLocator):
+@functools.cache
+def sources_digest() -> str:
+    """Return the SHA-256 of every source file of the package."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{file.relative_to(PACKAGE)}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class _OfPackage:
+    """Makes a locator of numba's one for our kernels only, which are as fresh as the whole package."""
+
+    def get_source_stamp(self) -> str:
+        return sources_digest()
+
+    @classmethod
+    def from_function(cls, py_func: object, py_file: str) -> object:
+        if not Path(py_file).is_relative_to(PACKAGE):
+            return None
+        return super().from_function(py_func, py_file)  # type: ignore[misc]
+
+
+class UserProvidedCacheLocator(_OfPackage, caching.UserProvidedCacheLocator):
+    """In NUMBA_CACHE_DIR."""
+
+
+class InTreeCacheLocator(_OfPackage, caching.InTreeCacheLocator):
+    """Beside the source."""
+
+
+class UserWideCacheLocator(_OfPackage, caching.UserWideCacheLocator):
+    """In the user's cache folder."""
+
+
+caching.CacheImpl._locator_classes = [
+    UserProvidedCacheLocator,
+    InTreeCacheLocator,
+    UserWideCacheLocator,
+    *caching.CacheImpl._locator_classes,
+]
+
+
+class ReadOnlyCacheLocator(caching.UserProvidedCacheLocator):
     """Numba's user-provided cache folder, NUMBA_CACHE_DIR, also where it is read-only."""
 
     _cache_path: str

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from n4flow.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT
+from n4flow.kernel_cache import njit
 
 # Count and sum of residuals share one 64-bit word: 26 bits of count above 38 bits of sum, enough for 2**25 voxels.
 COUNT_SHIFT = 38

@@ -21,7 +21,8 @@ from __future__ import annotations
 from math import floor, sqrt
 
 import numpy as np
-from numba import njit
+
+from n4flow.kernel_cache import njit
 
 # Half the length over half the width of the brain, and half its height over half its width.
 LENGTH, HEIGHT = 1.35, 0.82

@@ -12,10 +12,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import event
 from numba.extending import intrinsic
 
+from n4flow.kernel_cache import njit
 from n4flow.planes import available_threads, run_tasks
 
 log = logging.getLogger("n4flow")

@@ -37,7 +37,7 @@ ULP_ABOVE_1 = 1.0 / 8388608.0
 def block_sums(changes, at, n, mean):
     """Return of changes of voxels in the mask: count, sum and sum of squares about `mean`, largest distance from it.
 
-    `n` is a multiple of 8.
+    `n` is a multiple of `LANES`.
     """
     centre, present, zero, one = v.splat(f4(mean)), v.splat(PRESENT), v.splat(f4(0)), v.splat(f4(1))
     there, total, squares, largest = zero, zero, zero, zero
@@ -74,7 +74,7 @@ def running(changes, n):
     changes : (n or more,) float32 array
         e of each voxel in order; `sweeps.ABSENT` outside the mask.
     n : uintp
-        A multiple of 8.
+        A multiple of `LANES`.
     """
     count, mean, squares, at = 0.0, 0.0, 0.0, up(0)
     while at < n and at < up(START):
@@ -95,7 +95,7 @@ def running(changes, n):
             count += there
             at += size
             continue
-        size = min(up(min(BLOCK, max(SHORT_BLOCK, count / 64))) & ~up(7), size)
+        size = min(up(min(BLOCK, max(SHORT_BLOCK, count / 64))) & ~(LANES - up(1)), size)
         there, total, about, largest = block_sums(changes, at, size, mean)
         if there:
             # each voxel's step from where count and mean are in the middle of the block

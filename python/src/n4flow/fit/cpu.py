@@ -3,15 +3,12 @@
 What makes it fast, beside compiled loops:
 
 - an iteration needs two sweeps over the voxels. The first sums what the residuals ask of the controls; the second
-takes the new
-  field off, counts the histogram and measures the change. All else is a few thousand numbers;
+  takes the new field off, counts the histogram and measures the change. All else is a few thousand numbers;
 - the range of intensities after a step is bounded by the range before and the step's largest control (the weights sum
-to 1). So
-  fine histogram bins can be laid out before the sweep that fills them, and what a voxel keeps between the sweeps is the
-  16-bit index of its bin. Residuals are read from a table over the bins. That costs 0.0002 % of accuracy;
+  to 1). So fine histogram bins can be laid out before the sweep that fills them, and what a voxel keeps between the
+  sweeps is the 16-bit index of its bin. Residuals are read from a table over the bins. That costs 0.0002 % of accuracy;
 - Lee's fit and the evaluation are products over the axes: a piece of the image is contracted along y as it is read,
-along x at
-  its end; planes are summed last;
+  along x at its end; planes are summed last;
 - only the stretch of each row between its first and last voxel in the mask is kept, as a float32 logarithm.
 
 The result is the same to the bit for any number of threads: pieces are cut by the data, each writes to its own place,
@@ -33,9 +30,7 @@ from n4flow.fit.sharpening import padded_size
 from n4flow.fit.vector import LANES
 
 KEPT_VOXELS = 1 << 19  # changes that are kept in order, for ITK's running mean; it stands still well before
-MEMBER_VOXELS = (
-    1 << 15
-)  # packed voxels for each thread at least: with fewer they wait for each other longer than they work
+MEMBER_VOXELS = 1 << 15  # packed voxels for each thread at least: with fewer they wait longer than they work
 FINE_PER_BIN = 16  # fine bins to one of the histogram
 FEW_VOXELS = 10_000  # below which finer bins cost nothing
 FINEST_PER_BIN = 64
@@ -56,7 +51,7 @@ class Tables(NamedTuple):
     weight_x: np.ndarray  # (cx, width) float32: every control's weight in every column
     share_x: np.ndarray
     square_x: np.ndarray
-    reach: np.ndarray  # (width / 8, 2) uintp: controls that reach each eight columns
+    reach: np.ndarray  # (width / LANES, 2) uintp: controls that reach each vector of columns
     support: np.ndarray  # (cx, 2) uintp: columns between which a control's weights are not 0, whole vectors
 
 
@@ -186,7 +181,7 @@ def _spread(first: np.ndarray, weights: np.ndarray, controls: int, width: int) -
 
 
 def _reach(weights: np.ndarray) -> np.ndarray:
-    """Return the controls that reach each eight columns: the first, and the one behind the last."""
+    """Return the controls that reach each vector of columns: the first, and the one behind the last."""
     used = np.asarray(weights.reshape(weights.shape[0], -1, LANES).any(axis=2))
     first, last = used.argmax(axis=0), weights.shape[0] - used[::-1].argmax(axis=0)
     reach = np.where(used.any(axis=0), [first, last], 0)

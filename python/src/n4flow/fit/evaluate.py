@@ -15,10 +15,12 @@ import numpy as np
 from n4flow.fit import bspline
 from n4flow.fit.compiled import pieces, share, writeable
 from n4flow.fit.evaluate_kernels import field_block
+from n4flow.fit.vector import WIDE_LANES
 
 Axes = Sequence[np.ndarray]  # parametric coordinates of each axis
 
-NO_IMAGE = np.empty((0, 0, 0), np.float32)
+NO_IMAGE = np.empty(0, np.float32)
+STREAMED_BYTES = 1 << 26  # results from this size on are written past the caches: what reads them finds them in none
 
 
 class Evaluator:
@@ -55,12 +57,14 @@ class Evaluator:
     def _run(self, sign: float, image: np.ndarray | None, out: np.ndarray, threads: int) -> np.ndarray:
         cuts = pieces(self.shape, threads)
         in_place = _plain(out) and (image is None or _plain(image))
+        whole = (NO_IMAGE if image is None else image.reshape(-1), out.reshape(-1)) if in_place else None
+        lead = _lead(image, out) if in_place else -1
 
         def work(start: int, stop: int) -> None:
             for z_start, z_stop, y_start, y_stop in cuts[start:stop]:
-                if in_place:
-                    source = NO_IMAGE if image is None else image
-                    field_block(z_start, z_stop, y_start, y_stop, self._lattice, *self._tables, sign, source, out)
+                if whole:
+                    block = z_start, z_stop, y_start, y_stop
+                    field_block(*block, self._lattice, *self._tables, sign, *whole, self.shape, lead)
                     continue
                 place = slice(z_start, z_stop), slice(y_start, y_stop)
                 # another dtype or layout goes through a float32 copy of one piece
@@ -68,12 +72,20 @@ class Evaluator:
                 tables = (fz[place[0]], wz[place[0]], fy[place[1]], wy[place[1]], fx, wx)
                 shape = (z_stop - z_start, y_stop - y_start, self.shape[2])
                 target = np.empty(shape, np.float32)
-                source = NO_IMAGE if image is None else writeable(image[place])
-                field_block(0, shape[0], 0, shape[1], self._lattice, *tables, sign, source, target)
+                source = NO_IMAGE if image is None else writeable(image[place]).reshape(-1)
+                block = 0, shape[0], 0, shape[1]
+                field_block(*block, self._lattice, *tables, sign, source, target.reshape(-1), shape, -1)
                 out[place] = target
 
         share(work, len(cuts), threads)
         return out
+
+
+def _lead(image: np.ndarray | None, out: np.ndarray) -> int:
+    """Return how many voxels of `out` lie before whole vectors, or -1 where it is not to be written past the caches."""
+    if image is None or image.ctypes.data == out.ctypes.data or out.nbytes < STREAMED_BYTES:
+        return -1
+    return (-out.ctypes.data // out.itemsize) % WIDE_LANES
 
 
 def _plain(array: np.ndarray) -> bool:

@@ -6,22 +6,54 @@ from __future__ import annotations
 
 import numpy as np
 
-from n4flow.fit.compiled import fma, kernel
+from n4flow.fit import vector as v
+from n4flow.fit.compiled import fma, kernel, row_kernel
 
-_LOG2_E = np.float32(1.4426950408889634)
-_SHIFT = np.int32(23)  # bits of a float32 mantissa
+up = np.uintp
+f4 = np.float32
+
+LANES = up(v.WIDE_LANES)
+AHEAD = up(1024)  # columns that are asked for ahead of their use: the processor's own looking ahead stops at each page
+LOG2_E = f4(1.4426950408889634)
+LARGEST_LOG = f4(80.0)  # of a field or its inverse: float32 ends at 88
+ROUNDER = f4(
+    12582912
+)  # 1.5 x 2^23: added to a float32 below 2^22 it leaves the whole number next to it in the low bits
 # 2^f on [-1/2, 1/2]: the Taylor terms ln(2)^k / k!; what is left out is below 1.3e-7 of the result
-_E1 = np.float32(0.6931471805599453)
-_E2 = np.float32(0.2402265069591007)
-_E3 = np.float32(0.05550410866482158)
-_E4 = np.float32(0.009618129107628477)
-_E5 = np.float32(0.0013333558146428443)
-_E6 = np.float32(0.0001540353039338161)
+E1 = f4(0.6931471805599453)
+E2 = f4(0.2402265069591007)
+E3 = f4(0.05550410866482158)
+E4 = f4(0.009618129107628477)
+E5 = f4(0.0013333558146428443)
+E6 = f4(0.0001540353039338161)
+
+
+@row_kernel
+def blend(lines, at, stride, w0, w1, w2, w3):
+    """Return w0 lines[at] + w1 lines[at + stride] + .. + w3 lines[at + 3 stride] for a vector of columns."""
+    value = v.multiply(w0, v.wide_load(lines, at))
+    value = v.fma(w1, v.wide_load(lines, at + stride), value)
+    value = v.fma(w2, v.wide_load(lines, at + stride + stride), value)
+    return v.fma(w3, v.wide_load(lines, at + stride + stride + stride), value)
+
+
+@row_kernel
+def power_of_two(t):
+    """Return 2^t: with k the whole number next to t, 2^(t - k) as a series, times 2^k by the exponent's bits."""
+    rounder = v.wide_splat(ROUNDER)
+    k = v.add(t, rounder)
+    f = v.subtract(t, v.subtract(k, rounder))
+    p = v.fma(f, v.wide_splat(E6), v.wide_splat(E5))
+    p = v.fma(f, p, v.wide_splat(E4))
+    p = v.fma(f, p, v.wide_splat(E3))
+    p = v.fma(f, p, v.wide_splat(E2))
+    p = v.fma(f, p, v.wide_splat(E1))
+    return v.times_power_of_two(v.fma(f, p, v.wide_splat(f4(1))), k)
 
 
 @kernel
-def expand_plane(lattice, w, firsts_x, weights_x, rows):
-    """Rows of controls of one plane: rows[j, x] = sum over l, k of w[l] wx[k, x] lattice[l, j, firsts_x[x] + k].
+def expand_plane(lattice, w, firsts_x, weights_x, lines, width):
+    """Expand one plane along x: lines[j width + x] = sum over l, k of w[l] wx[k, x] lattice[l, j, firsts_x[x] + k].
 
     Parameters
     ----------
@@ -30,47 +62,137 @@ def expand_plane(lattice, w, firsts_x, weights_x, rows):
     w : (4,) float32 array
     firsts_x : (X,) int32 array
     weights_x : (4, X) float32 array
-    rows : (cy, X) float32 array
+    lines : (cy * width,) float32 array
         Written.
+    width : uintp
+        Columns to a line, X or more.
     """
     flat = np.empty(lattice.shape[2], np.float32)
-    for j in range(rows.shape[0]):
-        for c in range(flat.size):
+    for j in range(up(lattice.shape[1])):
+        for c in range(up(flat.size)):
             value = w[0] * lattice[0, j, c]
             value = fma(w[1], lattice[1, j, c], value)
             value = fma(w[2], lattice[2, j, c], value)
             flat[c] = fma(w[3], lattice[3, j, c], value)
-        for x in range(rows.shape[1]):
-            i = firsts_x[x]
+        for x in range(up(firsts_x.size)):
+            i = up(firsts_x[x])
             value = weights_x[0, x] * flat[i]
-            value = fma(weights_x[1, x], flat[i + 1], value)
-            value = fma(weights_x[2, x], flat[i + 2], value)
-            rows[j, x] = fma(weights_x[3, x], flat[i + 3], value)
+            value = fma(weights_x[1, x], flat[i + up(1)], value)
+            value = fma(weights_x[2, x], flat[i + up(2)], value)
+            lines[j * width + x] = fma(weights_x[3, x], flat[i + up(3)], value)
+
+
+@row_kernel
+def field_row(lines, at, width, w, logarithm, out, start, n):
+    """Write a row of the field, or of its logarithm, to out[start : start + n].
+
+    Parameters
+    ----------
+    lines : float32 array
+        What `expand_plane` wrote; for the field itself, of the logarithm to base 2.
+    at, width : uintp
+        Where the row's first line of controls begins; columns to a line.
+    w : four vectors
+        The row's weights.
+    logarithm : bool
+    out : float32 array
+    start, n : uintp
+    """
+    for x in range(up(0), n, LANES):
+        value = blend(lines, at + x, width, w[0], w[1], w[2], w[3])
+        v.store_first(out, start + x, value if logarithm else power_of_two(value), min(n - x, LANES))
+
+
+@row_kernel
+def correct_vector(lines, at, width, w, image, place):
+    """Return a vector of image values, corrected."""
+    v.prefetch(image, place + AHEAD)
+    return v.multiply(v.wide_load(image, place), power_of_two(blend(lines, at, width, w[0], w[1], w[2], w[3])))
+
+
+@row_kernel
+def correct_few(lines, at, width, w, image, out, place, n):
+    """Correct fewer columns than fill a vector."""
+    factor = power_of_two(blend(lines, at, width, w[0], w[1], w[2], w[3]))
+    v.store_first(out, place, v.multiply(v.wide_load_first(image, place, n), factor), n)
+
+
+@row_kernel
+def whole_zeros(n):
+    """Return n float32 zeros that begin at the address of a whole vector."""
+    room = np.zeros(n + LANES, np.float32)
+    skip = (LANES - up(room.ctypes.data // room.itemsize) % LANES) % LANES
+    return room[skip : skip + n]
+
+
+@row_kernel
+def row_weights(weights, y):
+    """Return the four weights of a row."""
+    return (
+        v.wide_splat(weights[y, 0]),
+        v.wide_splat(weights[y, 1]),
+        v.wide_splat(weights[y, 2]),
+        v.wide_splat(weights[y, 3]),
+    )
+
+
+@row_kernel
+def finish_row(lines, at, width, w, image, out, start, n, first, done):
+    """Correct what is left of a row: `first` columns, then whole vectors from the column first + done on, then few."""
+    correct_few(lines, at, width, w, image, out, start, first)
+    last = n - (n - first) % LANES
+    for x in range(first + done, last, LANES):
+        v.store(out, start + x, correct_vector(lines, at + x, width, w, image, start + x))
+    correct_few(lines, at + last, width, w, image, out, start + last, n - last)
 
 
 @kernel
-def combine_rows(r0, r1, r2, r3, w, out):
-    """One row of the field: out = w0 r0 + w1 r1 + w2 r2 + w3 r3."""
-    w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
-    for x in range(out.size):
-        out[x] = fma(w3, r3[x], fma(w2, r2[x], fma(w1, r1[x], w0 * r0[x])))
+def correct_rows(lines, lowest, width, fy, wy, image, out, plane, y_start, y_stop, n, streamed, lead):
+    """Correct rows of a plane, one of each half at a time: memory is quicker where two of its pages are asked in turn.
+
+    Parameters
+    ----------
+    lines, width : see `field_row`
+    lowest : int
+        The control whose line is the first.
+    fy, wy : first controls and weights of the rows
+    image, out : (Z * Y * X,) float32 arrays
+    plane : uintp
+        Where the plane begins in them.
+    y_start, y_stop : int
+    n : uintp
+        Columns of a row.
+    streamed : bool
+        Whether to write past the caches: a result that they do not hold would first be read into them.
+    lead : uintp
+        Columns of `out` before the first address of a whole vector; vectors that are streamed begin at such.
+    """
+    half = (y_stop - y_start + 1) // 2
+    for y in range(y_start, y_start + half):
+        start, at, w = plane + up(y) * n, up(fy[y] - lowest) * width, row_weights(wy, y)
+        first = min((lead + LANES - start % LANES) % LANES, n) if streamed else up(0)
+        other = y + half
+        if other == y_stop:
+            finish_row(lines, at, width, w, image, out, start, n, first, up(0))
+            continue
+        start2, at2, w2 = plane + up(other) * n, up(fy[other] - lowest) * width, row_weights(wy, other)
+        first2 = min((lead + LANES - start2 % LANES) % LANES, n) if streamed else up(0)
+        both = (n - max(first, first2)) // LANES * LANES
+        if streamed:
+            for x in range(up(0), both, LANES):
+                i, j = first + x, first2 + x
+                v.stream(out, start + i, correct_vector(lines, at + i, width, w, image, start + i))
+                v.stream(out, start2 + j, correct_vector(lines, at2 + j, width, w2, image, start2 + j))
+        else:
+            for x in range(up(0), both, LANES):
+                v.store(out, start + x, correct_vector(lines, at + x, width, w, image, start + x))
+                v.store(out, start2 + x, correct_vector(lines, at2 + x, width, w2, image, start2 + x))
+        finish_row(lines, at, width, w, image, out, start, n, first, both)
+        finish_row(lines, at2, width, w2, image, out, start2, n, first2, both)
 
 
 @kernel
-def exp_row(row):
-    """In place: e to the row. With t = row log2(e) and k the whole number next to t, 2^k by its bits times 2^(t-k)."""
-    bits = row.view(np.int32)
-    for x in range(row.size):
-        t = min(max(row[x] * _LOG2_E, np.float32(-125.5)), np.float32(125.5))
-        k = np.int32(t + np.float32(128.5)) - np.int32(128)
-        f = t - np.float32(k)
-        p = fma(f, fma(f, fma(f, fma(f, fma(f, _E6, _E5), _E4), _E3), _E2), _E1)
-        row[x] = fma(f, p, np.float32(1.0))
-        bits[x] += k << _SHIFT
-
-
-@kernel
-def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, wx, sign, image, out):
+def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, wx, sign, image, out, shape, lead):
     """Write rows of planes: the log field (sign 0), exp(sign log field), or with an image, image exp(sign log field).
 
     Parameters
@@ -83,29 +205,30 @@ def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, w
     wz, wy : (n, 4) float32 arrays
     wx : (4, X) float32 array
     sign : float
-    image : (Z, Y, X) float32 array, or (0, 0, 0)
+    image : (Z * Y * X,) float32 array, or (0,)
         It may be `out`.
-    out : (Z, Y, X) float32 array
+    out : (Z * Y * X,) float32 array
+    shape : (int, int, int)
+        Z, Y, X.
+    lead : int
+        Columns of `out` before the first address that is a multiple of a vector, to write past the caches; or -1.
     """
-    n_x = out.shape[2]
+    n = up(shape[2])
+    width = (n + LANES - up(1)) // LANES * LANES
     low = fy[y_start]
-    n_rows = fy[y_stop - 1] + 4 - low  # coordinates rise along an axis
-    rows = np.empty((n_rows, n_x), np.float32)
-    row = np.empty(n_x, np.float32)
+    n_lines = fy[y_stop - 1] + 4 - low  # coordinates rise along an axis
+    lines = whole_zeros(up(n_lines) * width + LANES)
+    limit = LARGEST_LOG * LOG2_E
     for z in range(z_start, z_stop):
-        expand_plane(lattice[fz[z] : fz[z] + 4, low : low + n_rows], wz[z], fx, wx, rows)
+        expand_plane(lattice[fz[z] : fz[z] + 4, low : low + n_lines], wz[z], fx, wx, lines, width)
+        if sign != 0.0:
+            factor = f4(sign) * LOG2_E
+            for i in range(up(lines.size)):
+                lines[i] = min(max(lines[i] * factor, -limit), limit)
+        plane = up(z) * up(shape[1]) * n
+        if image.size:
+            correct_rows(lines, low, width, fy, wy, image, out, plane, y_start, y_stop, n, lead >= 0, up(max(lead, 0)))
+            continue
         for y in range(y_start, y_stop):
-            j = fy[y] - low
-            target = out[z, y]
-            if sign == 0.0:
-                combine_rows(rows[j], rows[j + 1], rows[j + 2], rows[j + 3], wy[y], target)
-                continue
-            combine_rows(rows[j], rows[j + 1], rows[j + 2], rows[j + 3], wy[y] * np.float32(sign), row)
-            exp_row(row)
-            if image.size:
-                source = image[z, y]
-                for x in range(n_x):
-                    target[x] = source[x] * row[x]
-            else:
-                for x in range(n_x):
-                    target[x] = row[x]
+            at = up(fy[y] - low) * width
+            field_row(lines, at, width, row_weights(wy, y), sign == 0.0, out, plane + up(y) * n, n)

@@ -2,7 +2,7 @@
 # (numba gives these functions their types)
 """Compiled loops of the fast engine: the two sweeps over the voxels. See `cpu` for how they fit together.
 
-Rules that keep them fast and their results fixed: a loop over a row goes in vectors of eight (`vector`), which rows
+Rules that keep them fast and their results fixed: a loop over a row goes in vectors (`vector`), which rows
 are filled up to; indices are unsigned, since a signed one might count from the end; a piece of a sweep writes its sums
 to its own place.
 """
@@ -27,7 +27,7 @@ TERMS = 12  # for larger ones: to 1e-7 up to 1, and far above any threshold beyo
 
 @row_kernel
 def blend(lines, at, stride, w0, w1, w2, w3):
-    """Return w0 lines[at] + w1 lines[at + stride] + .. + w3 lines[at + 3 stride] for eight columns."""
+    """Return w0 lines[at] + w1 lines[at + stride] + .. + w3 lines[at + 3 stride] for a vector of columns."""
     value = v.multiply(w0, v.load(lines, at))
     value = v.fma(w1, v.load(lines, at + stride), value)
     value = v.fma(w2, v.load(lines, at + stride + stride), value)
@@ -50,8 +50,8 @@ def expand_rows(lattice, weights, reach, rows):
     ----------
     lattice : (cz, cy, cx) float64 array
     weights : (cx, width) float32 array
-    reach : (width / 8, 2) uintp array
-        The controls that reach each eight columns: the first, and the one behind the last.
+    reach : (width / LANES, 2) uintp array
+        The controls that reach each vector of columns: the first, and the one behind the last.
     rows : (cz * cy * width,) float32 array
         Written.
     """
@@ -74,7 +74,7 @@ def expand_rows(lattice, weights, reach, rows):
 
 @row_kernel
 def add_to(sums, at, w, residual):
-    """sums[at : at + 8] += w residual."""
+    """sums[at : at + LANES] += w residual."""
     v.store(sums, at, v.fma(w, residual, v.load(sums, at)))
 
 

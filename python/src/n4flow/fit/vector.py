@@ -1,11 +1,11 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Vectors of eight float32 in compiled code.
+"""Vectors of eight or sixteen float32 in compiled code.
 
 The compiler makes vectors of plain loops by itself, but for the sweeps over the voxels that is not enough: rows are
 short, and before each of them it would check at run time whether any of a dozen arrays overlap. A loop written with
-these functions says itself what is done eight at a time. All arithmetic is lane by lane with one rounding, so a result
-depends neither on where a vector begins nor on the processor.
+these functions says itself what is done at once; the compiler splits a vector where the processor's are shorter. All
+arithmetic is lane by lane with one rounding, so a result depends neither on where a vector begins nor on the processor.
 """
 
 from __future__ import annotations
@@ -19,62 +19,152 @@ from numba.np import arrayobj
 from n4flow.fit.compiled import row_kernel
 
 LANES = 8
+WIDE_LANES = 16  # where rows are long and nothing depends on how they are filled up
 
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_INTS = ir.VectorType(ir.IntType(32), LANES)
-_SHORTS = ir.VectorType(ir.IntType(16), LANES)
 _INDEX = ir.IntType(32)
 
 
 class _Vector(types.Type):
-    def __init__(self):
-        super().__init__(name="float32x8")
+    def __init__(self, lanes):
+        self.lanes = lanes
+        super().__init__(name=f"float32x{lanes}")
+
+    def of(self, kind):
+        """Return as many of another LLVM type."""
+        return ir.VectorType(kind, self.lanes)
+
+    @property
+    def floats(self):
+        return self.of(ir.FloatType())
+
+    @property
+    def ints(self):
+        return self.of(_INDEX)
 
 
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, kind.floats)
 
 
-vector = _Vector()
+vector, wide = _Vector(LANES), _Vector(WIDE_LANES)
 
 
-def _address(context, builder, array_type, array, index):
-    return builder.gep(arrayobj.make_array(array_type)(context, builder, array).data, [index])
+def _address(context, builder, array_type, array, index, kind=None):
+    address = builder.gep(arrayobj.make_array(array_type)(context, builder, array).data, [index])
+    return address if kind is None else builder.bitcast(address, kind.as_pointer())
+
+
+def _spread(builder, kind, number):
+    """Return a number in every lane."""
+    nothing, none = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(_INDEX, kind.count), [0] * kind.count)
+    return builder.shuffle_vector(builder.insert_element(nothing, number, _INDEX(0)), nothing, none)
+
+
+def _first_lanes(builder, kind, number):
+    """Return which lanes come before a number of them."""
+    number = _spread(builder, kind.ints, builder.trunc(number, _INDEX))
+    return builder.icmp_unsigned("<", ir.Constant(kind.ints, list(range(kind.lanes))), number)
+
+
+def _load(kind, array, index):
+    def build(context, builder, signature, values):
+        return builder.load(_address(context, builder, signature.args[0], *values, kind.floats), align=4)
+
+    return kind(array, index), build
 
 
 @intrinsic
 def load(context, array, index):
-    """Return array[index : index + 8]."""
+    """Return array[index : index + LANES]."""
+    return _load(vector, array, index)
+
+
+@intrinsic
+def wide_load(context, array, index):
+    """Return array[index : index + WIDE_LANES]."""
+    return _load(wide, array, index)
+
+
+@intrinsic
+def wide_load_first(context, array, index, number):
+    """Return array[index : index + number] in the first lanes and 0 in the others; what lies there is not read."""
 
     def build(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values)
-        return builder.load(builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+        name = f"llvm.masked.load.v{wide.lanes}f32.p0v{wide.lanes}f32"
+        parameters = [wide.floats.as_pointer(), _INDEX, wide.of(ir.IntType(1)), wide.floats]
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(wide.floats, parameters), name)
+        address = _address(context, builder, signature.args[0], *values[:2], wide.floats)
+        lanes = _first_lanes(builder, wide, values[2])
+        return builder.call(function, [address, _INDEX(4), lanes, ir.Constant(wide.floats, [0.0] * wide.lanes)])
 
-    return vector(array, index), build
+    return wide(array, index, number), build
 
 
 @intrinsic
 def store(context, array, index, value):
-    """array[index : index + 8] = value."""
+    """array[index : index + lanes] = value."""
 
     def build(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values[:2])
-        builder.store(values[2], builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+        address = _address(context, builder, signature.args[0], *values[:2], value.floats)
+        builder.store(values[2], address, align=4)
         return context.get_dummy_value()
 
     return types.void(array, index, value), build
 
 
 @intrinsic
-def store_whole(context, array, index, value):
-    """array[index : index + 8] = the values without their fractions, as uint16."""
+def store_first(context, array, index, value, number):
+    """array[index : index + number] = the first lanes of the value."""
 
     def build(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values[:2])
-        whole = builder.trunc(builder.fptosi(values[2], _INTS), _SHORTS)
-        builder.store(whole, builder.bitcast(address, _SHORTS.as_pointer()), align=2)
+        name = f"llvm.masked.store.v{value.lanes}f32.p0v{value.lanes}f32"
+        parameters = [value.floats, value.floats.as_pointer(), _INDEX, value.of(ir.IntType(1))]
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), parameters), name)
+        address = _address(context, builder, signature.args[0], *values[:2], value.floats)
+        builder.call(function, [values[2], address, _INDEX(4), _first_lanes(builder, value, values[3])])
+        return context.get_dummy_value()
+
+    return types.void(array, index, value, number), build
+
+
+@intrinsic
+def stream(context, array, index, value):
+    """array[index : index + lanes] = value, past the caches; the address must be that of a whole vector."""
+
+    def build(context, builder, signature, values):
+        address = _address(context, builder, signature.args[0], *values[:2], value.floats)
+        stored = builder.store(values[2], address, align=4 * value.lanes)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([_INDEX(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), build
+
+
+@intrinsic
+def prefetch(context, array, index):
+    """Ask for array[index] ahead of its use; it may lie beyond the array's end."""
+
+    def build(context, builder, signature, values):
+        byte = ir.IntType(8)
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), _INDEX, _INDEX, _INDEX])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        address = _address(context, builder, signature.args[0], *values, byte)
+        builder.call(function, [address, _INDEX(0), _INDEX(3), _INDEX(1)])  # to read; into every cache; data
+        return context.get_dummy_value()
+
+    return types.void(array, index), build
+
+
+@intrinsic
+def store_whole(context, array, index, value):
+    """array[index : index + lanes] = the values without their fractions, as uint16."""
+
+    def build(context, builder, signature, values):
+        shorts = value.of(ir.IntType(16))
+        whole = builder.trunc(builder.fptosi(values[2], value.ints), shorts)
+        builder.store(whole, _address(context, builder, signature.args[0], *values[:2], shorts), align=2)
         return context.get_dummy_value()
 
     return types.void(array, index, value), build
@@ -82,17 +172,16 @@ def store_whole(context, array, index, value):
 
 @intrinsic
 def look_up(context, table, array, index):
-    """Return table[array[index : index + 8]]; the array is of uint16."""
+    """Return table[array[index : index + LANES]]; the array is of uint16."""
 
     def build(context, builder, signature, values):
-        kind = signature.args[0]
-        data = arrayobj.make_array(kind)(context, builder, values[0]).data
+        data = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
         first = _address(context, builder, signature.args[1], *values[1:])
-        result = ir.Constant(_FLOATS, ir.Undefined)
+        result = ir.Constant(vector.floats, ir.Undefined)
         for lane in range(LANES):
-            place = builder.load(builder.gep(first, [ir.Constant(_INDEX, lane)]))
+            place = builder.load(builder.gep(first, [_INDEX(lane)]))
             item = builder.load(builder.gep(data, [builder.zext(place, ir.IntType(64))]))
-            result = builder.insert_element(result, item, ir.Constant(_INDEX, lane))
+            result = builder.insert_element(result, item, _INDEX(lane))
         return result
 
     return vector(table, array, index), build
@@ -100,13 +189,16 @@ def look_up(context, table, array, index):
 
 @intrinsic
 def splat(context, number):
-    """Return eight times a float32."""
+    """Return a float32 in every lane."""
+    return vector(types.float32), lambda _context, builder, _signature, values: _spread(
+        builder, vector.floats, values[0]
+    )
 
-    def build(context, builder, signature, values):
-        one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), values[0], ir.Constant(_INDEX, 0))
-        return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
 
-    return vector(types.float32), build
+@intrinsic
+def wide_splat(context, number):
+    """Return a float32 in every lane of a wide vector."""
+    return wide(types.float32), lambda _context, builder, _signature, values: _spread(builder, wide.floats, values[0])
 
 
 @intrinsic
@@ -122,19 +214,19 @@ def lane(context, value, number):
 @intrinsic
 def add(context, a, b):
     """Return a + b."""
-    return vector(a, b), lambda _context, builder, _signature, values: builder.fadd(*values)
+    return a(a, b), lambda _context, builder, _signature, values: builder.fadd(*values)
 
 
 @intrinsic
 def subtract(context, a, b):
     """Return a - b."""
-    return vector(a, b), lambda _context, builder, _signature, values: builder.fsub(*values)
+    return a(a, b), lambda _context, builder, _signature, values: builder.fsub(*values)
 
 
 @intrinsic
 def multiply(context, a, b):
     """Return a b."""
-    return vector(a, b), lambda _context, builder, _signature, values: builder.fmul(*values)
+    return a(a, b), lambda _context, builder, _signature, values: builder.fmul(*values)
 
 
 @intrinsic
@@ -142,10 +234,10 @@ def fma(context, a, b, c):
     """Return a b + c with one rounding."""
 
     def build(_context, builder, _signature, values):
-        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), values)
+        kind = ir.FunctionType(a.floats, [a.floats] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{a.lanes}f32"), values)
 
-    return vector(a, b, c), build
+    return a(a, b, c), build
 
 
 @intrinsic
@@ -155,7 +247,7 @@ def where_below(context, a, limit, value, other):
     def build(_context, builder, _signature, values):
         return builder.select(builder.fcmp_ordered("<", values[0], values[1]), values[2], values[3])
 
-    return vector(a, limit, value, other), build
+    return a(a, limit, value, other), build
 
 
 @intrinsic
@@ -165,7 +257,7 @@ def least(context, a, b):
     def build(_context, builder, _signature, values):
         return builder.select(builder.fcmp_ordered("<", *values), *values)
 
-    return vector(a, b), build
+    return a(a, b), build
 
 
 @intrinsic
@@ -175,7 +267,19 @@ def greatest(context, a, b):
     def build(_context, builder, _signature, values):
         return builder.select(builder.fcmp_ordered(">", *values), *values)
 
-    return vector(a, b), build
+    return a(a, b), build
+
+
+@intrinsic
+def times_power_of_two(context, value, power):
+    """Return value 2^k, k the low bits of `power`, a float32 of 1.5 x 2^23 + k: its exponent's bits are raised by k."""
+
+    def build(_context, builder, _signature, values):
+        ints = value.ints
+        raised = builder.shl(builder.bitcast(values[1], ints), ir.Constant(ints, [23] * value.lanes))
+        return builder.bitcast(builder.add(builder.bitcast(values[0], ints), raised), value.floats)
+
+    return value(value, power), build
 
 
 @row_kernel

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from n4flow.kernel_cache import njit
 
-@numba.njit(nogil=True, cache=True)
+
+@njit(nogil=True, cache=True)
 def cast_to_integers(values, out, low, high):  # type: ignore[no-untyped-def]
     """Round half to even and saturate (z, y, x) `values` into integer `out`.
 
@@ -34,7 +35,7 @@ def cast_to_integers(values, out, low, high):  # type: ignore[no-untyped-def]
     return saturated, undefined
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def block_mean(values, extent, out, step_z, step_y, step_x):  # type: ignore[no-untyped-def]
     """Mean over blocks of the first `extent` (z, y, x) `values` into `out`: of finite voxels, of what there is.
 
@@ -69,7 +70,7 @@ def block_mean(values, extent, out, step_z, step_y, step_x):  # type: ignore[no-
                     out[k, j, i] = _finite_mean(values, k * step_z, z_stop, j * step_y, y_stop, i * step_x, x_stop)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _finite_mean(values, z_start, z_stop, y_start, y_stop, x_start, x_stop):  # type: ignore[no-untyped-def]
     total = 0.0
     count = 0
