@@ -118,8 +118,8 @@ def prepared(image, mask, controls, weights=None, step=0.01):
     state[[level_kernels.LOW, level_kernels.FLOOR]] -= 0.05
     state[level_kernels.HIGH] += 0.05
     level_kernels.prepare_field(work, tables, lattice, phi, state, np.abs(phi).max(), kernel_settings)
-    words = team.new_team()
-    level_kernels.field_sweep(0, words, packed.rows, np.uintp(image.shape[1]), work, tables, state)
+    words = team.new_team(1)
+    level_kernels.field_sweep(0, 1, words, packed.rows, np.uintp(image.shape[1]), work, tables, state)
     return packed, tables, work, state, kernel_settings, lattice, phi
 
 
@@ -154,19 +154,19 @@ def test_first_sweep(controls, weighted):
     confidence = np.where(mask, 1.0 if weights is None else weights, 0.0)
     table = RNG.standard_normal(work.table.size).astype(np.float32)
     table[int(state[level_kernels.FINE])] = 0
-    n_y, words = np.uintp(image.shape[1]), team.new_team()
+    n_y, words = np.uintp(image.shape[1]), team.new_team(1)
     out = np.zeros(controls)
     state[level_kernels.STOP] = 0
     work.ones[:] = 1
     work.ones[int(state[level_kernels.FINE])] = 0
     level_kernels.fit_sweep(
-        0, words, packed.rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state
+        0, 1, words, packed.rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state
     )
     level_kernels.combine(packed.rows, n_y, tables.first_z, tables.square_z, work.partial, out)
     omega = bspline.fit_weights(confidence, controls)
     assert np.allclose(out, omega, rtol=2e-5, atol=1e-9)
     words[:] = 0
-    level_kernels.fit_sweep(0, words, packed.rows, n_y, work, tables, tables.share_y, tables.share_x, table, state)
+    level_kernels.fit_sweep(0, 1, words, packed.rows, n_y, work, tables, tables.share_y, tables.share_x, table, state)
     level_kernels.combine(packed.rows, n_y, tables.first_z, tables.share_z, work.partial, out)
     residual = np.zeros(image.shape)
     residual[mask] = table[work.fine_index[packed.rows.log_image != OUTSIDE]]
@@ -293,12 +293,27 @@ def test_two_teams_at_once(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ the team
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 7, 1000])
+def test_members_claim_their_own_pieces_and_then_those_of_others(pieces):
+    words = team.new_team(3)
+
+    def claim(member: int) -> int:
+        return int(team.claim(words, team.SECOND_SWEEP, member, 3, pieces))
+
+    for _sweep in range(2):
+        own = [claim(1) for _piece in range(pieces * 2 // 3 - pieces // 3)]
+        assert own == list(range(pieces // 3, pieces * 2 // 3))
+        rest = [piece for member in (0, 2, 1) for piece in iter(lambda m=member: claim(m), pieces)]
+        assert sorted(own + rest) == list(range(pieces))
+        team.begin_anew(words, team.SECOND_SWEEP, 3)
+
+
 def test_members_claim_every_piece_once_and_meet():
-    words, seen = team.new_team(), np.zeros(1000, np.int64)
+    words, seen = team.new_team(1), np.zeros(1000, np.int64)
     order: list[str] = []
 
     def work(member: int, members: int) -> None:
-        while (piece := int(team.claim(words, team.FIRST_SWEEP))) < seen.size:
+        while (piece := int(team.claim(words, team.FIRST_SWEEP, member, members, seen.size))) < seen.size:
             seen[piece] += 1
         order.append("claimed")
         assert team.meet(words, members)
@@ -310,7 +325,7 @@ def test_members_claim_every_piece_once_and_meet():
 
 
 def test_a_member_that_fails_sends_the_others_home():
-    words = team.new_team()
+    words = team.new_team(3)
     came_back = []
 
     def work(member: int, members: int) -> None:

@@ -69,17 +69,17 @@ def lay_grid(state, largest, bins, per_bin):
 
 
 @kernel
-def fit_sweep(member, words, rows, n_y, work, tables, weights_y, weights_x, table, state):
+def fit_sweep(member, members, words, rows, n_y, work, tables, weights_y, weights_x, table, state):
     """Claim pieces and sum what they ask of the controls."""
     while state[STOP] == 0.0:
-        unit = team.claim(words, team.FIRST_SWEEP)
+        unit = team.claim(words, team.FIRST_SWEEP, member, members, work.partial.shape[0])
         if unit >= work.partial.shape[0]:
             break
         fit_unit(up(unit), member, rows, n_y, table, tables, weights_y, weights_x, work)
 
 
 @kernel
-def field_sweep(member, words, rows, n_y, work, tables, state):
+def field_sweep(member, members, words, rows, n_y, work, tables, state):
     """Claim pieces and take the new field off them."""
     stride = (up(state[FINE]) + up(64)) & ~up(15)
     counts = work.counts[member, : up(4) * stride]
@@ -87,7 +87,7 @@ def field_sweep(member, words, rows, n_y, work, tables, state):
     grid = (f4(state[ORIGIN]), f4(1.0 / state[STEP]), f4(state[FINE]))
     small = state[LARGEST] <= SMALL_STEP
     while True:
-        unit = team.claim(words, team.SECOND_SWEEP)
+        unit = team.claim(words, team.SECOND_SWEEP, member, members, work.partial.shape[0])
         if unit >= work.partial.shape[0]:
             break
         field_unit(up(unit), member, rows, n_y, grid, small, tables, work, counts)
@@ -220,24 +220,24 @@ def run_level(
             prepare_field(work, tables, lattice, phi, state, 0.0, settings)
         if not team.meet(words, members):
             return
-        field_sweep(member, words, rows, n_y, work, tables, state)
+        field_sweep(member, members, words, rows, n_y, work, tables, state)
         if not team.meet(words, members):
             return
         if member == 0:
             sharpen(members, work, state, settings)
-            words[team.SECOND_SWEEP] = 0
+            team.begin_anew(words, team.SECOND_SWEEP, members)
     if member == 0:
         state[STOP] = 0.0
         work.ones[:] = f4(1)
         work.ones[int(state[FINE])] = f4(0)
     if not team.meet(words, members):
         return
-    fit_sweep(member, words, rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state)
+    fit_sweep(member, members, words, rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state)
     if not team.meet(words, members):
         return
     if member == 0:
         combine(rows, n_y, tables.first_z, tables.square_z, work.partial, omega)
-        words[team.FIRST_SWEEP] = 0
+        team.begin_anew(words, team.FIRST_SWEEP, members)
     if not team.meet(words, members):
         return
     made, pending = 0, False
@@ -247,7 +247,9 @@ def run_level(
             if measures[made - 1] <= stop:
                 state[STOP] = 1.0
         if made < most:
-            fit_sweep(member, words, rows, n_y, work, tables, tables.share_y, tables.share_x, work.table, state)
+            fit_sweep(
+                member, members, words, rows, n_y, work, tables, tables.share_y, tables.share_x, work.table, state
+            )
         if not team.meet(words, members):
             return
         if state[STOP] != 0.0 or made == most:
@@ -256,17 +258,17 @@ def run_level(
             combine(rows, n_y, tables.first_z, tables.share_z, work.partial, phi)
             largest = take_step(phi, omega, settings.over_relax, lattice, phi)
             prepare_field(work, tables, lattice, phi, state, largest, settings)
-            words[team.FIRST_SWEEP] = 0
+            team.begin_anew(words, team.FIRST_SWEEP, members)
         if not team.meet(words, members):
             return
-        field_sweep(member, words, rows, n_y, work, tables, state)
+        field_sweep(member, members, words, rows, n_y, work, tables, state)
         if not team.meet(words, members):
             return
         made += 1
         pending = True
         if member == 0:
             sharpen(members, work, state, settings)
-            words[team.SECOND_SWEEP] = 0
+            team.begin_anew(words, team.SECOND_SWEEP, members)
             if not settings.itk:
                 measures[made - 1] = measure_change(work, settings, stop)
                 if measures[made - 1] <= stop:
@@ -274,6 +276,6 @@ def run_level(
         if not team.meet(words, members):
             return
     if member == 0:
-        words[team.FIRST_SWEEP] = 0
+        team.begin_anew(words, team.FIRST_SWEEP, members)
         state[MADE] = made
     team.meet(words, members)

@@ -4,7 +4,7 @@
 
 An iteration of N4 is two sweeps over the voxels with a little serial work between them, some hundred microseconds in
 all. Handing that to threads from Python, sweep by sweep, would cost as much as the work. So every member of the team
-runs the whole function: members claim pieces of a sweep from a shared counter until none is left, and wait for each
+runs the whole function: members claim pieces of a sweep until none is left, and wait for each
 other where the next step needs all of them. Which member did which piece never matters, because a piece writes to its
 own place.
 
@@ -25,18 +25,18 @@ from numba.np import arrayobj
 
 from n4flow.fit.compiled import kernel
 
-# words of the shared array; a cache line apart, so that claiming does not slow down waiting
-ARRIVED, ROUND, FIRST_SWEEP, SECOND_SWEEP, ABORT = 0, 8, 16, 24, 32
-WORDS = 40
+LINE = 8  # words to a cache line; what different members write to lies a line apart
+ARRIVED, ROUND, ABORT, CLAIMED = 0, LINE, 2 * LINE, 3 * LINE  # words of the shared array; from CLAIMED on, see `claim`
+FIRST_SWEEP, SECOND_SWEEP = 0, 1
 SPINS = 2000  # looks at a word before the processor is offered to others: some microseconds
 
 # the C library's; declared here, so that a member that waits on a busy machine lets the others run
 _give_way = types.ExternalFunction("sched_yield", types.int32())
 
 
-def new_team() -> np.ndarray:
-    """Return the words that a team shares."""
-    return np.zeros(WORDS, np.int64)
+def new_team(members: int) -> np.ndarray:
+    """Return the words that a team of at most `members` shares."""
+    return np.zeros(CLAIMED + 2 * members * LINE, np.int64)
 
 
 @intrinsic
@@ -67,9 +67,26 @@ def _pointer(context, builder, signature, arguments):
 
 
 @kernel
-def claim(words, counter):
-    """Return the next piece of a sweep; at or beyond the number of pieces there is none left."""
-    return atomic_add(words, counter, np.int64(1))
+def claim(words, sweep, member, members, pieces):
+    """Return the next piece of a sweep, or `pieces` where none is left.
+
+    A member's own share comes first: what its last sweep wrote of it is still in its processor's cache. Then it helps
+    the others.
+    """
+    for k in range(members):
+        owner = (member + k) % members
+        begin, end = pieces * owner // members, pieces * (owner + 1) // members
+        piece = begin + atomic_add(words, CLAIMED + (2 * owner + sweep) * LINE, np.int64(1))
+        if piece < end:
+            return piece
+    return pieces
+
+
+@kernel
+def begin_anew(words, sweep, members):
+    """Make all pieces of a sweep free again; while no member claims any."""
+    for owner in range(members):
+        words[CLAIMED + (2 * owner + sweep) * LINE] = 0
 
 
 @kernel
