@@ -3,7 +3,8 @@
 
 include { check_parameters; check_row } from './modules/parameters'
 include { read_samples; sample_files } from './modules/samples'
-include { answer; gather; spacing; as_json } from './modules/channels'
+include { answer; gather; spacing; as_json; described; tools } from './modules/channels'
+include { explain } from './modules/failure'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
 include { INSPECT          } from './modules/inspect'
@@ -17,6 +18,8 @@ include { MATCH_HISTOGRAMS } from './modules/match_histograms'
 include { SMOOTH_Z         } from './modules/smooth_z'
 include { RENDER           } from './modules/render'
 include { FINISH           } from './modules/finish'
+include { PUBLISH          } from './modules/publish'
+include { PROVENANCE       } from './modules/provenance'
 
 workflow {
     schema = file("${projectDir}/nextflow_schema.json")
@@ -104,7 +107,13 @@ workflow {
 
     FINISH(samples.join(shrunken).join(masks).join(histograms).join(recipe).join(rendered), as_json(params))
 
-    // versions: [process, tool, version], once for each, beside Nextflow's own records
-    channel.topic('versions').unique().map { process, tool, version -> "${process}\t${tool}\t${version}\n" }
-        .collectFile(name: 'versions.tsv', storeDir: "${params.outdir}/pipeline_info", sort: true)
+    // results appear in outdir in one piece, and then what they came from
+    PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)
+    done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
+    PROVENANCE(done, described(workflow, samples), as_json(params), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
+
+    workflow.onError = {
+        def sentence = explain(workflow.exitStatus, workflow.errorReport)
+        if (sentence) { log.error(sentence) }
+    }
 }

@@ -3,7 +3,7 @@
 // The answer of a task that asks a question; a fault ends the run in one sentence.
 def answer(path) {
     def found = new groovy.json.JsonSlurper().parseText(path.text)
-    if (found.fault) { error found.fault }
+    if (found.fault) { exit(found.exit_code, found.fault) }
     found.warnings?.each { warning -> log.warn("${found.sample ? "sample ${found.sample}: " : ''}${warning}") }
     return found
 }
@@ -25,4 +25,23 @@ def gather(parts, counts) {
 // All parameters in one line, as the provenance keeps them.
 def as_json(params) {
     return groovy.json.JsonOutput.toJson(params.toSorted { entry -> entry.key })
+}
+
+// What the engine knows of the run and of its inputs, in one line; equal when a run is resumed.
+def described(run, samples) {
+    def known = [
+        command: run.commandLine.replaceAll(/ -resume( [0-9a-f-]{36})?/, ''), nextflow: run.nextflow.version.toString(),
+        profile: run.profile, container_engine: run.containerEngine, session: run.sessionId.toString(), user: run.userName,
+        project: run.projectDir.toString(), revision: run.commitId, launch_folder: run.launchDir.toString(),
+        work_folder: run.workDir.toString(),
+    ]
+    return samples
+        .map { _meta, _volume, image, mask, table -> [image, mask, table].flatten()*.toString() }
+        .toSortedList { a, b -> a[0] <=> b[0] }
+        .map { paths -> as_json(known + [inputs: paths.flatten().unique()]) }
+}
+
+// Versions in one line: process, container, and lines of tool and version.
+def tools(versions) {
+    return versions.unique().toSortedList { a, b -> a[0] <=> b[0] }.map { rows -> groovy.json.JsonOutput.toJson(rows) }
 }

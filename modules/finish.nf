@@ -9,6 +9,7 @@ process FINISH {
 
     output:
     tuple val(meta), path("published/${meta.id}"), emit: results
+    tuple val(meta), path("published/${meta.id}/checksums.json"), emit: checksums
 
     script:
     """
@@ -22,6 +23,6 @@ process FINISH {
 
     stub:
     """
-    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html'
+    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html' 'published/${meta.id}/checksums.json'
     """
 }

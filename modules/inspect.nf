@@ -9,7 +9,7 @@ process INSPECT {
 
     output:
     tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), emit: plan
-    tuple val("${task.process}"), val('n4flow'), eval('n4flow --version'), topic: versions
+    tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: versions
 
     script:
     """

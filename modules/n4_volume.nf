@@ -9,7 +9,7 @@ process N4_VOLUME {
 
     output:
     tuple val(meta), path('30_bias_volume.*'), emit: bias
-    tuple val("${task.process}"), val('n4flow'), eval('n4flow --version'), topic: versions
+    tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: versions
 
     script:
     """

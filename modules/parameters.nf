@@ -8,12 +8,12 @@ def check_parameters(params, schema_file) {
     def rules = read_rules(schema_file)
     params.each { name, value ->
         if (!rules.containsKey(name)) {
-            error "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?"
+            exit(2, "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?")
         }
         refuse(name, value, rules[name])
     }
     if (params.input == null || params.input.toString() == '') {
-        error "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation"
+        exit(2, "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation")
     }
 }
 
@@ -31,7 +31,7 @@ def read_rules(schema_file) {
 def refuse(name, value, rule) {
     if (value != null && !allowed(value, rule)) {
         def numeric = value.toString().isNumber() && rule.type != 'string'
-        error "parameter ${name} must be ${expectation(rule)}, got ${numeric || !(value instanceof CharSequence) ? value : "'${value}'"}"
+        exit(2, "parameter ${name} must be ${expectation(rule)}, got ${numeric || !(value instanceof CharSequence) ? value : "'${value}'"}")
     }
 }
 

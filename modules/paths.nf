@@ -6,7 +6,7 @@ def existing(name, parameter, sample = null, folder = null) {
         path = folder.resolve(name.toString())
     }
     if (!path.exists()) {
-        error "${sample ? "sample ${sample}: " : ''}parameter ${parameter}: ${name} does not exist; check the path"
+        exit(2, "${sample ? "sample ${sample}: " : ''}parameter ${parameter}: ${name} does not exist; check the path")
     }
     return path
 }
@@ -14,9 +14,9 @@ def existing(name, parameter, sample = null, folder = null) {
 // Refuse inputs that lie where a sample's results go, and a place that holds something else: a run replaces what is there.
 def check_apart(target, inputs) {
     def inside = inputs.find { path -> path && "${real(path)}/".startsWith("${real(target)}/") }
-    if (inside) { error "${inside} lies in ${target}, where the results go; choose another outdir" }
+    if (inside) { exit(2, "${inside} lies in ${target}, where the results go; choose another outdir") }
     if (target.exists() && !target.resolve('recipe.json').exists()) {
-        error "${target} exists and is no result of n4flow; remove it or choose another outdir"
+        exit(2, "${target} exists and is no result of n4flow; remove it or choose another outdir")
     }
 }
 
@@ -29,7 +29,7 @@ def digest(path) {
     if (!path.isDirectory()) { return null }
     def lines = list_files(path, path)
     def dangling = lines.find { line -> line.startsWith('!') }
-    if (dangling) { error "${dangling.substring(1)} is a link to nothing; restore what it points to" }
+    if (dangling) { exit(2, "${dangling.substring(1)} is a link to nothing; restore what it points to") }
     return lines.sort().join('\n').md5()
 }
 

@@ -10,16 +10,16 @@ def read_samples(params) {
     }
     def columns = ['sample', 'image', 'mask', 'sections', 'voxel_um']
     def rows = input.splitCsv(header: true, strip: true, quote: '"')
-    if (!rows) { error "sample sheet ${input.name} has no rows; give one line for each sample under a header" }
+    if (!rows) { exit(2, "sample sheet ${input.name} has no rows; give one line for each sample under a header") }
     def names = rows[0].keySet()
     if (names.any { name -> !columns.contains(name) } || !names.containsAll(['sample', 'image'])) {
-        error "sample sheet ${input.name} has columns ${names.join(', ')}; expected sample, image and, optionally, mask, sections, voxel_um"
+        exit(2, "sample sheet ${input.name} has columns ${names.join(', ')}; expected sample, image and, optionally, mask, sections, voxel_um")
     }
     rows.eachWithIndex { row, number ->
-        if (!row.sample || !row.image) { error "sample sheet ${input.name}, row ${number + 1}: sample and image must not be empty" }
+        if (!row.sample || !row.image) { exit(2, "sample sheet ${input.name}, row ${number + 1}: sample and image must not be empty") }
     }
     def twice = rows.countBy { row -> row.sample }.find { _sample, count -> count > 1 }
-    if (twice) { error "sample sheet ${input.name} names sample ${twice.key} in ${twice.value} rows; give every sample a name of its own" }
+    if (twice) { exit(2, "sample sheet ${input.name} names sample ${twice.key} in ${twice.value} rows; give every sample a name of its own") }
     return rows.collect { row -> row + [image: existing(row.image, 'image', row.sample, input.parent)] + [folder: input.parent] }
 }
 
@@ -27,7 +27,7 @@ def read_samples(params) {
 def check_name(sample) {
     if (!(sample ==~ /(?U)\w[\w .+-]*/) || sample in ['mask', 'pipeline_info']) {
         def rule = 'letters, digits, spaces and . _ + -, beginning with a letter or digit'
-        error "sample name '${sample}' must be ${rule}, and not mask or pipeline_info; give another in a sample sheet"
+        exit(2, "sample name '${sample}' must be ${rule}, and not mask or pipeline_info; give another in a sample sheet")
     }
 }
 

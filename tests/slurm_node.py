@@ -24,7 +24,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sinfo")
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
-# A node that says it has more than the machine, so that jobs need not queue; kills are quick, queries are answered at once.
+# The node says that it has more than the machine, so that jobs need not queue.
 CONFIG = """\
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)

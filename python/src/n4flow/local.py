@@ -14,6 +14,7 @@ import numba
 
 from n4flow.background import SpatialMeanBackground
 from n4flow.chain import (
+    CHECKSUMS_NAME,
     BiasSettings,
     create_stores,
     find_masks,
@@ -111,7 +112,7 @@ def run(input: str | Path, outdir: str | Path, *, threads: int | None = None, **
     settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
     command = f"n4flow.run {input} {outdir} {settings}".strip()
     done = Run(command, resolved, [str(plan.volume.source) for plan, _settled in asked], versions)
-    write_provenance(Path(outdir), done, [result.folder for result in results])
+    write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
     return Result(Path(outdir), tuple(results))
 
 

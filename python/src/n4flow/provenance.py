@@ -19,6 +19,7 @@ from typing import Any
 
 from n4flow.chain import CHECKSUMS_NAME
 from n4flow.parameters import schema
+from n4flow.recipe import MASK_NAME
 from n4flow.timing import dumps
 
 CRATE_NAME = "ro-crate-metadata.json"
@@ -72,9 +73,9 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def sample_digests(folder: Path) -> dict[str, str]:
-    """Return the digest of each store of a sample's results: the SHA-256 of the digests of its levels."""
-    stores = json.loads((folder / CHECKSUMS_NAME).read_text(encoding="utf-8"))["stores"]
+def sample_digests(checksums: Path) -> dict[str, str]:
+    """Return the digest of each store that a `checksums.json` lists: the SHA-256 of the digests of its levels."""
+    stores = json.loads(checksums.read_text(encoding="utf-8"))["stores"]
     return {
         name: hashlib.sha256("".join(level["digest"] for level in store["levels"]).encode()).hexdigest()
         for name, store in stores.items()
@@ -90,7 +91,7 @@ def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
         Root of the crate, where results are or will be.
     run : Run
     samples : sequence of path
-        One folder for each sample, of the sample's name, with its `checksums.json`.
+        The `checksums.json` of each sample.
     """
     info = outdir / INFO
     info.mkdir(parents=True, exist_ok=True)
@@ -109,9 +110,10 @@ def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
     from rocrate.rocrate import ROCrate
 
     crate = ROCrate(gen_preview=False, version="1.1")  # the one that the profiles are based on
-    crate.name = f"n4flow results: {', '.join(sample.name for sample in samples)}"
+    crate.metadata.extra_terms["sha256"] = "https://schema.org/sha256"  # younger than the crate's context
+    crate.name = f"n4flow results: {', '.join(_read(sample)['sample'] for sample in samples)}"
     crate.description = "Serial-section volumes with even intensity, the recipes that made them so, and reports"
-    crate.license = "https://spdx.org/licenses/BSD-3-Clause"
+    crate.license = "that of the input data"
     crate.datePublished = datetime.now(UTC)
     info = [_file(crate, f"{INFO}/{name}", outdir / INFO / name) for name in ("run.json", "parameters.json")]
     info.append(_file(crate, f"{INFO}/versions.tsv", outdir / INFO / "versions.tsv"))
@@ -131,7 +133,8 @@ def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
     results = [entity for sample in samples for entity in _results(crate, sample)]
     action = {
         "@type": "CreateAction",
-        "name": run.command,
+        "name": "run of n4flow",
+        "description": run.command,
         "endTime": datetime.now(UTC).isoformat(timespec="seconds"),
         "actionStatus": "http://schema.org/CompletedActionStatus",
     }
@@ -194,19 +197,24 @@ def _input(crate: Any, path: str) -> Any:
     return crate.add(ContextEntity(crate, uri, properties={"@type": "CreativeWork", "name": Path(path).name}))
 
 
-def _results(crate: Any, sample: Path) -> list[Any]:
-    stated = json.loads((sample / CHECKSUMS_NAME).read_text(encoding="utf-8"))
-    digests, made = sample_digests(sample), []
+def _results(crate: Any, checksums: Path) -> list[Any]:
+    stated, digests = _read(checksums), sample_digests(checksums)
+    sample, made = stated["sample"], []
     for name, digest in digests.items():
-        store = f"{sample.name}/{name}/"
         described = {"name": name, "additionalType": "OME-Zarr", "identifier": digest}
-        made.append(crate.add_dataset(dest_path=store, properties=described))
-    checksums = _file(crate, f"{sample.name}/{CHECKSUMS_NAME}", sample / CHECKSUMS_NAME)
+        store = crate.add_dataset(dest_path=f"{sample}/{name}/", properties=described)
+        if crate.get(formal := "#mask" if name == MASK_NAME else "#store") is not None:
+            store["exampleOfWork"] = crate.get(formal)
+        made.append(store)
     for name, digest in stated["files"].items():
         if name.split("/")[0] not in digests:
             properties = {"name": name, "sha256": digest}
-            made.append(crate.add_file(dest_path=f"{sample.name}/{name}", properties=properties))
-    return [*made, checksums]
+            made.append(crate.add_file(dest_path=f"{sample}/{name}", properties=properties))
+    return [*made, _file(crate, f"{sample}/{CHECKSUMS_NAME}", checksums)]
+
+
+def _read(checksums: Path) -> dict[str, Any]:
+    return dict(json.loads(checksums.read_text(encoding="utf-8")))
 
 
 def _file(crate: Any, name: str, path: Path) -> Any:

@@ -172,7 +172,7 @@ def _verify_crate(outdir: Path) -> int:
         _compare_file(outdir / entity.id, entity["sha256"])
     for store in (entity for entity in crate.get_entities() if entity.get("additionalType") == "OME-Zarr"):
         folder = outdir / store.id
-        stated = sample_digests(folder.parent).get(folder.name)
+        stated = sample_digests(folder.parent / CHECKSUMS_NAME).get(folder.name)
         if store["identifier"] != stated:
             msg = f"{path} names digest {store['identifier']} for {store.id}, {CHECKSUMS_NAME} has {stated}; run again"
             raise N4flowError(msg)

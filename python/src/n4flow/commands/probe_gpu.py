@@ -28,7 +28,7 @@ def probe_gpu(
         except GpuError as error:
             if answer is None:
                 raise
-            answer.write_text(dumps({"fault": str(error)}) + "\n", encoding="utf-8")
+            answer.write_text(dumps({"fault": str(error), "exit_code": error.exit_code}) + "\n", encoding="utf-8")
             return
         numbers.update(device=info.name, driver=info.driver, free_bytes=info.memory_bytes)
         if answer is not None:

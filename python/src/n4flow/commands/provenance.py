@@ -12,10 +12,10 @@ from n4flow.commands.step import JsonFile, Threads, step
 
 
 def provenance(
-    samples: Annotated[list[Path], typer.Argument(help="A folder for each sample, with its checksums.json.")],
+    samples: Annotated[list[Path], typer.Argument(help="The checksums.json of each sample.")],
     run: Annotated[Path, typer.Option("--run", help="JSON file: command, inputs, and what the engine knows.")],
     parameters: Annotated[Path, typer.Option("--parameters", help="JSON file with the parameters.")],
-    versions: Annotated[Path, typer.Option("--versions", help="Lines of process, container, tool, version.")],
+    versions: Annotated[Path, typer.Option("--versions", help="JSON list of process, container, lines of versions.")],
     workflow: Annotated[Path, typer.Option("--workflow", help="The main script.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for pipeline_info and the RO-Crate.")],
     threads: Threads = None,
@@ -26,12 +26,13 @@ def provenance(
     from n4flow.provenance import Run, write_provenance
 
     with step("PROVENANCE", threads, json_file):
+        rows = json.loads(versions.read_text(encoding="utf-8"))
         details = json.loads(run.read_text(encoding="utf-8"))
         found = Run(
             details.pop("command"),
             resolve(json.loads(parameters.read_text(encoding="utf-8"))),
             details.pop("inputs"),
-            versions.read_text(encoding="utf-8"),
+            "".join(f"{process}\t{box}\t{line}\n" for process, box, text in rows for line in text.splitlines()),
             details,
             workflow,
         )

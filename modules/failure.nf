@@ -1,0 +1,31 @@
+// What ended a run, in one sentence with its remedy: the last line that a user sees.
+
+// `code` is the failed task's exit code, `report` what Nextflow says of it; null where there is nothing to add.
+def explain(code, report) {
+    def task = report?.find(/process > '[^']+'/)?.minus("process > '")?.minus("'")
+    if (!task) { return null }
+    def said = report.readLines()*.trim().findAll { line -> line.startsWith('n4flow: ') && !line.startsWith('n4flow: warning') }
+    def refused = report.find(/(?i)sbatch: error: .*|.*Process requirement exceeds available .*/)?.trim()
+    return "task ${task} ${reason(code, report, refused, said ? said.last() - 'n4flow: ' : null)}; then run again with -resume"
+}
+
+def reason(code, report, refused, said) {
+    if (report.contains('DUE TO NODE FAILURE')) { return 'was lost with its node, which went down; nothing needs to be changed, or exclude the node' }
+    if (report.contains('DUE TO TIME LIMIT') || code == 140) {
+        return 'reached its time limit; give its label more time in a configuration file (-c), or each task less with --slab_planes or --sections_per_task'
+    }
+    if (report =~ /No space left on device|Disk quota exceeded/ || code == 5) {
+        return "found no space left (${said ?: 'disk or quota full'}); free some, or choose another -work-dir or --outdir"
+    }
+    if (code in [130, 143]) { return 'was cancelled from outside (scancel, a shutdown, Ctrl-C); nothing needs to be changed' }
+    if (code == 137) {
+        return 'was killed, at its last try too, as the system does when memory is short; allow it more memory in a configuration file (-c), or each task less with --slab_planes or --sections_per_task'
+    }
+    if (refused) { return "cannot be started (${refused}); set process.resourceLimits to what the largest node has (-c), or choose another partition" }
+    if (said) { return "failed: ${said}" }
+    if (code == null || code == Integer.MAX_VALUE) {
+        def cause = report.find(/(?s)Caused by:\s+\S.*?(?=\n\s*\n)/)?.minus('Caused by:')?.trim()
+        return "left no exit code (${cause ?: 'no cause is known'}); look at what the scheduler says of it"
+    }
+    return "ended with exit code ${code}, which is a fault of n4flow; its .command.err in the work directory above says more"
+}
