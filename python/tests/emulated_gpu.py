@@ -233,7 +233,7 @@ def fake_cupy(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
         "device": device,
         "ndarray": ndarray,
         "asarray": to_device,
-        "array": lambda value, dtype=None, copy=True: to_device(value, dtype).copy(),
+        "array": lambda value, dtype=None, copy=True, order="K": to_device(value, dtype).copy(order),
         "ascontiguousarray": lambda value, dtype=None: np.ascontiguousarray(value.view(np.ndarray), dtype).view(
             ndarray
         ),

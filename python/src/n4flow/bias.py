@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.arrays import array_module, is_dask, to_numpy
+from n4flow.arrays import array_module, is_dask
 from n4flow.bias_correct import n4_correct, n4_correct_gpu, n4_correct_per_section
 from n4flow.bias_correction import BiasCorrection
 from n4flow.errors import InputError
-from n4flow.fit import engine, sharpening
+from n4flow.fit import engine, gpu_sharpen, sharpening
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.field import BiasField
+from n4flow.fit.gpu_device import guarded, on_device
 from n4flow.fit.inputs import image_and_mask, shrunken
 from n4flow.fit.problem import check_distance, controls_from_distance, level_controls
 from n4flow.fit.settings import DEFAULT_ITERATIONS, FitSettings, iteration_counts
@@ -87,7 +88,8 @@ def fit_bias(
         ITK's running measure, whose value depends on the order and number of voxels, or the coefficient of variation
         itself.
     backend : {'auto', 'cpu', 'gpu', 'itk'}
-        `cpu` is n4flow's engine, `itk` is SimpleITK.
+        `cpu` and `gpu` are n4flow's engine, `itk` is SimpleITK; `auto` is `gpu` where one works, else `cpu`. Host
+        arrays pass through a GPU in blocks of planes; CuPy arrays stay there.
     threads : int, optional
         By default every processor this process may use. The result does not depend on it.
 
@@ -101,17 +103,20 @@ def fit_bias(
     InputError
         Shapes that do not match, or an option out of range.
     GpuError
-        `backend` is 'gpu'.
+        `backend` is 'gpu', and none works.
+    OutOfMemoryError
+        The GPU's memory is too small for the fitted image.
     """
-    values, selected, confidence = image_and_mask(image, mask, weights)
+    chosen = engine.choose_backend(backend)
+    values, selected, confidence = image_and_mask(image, mask, weights, chosen)
     settings = FitSettings(
         iteration_counts(iters), conv_threshold, over_relax, nbins, fwhm, wiener, convergence, thread_count(threads)
     )
     first = (control_points,) * values.ndim if isinstance(control_points, int) else tuple(control_points)
     k = factors(shrink, values.shape)
     controls = level_controls(first, len(settings.iterations), shrunken_shape(values.shape, k))
-    small = shrunken(values, selected, confidence, k, settings.threads)
-    return engine.fit(*small, controls=controls, settings=settings, backend=backend, shape=values.shape, shrink=k)
+    small = shrunken(values, selected, confidence, k, settings.threads, chosen)
+    return engine.fit(*small, controls=controls, settings=settings, backend=chosen, shape=values.shape, shrink=k)
 
 
 def n4(
@@ -159,10 +164,12 @@ def n4(
         backend=backend,
         threads=threads,
     )
-    corrected = bias.apply(image, threads=threads)
-    if not return_bias:
-        return corrected
-    return corrected, array_module(image).asarray(bias.log_field(threads=threads))
+    if bias.backend == "gpu" and not on_device(image):
+        corrected = np.empty(bias.shape, np.float32)
+        bias.apply_through_gpu(np.asarray(image), corrected)
+    else:
+        corrected = bias.apply(image, threads=threads)
+    return (corrected, bias.log_field(threads=threads, gpu=on_device(image))) if return_bias else corrected
 
 
 def fit_shrunken(
@@ -289,6 +296,7 @@ def sharpen_residual(
     n_bins, fwhm_log, wiener_noise : int, float, float
         See `fit_bias`.
     use_gpu : bool
+        Compute on the GPU also what is in host memory; CuPy arrays stay there.
     mask_weights : array of the same shape, optional
         How much each voxel counts in the histogram.
 
@@ -300,25 +308,29 @@ def sharpen_residual(
     Raises
     ------
     GpuError
-        `use_gpu`, which is not part of this version.
+        `use_gpu`, and no GPU works.
     InputError
         Shapes that do not match.
     """
     if use_gpu:
         engine.choose_backend("gpu")
-    values = to_numpy(log_v).astype(np.float32)
-    inside = as_mask(to_numpy(mask), values.shape) & np.isfinite(values)
-    counts = None
-    if mask_weights is not None:
-        weights = to_numpy(mask_weights)
-        if weights.shape != values.shape:
-            msg = f"mask_weights must have the shape of log_v, {values.shape}, got {weights.shape}"
-            raise InputError(msg)
-        counts = weights[inside]
+    if mask_weights is not None and tuple(mask_weights.shape) != tuple(log_v.shape):
+        msg = f"mask_weights must have the shape of log_v, {tuple(log_v.shape)}, got {tuple(mask_weights.shape)}"
+        raise InputError(msg)
+    inside = as_mask(mask, log_v.shape)
+    settings = gpu_sharpen.Settings(n_bins, fwhm_log, wiener_noise)
+    if on_device(log_v):
+        return guarded(lambda _voxels: gpu_sharpen.sharpen(log_v, inside, mask_weights, settings), release=False)
+    if use_gpu:
+        host = np.asarray(log_v), np.asarray(inside), None if mask_weights is None else np.asarray(mask_weights)
+        return guarded(lambda voxels: gpu_sharpen.sharpen_streamed(*host, settings, voxels), release=True)
+    values = np.array(log_v, np.float32)
+    inside = np.asarray(inside) & np.isfinite(values)
     observed = values[inside]
     if observed.size and observed.max() > observed.min():
         low, high = float(observed.min()), float(observed.max())
+        counts = None if mask_weights is None else np.asarray(mask_weights)[inside]
         histogram = sharpening.histogram(observed, low, high, n_bins, counts)
         expected = sharpening.expected_log_intensity(histogram, low, high, fwhm_log, wiener_noise)
         values[inside] = sharpening.sharpen(observed, expected, low, high)
-    return array_module(log_v).asarray(values)
+    return values

@@ -13,6 +13,7 @@ from n4flow.errors import InputError
 from n4flow.fit import engine
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.field import BiasField, check_out
+from n4flow.fit.gpu_device import on_device
 from n4flow.fit.inputs import image_and_mask, shrunken
 from n4flow.fit.problem import check_distance, controls_from_distance, level_controls
 from n4flow.fit.settings import FitSettings, iteration_counts
@@ -54,7 +55,7 @@ def n4_correct(
     voxel_size_mm : sequence of float
         Voxel size in the order of the axes, (z, y, x). With two axes the last two are taken.
     backend : {'cpu', 'gpu', 'auto', 'itk'}
-    out, bias_out : float NumPy arrays of the shape of `vol`, optional
+    out, bias_out : float arrays of the shape of `vol`, optional
         Where the results go; `out` may be `vol`.
     threads : int, optional
         By default every processor this process may use. The result does not depend on it.
@@ -173,13 +174,14 @@ def _fit_distance(
     name: str = "the image",
 ) -> BiasField:
     """Fit with knots `distance_mm` apart, on an axis no finer than its samples; centred."""
-    values, selected, _weights = image_and_mask(vol, mask, None)
+    chosen = engine.choose_backend(backend)
+    values, selected, _weights = image_and_mask(vol, mask, None, chosen)
     voxel_um = [1000.0 * float(mm) for mm in voxel_mm][-values.ndim :]
     if len(voxel_um) != values.ndim or min(voxel_um) <= 0:
         msg = f"voxel_size_mm must be above 0 along each of the {values.ndim} axes, got {tuple(voxel_mm)}"
         raise InputError(msg)
     k = factors(shrink, values.shape)
-    small, small_mask, _none = shrunken(values, selected, None, k, settings.threads)
+    small, small_mask, _none = shrunken(values, selected, None, k, settings.threads, chosen)
     extents = [n * um for n, um in zip(values.shape, voxel_um, strict=True)]
     distance_um = 1000.0 * distance_mm
     check_distance(distance_um, extents, small.shape)
@@ -190,7 +192,7 @@ def _fit_distance(
         None,
         controls=level_controls(first, len(settings.iterations), small.shape, thin=True),
         settings=settings,
-        backend=backend,
+        backend=chosen,
         shape=values.shape,
         shrink=k,
         voxel_um=voxel_um,
@@ -205,8 +207,12 @@ def _result(given: Any, shape: Sequence[int], name: str) -> np.ndarray:
 
 def _corrected(vol: Any, bias: BiasField, out: Any, bias_out: Any, threads: int) -> tuple[Any, Any]:
     """Return the corrected image and the field at full size."""
-    xp = array_module(vol)
+    if on_device(vol):
+        return bias.apply(vol, out), bias.field(out=bias_out, gpu=True)
     corrected, field = _result(out, bias.shape, "out"), _result(bias_out, bias.shape, "bias_out")
-    bias.field(out=field, threads=threads)
-    bias.apply(to_numpy(vol), corrected, threads=threads)
-    return (xp.asarray(corrected) if out is None else out), (xp.asarray(field) if bias_out is None else bias_out)
+    if bias.backend == "gpu":
+        bias.apply_through_gpu(np.asarray(vol), corrected, field)
+    else:
+        bias.field(out=field, threads=threads)
+        bias.apply(np.asarray(vol), corrected, threads=threads)
+    return corrected, field

@@ -7,9 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from n4flow.arrays import array_module
 from n4flow.correction import Correction, Where
-from n4flow.errors import GpuError
 from n4flow.fit.field import BiasField
 
 
@@ -28,16 +26,7 @@ class BiasCorrection(Correction):
     fields: tuple[tuple[int, int, BiasField], ...] = ()
 
     def apply(self, block: Any, where: Where) -> Any:
-        """Return block / exp(log field); see `Correction.apply`.
-
-        Raises
-        ------
-        GpuError
-            The block is a CuPy array: the field is evaluated on the host in this version.
-        """
-        if array_module(block) is not np:
-            msg = "the bias field is applied on the CPU in this version of n4flow; give a NumPy block"
-            raise GpuError(msg)
+        """Return block / exp(log field); see `Correction.apply`. A CuPy block is corrected on its device."""
         n_z, n_y, n_x = block.shape
         place = slice(where.y, where.y + n_y), slice(where.x, where.x + n_x)
         for z_start, z_stop, field in self.fields:

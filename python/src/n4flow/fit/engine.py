@@ -15,8 +15,9 @@ from n4flow.arrays import BACKENDS, probe_gpu
 from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.fit import cpu, gpu, itk
 from n4flow.fit.field import BiasField, unfitted
+from n4flow.fit.gpu_device import guarded, on_device
 from n4flow.fit.packing import pack
-from n4flow.fit.problem import Solution, degenerate, pose
+from n4flow.fit.problem import Solution, Survey, degenerate, pose
 from n4flow.fit.settings import FitSettings
 
 log = logging.getLogger("n4flow")
@@ -59,9 +60,9 @@ def _automatic() -> str:
 
 
 def fit(
-    image: np.ndarray,
-    mask: np.ndarray,
-    weights: np.ndarray | None,
+    image: Any,
+    mask: Any,
+    weights: Any,
     *,
     controls: tuple[tuple[int, ...], ...],
     settings: FitSettings,
@@ -76,7 +77,8 @@ def fit(
     Parameters
     ----------
     image, mask, weights : arrays of one shape
-        `weights` may be None. Voxels of the mask that are not finite or not above 0 are left out and counted.
+        On the host, or for the GPU on either side; `weights` may be None. Voxels of the mask that are not finite or not
+        above 0 are left out and counted.
     controls : tuple of tuple of int
         Control points along each axis at each level.
     settings : FitSettings
@@ -96,19 +98,23 @@ def fit(
     chosen = choose_backend(backend)
     start = time.perf_counter()
     prepare, run = ENGINES[chosen]
-    prepared = prepare(image, mask, weights, settings.threads)
-    reason = degenerate(prepared.survey, image.shape)
+
+    def work(_voxels: int = 0) -> tuple[Survey, str | None, Solution | None]:
+        prepared = prepare(image, mask, weights, settings.threads)
+        reason = degenerate(prepared.survey, image.shape)
+        return prepared.survey, reason, run(prepared, controls, settings) if reason is None else None
+
+    survey, reason, solution = guarded(work, release=not on_device(image)) if chosen == "gpu" else work()
     facts: dict[str, Any] = {
         "reason": reason,
         "backend": chosen,
         "convergence": settings.convergence,
-        "voxels": prepared.survey.voxels,
+        "voxels": survey.voxels,
         "voxel_um": None if voxel_um is None else tuple(float(um) for um in voxel_um),
     }
-    if reason is not None:
+    if solution is None:
         msg = f"{name}: no bias field was fitted ({reason}); its intensities are kept"
         warnings.warn(msg, N4flowWarning, stacklevel=3)
         return unfitted(shape, image.shape, shrink, seconds=time.perf_counter() - start, **facts)
-    solution = run(prepared, controls, settings)
     facts |= {"levels": solution.levels, "seconds": time.perf_counter() - start}
     return BiasField(solution.lattice.astype(np.float32), image.shape, tuple(shape), tuple(shrink), **facts)

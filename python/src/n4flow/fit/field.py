@@ -10,11 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from n4flow.arrays import array_module, is_dask, to_numpy
+from n4flow.arrays import is_dask
 from n4flow.errors import InputError
 from n4flow.fit import bspline
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.evaluate import Evaluator
+from n4flow.fit.gpu_apply import DeviceEvaluator, correct_streamed
+from n4flow.fit.gpu_device import as_float32, guarded, on_device
 from n4flow.fit.problem import Voxels
 from n4flow.fit.settings import Level
 
@@ -81,7 +83,8 @@ class BiasField:
         *,
         rule: str = "aligned",
         threads: int | None = None,
-    ) -> np.ndarray:
+        gpu: bool = False,
+    ) -> Any:
         """Return the log field on a grid over the image's field of view.
 
         Parameters
@@ -95,27 +98,39 @@ class BiasField:
             pins first to first and last to last voxel; it differs for shrunken fits.
         threads : int, optional
             By default every processor this process may use. The result does not depend on it.
+        gpu : bool
+            Evaluate on the device and return a CuPy array, equal to the bit.
 
         Returns
         -------
         float32 array
         """
-        evaluator, out_shape = self._evaluator(shape, where, rule)
-        out = np.empty(evaluator.shape, np.float32)
-        return evaluator.log_field(out, thread_count(threads)).reshape(out_shape)
+        lattice, coordinates, out_shape = self._grid(shape, where, rule)
+        if gpu:
+            target = _device_target(None, out_shape)
+            DeviceEvaluator(lattice, coordinates).log_field(_volume_view(target))
+            return target
+        target = np.empty(out_shape, np.float32)
+        Evaluator(lattice, coordinates).log_field(_volume_view(target), thread_count(threads))
+        return target
 
     def field(
         self,
         shape: Sequence[int] | None = None,
         where: Slices | None = None,
         *,
-        out: np.ndarray | None = None,
+        out: Any = None,
         threads: int | None = None,
-    ) -> np.ndarray:
+        gpu: bool = False,
+    ) -> Any:
         """Return exp of the log field, in `out` where that is given; see `log_field`."""
-        evaluator, out_shape = self._evaluator(shape, where, "aligned")
+        lattice, coordinates, out_shape = self._grid(shape, where, "aligned")
+        if gpu:
+            target = _device_target(out, out_shape)
+            DeviceEvaluator(lattice, coordinates).field(_volume_view(target))
+            return _delivered(target, out)
         target = np.empty(out_shape, np.float32) if out is None else check_out(out, out_shape)
-        evaluator.field(_volume_view(target), thread_count(threads))
+        Evaluator(lattice, coordinates).field(_volume_view(target), thread_count(threads))
         return target
 
     def apply(
@@ -132,8 +147,8 @@ class BiasField:
         Parameters
         ----------
         image : array of the full-size shape, real or integer, NumPy, CuPy or dask
-            A CuPy array is corrected on the host and copied back; a dask array stays lazy.
-        out : float32 or float64 NumPy array, optional
+            A CuPy array is corrected on its device, to the same bits; a dask array stays lazy.
+        out : float32 or float64 array, optional
             Where the result goes; it may be `image`.
         where : tuple of slice, optional
             The part of the full-size image that `image` is.
@@ -152,23 +167,46 @@ class BiasField:
         """
         if is_dask(image):
             return self._apply_lazily(image)
-        evaluator, shape = self._evaluator(None, where, rule)
+        lattice, coordinates, shape = self._grid(None, where, rule)
         if tuple(image.shape) != shape:
             msg = f"the bias field is for an image of shape {shape}, got {tuple(image.shape)}"
             raise InputError(msg)
-        values = to_numpy(image)
+        if on_device(image):
+            target = _device_target(out, shape)
+            values = _volume_view(as_float32(image))
+            guarded(
+                lambda _voxels: DeviceEvaluator(lattice, coordinates).correct(values, _volume_view(target)),
+                release=False,
+            )
+            return _delivered(target, out)
+        values = _volume_view(np.asarray(image))
         target = np.empty(shape, np.float32) if out is None else check_out(out, shape)
-        evaluator.correct(_volume_view(values), _volume_view(target), thread_count(threads))
-        return array_module(image).asarray(target) if out is None else out
+        Evaluator(lattice, coordinates).correct(values, _volume_view(target), thread_count(threads))
+        return target
 
-    def centred(self, mask: np.ndarray) -> BiasField:
-        """Return the field with a mean log of 0 over a mask of the fitted image.
+    def apply_through_gpu(self, image: np.ndarray, out: np.ndarray, field: np.ndarray | None = None) -> None:
+        """Write image / field to `out`, which may be `image`, and the field to `field`: host arrays, block by block.
+
+        The result is that of `apply`, to the bit.
+        """
+        lattice, coordinates, _shape = self._grid(None, None, "aligned")
+        source, target = _volume_view(image), _volume_view(out)
+        field_target = None if field is None else _volume_view(field)
+
+        def work(voxels: int) -> None:
+            correct_streamed(DeviceEvaluator(lattice, coordinates), source, target, field_target, voxels)
+
+        guarded(work, release=True)
+
+    def centred(self, mask: Any) -> BiasField:
+        """Return the field with a mean log of 0 over a mask of the fitted image, a NumPy or CuPy array.
 
         Correcting by it keeps the brightness there. N4 leaves that level free; it drifts with the number of iterations.
         """
         if self.reason is not None or not mask.any():
             return self
-        level = float(np.mean(self.log_field(self.grid_shape)[mask], dtype=np.float64))
+        inside = self.log_field(self.grid_shape, gpu=on_device(mask))[mask]
+        level = float(inside.mean(dtype=np.float64))  # synchronize
         return replace(self, lattice=(self.lattice - np.float32(level)))  # the weights of a spline sum to 1
 
     def save(self, path: str | Path) -> None:
@@ -213,9 +251,10 @@ class BiasField:
         known["voxels"] = Voxels(**known["voxels"])
         return cls(lattice=np.asarray(lattice, np.float32), **known)
 
-    def _evaluator(
+    def _grid(
         self, shape: Sequence[int] | None, where: Slices | None, rule: str
-    ) -> tuple[Evaluator, tuple[int, ...]]:
+    ) -> tuple[np.ndarray, list[np.ndarray], tuple[int, ...]]:
+        """Return lattice and coordinates of a grid, with three axes, and the grid's shape."""
         if rule not in RULES:
             msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
             raise InputError(msg)
@@ -229,7 +268,7 @@ class BiasField:
         lattice = self.lattice
         for _missing in range(3 - lattice.ndim):
             lattice, coordinates = lattice[None], [np.zeros(1), *coordinates]
-        return Evaluator(lattice, coordinates), out_shape
+        return lattice, coordinates, out_shape
 
     def _coordinates(self, axis: int, size: int, rule: str) -> np.ndarray:
         samples, controls = self.grid_shape[axis], self.lattice.shape[axis]
@@ -277,6 +316,36 @@ def check_out(out: Any, shape: Sequence[int], name: str = "out") -> np.ndarray:
     return out
 
 
-def _volume_view(array: np.ndarray) -> np.ndarray:
+def _device_target(out: Any, shape: Sequence[int]) -> Any:
+    """Return a float32 CuPy array for a result of `shape`: `out` itself where it is one.
+
+    Raises
+    ------
+    InputError
+        `out` cannot hold the result.
+    """
+    import cupy
+
+    if out is None:
+        return cupy.empty(tuple(shape), cupy.float32)
+    if not on_device(out):
+        check_out(out, shape)
+    elif out.shape != tuple(shape) or out.dtype.kind != "f" or out.dtype.itemsize < 4:
+        msg = f"out must be a float32 or float64 array of shape {tuple(shape)}, got {out.dtype} of {out.shape}"
+        raise InputError(msg)
+    elif out.dtype == np.float32 and out.flags.c_contiguous:
+        return out
+    return cupy.empty(tuple(shape), cupy.float32)
+
+
+def _delivered(target: Any, out: Any) -> Any:
+    """Return the result in `out`, where one was given."""
+    if out is None or out is target:
+        return target
+    out[...] = target if on_device(out) else target.get()  # synchronize
+    return out
+
+
+def _volume_view(array: Any) -> Any:
     """Return a (z, y, x) view of an array with two or three axes."""
     return array if array.ndim == 3 else array[(None,) * (3 - array.ndim)]

@@ -25,10 +25,13 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.fit import gpu_module
 from n4flow.fit.cpu import FEW_VOXELS, FINE_PER_BIN, FINEST_PER_BIN, KEPT_VOXELS
+from n4flow.fit.gpu_device import NOTHING, launch, multiprocessors
 from n4flow.fit.gpu_level import LevelArrays, lay_out
+from n4flow.fit.gpu_sharpen import from_ordered
 from n4flow.fit.problem import Solution, Survey, Voxels, refined_axes
 from n4flow.fit.settings import FitSettings, Level
 from n4flow.fit.sharpening import padded_size
+from n4flow.fit.vector import LANES
 
 MOST_VOXELS = 2**31 - 2**10  # of the fitted image: places among its voxels are 32 bits
 MOST_FINE = 65000  # as in common.cu
@@ -51,7 +54,6 @@ GO_ON, END, ASK = range(3)
 FLOAT_INFINITY = 0x7F800000
 
 i4, f8 = np.int32, np.float64
-NOTHING = np.uint64(0)  # a null pointer
 
 
 @dataclass
@@ -76,12 +78,6 @@ class DevicePacked:
     words: Any
     shape: tuple[int, int, int]
     survey: Survey
-
-
-def launch(name: str, blocks: int, threads: int, *arguments: Any, shared: int = 0) -> None:
-    """Start a kernel on the current stream."""
-    if blocks:
-        gpu_module.module().get_function(name)((blocks,), (threads,), arguments, shared_mem=shared)
 
 
 def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
@@ -111,7 +107,7 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     given = NOTHING if confidence is None else confidence
     rows, totals = cupy.zeros((n_rows, 4), cupy.int32), cupy.zeros(3, cupy.uint64)
     blocks = -(-n_rows * WARP // THREADS)
-    launch("find_rows", blocks, THREADS, values, inside, given, i4(n_rows), i4(n_x), rows, totals)
+    launch("find_rows", blocks, THREADS, values, inside, given, i4(n_rows), i4(n_x), i4(LANES), rows, totals)
     ends = cupy.cumsum(rows[:, 2], dtype=cupy.int64)
     n = int(ends[-1])  # synchronize
     start = np.zeros(11, np.uint32)
@@ -135,13 +131,6 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
 def chunk_cuts(kept: int) -> np.ndarray:
     """Return where the chunks of the kept changes begin, and where the last ends: (chunks + 1,) int32."""
     return np.array([*(c for c in FIRST_CHUNKS if c < kept), *range(2 * CHUNK, kept, CHUNK), kept], i4)
-
-
-def from_ordered(bits: Any) -> float:
-    """Return the float32 number whose order `ordered` of common.cu gave."""
-    bits = np.uint32(bits)
-    bits = bits ^ np.uint32(0x80000000) if bits & np.uint32(0x80000000) else ~bits
-    return float(np.array(bits, np.uint32).view(np.float32)[()])
 
 
 def fit(packed: DevicePacked, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
@@ -176,7 +165,7 @@ class _Fit:
         kept = min(n, KEPT_VOXELS) if settings.convergence == "itk" else 0
         cuts = chunk_cuts(kept)
         self.chunks = cuts.size - 1
-        self.multiprocessors = cupy.cuda.Device().attributes["MultiProcessorCount"]
+        self.multiprocessors = multiprocessors()
         self.width = min(THREADS, -(-n_x // WARP) * WARP)
         self.levels = lay_out(packed.shape, self.steps, self.width, SHARED_BYTES, SHARED_FINE)
         pieces = max(level.pieces for level in self.levels)
@@ -191,7 +180,7 @@ class _Fit:
         self.changes = cupy.empty((pieces, 2), cupy.float64)
         self.counts = cupy.zeros(FINE_ROOM, cupy.int32)
         self.table = cupy.empty(FINE_ROOM, cupy.float32)
-        self.first_row = cupy.empty(n_x + 8, cupy.float32)
+        self.first_row = cupy.empty(n_x + LANES, cupy.float32)
         self.measures = cupy.zeros((len(controls), most), cupy.float64)
         self.largest = cupy.zeros(1, cupy.uint64)
         low, high = np.log([packed.survey.low, packed.survey.high])

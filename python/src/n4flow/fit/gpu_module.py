@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-SOURCES = ("common", "packing", "sweeps", "sharpening", "measure", "evaluate")
+SOURCES = ("common", "packing", "sweeps", "sharpening", "measure", "evaluate", "shrink", "residual")
 # no multiply-adds of the compiler's own: results are then the same to the bit on every device
 OPTIONS = ("--std=c++14", "--fmad=false")
 

@@ -8,10 +8,11 @@ static __device__ __forceinline__ bool is_inside(const unsigned char *mask, cons
     return mask[at] && (!weights || weights[at] > 0.0f);
 }
 
-// rows: first and length of the stretch that holds a row's usable voxels. totals: voxels in the mask; of those, not
-// finite; of those that are finite, not above 0.
+// rows: first and length of the stretch that holds a row's usable voxels, filled up to a multiple of `lanes`. totals:
+// voxels in the mask; of those, not finite; of those that are finite, not above 0.
 extern "C" __global__ void find_rows(
-    const float *image, const unsigned char *mask, const float *weights, int n_rows, int n_x, Row *rows, u64 *totals
+    const float *image, const unsigned char *mask, const float *weights, int n_rows, int n_x, int lanes, Row *rows,
+    u64 *totals
 ) {
     int lane = threadIdx.x & 31, r = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     if (r >= n_rows) return;
@@ -38,7 +39,7 @@ extern "C" __global__ void find_rows(
     }
     if (lane) return;
     rows[r].first = last < 0 ? 0 : first;
-    rows[r].length = last < 0 ? 0 : (last + 8 - first) & ~7;
+    rows[r].length = last < 0 ? 0 : (last - first + lanes) / lanes * lanes;
     if (masked) atomicAdd(totals, (u64)masked);
     if (nonfinite) atomicAdd(totals + 1, (u64)nonfinite);
     if (nonpositive) atomicAdd(totals + 2, (u64)nonpositive);
