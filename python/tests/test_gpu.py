@@ -33,11 +33,11 @@ def phantom(shape=(9, 30, 37), seed=0):
     return image.astype(np.float32), mask
 
 
-def some_field(shape, shrink=None, seed=2):
+def some_field(shape, shrink=None, seed=2, scale=0.5):
     rng = np.random.default_rng(seed)
     k = (1,) * len(shape) if shrink is None else shrink
     grid = tuple(-(-n // s) for n, s in zip(shape, k, strict=True))
-    lattice = rng.uniform(-0.5, 0.5, [1 if n == 1 else 5 for n in grid]).astype(np.float32)
+    lattice = rng.uniform(-scale, scale, [1 if n == 1 else 5 for n in grid]).astype(np.float32)
     return BiasField(lattice, grid, shape, k)
 
 
@@ -58,6 +58,8 @@ def test_the_field_is_the_cpus_to_the_bit(device, shape):
     there = device.asarray(image)
     assert np.array_equal(field.log_field(gpu=True).get(), field.log_field())
     assert np.array_equal(field.field(gpu=True).get(), field.field())
+    steep = some_field(shape, scale=200)  # beyond what float32 can hold
+    assert np.array_equal(steep.field(gpu=True).get(), steep.field())
     corrected = field.apply(there)
     assert isinstance(corrected, device.ndarray)
     assert np.array_equal(corrected.get(), field.apply(image), equal_nan=True)
@@ -230,7 +232,8 @@ def test_short_memory_is_tried_once_more_with_smaller_blocks(device, monkeypatch
 
 def test_a_device_that_fails_is_one_sentence(device, monkeypatch):
     def broken(*_args, **_options):
-        raise device.cuda.runtime.CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access\nmore")
+        fault = "cudaErrorIllegalAddress: an illegal memory access\nmore"
+        raise device.cuda.runtime.CUDARuntimeError(fault)
 
     monkeypatch.setattr(device, "empty", broken)
     image = phantom()[0]
@@ -281,7 +284,8 @@ def test_a_fault_of_the_probe_is_a_sentence_with_its_remedy(device, monkeypatch,
 
 def test_no_driver_at_all(device, monkeypatch):
     def broken(*_args, **_options):
-        raise device.cuda.runtime.CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+        fault = "cudaErrorInsufficientDriver: CUDA driver version is insufficient"
+        raise device.cuda.runtime.CUDARuntimeError(fault)
 
     monkeypatch.setattr(device, "arange", broken)
     monkeypatch.setattr(device.cuda.runtime, "driverGetVersion", lambda: 0)

@@ -1,16 +1,15 @@
 // The bias field at full resolution, in the order of operations of `evaluate_kernels`: the results are equal to the bit.
 
-// 2^f on [-1/2, 1/2] by its Taylor terms, 2^k by its bits
-static __device__ __forceinline__ float exp_of(float value) {
-    float t = fminf(fmaxf(value * 1.4426950408889634f, -125.5f), 125.5f);
-    int k = (int)(t + 128.5f) - 128;
-    float f = t - (float)k;
+// 2^t: with k the whole number next to t, 2^(t - k) by its Taylor terms, times 2^k by its exponent's bits. Adding 1.5 x
+// 2^23 leaves k in the low bits.
+static __device__ __forceinline__ float power_of_two(float t) {
+    float k = t + 12582912.0f, f = t - (k - 12582912.0f);
     float p = fmaf(f, 0.0001540353039338161f, 0.0013333558146428443f);
     p = fmaf(f, p, 0.009618129107628477f);
     p = fmaf(f, p, 0.05550410866482158f);
     p = fmaf(f, p, 0.2402265069591007f);
     p = fmaf(f, p, 0.6931471805599453f);
-    return __int_as_float(__float_as_int(fmaf(f, p, 1.0f)) + (k << 23));
+    return __uint_as_float(__float_as_uint(fmaf(f, p, 1.0f)) + (__float_as_uint(k) << 23));
 }
 
 // The log field (sign 0), exp(sign log field), or with an image, image exp(sign log field) on a block of planes. `image`
@@ -23,6 +22,7 @@ extern "C" __global__ void evaluate_block(
 ) {
     ROOM;
     float *plane = (float *)room;  // most_lines * n_c
+    const float log2_e = 1.4426950408889634f, factor = sign * log2_e, limit = 80.0f * log2_e;
     for (int piece = blockIdx.x; piece < n_z * n_runs; piece += gridDim.x) {
         int z = piece / n_runs, y0 = piece % n_runs * run, y1 = min(y0 + run, n_y);
         int line0 = first_y[y0], n_lines = first_y[y1 - 1] + 4 - line0;
@@ -35,11 +35,13 @@ extern "C" __global__ void evaluate_block(
             Lines field = {0.0f, 0.0f, 0.0f, 0.0f};
             size_t place = ((size_t)z * n_y + y0) * n_x + x;
             for (int y = y0, next = 0; y < y1; ++y, place += n_x) {
-                for (; next < first_y[y] - line0 + 4; ++next) move_on(field, along_x(at + next * n_c, wx));
-                float4 w = weights_y[y];
-                if (sign != 0.0f) w = make_float4(w.x * sign, w.y * sign, w.z * sign, w.w * sign);
-                float value = along_y(field, w);
-                if (sign != 0.0f) value = exp_of(value);
+                for (; next < first_y[y] - line0 + 4; ++next) {
+                    float line = along_x(at + next * n_c, wx);
+                    if (sign != 0.0f) line = fminf(fmaxf(line * factor, -limit), limit);  // float32 ends at e^88
+                    move_on(field, line);
+                }
+                float value = along_y(field, weights_y[y]);
+                if (sign != 0.0f) value = power_of_two(value);
                 out[place] = image ? image[place] * value : value;
             }
         }
