@@ -254,7 +254,7 @@ SHAPES = {
 @pytest.mark.parametrize("scale", [0.1, 1e-2, 1e-3, 1e-4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_itks_measure_side_by_side(device, shape, scale):
-    n = 1 << 17
+    n = 1 << 16
     rng = np.random.default_rng(3)
     kept = (scale * SHAPES[shape](np.linspace(-1, 1, n), rng.standard_normal(n))).astype(np.float32)
     kept[rng.random(n) < 0.1] = gpu.ABSENT

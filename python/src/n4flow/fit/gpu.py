@@ -39,8 +39,8 @@ FINE_ROOM = MOST_FINE + 512
 BATCH = 4  # iterations between two looks at the verdict
 THREADS = 256  # of a block
 WARP = 32
-SHARED_BYTES = 40_000  # of dynamic shared memory that any device gives a block, with room for what kernels declare
-SHARED_FINE = 6144  # fine bins that a block counts in shared memory
+SHARED_BYTES = 46_000  # of dynamic shared memory that any device gives a block, with room for what kernels declare
+SHARED_FINE = 8192  # fine bins that a block counts in shared memory at most; where there are more, in global memory
 ABSENT = 1e9  # as in common.cu
 PASSES = 4  # walks over the kept changes; see measure.cu
 FIRST_CHUNKS = (0, 512, 1024, 2048, 4096)  # where chunks of the kept changes begin; then every
@@ -167,7 +167,7 @@ class _Fit:
         self.chunks = cuts.size - 1
         self.multiprocessors = multiprocessors()
         self.width = min(THREADS, -(-n_x // WARP) * WARP)
-        self.levels = lay_out(packed.shape, self.steps, self.width, SHARED_BYTES, SHARED_FINE)
+        self.levels = lay_out(packed.shape, self.steps, self.width, SHARED_BYTES)
         pieces = max(level.pieces for level in self.levels)
         most = max(1, *settings.iterations)
 
@@ -307,14 +307,15 @@ class _Fit:
 
     def _field(self, level: LevelArrays) -> None:
         packed, weights = self.packed, level.weights
+        fine = min(SHARED_FINE, (SHARED_BYTES - level.field_bytes(0)) // 4)
         launch(
             "field_sweep", self._blocks(level), self.width,
             packed.log_image, packed.rows, *(i4(n) for n in packed.shape), i4(level.run), i4(level.n_runs),
             level.lattice, level.step, i4(level.padded[1]), i4(level.padded[2]), i4(level.most_lines),
             level.first_z, weights.z, level.first_y, weights.y, level.first_x, weights.x,
-            i4(self.settings.bins), i4(self.per_bin), i4(SHARED_FINE), self.largest, self.state, self.words,
+            i4(self.settings.bins), i4(self.per_bin), i4(fine), self.largest, self.state, self.words,
             self.index, self.kept, i4(self.kept.size), self.changes, self.counts, self.first_row,
-            shared=level.field_bytes(SHARED_FINE),
+            shared=level.field_bytes(fine),
         )  # fmt: skip
 
     def _sharpen(self) -> None:

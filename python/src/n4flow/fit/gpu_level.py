@@ -115,7 +115,7 @@ class Table:
 
 
 def lay_out(
-    shape: tuple[int, int, int], steps: Sequence[tuple[int, ...]], width: int, shared_bytes: int, shared_fine: int
+    shape: tuple[int, int, int], steps: Sequence[tuple[int, ...]], width: int, shared_bytes: int
 ) -> list[LevelArrays]:
     """Return the arrays of all levels on the device, sent in two copies.
 
@@ -126,8 +126,8 @@ def lay_out(
         Control points of each level.
     width : int
         Threads of a block.
-    shared_bytes, shared_fine : int
-        Shared memory of a block, and the fine bins counted in it.
+    shared_bytes : int
+        Shared memory of a block.
     """
     import cupy
 
@@ -143,7 +143,7 @@ def lay_out(
             tables.append((w, w**3 / squares.sum(axis=1, keepdims=True), squares))
 
         def fits(most_lines: int, n_c: int = padded[2]) -> bool:
-            return max(4 * most_lines * width, 4 * (shared_fine + 2 * most_lines * n_c)) <= shared_bytes
+            return max(4 * most_lines * width, 8 * most_lines * n_c) <= shared_bytes
 
         run = choose_run(shape[0], firsts[1], fits)
         spread = [np.zeros((padded[2], shape[2]), np.float32) for _ in range(3)]
