@@ -250,6 +250,9 @@ SHAPES = {
     "offset": lambda x, noise: 5 + x + 0.3 * noise,
 }
 
+# hardly any noise: the voxels of a block round alike, and the walks do not come together; the host decides
+DOUBTFUL = {("falling ramp", 1e-2), ("wave", 1e-3)}
+
 
 @pytest.mark.parametrize("scale", [0.1, 1e-2, 1e-3, 1e-4])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -261,7 +264,7 @@ def test_itks_measure_side_by_side(device, shape, scale):
     rest = (5000.0, 5000 * 0.4 * scale, 5000 * 0.5 * scale**2)
     expected = itk_measure(kept, np.uintp(n), *rest, 0.0)
     measure, verdict, state = device_measure(kept, rest, 0.9 * expected)
-    if shape == "falling ramp" and scale == 0.01:  # no noise at all: every voxel of a block rounds alike
+    if (shape, scale) in DOUBTFUL:
         assert verdict == gpu.ASK
     else:
         # both take blocks of voxels at a time, which costs either up to 0.3 % of ITK's recurrence
