@@ -218,6 +218,14 @@ class CUDARuntimeError(RuntimeError):
     """CuPy's, by name."""
 
 
+class CUDADriverError(RuntimeError):
+    """CuPy's, by name."""
+
+
+class CompileException(Exception):
+    """CuPy's, by name."""
+
+
 WRAPPED = (
     "where isfinite isinf isnan maximum minimum sqrt exp log floor ceil clip cumsum concatenate searchsorted histogram "
     "sum abs repeat unique diff bincount interp sort argsort stack count_nonzero nan_to_num nonzero flatnonzero any all"
@@ -280,6 +288,8 @@ def fake_cupy(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
         get_current_stream=lambda: Stream.stack[-1] if Stream.stack else Stream(),
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=runtime,
+        driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
+        compiler=types.SimpleNamespace(CompileException=CompileException),
     )
     cupyx.empty_pinned = lambda shape, dtype=float: poisoned(shape, dtype).view(np.ndarray)  # type: ignore[attr-defined]
     return {"cupy": cupy, "cupyx": cupyx}
@@ -312,11 +322,11 @@ def emulated(library: ctypes.CDLL) -> Iterator[types.ModuleType]:
     modules = fake_cupy(library)
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
-    gpu_module._module.cache_clear()
+    gpu_module.forget()
     try:
         yield modules["cupy"]
     finally:
-        gpu_module._module.cache_clear()
+        gpu_module.forget()
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.fit import gpu_module
 from n4flow.fit.cpu import FEW_VOXELS, FINE_PER_BIN, FINEST_PER_BIN, KEPT_VOXELS
 from n4flow.fit.gpu_device import NOTHING, launch, multiprocessors
 from n4flow.fit.gpu_level import LevelArrays, lay_out
@@ -39,6 +38,7 @@ FINE_ROOM = MOST_FINE + 512
 BATCH = 4  # iterations between two looks at the verdict
 THREADS = 256  # of a block
 WARP = 32
+FIT_THREADS, FIELD_THREADS = 1536, 1024  # that a multiprocessor has the registers for
 SHARED_BYTES = 46_000  # of dynamic shared memory that any device gives a block, with room for what kernels declare
 SHARED_FINE = 8192  # fine bins that a block counts in shared memory at most; where there are more, in global memory
 ABSENT = 1e9  # as in common.cu
@@ -247,17 +247,18 @@ class _Fit:
 
     def _capture(self, number: int) -> Any:
         """Return one iteration as a CUDA graph: the step, the new field, and beside the measure the next fit."""
+        import cupy
+
         level = self.levels[number]
-        gpu_module.module()  # compiled before, since capturing allows no allocation
         self.stream.begin_capture()
         self._combine(level)
         self._field(level)
-        self.side.wait_event(self.stream.record())
+        self.side.wait_event(self.stream.record(cupy.cuda.Event(disable_timing=True)))
         with self.side:
             self._measure(number)
         self._sharpen()
         self._fit_sweep(level)
-        self.stream.wait_event(self.side.record())
+        self.stream.wait_event(self.side.record(cupy.cuda.Event(disable_timing=True)))
         return self.stream.end_capture()
 
     def _decide(self, number: int, made: int) -> bool:
@@ -289,7 +290,7 @@ class _Fit:
         weights = NOTHING if packed.weights is None else packed.weights
         tables = level.squares if weighing else level.shares
         launch(
-            "fit_sweep", self._blocks(level), self.width,
+            "fit_sweep", self._blocks(level, FIT_THREADS), self.width,
             self.index, weights, packed.rows, *(i4(n) for n in packed.shape), i4(level.run), i4(level.n_runs),
             self.table, i4(weighing), level.first_y, tables.y, tables.x, level.support_x, i4(level.padded[2]),
             i4(level.most_lines), self.partial, self.words, shared=level.fit_bytes(self.width),
@@ -309,7 +310,7 @@ class _Fit:
         packed, weights = self.packed, level.weights
         fine = min(SHARED_FINE, (SHARED_BYTES - level.field_bytes(0)) // 4)
         launch(
-            "field_sweep", self._blocks(level), self.width,
+            "field_sweep", self._blocks(level, FIELD_THREADS), self.width,
             packed.log_image, packed.rows, *(i4(n) for n in packed.shape), i4(level.run), i4(level.n_runs),
             level.lattice, level.step, i4(level.padded[1]), i4(level.padded[2]), i4(level.most_lines),
             level.first_z, weights.z, level.first_y, weights.y, level.first_x, weights.x,
@@ -340,5 +341,6 @@ class _Fit:
             f8(self.packed.survey.usable), f8(self.settings.stop), self.measures[number], self.state, self.words,
         )  # fmt: skip
 
-    def _blocks(self, level: LevelArrays) -> int:
-        return min(level.pieces, self.multiprocessors * (2048 // self.width))
+    def _blocks(self, level: LevelArrays, threads: int) -> int:
+        """Return blocks for the pieces of a sweep: as many as run at once, `threads` on each multiprocessor."""
+        return min(level.pieces, self.multiprocessors * (threads // self.width))

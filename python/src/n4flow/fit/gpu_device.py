@@ -30,7 +30,7 @@ NOTHING = np.uint64(0)  # a null pointer
 def launch(name: str, blocks: int, threads: int, *arguments: Any, shared: int = 0) -> None:
     """Start a kernel on the current stream; arrays, and NumPy numbers of the width that it takes."""
     if blocks:
-        gpu_module.module().get_function(name)((blocks,), (threads,), arguments, shared_mem=shared)
+        gpu_module.kernel(name)((blocks,), (threads,), arguments, shared_mem=shared)
 
 
 def multiprocessors() -> int:
@@ -79,12 +79,14 @@ def guarded(task: Callable[[int], Result], *, release: bool) -> Result:
 def _told(task: Callable[[int], Result], voxels: int) -> Result:
     import cupy
 
+    faults = (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError, cupy.cuda.compiler.CompileException)
     try:
         return task(voxels)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        if "MemoryAllocation" in str(error):  # page-locked memory
+    except faults as error:
+        text = str(error).strip()
+        if "MemoryAllocation" in text or "OUT_OF_MEMORY" in text:  # page-locked memory, a graph, a stream
             raise cupy.cuda.memory.OutOfMemoryError(0, 0) from error
-        msg = f"the GPU failed: {str(error).splitlines()[0]}; run again, or choose backend cpu"
+        msg = f"the GPU failed: {text.splitlines()[0]}; run again, or choose backend cpu"
         raise GpuError(msg) from error
 
 

@@ -21,11 +21,11 @@ def source() -> str:
     return "".join(f'#line 1 "{name}.cu"\n{text}' for name, text in parts)
 
 
-def module() -> Any:
-    """Return the compiled module of the current device."""
+def kernel(name: str) -> Any:
+    """Return a kernel of the module, compiled for the current device."""
     import cupy
 
-    return _module(cupy.cuda.Device().id)
+    return _kernel(cupy.cuda.Device().id, name)
 
 
 @cache
@@ -35,8 +35,19 @@ def _module(_device: int) -> Any:
     return cupy.RawModule(code=source(), options=OPTIONS)
 
 
+@cache
+def _kernel(device: int, name: str) -> Any:
+    return _module(device).get_function(name)
+
+
+def forget() -> None:
+    """Forget what was compiled in this process."""
+    _module.cache_clear()
+    _kernel.cache_clear()
+
+
 def compile_for(architecture: str) -> bytes:
-    """Return the PTX for an architecture such as 'sm_80'; this needs NVRTC but no device.
+    """Return the machine code for an architecture such as 'sm_80'; this needs NVRTC but no device.
 
     Raises
     ------
@@ -45,11 +56,10 @@ def compile_for(architecture: str) -> bytes:
     """
     from cupy.cuda import nvrtc
 
-    virtual = architecture.replace("sm_", "compute_")
     program = nvrtc.createProgram(source(), "n4flow.cu", (), ())
     try:
-        nvrtc.compileProgram(program, (*OPTIONS, f"-arch={virtual}"))
-        return nvrtc.getPTX(program)
+        nvrtc.compileProgram(program, (*OPTIONS, f"-arch={architecture}"))
+        return bytes(nvrtc.getCUBIN(program))
     except nvrtc.NVRTCError as error:
         raise RuntimeError(nvrtc.getProgramLog(program)) from error
     finally:
