@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.ndimage as real_ndimage
 
 HEADER = Path(__file__).with_name("device.h")
 KERNEL = re.compile(r"__global__ void (\w+)\(")
@@ -228,7 +229,8 @@ class CompileException(Exception):
 
 WRAPPED = (
     "where isfinite isinf isnan maximum minimum sqrt exp log floor ceil clip cumsum concatenate searchsorted histogram "
-    "sum abs repeat unique diff bincount interp sort argsort stack count_nonzero nan_to_num nonzero flatnonzero any all"
+    "sum abs repeat unique diff bincount interp sort argsort stack count_nonzero nan_to_num nonzero flatnonzero any "
+    "all pad"
 )
 
 
@@ -292,7 +294,11 @@ def fake_cupy(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
         compiler=types.SimpleNamespace(CompileException=CompileException),
     )
     cupyx.empty_pinned = lambda shape, dtype=float: poisoned(shape, dtype).view(np.ndarray)  # type: ignore[attr-defined]
-    return {"cupy": cupy, "cupyx": cupyx}
+    scipy, ndimage = types.ModuleType("cupyx.scipy"), types.ModuleType("cupyx.scipy.ndimage")
+    for name in ("gaussian_filter", "binary_fill_holes", "binary_closing", "binary_dilation", "correlate1d"):
+        setattr(ndimage, name, _wrapped(getattr(real_ndimage, name)))
+    cupyx.scipy, scipy.ndimage = scipy, ndimage  # type: ignore[attr-defined]
+    return {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": scipy, "cupyx.scipy.ndimage": ndimage}
 
 
 def poisoned(shape: Any, dtype: Any) -> ndarray:
@@ -309,7 +315,8 @@ def _wrapped(function: Any) -> Any:
                 msg = f"Unsupported type {type(item)}"
                 raise TypeError(msg)
         plain = [item.view(np.ndarray) if isinstance(item, ndarray) else item for item in args]
-        return on_device(function(*plain, **options))
+        named = {key: item.view(np.ndarray) if isinstance(item, ndarray) else item for key, item in options.items()}
+        return on_device(function(*plain, **named))
 
     return call
 

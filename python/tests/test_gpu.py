@@ -201,6 +201,70 @@ def test_sharpen_residual(device, small_blocks, weighted):
     assert np.array_equal(n4flow.sharpen_residual(flat, flat > 0, use_gpu=True), flat)
 
 
+# ---------------------------------------------------------------------------------------------------- other stages
+
+
+def tissue_on_agarose(seed=0):
+    rng = np.random.default_rng(seed)
+    z, y, x = np.ogrid[:8, :50, :60]
+    tissue = (y - 25.0) ** 2 + (x - 25.0 - z) ** 2 < 300
+    volume = np.where(tissue, 180.0, 40.0) * (1 + 0.05 * rng.standard_normal((8, 50, 60)))
+    volume[:4] *= 1.3
+    volume[:, :3] = 0
+    return volume.astype(np.float32)
+
+
+@pytest.mark.parametrize("sections", [1, 2])
+@pytest.mark.parametrize("voxels", [2500, 1 << 22])
+def test_compute_tissue_mask(device, monkeypatch, sections, voxels):
+    monkeypatch.setattr(gpu_device, "BLOCK_VOXELS", voxels)
+    monkeypatch.setattr("n4flow.mask.GPU_BLOCKS", 1)
+    volume = tissue_on_agarose()
+    expected = n4flow.compute_tissue_mask(volume, n_serial_slices=sections)
+    there = n4flow.compute_tissue_mask(device.asarray(volume), n_serial_slices=sections)
+    host = n4flow.compute_tissue_mask(volume, n_serial_slices=sections, use_gpu=True)
+    assert isinstance(there, device.ndarray)
+    assert type(host) is np.ndarray
+    assert 0.1 < expected.mean() < 0.5
+    assert np.array_equal(host, expected)  # planes by the few, or all at once
+    assert np.array_equal(there.get(), expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_apply_histogram_matching(device, small_blocks, masked):
+    volume = tissue_on_agarose()
+    options = {"n_bins": 64, "tissue_threshold": 20.0, "mask": volume > 90 if masked else None}
+    expected = n4flow.apply_histogram_matching(volume, 2, **options)
+    host = n4flow.apply_histogram_matching(volume, 2, use_gpu=True, **options)
+    there = n4flow.apply_histogram_matching(device.asarray(volume), 2, **options)
+    assert isinstance(there, device.ndarray)
+    assert np.array_equal(host, expected)
+    assert np.array_equal(there.get(), expected)
+    assert np.abs(expected - volume).max() > 5
+
+
+def test_bkgd_spatial_mean(device):
+    channels = [tissue_on_agarose(), tissue_on_agarose(1)[:3]]
+    expected, factors, _info = n4flow.bkgd_spatial_mean(channels, 9.0)
+    host, host_factors, _info = n4flow.bkgd_spatial_mean(channels, 9.0, cuda=True)
+    there, _factors, _info = n4flow.bkgd_spatial_mean([device.asarray(c) for c in channels], 9.0)
+    for a, b, c in zip(expected, host, there, strict=True):
+        assert type(b) is np.ndarray
+        assert np.array_equal(a, b)
+        assert np.array_equal(a, c.get())
+    assert factors == host_factors
+    assert device.get_default_memory_pool().released > 0
+
+
+def test_apply_bias_field(device):
+    image = phantom()[0]
+    field = some_field(image.shape)
+    expected = n4flow.apply_bias_field(image, field.field())
+    there = n4flow.apply_bias_field(device.asarray(image), device.asarray(field.field()))
+    assert np.array_equal(there.get(), expected)
+    assert np.array_equal(n4flow.apply_bias_field(device.asarray(image), field).get(), field.apply(image))
+
+
 # --------------------------------------------------------------------------------------------- what may go wrong there
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from n4flow.arrays import array_module, probe_gpu, to_numpy
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError
+from n4flow.fit.gpu_device import guarded
 from n4flow.planes import run_tasks
 
 CUT_SIGMAS = 2.5758293035489004  # a normal density has 99 % within
@@ -224,5 +225,8 @@ def _background(channel: Any, buffer: Any, sigmas: tuple[float, float], cuda: bo
         mean = local_mean(device.asarray(channel[z]), sigmas, zeros_count=True)
         out[z] = mean if array_module(out) is device else to_numpy(mean)
 
-    run_tasks(work, range(len(channel)), None if parallel and device is np else 1)
+    if device is np:
+        run_tasks(work, range(len(channel)), None if parallel else 1)
+    else:
+        guarded(lambda _voxels: run_tasks(work, range(len(channel)), 1), release=xp is np)
     return out

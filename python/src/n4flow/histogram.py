@@ -22,6 +22,7 @@ from n4flow.arrays import array_module, is_dask, probe_gpu, to_numpy
 from n4flow.bins import pool, weighted_percentile
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError, N4flowWarning
+from n4flow.fit.gpu_device import as_float32, guarded, on_device, stream_planes
 from n4flow.lazy import apply_lazily, count_lazily
 from n4flow.levels import least_voxels
 from n4flow.planes import as_block, as_mask, run_tasks
@@ -336,12 +337,36 @@ def apply_histogram_matching(
         result = apply_lazily(vol, histograms.then(estimate_lookup, (), n_serial_slices, n_bins, tissue_threshold, cls))
         return result.map_blocks(to_numpy, meta=np.empty((0, 0, 0), np.float32)) if use_gpu else result
     vol = as_block(vol)
-    device = vol
-    if use_gpu:
-        import cupy
-
-        device = cupy.asarray(vol)
     tissue = None if mask is None else as_mask(mask, vol.shape)
-    correction = estimate_lookup(plane_histograms(device, tissue), (), n_serial_slices, n_bins, tissue_threshold, cls)
-    result = correction.apply(device.astype(np.float32), Where(0, 0, 0, tuple(vol.shape)))
-    return to_numpy(result) if array_module(vol) is np else result
+    options = (n_serial_slices, n_bins, tissue_threshold, cls)
+    if on_device(vol):
+        return guarded(lambda _voxels: _matched(vol, tissue, *options), release=False)
+    if use_gpu:
+        return guarded(lambda voxels: _matched_through_gpu(vol, tissue, *options, voxels), release=True)
+    return _matched(vol, tissue, *options)
+
+
+def _matched(vol: Any, tissue: Any, sections: Any, n_bins: int, threshold: float, cls: str) -> Any:
+    correction = estimate_lookup(plane_histograms(vol, tissue), (), sections, n_bins, threshold, cls)
+    return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape)))
+
+
+def _matched_through_gpu(
+    vol: np.ndarray, tissue: Any, sections: Any, n_bins: int, threshold: float, cls: str, voxels: int
+) -> np.ndarray:
+    """Match a host array on the GPU, in blocks of planes: once to count, once to map."""
+    parts = []
+
+    def count(blocks: list[Any], planes: slice, _results: list[Any]) -> None:
+        inside = None if tissue is None else blocks[1]
+        parts.append(plane_histograms(blocks[0], inside, z_start=planes.start))
+
+    stream_planes([vol] if tissue is None else [vol, to_numpy(tissue)], count, [], voxels)
+    correction = estimate_lookup(PlaneHistograms.concatenate(parts), (), sections, n_bins, threshold, cls)
+    out = np.empty(vol.shape, np.float32)
+
+    def apply(blocks: list[Any], planes: slice, results: list[Any]) -> None:
+        results[0][...] = correction.apply(as_float32(blocks[0]), Where(planes.start, 0, 0, tuple(vol.shape)))
+
+    stream_planes([vol], apply, [out], voxels)
+    return out

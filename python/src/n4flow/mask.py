@@ -15,14 +15,17 @@ import numpy as np
 from n4flow.arrays import array_module, probe_gpu, to_numpy
 from n4flow.bins import pool
 from n4flow.errors import InputError, N4flowWarning
+from n4flow.fit.gpu_device import guarded, on_device
 from n4flow.levels import SOURCES, fill_levels, has_evidence
 from n4flow.morphology import close_along_z, close_plane, smooth_valid
 from n4flow.otsu import Scale, Split, choose_scale, otsu_cut, otsu_split
 from n4flow.planes import as_block
 from n4flow.sections import SectionTable
-from n4flow.statistics import ShrunkenVolume, plane_histograms
+from n4flow.statistics import PlaneHistograms, ShrunkenVolume, plane_histograms
 
 FEW_VOXELS = 100  # a section with fewer valid voxels takes the threshold of the volume
+SMOOTH_REACH = 4.0  # of the Gaussian, in sigma
+GPU_BLOCKS = 8  # of `gpu_device`, that are smoothed at a time: planes around them are smoothed twice
 CONTRAST_SHARE = 0.6  # of the volume's log contrast between tissue and background that a section must show
 
 
@@ -73,19 +76,50 @@ def _cut(own: Split | None, volume: Split | None, count: int) -> tuple[float | N
     return volume.threshold, "volume"
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where planes are computed: where the volume lies, or on the GPU in runs of at most `planes`."""
+
+    planes: int | None = None
+
+    def take(self, array: Any) -> Any:
+        """Return an array there."""
+        if self.planes is None:
+            return array
+        import cupy
+
+        return cupy.asarray(array)
+
+    def give(self, array: Any) -> Any:
+        """Return a result where the volume lies."""
+        return array if self.planes is None else to_numpy(array)
+
+    def runs(self, z_start: int, z_stop: int) -> list[tuple[int, int]]:
+        """Cut planes into runs."""
+        step = self.planes or z_stop - z_start
+        return [(z, min(z + step, z_stop)) for z in range(z_start, z_stop, step)]
+
+
 def _smooth_sections(
-    vol: Any, table: SectionTable, sigmas: tuple[float, float, float], weights: Any, scale: Scale
+    vol: Any, table: SectionTable, sigmas: tuple[float, float, float], weights: Any, scale: Scale, place: _Place
 ) -> tuple[Any, list[tuple[np.ndarray, np.ndarray]]]:
     """Return the smoothed volume on `scale`, 0 where it is not valid, and each section's pairs of value and count."""
     xp = array_module(vol)
     smooth = xp.empty(vol.shape, xp.float32)
     pairs = []
+    margin = int(SMOOTH_REACH * sigmas[0] + 0.5)
     for section in table:
-        weight = None if weights is None else weights[section.planes]
-        # along Z within the section only: its neighbours have another gain, and a missing one has none
-        smooth[section.planes] = smooth_valid(scale.forward(vol[section.planes]), sigmas, weight)
-        histograms = plane_histograms(smooth[section.planes])
-        pairs.append(histograms.pooled(range(section.z_stop - section.z_start)))
+        histograms = []
+        for start, stop in place.runs(section.z_start, section.z_stop):
+            # along Z within the section only: its neighbours have another gain, and a missing one has none
+            around = slice(max(section.z_start, start - margin), min(section.z_stop, stop + margin))
+            weight = None if weights is None else place.take(weights[around])
+            part = smooth_valid(scale.forward(place.take(vol[around])), sigmas, weight)
+            part = part[start - around.start : stop - around.start]
+            histograms.append(plane_histograms(part, z_start=start))
+            smooth[start:stop] = place.give(part)
+        counted = PlaneHistograms.concatenate(histograms)
+        pairs.append(counted.pooled(range(section.z_start, section.z_stop)))
     return smooth, pairs
 
 
@@ -104,6 +138,7 @@ def tissue_mask_with_levels(
     z_closing_sections: int = 2,
     smoothing_sigma_z: float = 1.0,
     weights: Any = None,
+    gpu_planes: int | None = None,
 ) -> TissueMask:
     """Return the tissue mask with its thresholds; `compute_tissue_mask` says how it is found.
 
@@ -115,16 +150,18 @@ def tissue_mask_with_levels(
         A flagged section gets a mask of its own, and does not enter the threshold of the volume.
     weights : (Z, Y, X) array, optional
         `ShrunkenVolume.valid`.
+    gpu_planes : int, optional
+        Compute an array in host memory on the GPU, so many planes at a time; by default where it lies.
     """
-    vol = as_block(vol)
+    vol, place = as_block(vol), _Place(gpu_planes)
     table = SectionTable.coerce(sections, vol.shape[0])
     sigmas = (smoothing_sigma_z, smoothing_sigma, smoothing_sigma)
-    smooth, pairs = _smooth_sections(vol, table, sigmas, weights, Scale())
+    smooth, pairs = _smooth_sections(vol, table, sigmas, weights, Scale(), place)
     counted = [i for i, pair in enumerate(pairs) if otsu_split(*pair) is not None]
     counted = [i for i in counted if table[i].usable] or counted
     scale = choose_scale([pairs[i] for i in counted], _pool(pairs, counted))
     if scale.floor is not None:
-        smooth, pairs = _smooth_sections(vol, table, sigmas, weights, scale)
+        smooth, pairs = _smooth_sections(vol, table, sigmas, weights, scale, place)
     splits = [otsu_split(*pair, scale=scale) for pair in pairs]
     volume = otsu_split(*_pool(pairs, counted), scale=scale)
     cuts = [_cut(split, volume, int(n.sum())) for split, (_values, n) in zip(splits, pairs, strict=True)]
@@ -148,7 +185,7 @@ def tissue_mask_with_levels(
         elif threshold is not None:
             mask[section.planes] = (planes > threshold) & (planes != 0)
         for z in range(section.z_start, section.z_stop):
-            mask[z] = close_plane(mask[z], int(closing_radius))
+            mask[z] = place.give(close_plane(place.take(mask[z]), int(closing_radius)))
     return TissueMask(
         close_along_z(mask, table, int(z_closing_sections)),
         tuple(None if threshold is None else scale.back(threshold) for threshold, _origin in cuts),
@@ -198,21 +235,26 @@ def compute_tissue_mask(
     (Z, Y, X) bool array of the kind of `vol`.
     """
     vol = as_block(vol)
-    device = vol
+
+    def find(planes: int | None) -> TissueMask:
+        return tissue_mask_with_levels(
+            vol,
+            n_serial_slices,
+            smoothing_sigma=smoothing_sigma,
+            closing_radius=closing_radius,
+            z_closing_sections=z_closing_sections,
+            smoothing_sigma_z=smoothing_sigma_z,
+            gpu_planes=planes,
+        )
+
     if use_gpu:
         probe_gpu()
-        import cupy
-
-        device = cupy.asarray(vol)
-    found = tissue_mask_with_levels(
-        device,
-        n_serial_slices,
-        smoothing_sigma=smoothing_sigma,
-        closing_radius=closing_radius,
-        z_closing_sections=z_closing_sections,
-        smoothing_sigma_z=smoothing_sigma_z,
-    )
-    return to_numpy(found.mask) if array_module(vol) is np else found.mask
+    if on_device(vol):
+        return guarded(lambda _voxels: find(None), release=False).mask
+    if use_gpu:
+        plane = vol.shape[1] * vol.shape[2]
+        return guarded(lambda voxels: find(max(1, GPU_BLOCKS * voxels // plane)), release=True).mask
+    return find(None).mask
 
 
 def otsu_mask(volume: Any, nbins: int = 200) -> Any:
