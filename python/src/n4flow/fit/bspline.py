@@ -15,6 +15,7 @@ Journal, 2005.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -142,14 +143,22 @@ def refine(lattice: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray
     """
     lattice = np.asarray(lattice, np.float64)
     for axis in range(lattice.ndim) if axes is None else axes:
-        if lattice.shape[axis] < 4:
-            continue
-        c = np.moveaxis(lattice, axis, 0)
-        finer = np.empty((2 * c.shape[0] - 3, *c.shape[1:]))
-        finer[0::2] = (c[:-1] + c[1:]) / 2
-        finer[1::2] = (c[:-2] + 6 * c[1:-1] + c[2:]) / 8
-        lattice = np.moveaxis(finer, 0, axis)
+        if lattice.shape[axis] >= 4:
+            finer = np.tensordot(_refinement(lattice.shape[axis]), lattice, (1, axis))
+            lattice = np.moveaxis(finer, 0, axis)
     return np.ascontiguousarray(lattice)
+
+
+@functools.lru_cache(maxsize=64)
+def _refinement(controls: int) -> np.ndarray:
+    """Return the (2c - 3, c) matrix that refines one axis."""
+    matrix = np.zeros((2 * controls - 3, controls))
+    i = np.arange(controls - 1)
+    matrix[2 * i, i] = matrix[2 * i, i + 1] = 1 / 2
+    i = i[:-1]
+    matrix[2 * i + 1, i] = matrix[2 * i + 1, i + 2] = 1 / 8
+    matrix[2 * i + 1, i + 1] = 6 / 8
+    return matrix
 
 
 def fit_weights(mask: np.ndarray, controls: Sequence[int]) -> np.ndarray:

@@ -21,6 +21,7 @@ from n4flow.planes import available_threads, run_tasks
 
 log = logging.getLogger("n4flow")
 
+THREAD_VOXELS = 1 << 20  # fewest voxels to a thread
 PIECE_VOXELS = 1 << 20  # most voxels to a piece of work: 4 MB of float32
 
 kernel = njit(nogil=True, cache=True, error_model="numpy")
@@ -66,6 +67,11 @@ def thread_count(threads: int | None) -> int:
 def writeable(array: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
     """Return `array` as the kernels want it: contiguous, native, writeable; copied where it is not."""
     return np.require(array, np.dtype(dtype).newbyteorder("="), ["C", "W"])
+
+
+def worthwhile(threads: int, voxels: int) -> int:
+    """Return as many of `threads` as are sooner done with a pass over `voxels` than they are started."""
+    return max(1, min(threads, voxels // THREAD_VOXELS))
 
 
 def share(work: Callable[[int, int], None], n: int, threads: int) -> None:

@@ -17,6 +17,7 @@ and those are summed in order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
     settings : FitSettings
     """
     steps = [(1,) * (3 - len(c)) + tuple(c) for c in controls]
-    tables = [_tables(packed, step) for step in steps]
+    tables = [_tables(packed.shape, packed.width, step) for step in steps]
     threads = max(1, min(settings.threads, packed.rows.log_image.size // MEMBER_VOXELS))
     shared = _shared_room(packed, settings, threads)
     works = [_work(packed, step, threads, shared) for step in steps]
@@ -157,10 +158,11 @@ def _core(step: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(c) for c in step)
 
 
-def _tables(packed: Packed, step: tuple[int, ...]) -> Tables:
-    """Return the weights of one level along the three axes."""
+@functools.lru_cache(maxsize=16)  # the sections of a volume share them
+def _tables(shape: tuple[int, ...], width: int, step: tuple[int, ...]) -> Tables:
+    """Return the weights of one level along the three axes. Nobody writes to them."""
     columns: list[np.ndarray] = []
-    for axis, (n, controls) in enumerate(zip(packed.shape, step, strict=True)):
+    for axis, (n, controls) in enumerate(zip(shape, step, strict=True)):
         first, weights = bspline.axis_weights(bspline.sample_coordinates(n, controls), controls)
         squares = weights**2
         shares = weights**3 / squares.sum(axis=1, keepdims=True)
@@ -168,7 +170,7 @@ def _tables(packed: Packed, step: tuple[int, ...]) -> Tables:
             columns.append(first.astype(np.uintp))
             columns += [np.ascontiguousarray(w, np.float32) for w in (weights, shares, squares)]
             continue
-        columns += [_spread(first, w, controls, packed.width) for w in (weights, shares, squares)]
+        columns += [_spread(first, w, controls, width) for w in (weights, shares, squares)]
     return Tables._make([*columns, _reach(columns[-1]), _support(columns[-1])])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from n4flow.fit import bspline
-from n4flow.fit.compiled import pieces, share, writeable
+from n4flow.fit.compiled import pieces, share, worthwhile, writeable
 from n4flow.fit.evaluate_kernels import field_block
 from n4flow.fit.vector import WIDE_LANES
 
@@ -55,6 +55,7 @@ class Evaluator:
         return self._run(-1.0, image, out, threads)
 
     def _run(self, sign: float, image: np.ndarray | None, out: np.ndarray, threads: int) -> np.ndarray:
+        threads = worthwhile(threads, out.size)
         cuts = pieces(self.shape, threads)
         in_place = _plain(out) and (image is None or _plain(image))
         whole = (NO_IMAGE if image is None else image.reshape(-1), out.reshape(-1)) if in_place else None

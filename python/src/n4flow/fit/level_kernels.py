@@ -91,14 +91,17 @@ def field_sweep(member, members, words, rows, n_y, work, tables, state):
         if unit >= work.partial.shape[0]:
             break
         field_unit(up(unit), member, rows, n_y, grid, small, tables, work, counts)
+    for f in range(stride):
+        counts[f] += counts[f + stride] + counts[f + stride + stride] + counts[f + stride + stride + stride]
 
 
 @kernel
-def prepare_field(work, tables, lattice, phi, state, largest, settings):
-    """Before the second sweep: expand field and step along x, lay the fine bins."""
-    expand_rows(lattice, tables.weight_x, tables.reach, work.field)
-    expand_rows(phi, tables.weight_x, tables.reach, work.step)
-    lay_grid(state, largest, settings.bins, settings.per_bin)
+def expand(member, members, work, tables, lattice, phi):
+    """Before the second sweep: expand field and step along x; two members take one each."""
+    if member == 0:
+        expand_rows(lattice, tables.weight_x, tables.reach, work.field)
+    if member == min(1, members - 1):
+        expand_rows(phi, tables.weight_x, tables.reach, work.step)
 
 
 @kernel
@@ -114,15 +117,12 @@ def lowest_and_highest(work):
 
 @kernel
 def sum_counts(members, work, n_fine):
-    """Sum the counts of all members and lanes into the first."""
-    stride = (n_fine + 64) & ~15
+    """Sum the counts of all members into the first's."""
     total = work.counts[0]
-    for member in range(members):
-        for lane in range(4):
-            if member + lane:
-                part = work.counts[member, lane * stride : lane * stride + n_fine]
-                for f in range(n_fine):
-                    total[f] += part[f]
+    for member in range(1, members):
+        part = work.counts[member]
+        for f in range(up(n_fine)):
+            total[f] += part[f]
     return total
 
 
@@ -217,7 +217,8 @@ def run_level(
     """
     if first:
         if member == 0:
-            prepare_field(work, tables, lattice, phi, state, 0.0, settings)
+            lay_grid(state, 0.0, settings.bins, settings.per_bin)
+        expand(member, members, work, tables, lattice, phi)
         if not team.meet(words, members):
             return
         field_sweep(member, members, words, rows, n_y, work, tables, state)
@@ -257,8 +258,11 @@ def run_level(
         if member == 0:
             combine(rows, n_y, tables.first_z, tables.share_z, work.partial, phi)
             largest = take_step(phi, omega, settings.over_relax, lattice, phi)
-            prepare_field(work, tables, lattice, phi, state, largest, settings)
+            lay_grid(state, largest, settings.bins, settings.per_bin)
             team.begin_anew(words, team.FIRST_SWEEP, members)
+        if not team.meet(words, members):
+            return
+        expand(member, members, work, tables, lattice, phi)
         if not team.meet(words, members):
             return
         field_sweep(member, members, words, rows, n_y, work, tables, state)

@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from n4flow.fit.compiled import pieces, share, writeable
+from n4flow.fit.compiled import pieces, share, worthwhile, writeable
 from n4flow.fit.packing_kernels import extremes, find_hulls, pack_rows
 from n4flow.fit.problem import Survey, Voxels
 from n4flow.fit.vector import LANES
 
-SHARED_VOXELS = 1 << 21  # voxels of an image below which threads take longer to start than to pack it
 UNIT_VOXELS = 1 << 14  # packed voxels to a piece of a sweep, about: a plane where it is smaller
 
 
@@ -141,7 +140,7 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
             start = z_start * n_y + y_start
             work(start, start + block.shape[0] * block.shape[1], block.reshape(-1, n_x))
 
-    share(each, len(cuts), threads if image.size > SHARED_VOXELS else 1)
+    share(each, len(cuts), worthwhile(threads, image.size))
 
 
 def _units(start: np.ndarray, n_y: int) -> np.ndarray:

@@ -314,6 +314,6 @@ def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
         if rows.start[r] == up(0):
             low = before
             first_low = first_lowest(rows, r, n, lines, at, width, wy[y], grid, work.places, work.positions)
-        count(index, rows.start[r], n, counts, stride)
+    count(index, rows.start[begin], rows.start[end] - rows.start[begin], counts, stride)
     work.ends[unit, up(0)], work.ends[unit, up(1)] = min(first_low, lowest_of(low)), highest_of(high)
     work.changes[unit, up(0)], work.changes[unit, up(1)] = sum_of(total), sum_of(squares)

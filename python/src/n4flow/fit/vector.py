@@ -175,14 +175,18 @@ def look_up(context, table, array, index):
     """Return table[array[index : index + LANES]]; the array is of uint16."""
 
     def build(context, builder, signature, values):
-        data = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
-        first = _address(context, builder, signature.args[1], *values[1:])
-        result = ir.Constant(vector.floats, ir.Undefined)
-        for lane in range(LANES):
-            place = builder.load(builder.gep(first, [_INDEX(lane)]))
-            item = builder.load(builder.gep(data, [builder.zext(place, ir.IntType(64))]))
-            result = builder.insert_element(result, item, _INDEX(lane))
-        return result
+        longs, floats = vector.of(ir.IntType(64)), vector.of(ir.FloatType().as_pointer())
+        shorts, flags = vector.of(ir.IntType(16)), vector.of(ir.IntType(1))
+        base = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
+        base = _spread(builder, longs, builder.ptrtoint(base, ir.IntType(64)))
+        places = builder.load(_address(context, builder, signature.args[1], *values[1:], shorts), align=2)
+        bytes_in = builder.shl(builder.zext(places, longs), ir.Constant(longs, [2] * LANES))
+        kind = ir.FunctionType(vector.floats, [floats, _INDEX, flags, vector.floats])
+        name = f"llvm.masked.gather.v{LANES}f32.v{LANES}p0f32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(vector.floats, ir.Undefined)
+        addresses = builder.inttoptr(builder.add(base, bytes_in), floats)
+        return builder.call(function, [addresses, _INDEX(4), everywhere, nothing])
 
     return vector(table, array, index), build
 
