@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from n4flow.errors import InputError
-from n4flow.fit import bspline
+from n4flow.fit import bspline, compiled, evaluate
 from n4flow.fit.evaluate import Evaluator
 from n4flow.fit.field import BiasField, unfitted
 from n4flow.fit.settings import Level
@@ -106,6 +106,25 @@ def test_out_may_be_the_image():
         bias.apply(image, np.empty((2, 3, 4), np.float32))
     with pytest.raises(InputError, match=r"for an image of shape \(33, 67, 101\), got \(33, 67\)"):
         bias.apply(image[..., 0])
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 96), (3, 8, 77), (2, 3, 31), (4, 5, 7), (1, 1, 16)])
+@pytest.mark.parametrize("begins_at", range(0, 16, 5))
+def test_what_is_written_past_the_caches_is_the_same(shape, begins_at, monkeypatch):
+    """Whole vectors at whole addresses, and what lies before and behind them, wherever the result begins in memory."""
+    bias = field(shape, (1, 2, 2))
+    image = RNG.uniform(1, 2, shape).astype(np.float32)
+    expected = bias.apply(image, threads=1)
+    monkeypatch.setattr(evaluate, "STREAMED_BYTES", 0)
+    monkeypatch.setattr(compiled, "THREAD_VOXELS", 1)
+    for threads in (1, 3):
+        room = np.full(image.size + 64, -1, np.float32)
+        begin = (-room.ctypes.data // 4) % 16 + begins_at
+        out = room[begin : begin + image.size].reshape(shape)
+        bias.apply(image, out, threads=threads)
+        assert np.array_equal(out, expected)
+        assert (room[:begin] == -1).all()
+        assert (room[begin + image.size :] == -1).all()
 
 
 def test_two_dimensions():
