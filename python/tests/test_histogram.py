@@ -212,10 +212,10 @@ def test_the_lookup_is_pointwise_and_survives_its_arrays() -> None:
     part = volume[4:11, 5:21, 9:44].copy()
     np.testing.assert_array_equal(again.apply(part, Where(4, 5, 9, volume.shape)), whole[4:11, 5:21, 9:44])
     for z in (0, 7, 14):
-        x, y, slopes, _starts = lookup._table(int(lookup.map_of_plane[z]))
-        values = np.concatenate([x[:-1], volume[z].ravel(), [-1, 99, np.nan, np.inf]]).astype(np.float32)
+        segments, _starts = lookup._table(int(lookup.map_of_plane[z]))
+        values = np.concatenate([segments[0], volume[z].ravel(), [-1, 99, np.nan, np.inf]]).astype(np.float32)
         # the compiled loop and the array operations of a GPU, bit for bit
-        np.testing.assert_array_equal(lookup.map(values, z), _lookup_arrays(values, 0.0, x, y, slopes))
+        np.testing.assert_array_equal(lookup.map(values, z), _lookup_arrays(values, 0.0, segments))
 
 
 def test_knots_of_any_distance_are_found() -> None:
@@ -227,9 +227,11 @@ def test_knots_of_any_distance_are_found() -> None:
         values = np.sort(np.concatenate([x, rng.uniform(x[0], x[-1], 500)])).astype(np.float32)
         values = values[values > x[0]]
         inside = values < x[-1]
-        np.testing.assert_allclose(lookup.map(values, 0)[inside], np.interp(values[inside], x, y), rtol=1e-6)
+        # the map is one of float32, and so are its knots: their rounding moves a steep segment by more than a value's
+        expected = np.interp(values[inside], x.astype(np.float32), y.astype(np.float32))
+        np.testing.assert_allclose(lookup.map(values, 0)[inside], expected, rtol=2e-6)
         assert (np.diff(lookup.map(values, 0)) >= 0).all()
-        assert len(lookup._table(0)) == (4 if spread < 12 else 3)
+        assert (lookup._table(0)[1] is None) == (spread == 12)
 
 
 @pytest.mark.parametrize("chunks", [(5, 40, 50), (4, 13, 17)])

@@ -116,22 +116,35 @@ def test_a_stored_recipe_is_not_applied_to_another_volume(image, plane_range):
         render(other, stored, image.parent / "out.ome.zarr")
 
 
-def test_deep_chunks_are_read_once_and_yielded_in_small_blocks(monkeypatch):
-    values = np.arange(10 * 8 * 9, dtype=np.uint16).reshape(10, 8, 9)
+def test_chunks_are_read_once_and_in_blocks_of_both_grids(monkeypatch):
+    values = np.arange(10 * 24 * 9, dtype=np.uint16).reshape(10, 24, 9)
     volume = Volume.from_array(values, (1, 1, 1))
-    monkeypatch.setattr(type(volume), "chunks", (4, 8, 9))
-    monkeypatch.setattr(passes, "BLOCK_VOXELS", 2 * 8 * 9)
-    reads = []
-    read = type(volume).read
-    monkeypatch.setattr(type(volume), "read", lambda self, z: reads.append((z.start, z.stop)) or read(self, z))
-    for most, expected in [(10**9, [(1, 10)]), (4 * 8 * 9 * 2, [(1, 4), (4, 8), (8, 10)])]:
+    monkeypatch.setattr(type(volume), "chunks", (4, 6, 9))
+    row = 9 * 2
+    monkeypatch.setattr(passes, "BLOCK_BYTES", 1)
+    for most, depth, height in [
+        (10**9, 4, 12),  # chunks that are written are (2, 4, ...) voxels
+        (4 * 12 * row, 4, 12),
+        (4 * 12 * row - 1, 4, 6),  # too large: blocks of the chunks that are read
+        (2 * 6 * row, 2, 6),  # larger than memory may be: chunks are decoded twice
+    ]:
         monkeypatch.setattr(passes, "READ_BYTES", most)
-        reads.clear()
-        blocks = list(passes.stream(volume, 1, 10))
-        assert reads == expected
-        assert max(len(block) for _z, block in blocks) <= 2
-        assert all(np.array_equal(block, values[z : z + len(block)]) for z, block in blocks)
-        assert sum(len(block) for _z, block in blocks) == 9
+        blocks = passes.Blocks.of(volume, 2, 4)
+        assert (blocks.depth, blocks.height) == (depth, height)
+        assert blocks.nbytes(volume) <= most
+        seen = np.zeros(values.shape, int)
+        for z, y, block in passes.stream(volume, 1, 10, blocks):
+            place = slice(z, z + block.shape[0]), slice(y, y + block.shape[1])
+            assert np.array_equal(block, values[place])
+            assert z == 1 or z % depth == 0
+            assert y % height == 0
+            seen[place] += 1
+        assert (seen[1:] == 1).all()
+        assert not seen[0].any()
+    halo = passes.Blocks.of(volume, 2, 4, 3)
+    assert halo.height == 12  # four times the halo
+    cuts = [(y, block.shape[1]) for z, y, block in passes.stream(volume, 0, 2, halo)]
+    assert cuts == [(0, 15), (9, 15)]
 
 
 def test_a_gain_on_tissue_needs_the_mask(image):

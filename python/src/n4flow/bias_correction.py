@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from n4flow.arrays import array_module
 from n4flow.correction import Correction, Where
+from n4flow.fit.compiled import thread_count
+from n4flow.fit.evaluate import Evaluator
 from n4flow.fit.field import BiasField
+
+MOST_EVALUATORS = 128  # kept at a time: more than the sections of a block of planes
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,43 @@ class BiasCorrection(Correction):
         """Return block / exp(log field); see `Correction.apply`. A CuPy block is corrected on its device."""
         n_z, n_y, n_x = block.shape
         place = slice(where.y, where.y + n_y), slice(where.x, where.x + n_x)
-        for z_start, z_stop, field in self.fields:
+        for number in range(bisect_right(self._stops, where.z), len(self.fields)):
+            z_start, z_stop, field = self.fields[self._order[number]]
             start, stop = max(z_start, where.z), min(z_stop, where.z + n_z)
-            if start < stop and field.reason is None:
+            if start >= stop:
+                break
+            if field.reason is None:
                 part = block[start - where.z : stop - where.z]
-                planes = slice(start - z_start, stop - z_start)
-                field.apply(part, part, where=(planes, *place))
+                inside = slice(start - z_start, stop - z_start), *place
+                if array_module(part) is np:
+                    self._evaluator(number).part(*inside).correct(part, part, thread_count(None))
+                else:
+                    field.apply(part, part, where=inside)
         return block
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return sorted(range(len(self.fields)), key=lambda number: self.fields[number][0])
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return [self.fields[number][1] for number in self._order]
+
+    @cached_property
+    def _evaluators(self) -> dict[int, Evaluator]:
+        return {}
+
+    def _evaluator(self, number: int) -> Evaluator:
+        """Return the evaluator of a field, kept for the next part: parts come in the order of their planes."""
+        held = self._evaluators
+        if number not in held:
+            if len(held) >= MOST_EVALUATORS:
+                held.pop(min(list(held), default=number), None)
+            held[number] = self.fields[self._order[number]][2].evaluator()
+        return held.get(number) or self.fields[self._order[number]][2].evaluator()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"fields": self.fields}
 
     def summary(self) -> dict[str, Any]:
         """Return for each run of planes the range of its field, iterations, knots, or why nothing was fitted."""

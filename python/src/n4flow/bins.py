@@ -7,6 +7,8 @@ for each bin in use: the mean of the bin's voxels (float32) and how many they ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 RELATIVE_BIN_WIDTH = 2.0**-10
@@ -83,13 +85,17 @@ def pairs_of_bins(bins: np.ndarray, counts: np.ndarray, sums: np.ndarray) -> tup
     return values[order].astype(np.float32), counts[order].astype(np.uint32)
 
 
-def add_up(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Add integer counts and sums of pieces bin by bin."""
-    bins, counts, sums = (np.concatenate(column) for column in zip(*parts, strict=True))
+def add_up(parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add whole counts and sums of pieces (bins, counts, sums) bin by bin; within a piece no bin comes twice."""
+    if not parts:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
     if len(parts) == 1:
+        bins, counts, sums = parts[0]
         return bins, counts, sums
-    used, inverse = np.unique(bins, return_inverse=True)
-    added = np.zeros((2, len(used)), np.int64)
-    np.add.at(added[0], inverse, counts)
-    np.add.at(added[1], inverse, sums)
-    return used, added[0], added[1]
+    first = min(int(bins[0]) for bins, *_rest in parts)
+    added = np.zeros((2, max(int(bins[-1]) for bins, *_rest in parts) + 1 - first), np.int64)
+    for bins, counts, sums in parts:
+        added[0, bins - first] += counts
+        added[1, bins - first] += sums
+    used = np.flatnonzero(added[0])
+    return used + first, added[0, used], added[1, used]

@@ -14,6 +14,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -25,7 +27,7 @@ from n4flow.errors import InputError, N4flowWarning
 from n4flow.fit.gpu_device import as_float32, guarded, on_device, stream_planes
 from n4flow.lazy import apply_lazily, count_lazily
 from n4flow.levels import least_voxels
-from n4flow.planes import as_block, as_mask, run_tasks
+from n4flow.planes import as_block, as_mask, share_planes
 from n4flow.sections import SectionTable
 from n4flow.statistics import PlaneHistograms, plane_histograms
 from n4flow.zprofile import push
@@ -79,43 +81,66 @@ class SectionLookup(Correction):
         """Return the mapped block; zeros and non-finite voxels stay as they are. NumPy or CuPy, in place."""
         xp = array_module(block)
         block = xp.ascontiguousarray(block, dtype=xp.float32)
-        tables = {
-            int(i): self._table(int(i))
-            for i in np.unique(self.map_of_plane[where.z : where.z + block.shape[0]])
-            if i >= 0
-        }
+        maps = self.map_of_plane[where.z : where.z + block.shape[0]].tolist()
 
-        def work(row: int) -> None:
-            i = int(self.map_of_plane[where.z + row])
-            if i >= 0 and xp is np and len(tables[i]) == 4:
-                from n4flow import kernels
+        below = np.float32(self.threshold)  # v > threshold is v > the float32 next below it
+        if below > self.threshold:
+            below = np.nextafter(below, np.float32(-np.inf))
 
-                kernels.plane_lookup(block[row], self.threshold, *tables[i])
-            elif i >= 0:
-                block[row] = _lookup_arrays(block[row], self.threshold, *tables[i][:3])
+        def work(start: int, stop: int) -> None:
+            for number, run in groupby(range(start, stop), maps.__getitem__):
+                if number < 0:
+                    continue
+                (segments, starts), part = self._table(number), slice((rows := list(run))[0], rows[-1] + 1)
+                if xp is np and starts is not None:
+                    from n4flow import kernels
 
-        run_tasks(work, range(block.shape[0]), 1 if xp is not np else None)
+                    kernels.plane_lookup(block[part], below, segments, starts)
+                else:
+                    block[part] = _lookup_arrays(block[part], below, segments)
+
+        if xp is np:
+            share_planes(work, block.shape[0])
+        else:
+            work(0, block.shape[0])
         return block
 
-    def _table(self, i: int) -> tuple[np.ndarray, ...]:
-        """Return knots and slopes, ended with infinity, and the starts that `kernels.plane_lookup` wants.
+    @cached_property
+    def _tables(self) -> dict[int, tuple[np.ndarray, np.ndarray | None]]:
+        return {}
+
+    def _table(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the table of map `i`, made once."""
+        if i not in self._tables:
+            self._tables[i] = self._new_table(i)
+        return self._tables[i]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_tables"}
+
+    def _new_table(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the segments and starts of `kernels.plane_lookup`.
 
         There are no starts where knots are too close for a table of a sensible size, which no estimate makes.
         """
         part = slice(self.offsets[i], self.offsets[i + 1])
-        x, y = self.knots_x[part], self.knots_y[part]
-        slopes = np.append(np.diff(y) / np.diff(x), (y[-1] - y[0]) / (x[-1] - x[0]))
+        x, y = (knots[part].astype(np.float32).astype(np.float64) for knots in (self.knots_x, self.knots_y))
+        apart = np.append(np.diff(x) > 0, True)  # knots that are one float32 leave a segment of no length
+        slopes = np.append(np.diff(y)[apart[:-1]] / np.diff(x)[apart[:-1]], (y[-1] - y[0]) / (x[-1] - x[0]))
+        most = np.append(y[1:], np.inf)[apart]
+        x, y = x[apart], y[apart]
+        ended = np.append(x, [np.inf, np.inf])
+        segments = np.stack([x, y, slopes, most, ended[1:-1], ended[2:]]).astype(np.float32)
         extent = x[-1] - x[0]
         n_steps = len(x)
         while n_steps <= MOST_STEPS:
-            slack = 1e-9 * extent  # of rounding, far more than there is
+            slack = 2.0**-21 * extent  # of rounding in float32, more than there is
             edges = x[0] + extent * np.arange(n_steps + 1) / n_steps
             before = np.searchsorted(x, edges[:-1] - slack, side="right")
             if (np.searchsorted(x, edges[1:] + slack, side="right") - np.maximum(before, 1) <= 2).all():
-                starts = np.maximum(before - 1, 0).astype(np.int32)
-                return np.append(x, np.inf), np.append(y, np.inf), slopes, starts
+                return segments, np.maximum(before - 1, 0).astype(np.uint32)
             n_steps *= 2
-        return np.append(x, np.inf), np.append(y, np.inf), slopes
+        return segments, None
 
     def map(self, values: np.ndarray, z: int) -> np.ndarray:
         """Return what the float32 `values` of plane `z` become."""
@@ -150,14 +175,13 @@ class SectionLookup(Correction):
         return cls(float(settings["threshold"]), *(arrays[name] for name in names))
 
 
-def _lookup_arrays(plane: Any, threshold: float, x: np.ndarray, y: np.ndarray, slopes: np.ndarray) -> Any:
-    """Do what `kernels.plane_lookup` does in array operations, on the device that owns `plane`."""
-    xp = array_module(plane)
-    values = plane.astype(xp.float64)
-    mapped = xp.interp(values, xp.asarray(x[:-1]), xp.asarray(y[:-1]))
-    mapped = xp.where(values >= x[-2], y[-2] + (values - x[-2]) * slopes[-1], mapped)
-    inside = (values > threshold) & (values != 0) & xp.isfinite(values)
-    return xp.where(inside, mapped.astype(xp.float32), plane)
+def _lookup_arrays(block: Any, threshold: Any, segments: np.ndarray) -> Any:
+    """Do what `kernels.plane_lookup` does in array operations, on the device that owns `block`."""
+    xp = array_module(block)
+    knot_x, knot_y, slope, most = (xp.asarray(row) for row in segments[:4])
+    j = xp.clip(xp.searchsorted(knot_x, block, side="right") - 1, 0, knot_x.size - 1)
+    mapped = xp.minimum(knot_y[j] + (block - knot_x[j]) * slope[j], most[j])
+    return xp.where((block > threshold) & (block != 0) & xp.isfinite(block), mapped, block)
 
 
 def _without_tail(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:

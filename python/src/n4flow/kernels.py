@@ -22,192 +22,303 @@ N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
 
 
 @njit(nogil=True, cache=True)
-def _reduce_columns(sums: Any, found: Any, k: int, rows: int, r: int, mean: Any, valid: Any) -> None:
-    """Turn sums and counts of each column over `rows` rows into block r's means and valid shares."""
-    n_x = sums.size
-    for c in range(mean.shape[1]):
+def _reduce_columns(sums: Any, found: Any, k: int, rows: int, n_x: int, mean: Any, valid: Any) -> None:
+    """Turn sums and counts of each column over `rows` rows into means and valid shares; leave zeros behind."""
+    for c in range(mean.size):
         x_stop = min(n_x, (c + 1) * k)
         total = 0.0
         n = 0
         for x in range(c * k, x_stop):
             total += sums[x]
             n += found[x]
-        mean[r, c] = total / n if n else 0.0
-        valid[r, c] = n / (rows * (x_stop - c * k))
+            sums[x] = 0
+            found[x] = 0
+        mean[c] = total / n if n else 0.0
+        valid[c] = n / (rows * (x_stop - c * k))
 
 
 @njit(nogil=True, cache=True)
 def shrink_rows_int(
-    plane: Any, k: int, row_start: int, row_stop: int, saturated: Any, mean: Any, valid: Any, counts: Any, extremes: Any
+    rows: Any,
+    y_start: int,
+    n_y: int,
+    k: int,
+    saturated: Any,
+    sums: Any,
+    found: Any,
+    mean: Any,
+    valid: Any,
+    counts: Any,
+    extremes: Any,
 ) -> None:
-    """Block means of an integer plane for block rows row_start <= r < row_stop; see `statistics.shrink_planes`."""
-    n_y, n_x = plane.shape
-    sums = np.empty(n_x, np.int64)
-    found = np.empty(n_x, np.int32)
-    low, high = np.int32(2147483647), np.int32(-2147483648)
-    for r in range(row_start, row_stop):
-        y_stop = min(n_y, (r + 1) * k)
-        sums[:] = 0
-        found[:] = 0
-        for y in range(r * k, y_stop):
-            row = plane[y]
-            n = np.int32(0)
-            negative = np.int32(0)
-            full = np.int32(0)
-            # no branches and 32-bit counts of a row, so that the compiler does several voxels at once
-            for x in range(n_x):
-                v = np.int32(row[x])
-                some = np.int32(v != 0)
-                sums[x] += v
-                found[x] += some
-                n += some
-                negative += np.int32(v < 0)
-                full += np.int32(v == saturated)
-                low = min(low, v if v != 0 else np.int32(2147483647))
-                high = max(high, v if v != 0 else np.int32(-2147483648))
-            counts[N_VALID] += n
-            counts[N_ZERO] += n_x - n
-            counts[N_NEGATIVE] += negative
-            counts[N_SATURATED] += full
-        _reduce_columns(sums, found, k, y_stop - r * k, r, mean, valid)
-    if low <= high:
-        extremes[0], extremes[1] = low, high
+    """Add rows of an integer plane, the first being row `y_start` of `n_y`, to the means of k x k blocks.
 
-
-@njit(nogil=True, cache=True, fastmath={"nnan"})
-def shrink_rows_float(
-    plane: Any, bits: Any, k: int, row_start: int, row_stop: int, mean: Any, valid: Any, counts: Any, extremes: Any
-) -> None:
-    """Block means of a float32 plane, also seen as int32 `bits`; validity is read from the bits alone."""
-    n_y, n_x = plane.shape
-    sums = np.empty(n_x, np.float64)
-    found = np.empty(n_x, np.int32)
-    low, high = np.float32(3.4028235e38), np.float32(-3.4028235e38)
-    for r in range(row_start, row_stop):
-        y_stop = min(n_y, (r + 1) * k)
-        sums[:] = 0.0
-        found[:] = 0
-        for y in range(r * k, y_stop):
-            row, words = plane[y], bits[y]
-            n = np.int32(0)
-            zero = np.int32(0)
-            negative = np.int32(0)
-            for x in range(n_x):
-                magnitude = words[x] & np.int32(MAGNITUDE)
-                usable = (magnitude > 0) & (magnitude < np.int32(INFINITY_BITS))
-                v = row[x] if usable else np.float32(0)
-                sums[x] += np.float64(v)
-                found[x] += np.int32(usable)
-                n += np.int32(usable)
-                zero += np.int32(magnitude == 0)
-                negative += np.int32(usable & (words[x] < 0))
-                low = min(low, v if usable else np.float32(3.4028235e38))
-                high = max(high, v if usable else np.float32(-3.4028235e38))
-            counts[N_VALID] += n
-            counts[N_ZERO] += zero
-            counts[N_NONFINITE] += n_x - n - zero
-            counts[N_NEGATIVE] += negative
-        _reduce_columns(sums, found, k, y_stop - r * k, r, mean, valid)
-    if low <= high:
-        extremes[0], extremes[1] = low, high
-
-
-@njit(nogil=True, cache=True)
-def histogram_rows(
-    bits: Any,
-    tissue: Any,
-    has_tissue: bool,
-    agarose: Any,
-    has_agarose: bool,
-    row_start: int,
-    row_stop: int,
-    table: Any,
-    touched: Any,
-) -> None:
-    """Add rows of a float32 plane, seen as int32 bits, to `table` (3, 2 * N_BINS) of packed count and residual sum.
-
-    Classes: 0 tissue, 1 agarose outside tissue, 2 the rest. `touched` (3, 2) is the range of bins in use.
+    `sums` and `found` (X,) hold what earlier rows gave to the block row that is not complete yet; they are 0 at first.
+    `mean` and `valid` (blocks down, blocks across) are written where a block row ends.
     """
-    for y in range(row_start, row_stop):
-        for x in range(bits.shape[1]):
-            word = bits[y, x]
-            magnitude = word & MAGNITUDE
-            if magnitude == 0 or magnitude >= INFINITY_BITS:
-                continue
-            c = 2
-            if has_tissue and tissue[y, x]:
-                c = 0
-            elif has_agarose and agarose[y, x]:
-                c = 1
-            index = magnitude >> SHIFT
-            if word < 0:
-                index += N_BINS
-            table[c, index] += (np.int64(1) << COUNT_SHIFT) + np.int64(magnitude & RESIDUAL)
-            if index < touched[c, 0]:
-                touched[c, 0] = index
-            if index > touched[c, 1]:
-                touched[c, 1] = index
+    n_x = rows.shape[1]
+    low, high = np.int32(2147483647), np.int32(-2147483648)
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        n = np.int32(0)
+        negative = np.int32(0)
+        full = np.int32(0)
+        # no branches and 32-bit counts of a row, so that the compiler does several voxels at once
+        for x in range(n_x):
+            v = np.int32(row[x])
+            some = np.int32(v != 0)
+            sums[x] += v
+            found[x] += some
+            n += some
+            negative += np.int32(v < 0)
+            full += np.int32(v == saturated)
+            low = min(low, v if v != 0 else np.int32(2147483647))
+            high = max(high, v if v != 0 else np.int32(-2147483648))
+        counts[N_VALID] += n
+        counts[N_ZERO] += n_x - n
+        counts[N_NEGATIVE] += negative
+        counts[N_SATURATED] += full
+        y = y_start + i
+        if (y + 1) % k == 0 or y + 1 == n_y:
+            _reduce_columns(sums, found, k, y % k + 1, n_x, mean[y // k], valid[y // k])
+    if low <= high:
+        extremes[0], extremes[1] = min(extremes[0], low), max(extremes[1], high)
 
 
 @njit(nogil=True, cache=True)
-def drain(table: Any, touched: Any, c: int, bins: Any, counts: Any, sums: Any) -> int:
-    """Move class `c` of `table` into the lists, leaving zeros behind; returns how many bins were in use."""
+def _measure_row(row: Any, words: Any, sums: Any, found: Any, counts: Any, ordered: Any) -> None:
+    """Add a float32 row, also seen as int32 `words`, to sums and counts of its columns, and to counts and extremes.
+
+    Validity is read from the bits alone. `ordered` holds the extremes as whole numbers that are ordered as the values.
+    """
+    n = np.int32(0)
+    zero = np.int32(0)
+    negative = np.int32(0)
+    low, high = ordered[0], ordered[1]
+    # apart, and without branches, so that the compiler does several voxels at once
+    for x in range(row.size):
+        word = words[x]
+        magnitude = word & np.int32(MAGNITUDE)
+        usable = (magnitude != 0) & (magnitude < np.int32(INFINITY_BITS))
+        n += np.int32(usable)
+        zero += np.int32(magnitude == 0)
+        negative += np.int32(usable & (word < 0))
+        rank = word ^ ((word >> np.int32(31)) & np.int32(MAGNITUDE))
+        low = min(low, rank if usable else np.int32(2147483647))
+        high = max(high, rank if usable else np.int32(-2147483648))
+        found[x] += np.int32(usable)
+    for x in range(row.size):
+        finite = (words[x] & np.int32(MAGNITUDE)) < np.int32(INFINITY_BITS)
+        sums[x] += np.float64(row[x] if finite else np.float32(0))
+    counts[N_VALID] += n
+    counts[N_ZERO] += zero
+    counts[N_NONFINITE] += row.size - n - zero
+    counts[N_NEGATIVE] += negative
+    ordered[0], ordered[1] = low, high
+
+
+@njit(nogil=True, cache=True)
+def _widen(extremes: Any, ordered: Any) -> None:
+    """Take the extremes of `_measure_row` over, and forget them."""
+    if ordered[0] <= ordered[1]:
+        for i in range(2):
+            ordered[i] ^= (ordered[i] >> np.int32(31)) & np.int32(MAGNITUDE)
+        values = ordered.view(np.float32)
+        extremes[0], extremes[1] = min(extremes[0], values[0]), max(extremes[1], values[1])
+    ordered[0], ordered[1] = np.int32(2147483647), np.int32(-2147483648)
+
+
+@njit(nogil=True, cache=True)
+def shrink_rows_float(
+    rows: Any,
+    bits: Any,
+    y_start: int,
+    n_y: int,
+    k: int,
+    sums: Any,
+    found: Any,
+    mean: Any,
+    valid: Any,
+    counts: Any,
+    extremes: Any,
+) -> None:
+    """Do what `shrink_rows_int` does for float32 rows, also seen as int32 `bits`."""
+    ordered = np.array([2147483647, -2147483648], np.int32)
+    for i in range(rows.shape[0]):
+        _measure_row(rows[i], bits[i], sums, found, counts, ordered)
+        y = y_start + i
+        if (y + 1) % k == 0 or y + 1 == n_y:
+            _reduce_columns(sums, found, k, y % k + 1, rows.shape[1], mean[y // k], valid[y // k])
+    _widen(extremes, ordered)
+
+
+@njit(nogil=True, cache=True)
+def shrink_tile(
+    tile: Any, bits: Any, y_start: int, x_start: int, k: int, sums: Any, found: Any, counts: Any, extremes: Any
+) -> None:
+    """Add a float32 tile (z, y, x), also seen as int32 `bits`, to the sums of the k x k blocks that it touches.
+
+    `sums` float64 and `found` int32 are (z, blocks down, blocks across), the first block being the one that holds the
+    tile's first voxel, row `y_start` and column `x_start` of the plane; `counts` is (z, 5), `extremes` (z, 2).
+    """
+    n_z, n_y, n_x = tile.shape
+    column = np.zeros(n_x, np.float64)
+    usable = np.zeros(n_x, np.int32)
+    ordered = np.array([2147483647, -2147483648], np.int32)
+    for z in range(n_z):
+        for i in range(n_y):
+            _measure_row(tile[z, i], bits[z, i], column, usable, counts[z], ordered)
+            if (y_start + i + 1) % k and i + 1 < n_y:
+                continue
+            r = (y_start + i) // k - y_start // k
+            x = 0
+            for c in range(sums.shape[2]):
+                stop = min(n_x, (x_start // k + c + 1) * k - x_start)
+                total = 0.0
+                n = np.int32(0)
+                while x < stop:
+                    total += column[x]
+                    n += usable[x]
+                    x += 1
+                sums[z, r, c] += total
+                found[z, r, c] += n
+            column[:] = 0.0
+            usable[:] = 0
+        _widen(extremes[z], ordered)
+
+
+@njit(nogil=True, cache=True)
+def histogram_rows(bits: Any, classes: Any, row_class: Any, table: Any, touched: Any) -> None:
+    """Add rows of a float32 plane, seen as int32 bits, to `table` (3 * 2 * N_BINS + 1,) of packed count and sum.
+
+    A row's classes (0 tissue, 1 agarose, 2 the rest) are a row of `classes` (uint8): the one that `row_class` says.
+    `touched` (2, 2) is the range of bins in use, of positive and of negative values. The last word of the table takes
+    what is no valid voxel.
+    """
+    n_x = bits.shape[1]
+    place = np.empty(n_x, np.int32)
+    one, nowhere = np.int64(1) << COUNT_SHIFT, np.int32(table.size - 1)
+    most = np.int32(N_BINS)
+    low, high = most, np.int32(-1)
+    low_negative, high_negative = most, np.int32(-1)
+    for y in range(bits.shape[0]):
+        row, members = bits[y], classes[row_class[y]]
+        for x in range(n_x):
+            magnitude = row[x] & np.int32(MAGNITUDE)
+            usable = (magnitude > 0) & (magnitude < np.int32(INFINITY_BITS))
+            negative = usable & (row[x] < 0)
+            positive = usable & (row[x] > 0)
+            index = magnitude >> np.int32(SHIFT)
+            low = min(low, index if positive else most)
+            high = max(high, index if positive else np.int32(-1))
+            low_negative = min(low_negative, index if negative else most)
+            high_negative = max(high_negative, index if negative else np.int32(-1))
+            start = np.int32(members[x]) * np.int32(2 * N_BINS) + (most if negative else np.int32(0))
+            place[x] = start + index if usable else nowhere
+        for x in range(n_x):
+            table[place[x]] += one + np.int64(row[x] & np.int32(RESIDUAL))
+    touched[0, 0], touched[0, 1] = min(touched[0, 0], low), max(touched[0, 1], high)
+    touched[1, 0], touched[1, 1] = min(touched[1, 0], low_negative), max(touched[1, 1], high_negative)
+    table[nowhere] = 0
+
+
+@njit(nogil=True, cache=True)
+def drain(table: Any, start: int, stop: int, shift: int, bins: Any, counts: Any, sums: Any) -> int:
+    """Move words `start` to `stop` of `table` into lists, leaving zeros behind; a word's bin is its place less `shift`.
+
+    Returns how many bins were in use.
+    """
     n = 0
-    for index in range(touched[c, 0], touched[c, 1] + 1):
-        word = table[c, index]
+    for place in range(start, stop):
+        word = table[place]
         if word:
-            bins[n] = index
+            bins[n] = place - shift
             counts[n] = word >> COUNT_SHIFT
             sums[n] = word & ((np.int64(1) << COUNT_SHIFT) - 1)
-            table[c, index] = 0
+            table[place] = 0
             n += 1
-    touched[c, 0] = 2 * N_BINS
-    touched[c, 1] = -1
     return n
 
 
 @njit(nogil=True, cache=True)
-def plane_range(plane: Any, lower: Any, upper: Any, span: Any) -> None:
-    """In place: clip at `upper`, then `lower`, subtract `lower`, divide by `span`. Zeros and non-finite voxels stay."""
-    for y in range(plane.shape[0]):
-        for x in range(plane.shape[1]):
-            v = plane[y, x]
-            if v == np.float32(0.0) or not np.isfinite(v):
-                continue
-            plane[y, x] = (max(min(v, upper), lower) - lower) / span
+def plane_range(block: Any, lower: Any, upper: Any, span: Any) -> None:
+    """In place, plane by plane: clip at `upper`, then `lower`, subtract `lower`, divide by `span`.
 
-
-@njit(nogil=True, cache=True)
-def plane_gain(plane: Any, tissue: Any, gain: Any) -> None:
-    """In place: multiply tissue voxels by `gain`."""
-    for y in range(plane.shape[0]):
-        for x in range(plane.shape[1]):
-            if tissue[y, x]:
-                plane[y, x] *= gain
-
-
-@njit(nogil=True, cache=True)
-def plane_lookup(plane: Any, threshold: float, x: Any, y: Any, slopes: Any, starts: Any) -> None:
-    """In place: the piecewise-linear map through the knots (x, y), for finite voxels above `threshold`.
-
-    x and y end with infinity, so that what lies above the last knot is a segment too; `slopes` has one for each.
-    `starts` gives, for equal steps from the first knot to the last, the segment in which a step begins, or one before;
-    from there it is two knots at most. Float64 inside and rounded once; a segment ends no higher than its knot, so that
-    rounding does not break monotony.
+    Zeros and non-finite voxels stay.
     """
-    first, last = x[0], x[x.size - 2]
-    steps = starts.size / (last - first)
-    end = np.uint64(starts.size - 1)  # unsigned: no test for an index from the end
-    one = np.uint64(1)
-    for r in range(plane.shape[0]):
-        row = plane[r]
+    for z in range(block.shape[0]):
+        least, most = lower[z], upper[z]
+        for y in range(block.shape[1]):
+            row = block[z, y]
+            for x in range(row.size):
+                v = row[x]
+                mapped = (max(min(v, most), least) - least) / span
+                row[x] = mapped if (v != np.float32(0.0)) & (abs(v) < np.float32(np.inf)) else v
+
+
+@njit(nogil=True, cache=True)
+def plane_gain(block: Any, tissue: Any, gain: Any) -> None:
+    """In place, plane by plane: multiply tissue voxels by `gain`."""
+    for z in range(block.shape[0]):
+        factor = gain[z]
+        for y in range(block.shape[1]):
+            row, inside = block[z, y], tissue[z, y]
+            for x in range(row.size):
+                row[x] = row[x] * factor if inside[x] else row[x]
+
+
+@njit(nogil=True, cache=True)
+def expand_rows(small: Any, k: int, y_start: int, x_start: int, out: Any) -> None:
+    """Write a block (z, y, x) of a mask at full resolution from `small` (z, blocks down, blocks across)."""
+    column = np.empty(out.shape[2], np.int32)
+    for x in range(column.size):
+        column[x] = (x_start + x) // k
+    for z in range(out.shape[0]):
+        held = -1
+        for y in range(out.shape[1]):
+            r = (y_start + y) // k
+            row = out[z, y]
+            if r == held:
+                row[:] = out[z, y - 1]
+                continue
+            values = small[z, r]
+            for x in range(column.size):
+                row[x] = values[column[x]]
+            held = r
+
+
+@njit(nogil=True, cache=True)
+def plane_lookup(block: Any, threshold: Any, segments: Any, starts: Any) -> None:
+    """In place: a piecewise-linear map of finite voxels above `threshold`.
+
+    Each column of `segments` (6, n) float32 is a segment: x and y of its knot, its slope, the y that it does not
+    exceed, and x of the next two knots; the last one goes on without end. `starts` (uint32) gives, for equal steps
+    from the first knot to the last, the segment in which a step begins, or one before; from there it is two knots at
+    most. A segment ends no higher than its knot, so that rounding does not break monotony.
+    """
+    knot_x, knot_y, slope, most, next_x, second_x = (
+        segments[0],
+        segments[1],
+        segments[2],
+        segments[3],
+        segments[4],
+        segments[5],
+    )
+    first, last = knot_x[0], knot_x[knot_x.size - 1]
+    steps = np.float32(starts.size) / (last - first)
+    end = np.float32(starts.size - 1)
+    infinity = np.float32(np.inf)
+    place = np.empty(block.shape[2], np.uint32)
+    for r in range(block.shape[0] * block.shape[1]):
+        row = block[r // block.shape[1], r % block.shape[1]]
+        # no branches: on which side of a threshold or a knot a voxel lies is a matter of speckle
         for c in range(row.size):
-            # no branches: on which side of a threshold or a knot a voxel lies is a matter of speckle
-            v = np.float64(row[c])
-            mapped = (v > threshold) & (v != 0.0) & (v < np.inf)
-            u = v if mapped else first
-            j = np.uint64(starts[min(np.uint64((min(u, last) - first) * steps), end)])
-            j += np.uint64(u >= x[j + one])
-            j += np.uint64(u >= x[j + one])
-            w = np.float32(min(y[j] + (u - x[j]) * slopes[j], y[j + one]))
-            row[c] = w if mapped else row[c]
+            v = row[c]
+            step = min((v - first) * steps, end)
+            place[c] = np.uint32(np.int32(step if (v > first) & (v < infinity) else np.float32(0)))
+        for c in range(row.size):
+            v = row[c]
+            j = np.uint64(starts[np.uint64(place[c])])  # unsigned: no test for an index from the end
+            j += np.uint64(v >= next_x[j]) + np.uint64(v >= second_x[j])
+            w = min(knot_y[j] + (v - knot_x[j]) * slope[j], most[j])
+            row[c] = w if (v > threshold) & (v != np.float32(0.0)) & (v < infinity) else v

@@ -20,7 +20,7 @@ from n4flow.correction import Correction, Where
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.lazy import apply_lazily, count_lazily, lazy_vector
 from n4flow.levels import BORROWED, SOURCES, Levels, fill_levels, has_evidence, least_voxels
-from n4flow.planes import as_block, run_tasks
+from n4flow.planes import as_block, share_planes
 from n4flow.sections import SectionTable
 from n4flow.statistics import PlaneHistograms, plane_histograms
 
@@ -57,12 +57,9 @@ class PlaneRange(Correction):
             from n4flow import kernels
 
             block = np.ascontiguousarray(block, np.float32)
-            span = np.float32(self.span)
-
-            def work(i: int) -> None:
-                kernels.plane_range(block[i], self.lower[where.z + i], self.upper[where.z + i], span)
-
-            run_tasks(work, range(block.shape[0]))
+            span, planes = np.float32(self.span), slice(where.z, where.z + block.shape[0])
+            lower, upper = self.lower[planes], self.upper[planes]
+            share_planes(lambda a, b: kernels.plane_range(block[a:b], lower[a:b], upper[a:b], span), len(block))
             return block
         lower, upper = (xp.asarray(a[where.z : where.z + block.shape[0], None, None]) for a in (self.lower, self.upper))
         mapped = (xp.maximum(xp.minimum(block, upper), lower) - lower) / xp.float32(self.span)

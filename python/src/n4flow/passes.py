@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from n4flow.accumulate import PlaneCounter, PlaneShrinker, class_rows, strips
 from n4flow.correction import Where
 from n4flow.mask import expand_mask
+from n4flow.planes import run_tasks, scratch
 from n4flow.recipe import Recipe
-from n4flow.statistics import PlaneHistograms, ShrunkenVolume, plane_histograms, shrink_planes
+from n4flow.statistics import PlaneHistograms, ShrunkenVolume
 from n4flow.volume import Volume
 
-BLOCK_VOXELS = 1 << 24  # 64 MB of float32: large enough for the codecs, small enough for a laptop
-READ_BYTES = 1 << 29  # of the input's own type: what may be read at once to decode deep chunks only once
+BLOCK_BYTES = 1 << 25  # of the input's own type: enough chunks for every core, small enough for a laptop
+READ_BYTES = 1 << 28  # of the input's own type: what may be read at once so that chunks are decoded only once
+LEAST_COVER = 0.5  # share of a block that the user's mask covers where the block is tissue
 
 
 @dataclass(frozen=True)
@@ -61,44 +65,142 @@ class TissueSource:
             small = np.unpackbits(stored["tissue"], count=int(np.prod(shape))).reshape(shape).astype(bool)
             return cls(small, stored["agarose"].astype(bool), int(stored["shrink"]), given)
 
-    def block(self, z: slice, height: int, width: int) -> np.ndarray:
-        """Return the (z, Y, X) bool mask of whole planes."""
+    def block(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the (z, y, x) bool mask of a box with whole bounds."""
         if self.given is not None:
-            return self.given.read(z) > 0
-        return expand_mask(self.small, self.shrink, z, slice(0, height), slice(0, width))
+            return self.given.read(z, y, x) > 0
+        return expand_mask(self.small, self.shrink, z, y, x)
 
-    def agarose(self, height: int, width: int) -> np.ndarray:
-        """Return the (Y, X) bool agarose mask."""
-        small = self.agarose_small[None]
-        return expand_mask(small, self.shrink, slice(0, 1), slice(0, height), slice(0, width))[0]
+    def classes(self, z: int, y: slice, width: int, inside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes of rows of a plane, and which of them each row has; see `PlaneCounter.add`.
+
+        `inside` are the rows (y, X) of the user's mask, where there is one.
+        """
+        rows = np.arange(y.start, y.stop) // self.shrink
+        first = int(rows[0])
+        small = slice(first, int(rows[-1]) + 1)
+        if inside is None:
+            few = class_rows(self.small[z, small], self.agarose_small[small], self.agarose_small[small].shape)
+            return np.repeat(few, self.shrink, axis=1)[:, :width], (rows - first).astype(np.int32)
+        agarose = np.repeat(self.agarose_small[rows], self.shrink, axis=1)[:, :width]
+        return class_rows(inside, agarose, inside.shape), np.arange(len(rows), dtype=np.int32)
 
 
-def stream(volume: Volume, z_start: int, z_stop: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first plane, block) for runs of planes in order, reading one run ahead.
+@dataclass(frozen=True)
+class Blocks:
+    """How a pass reads a volume: in blocks of whole rows, that begin where chunks do.
 
-    A run that is read begins at a multiple of the store's depth of chunks, so that no chunk is decoded twice, unless
-    planes are so large that a layer of chunks would not fit into `READ_BYTES`. What is yielded has about
-    `BLOCK_VOXELS`.
+    Parameters
+    ----------
+    depth, height : int
+        Planes and rows of a block.
+    halo : int
+        Rows around a block that are read with it.
     """
-    plane = volume.shape[1] * volume.shape[2]
-    block, depth = max(1, BLOCK_VOXELS // plane), volume.chunks[0]
-    step = max(block, READ_BYTES // (plane * volume.dtype.itemsize)) if depth > block else block
-    step = step // depth * depth or step
-    cuts = [z_start, *range((z_start // step + 1) * step, z_stop, step), z_stop]
-    runs = list(pairwise(cuts))
+
+    depth: int
+    height: int
+    halo: int = 0
+
+    @classmethod
+    def of(cls, volume: Volume, depth: int = 1, height: int = 1, halo: int = 0) -> Blocks:
+        """Choose blocks of about `BLOCK_BYTES` for a volume.
+
+        Parameters
+        ----------
+        volume : Volume
+        depth, height : int
+            Planes and rows that should lie in one block: of the chunks that are written. Chunks that are read and
+            chunks that are written both lie in one block each, unless that is more than `READ_BYTES`.
+        halo : int
+            Rows that are read around each block; blocks are then high enough for few rows to be read twice.
+        """
+        planes, rows, width = volume.shape
+        row = width * volume.dtype.itemsize
+        high = min(rows, math.lcm(volume.chunks[1], height))
+        deep = min(planes, math.lcm(volume.chunks[0], depth))
+        for wish in (
+            (deep, high),
+            (max(volume.chunks[0], depth), high),
+            (max(volume.chunks[0], depth), volume.chunks[1]),
+        ):
+            deep, high = min(planes, wish[0]), min(rows, wish[1])
+            if deep * high * row <= READ_BYTES:
+                break
+        else:
+            deep = max(1, READ_BYTES // (high * row))
+        more = max(BLOCK_BYTES // (deep * high * row), 4 * halo // high, 1)
+        return cls(deep, min(rows, more * high), halo)
+
+    def cuts(self, volume: Volume, z_start: int, z_stop: int) -> Iterator[tuple[slice, slice]]:
+        """Yield planes and rows of each block between two planes, rows first."""
+        planes = [z_start, *range((z_start // self.depth + 1) * self.depth, z_stop, self.depth), z_stop]
+        for start, stop in pairwise(planes):
+            for y in range(0, volume.shape[1], self.height):
+                yield slice(start, stop), slice(y, min(y + self.height, volume.shape[1]))
+
+    def around(self, rows: slice, n_rows: int) -> slice:
+        """Return rows of a block and its halo."""
+        return slice(max(0, rows.start - self.halo), min(n_rows, rows.stop + self.halo))
+
+    def nbytes(self, volume: Volume) -> int:
+        """Return the bytes of a block with its halo."""
+        rows = min(self.height + 2 * self.halo, volume.shape[1])
+        return self.depth * rows * volume.shape[2] * volume.dtype.itemsize
+
+
+def stream(
+    volume: Volume, z_start: int, z_stop: int, blocks: Blocks | None = None
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield (first plane, first row, block) of every block between two planes, reading one block ahead.
+
+    A block is good until the next one is asked for: two buffers are filled in turn. Its first row is that of its halo.
+    """
+    blocks = blocks or Blocks.of(volume)
+    cuts = [(z, blocks.around(y, volume.shape[1])) for z, y in blocks.cuts(volume, z_start, z_stop)]
+    most = max((z.stop - z.start) * (y.stop - y.start) for z, y in cuts) * volume.shape[2]
+    buffers = [np.empty(most, volume.dtype) for _each in range(min(2, len(cuts)))]
+
+    def read(number: int) -> np.ndarray:
+        z, y = cuts[number]
+        shape = z.stop - z.start, y.stop - y.start, volume.shape[2]
+        return volume.read(z, y, out=buffers[number % 2][: math.prod(shape)].reshape(shape))
+
     with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(volume.read, slice(*runs[0]))
-        for number, (start, stop) in enumerate(runs):
+        ahead = reader.submit(read, 0)
+        for number, (z, y) in enumerate(cuts):
             values = ahead.result()
-            if number + 1 < len(runs):
-                ahead = reader.submit(volume.read, slice(*runs[number + 1]))
-            for z in range(start, stop, block):
-                yield z, values[z - start : z - start + block]
+            if number + 1 < len(cuts):
+                ahead = reader.submit(read, number + 1)
+            yield z.start, y.start, values
 
 
-def corrected(block: np.ndarray, recipe: Recipe, start: int, volume: Volume, tissue: np.ndarray | None) -> np.ndarray:
-    """Return a block of whole planes as float32 with the recipe applied."""
-    return recipe.apply_block(block.astype(np.float32), Where(start, 0, 0, volume.shape, tissue))
+def margin_first(recipe: Recipe) -> tuple[Recipe, Recipe]:
+    """Split a recipe after the last correction that looks at neighbours: what needs a halo, and what is pointwise."""
+    last = max((i + 1 for i, correction in enumerate(recipe) if any(correction.margin)), default=0)
+    return recipe[:last], recipe[last:]
+
+
+def prepared(
+    volume: Volume, z_start: int, z_stop: int, recipe: Recipe, depth: int = 1, height: int = 1
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield blocks as `stream` does, after corrections that look at neighbours, in the input's type without any."""
+    blocks = Blocks.of(volume, depth, height, recipe.margin[0])
+    if not recipe:
+        yield from stream(volume, z_start, z_stop, blocks)
+        return
+    for (planes, rows), (_z, first, block) in zip(
+        blocks.cuts(volume, z_start, z_stop), stream(volume, z_start, z_stop, blocks), strict=True
+    ):
+        inner = slice(rows.start - first, rows.stop - first)
+        values = np.empty((len(block), inner.stop - inner.start, block.shape[2]), np.float32)
+
+        def work(i: int, values=values, block=block, inner=inner, z=planes.start, first=first) -> None:  # type: ignore[no-untyped-def]
+            plane = block[i : i + 1].astype(np.float32)
+            values[i] = recipe.apply_block(plane, Where(z + i, first, 0, volume.shape))[0, inner]
+
+        run_tasks(work, range(len(block)))
+        yield planes.start, rows.start, values
 
 
 def shrink_pass(
@@ -123,33 +225,40 @@ def shrink_pass(
     tissue : (z, y, x) bool array or None
         Blocks of which the mask covers at least half.
     """
-    parts, shares = [], []
-    for start, block in stream(volume, z_start, z_stop):
-        values = corrected(block, recipe, start, volume, None) if recipe else block
-        parts.append(shrink_planes(values, shrink))
-        if mask is not None:
-            given = mask.read(slice(start, start + len(block))) > 0
-            shares.append(_share(given, shrink) >= 0.5)
-    return ShrunkenVolume.concatenate(parts), np.concatenate(shares) if shares else None
-
-
-def _share(given: np.ndarray, shrink: int) -> np.ndarray:
-    """Return the share of true voxels in each in-plane block; blocks at the border may be smaller."""
-    _planes, height, width = given.shape
-    rows, columns = np.arange(0, height, shrink), np.arange(0, width, shrink)
-    sums = np.add.reduceat(np.add.reduceat(given.astype(np.int32), rows, axis=1), columns, axis=2)
-    sizes = np.minimum(shrink, height - rows)[:, None] * np.minimum(shrink, width - columns)[None]
-    return sums / sizes[None]
+    shape = (z_stop - z_start, *volume.shape[1:])
+    shrinker = PlaneShrinker(shape, shrink, np.dtype(np.float32) if recipe else volume.dtype)
+    given = PlaneShrinker(shape, shrink, np.dtype(np.uint8)) if mask is not None else None
+    for z, y, block in prepared(volume, z_start, z_stop, recipe):
+        shrinker.add(block, z - z_start, y)
+        if mask is not None and given is not None:
+            inside = mask.read(slice(z, z + len(block)), slice(y, y + block.shape[1])) > 0
+            given.add(inside.view(np.uint8), z - z_start, y)
+    return ShrunkenVolume.of(shrinker), None if given is None else given.valid >= LEAST_COVER
 
 
 def statistics_pass(
     volume: Volume, z_start: int, z_stop: int, *, recipe: Recipe, tissue: TissueSource
 ) -> PlaneHistograms:
     """Return the histograms of planes `z_start` to `z_stop` after `recipe`: tissue, agarose, all valid voxels."""
-    _planes, height, width = volume.shape
-    agarose = tissue.agarose(height, width)
-    parts = []
-    for start, block in stream(volume, z_start, z_stop):
-        inside = tissue.block(slice(start, start + len(block)), height, width)
-        parts.append(plane_histograms(corrected(block, recipe, start, volume, inside), inside, agarose, z_start=start))
-    return PlaneHistograms.concatenate(parts)
+    around, pointwise = margin_first(recipe)
+    width = volume.shape[2]
+    counter = PlaneCounter(z_stop - z_start)
+    for z, y, block in prepared(volume, z_start, z_stop, around):
+        given = None
+        if tissue.given is not None:
+            given = tissue.block(slice(z, z + len(block)), slice(y, y + block.shape[1]), slice(0, width))
+        parts = strips(*block.shape[1:])
+
+        def work(i: int, block=block, z=z, y=y, given=given, parts=parts) -> None:  # type: ignore[no-untyped-def]
+            for start, stop in parts:
+                rows = scratch("statistics", (1, stop - start, width), np.float32)
+                np.copyto(rows[0], block[i, start:stop], casting="unsafe")
+                inside = None if given is None else given[i, start:stop]
+                where = Where(z + i, y + start, 0, volume.shape, None if inside is None else inside[None])
+                rows = pointwise.apply_block(rows, where)
+                classes = tissue.classes(z + i, slice(y + start, y + stop), width, inside)
+                counter.add(z + i - z_start, rows[0], *classes)
+
+        run_tasks(work, range(len(block)))
+    lists = run_tasks(counter.lists, range(z_stop - z_start))
+    return PlaneHistograms.of_planes(lists, z_start)

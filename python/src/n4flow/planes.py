@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ import numpy as np
 from n4flow.errors import InputError
 
 _limit: list[int] = []  # one number, once `limit_threads` was called
+_local = threading.local()
 
 
 def available_threads() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores this process may use; 1 in a thread of `workers`, which shares nothing out."""
+    if getattr(_local, "inside", False):
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, *_limit) if _limit else cores
 
@@ -25,14 +30,41 @@ def limit_threads(threads: int) -> None:
     _limit[:] = [max(1, int(threads))]
 
 
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads share nothing out to others: what they call runs in them."""
+    return ThreadPoolExecutor(threads, initializer=_mark)
+
+
+def _mark() -> None:
+    _local.inside = True
+
+
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
-    """Return `function(task)` for each task, in order, computed by `threads` threads."""
+    """Return `function(task)` for each task, in order, computed by `threads` threads; one within a thread of such."""
     tasks = list(tasks)
-    workers = min(threads or available_threads(), len(tasks))
-    if workers <= 1:
+    count = 1 if getattr(_local, "inside", False) else min(threads or available_threads(), len(tasks))
+    if count <= 1:
         return [function(task) for task in tasks]
-    with ThreadPoolExecutor(workers) as pool:
+    with workers(count) as pool:
         return list(pool.map(function, tasks))
+
+
+def share_planes(work: Callable[[int, int], None], n: int) -> None:
+    """Call work(start, stop) for parts of `n` planes, by all threads; for all planes at once within a thread."""
+    if getattr(_local, "inside", False):
+        work(0, n)
+        return
+    parts = min(n, 4 * available_threads())
+    run_tasks(lambda part: work(*part), pairwise([n * i // parts for i in range(parts + 1)]))
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return a buffer of this thread, kept from call to call: fresh pages cost more than the arithmetic on them."""
+    held: dict[str, np.ndarray] = _local.__dict__.setdefault("held", {})
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if name not in held or held[name].size < size:
+        held[name] = np.empty(size, np.uint8)
+    return held[name][:size].view(dtype).reshape(shape)
 
 
 def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from n4flow.accumulate import STRIP_VOXELS, Tile, TileShrinker
+from n4flow.correction import Where
 from n4flow.errors import InputError
 from n4flow.formats.checksums import Checksums
 from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_layout, validate_store, write_omero
 from n4flow.normalize import PlaneRange
-from n4flow.passes import TissueSource, corrected, stream
+from n4flow.passes import TissueSource, margin_first, prepared
 from n4flow.plan import choose_shrink, output_dtype
+from n4flow.planes import scratch
 from n4flow.recipe import Recipe
-from n4flow.statistics import ShrunkenVolume, shrink_planes
+from n4flow.statistics import ShrunkenVolume
 from n4flow.volume import Volume, open_volume
 
 
@@ -80,30 +84,84 @@ def render_slab(
     tissue : TissueSource, optional
         Needed where the recipe acts on tissue alone, or a mask is written.
     """
-    scale = np.float32(output_scale(recipe, layout.dtype))
-    _planes, height, width = volume.shape
+    around, pointwise = margin_first(recipe)
+    tiles = _Tiles(volume, pointwise, z_start, z_stop, shrink, np.float32(output_scale(recipe, layout.dtype)), tissue)
     image = SlabWriter(image_out, layout, z_start, z_stop, threads=threads)
-    mask = None
+    writers, chunks = [image], [layout.levels[0].chunks]
     if mask_out is not None and mask_layout is not None and tissue is not None:
-        mask = SlabWriter(mask_out, mask_layout, z_start, z_stop, threads=threads)
-    parts = []
-    for start, block in stream(volume, z_start, z_stop):
-        inside = tissue.block(slice(start, start + len(block)), height, width) if tissue is not None else None
-        values = corrected(block, recipe, start, volume, inside)
-        parts.append(shrink_planes(values, shrink))
-        if scale != 1:
-            values *= scale
-        image.write(values, start)
-        if mask is not None and inside is not None:
-            mask.write(inside.astype(np.uint8), start)
-    image.close()
-    if mask is not None:
-        mask.close()
-    after = ShrunkenVolume.concatenate(parts)
-    checksums = {image_out.name: image.checksums}
-    if mask is not None and mask_out is not None:
-        checksums[mask_out.name] = mask.checksums
+        writers.append(SlabWriter(mask_out, mask_layout, z_start, z_stop, threads=threads))
+        chunks.append(mask_layout.levels[0].chunks)
+    shrinker = TileShrinker((z_stop - z_start, *volume.shape[1:]), shrink)
+    depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
+    with ExitStack() as stack:
+        for writer in writers:
+            stack.enter_context(writer)
+        for z, y, block in prepared(volume, z_start, z_stop, around, depth, height):
+            image.write(block, z, y, through=tiles.corrected)
+            shrinker.merge(slice(z - z_start, z - z_start + len(block)), tiles.measured)
+            tiles.measured.clear()
+            for mask in writers[1:]:
+                mask.write(np.broadcast_to(np.uint8(0), block.shape), z, y, through=tiles.mask)
+    shrinker.finish()
+    after = ShrunkenVolume.of(shrinker)
+    checksums = {
+        path.name: writer.checksums for path, writer in zip((image_out, mask_out), writers, strict=False) if path
+    }
     return RenderedSlab(after, int(image.saturated), *extent(after), checksums)
+
+
+class _Tiles:
+    """What a thread makes of the part of a block that becomes one chunk, and what is measured on the way.
+
+    A part is worked through in runs of planes that stay in the thread's cache.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        recipe: Recipe,
+        z_start: int,
+        z_stop: int,
+        shrink: int,
+        scale: np.float32,
+        tissue: TissueSource | None,
+    ) -> None:
+        self.shape, self.recipe, self.scale, self.tissue = volume.shape, recipe, scale, tissue
+        self.z_start, self.shrink = z_start, shrink
+        self.needs_tissue = any(correction.needs_tissue for correction in recipe)
+        self.measured: list[Tile] = []
+
+    def corrected(self, part: np.ndarray, at: tuple[int, int, int]) -> Iterator[np.ndarray]:
+        """Yield a part of the input with the recipe applied."""
+        z, y, x = at
+        _depth, height, width = part.shape
+        rows, columns = slice(y, y + height), slice(x, x + width)
+        tile = Tile((z - self.z_start, y, x), part.shape, self.shrink)
+        for first, values in self._runs(part):
+            planes = slice(z + first, z + first + len(values))
+            inside = self.tissue.block(planes, rows, columns) if self.tissue and self.needs_tissue else None
+            values = self.recipe.apply_block(values, Where(planes.start, y, x, self.shape, inside))
+            tile.add(first, values)
+            if self.scale != 1:
+                values *= self.scale
+            yield values
+        self.measured.append(tile)
+
+    def mask(self, part: np.ndarray, at: tuple[int, int, int]) -> Iterator[np.ndarray]:
+        """Yield the tissue mask where `part` lies."""
+        assert self.tissue is not None
+        z, y, x = (slice(start, start + n) for start, n in zip(at, part.shape, strict=True))
+        yield self.tissue.block(z, y, x).view(np.uint8)
+
+    def _runs(self, part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first plane, float32 copy in a buffer of this thread) of runs of planes."""
+        depth, height, width = part.shape
+        step = max(1, STRIP_VOXELS // (height * width))
+        for first in range(0, depth, step):
+            planes = part[first : first + step]
+            values = scratch("tile", planes.shape, np.float32)
+            np.copyto(values, planes, casting="unsafe")
+            yield first, values
 
 
 def extent(after: ShrunkenVolume) -> tuple[float, float]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from n4flow.accumulate import PlaneCounter, PlaneShrinker, TileShrinker, class_rows, plane_numbers, strips
 from n4flow.arrays import array_module, to_numpy
 from n4flow.bins import (
     INFINITY_BITS,
@@ -25,17 +27,14 @@ from n4flow.bins import (
     N_BINS,
     RESIDUAL,
     SHIFT,
-    add_up,
     pairs_of_bins,
     pool,
     weighted_percentile,
 )
 from n4flow.errors import InputError
-from n4flow.planes import as_block, as_mask, available_threads, run_tasks
+from n4flow.planes import as_block, as_mask, run_tasks
 
 CLASSES = ("tissue", "agarose", "other")
-_PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
-_NATIVE = ("u1", "u2", "i2")  # integer types with a compiled loop of their own; others go through float32
 
 
 @dataclass
@@ -62,6 +61,12 @@ class ShrunkenVolume:
     shrink: int
     full_shape: tuple[int, int, int]
     planes: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, shrinker: PlaneShrinker | TileShrinker) -> Self:
+        """Take over what was measured of all planes."""
+        numbers = plane_numbers(shrinker.counts, shrinker.extremes)
+        return cls(shrinker.mean, shrinker.valid, int(shrinker.k), shrinker.shape, numbers)
 
     def save(self, path: str | Path) -> None:
         """Write to an .npz file that `load` reads."""
@@ -116,44 +121,13 @@ def shrink_planes(block: Any, k: int, *, threads: int | None = None) -> Shrunken
     InputError
         Not three axes, no voxels, complex numbers, or k below 1.
     """
-    from n4flow import kernels
-
     block = to_numpy(as_block(block, "block"))
     if k < 1:
         msg = f"shrink must be at least 1, got {k}"
         raise InputError(msg)
-    n_z, n_y, n_x = block.shape
-    rows = -(-n_y // k)
-    mean = np.empty((n_z, rows, -(-n_x // k)), np.float32)
-    valid = np.empty_like(mean)
-    parts = max(1, min(rows, available_threads() // n_z))  # a single plane is shared out by rows
-    cuts = [rows * i // parts for i in range(parts + 1)]
-    tasks = [(z, part) for z in range(n_z) for part in range(parts)]
-    counts = np.zeros((n_z, parts, len(_PLANE_COUNTS)), np.int64)
-    extremes = np.tile([np.inf, -np.inf], (n_z, parts, 1))
-    native = block.dtype.newbyteorder("=").str[1:] in _NATIVE
-    top = np.iinfo(block.dtype).max if block.dtype.kind in "ui" else None
-
-    def work(task: tuple[int, int]) -> None:
-        z, part = task
-        plane = block[z]
-        args = (mean[z], valid[z], counts[z, part], extremes[z, part])
-        if native:
-            plane = np.ascontiguousarray(plane, dtype=block.dtype.newbyteorder("="))
-            kernels.shrink_rows_int(plane, k, cuts[part], cuts[part + 1], top, *args)
-        else:
-            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
-                plane32 = np.ascontiguousarray(plane, dtype=np.float32)
-            kernels.shrink_rows_float(plane32, plane32.view(np.int32), k, cuts[part], cuts[part + 1], *args)
-            if top is not None and part == 0:
-                counts[z, part, kernels.N_SATURATED] = np.count_nonzero(plane == top)
-
-    run_tasks(work, tasks, threads)
-    planes: dict[str, np.ndarray] = {name: counts.sum(axis=1)[:, i] for i, name in enumerate(_PLANE_COUNTS)}
-    some = planes["n_valid"] > 0
-    planes["minimum"] = np.where(some, extremes[..., 0].min(axis=1), 0.0)
-    planes["maximum"] = np.where(some, extremes[..., 1].max(axis=1), 0.0)
-    return ShrunkenVolume(mean, valid, int(k), (n_z, n_y, n_x), planes)
+    shrinker = PlaneShrinker(block.shape, k, block.dtype)
+    shrinker.add(block, threads=threads)
+    return ShrunkenVolume.of(shrinker)
 
 
 @dataclass
@@ -176,6 +150,15 @@ class PlaneHistograms:
     offsets: np.ndarray
     values: tuple[np.ndarray, ...]
     counts: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of_planes(cls, lists: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], z_start: int = 0) -> Self:
+        """Put (values, counts) of the three classes of each plane together."""
+        values = tuple(np.concatenate([plane[c][0] for plane in lists]) for c in range(3))
+        counts = tuple(np.concatenate([plane[c][1] for plane in lists]) for c in range(3))
+        lengths = np.array([[len(plane[c][0]) for plane in lists] for c in range(3)])
+        offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
+        return cls(int(z_start), offsets, values, counts)
 
     @property
     def n_planes(self) -> int:
@@ -288,60 +271,28 @@ def plane_histograms(
             mask = as_mask(mask, shape if mask.ndim == 3 else shape[1:], name)
             mask = xp.asarray(mask if xp is not np else to_numpy(mask))
         masks.append(mask)
-    worker = _PlaneCounter(block, *masks) if xp is np else None
-    count = (
-        worker.count
-        if worker is not None
-        else lambda z: _count_plane(block[z], *(m if m is None or m.ndim == 2 else m[z] for m in masks))
-    )
-    lists = run_tasks(count, range(shape[0]), threads if xp is np else 1)
-    values = tuple(np.concatenate([plane[c][0] for plane in lists]) for c in range(3))
-    counts = tuple(np.concatenate([plane[c][1] for plane in lists]) for c in range(3))
-    lengths = np.array([[len(plane[c][0]) for plane in lists] for c in range(3)])
-    offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
-    return PlaneHistograms(int(z_start), offsets, values, counts)
+    if xp is np:
+        counter = PlaneCounter(shape[0])
+        lists = run_tasks(partial(_count_rows, counter, block, *masks), range(shape[0]), threads)
+    else:
+        lists = [
+            _count_plane(block[z], *(m if m is None or m.ndim == 2 else m[z] for m in masks)) for z in range(shape[0])
+        ]
+    return PlaneHistograms.of_planes(lists, z_start)
 
 
-class _PlaneCounter:
-    """Counts planes of a host array, with one table per thread that is reused from plane to plane."""
-
-    def __init__(self, block: np.ndarray, tissue: np.ndarray | None, agarose: np.ndarray | None) -> None:
-        import threading
-
-        self.block, self.tissue, self.agarose = block, tissue, agarose
-        self.local = threading.local()
-
-    def count(self, z: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return (values, counts) of plane `z` for the three classes."""
-        from n4flow import kernels
-
-        if not hasattr(self.local, "table"):
-            self.local.table = np.zeros((3, 2 * kernels.N_BINS), np.int64)
-            self.local.touched = np.tile([2 * kernels.N_BINS, -1], (3, 1))
-        table, touched = self.local.table, self.local.touched
-        plane = np.ascontiguousarray(self.block[z], np.float32)
-        nothing = np.zeros((1, 1), bool)
-        tissue = nothing if self.tissue is None else self.tissue[z]
-        agarose = nothing if self.agarose is None else self.agarose if self.agarose.ndim == 2 else self.agarose[z]
-        rows = max(1, kernels.PIECE_VOXELS // plane.shape[1])
-        pieces: list[list[tuple[np.ndarray, ...]]] = [[], [], []]
-        for start in range(0, plane.shape[0], rows):
-            kernels.histogram_rows(
-                plane.view(np.int32),
-                tissue,
-                self.tissue is not None,
-                agarose,
-                self.agarose is not None,
-                start,
-                min(plane.shape[0], start + rows),
-                table,
-                touched,
-            )
-            for c in range(3):
-                lists = np.empty((3, max(0, touched[c, 1] - touched[c, 0] + 1)), np.int64)
-                n = kernels.drain(table, touched, c, *lists)
-                pieces[c].append(tuple(lists[:, :n]))
-        return [pairs_of_bins(*add_up(parts)) for parts in pieces]
+def _count_rows(
+    counter: PlaneCounter, block: np.ndarray, tissue: np.ndarray | None, agarose: np.ndarray | None, z: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (values, counts) of plane `z` of a host array for the three classes."""
+    agarose = agarose[z] if agarose is not None and agarose.ndim == 3 else agarose
+    for start, stop in strips(*block.shape[1:]):
+        rows = np.ascontiguousarray(block[z, start:stop], np.float32)
+        inside, around = (
+            None if mask is None else mask[start:stop] for mask in (None if tissue is None else tissue[z], agarose)
+        )
+        counter.add(z, rows, class_rows(inside, around, rows.shape), np.arange(stop - start, dtype=np.int32))
+    return counter.lists(z)
 
 
 def _count_plane(plane: Any, tissue: Any, agarose: Any) -> list[tuple[np.ndarray, np.ndarray]]:

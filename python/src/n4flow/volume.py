@@ -98,13 +98,17 @@ class Volume:
         meta = np.empty((0, 0, 0), self.dtype)
         return da.from_array(_Lazy(self), chunks=self._blocks(), name=False, asarray=False, fancy=False, meta=meta)
 
-    def read(self, z: slice, y: slice = slice(None), x: slice = slice(None)) -> np.ndarray:
+    def read(
+        self, z: slice, y: slice = slice(None), x: slice = slice(None), *, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Read a box.
 
         Parameters
         ----------
         z, y, x : slice
             Without steps.
+        out : array, optional
+            Takes the voxels: C-contiguous, of the box's shape and the volume's dtype.
 
         Returns
         -------
@@ -119,6 +123,9 @@ class Volume:
         box = [_bounds(s, n) for s, n in zip((z, y, x), self.shape, strict=True)]
         if any(s.stop == s.start for s in box):
             return np.empty([s.stop - s.start for s in box], self.dtype)
+        if out is not None:
+            self.reader.read_into(out, *box)
+            return out
         return np.array(self.reader.read(*box), self.dtype, order="C", copy=self.reader.borrowed or None)
 
     def digest(self) -> str:

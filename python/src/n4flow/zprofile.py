@@ -17,7 +17,7 @@ from n4flow.arrays import array_module, is_dask, to_numpy
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError
 from n4flow.lazy import apply_lazily, count_lazily
-from n4flow.planes import as_block, as_mask, run_tasks
+from n4flow.planes import as_block, as_mask, share_planes
 from n4flow.sections import SectionTable
 from n4flow.statistics import PlaneHistograms, plane_histograms
 
@@ -59,7 +59,7 @@ class PlaneGain(Correction):
         from n4flow import kernels
 
         block, tissue = np.ascontiguousarray(block, np.float32), to_numpy(tissue)
-        run_tasks(lambda i: kernels.plane_gain(block[i], tissue[i], gains[i]), np.flatnonzero(gains != 1))
+        share_planes(lambda a, b: kernels.plane_gain(block[a:b], tissue[a:b], gains[a:b]), len(block))
         return block
 
     def map(self, values: np.ndarray, z: int) -> np.ndarray:

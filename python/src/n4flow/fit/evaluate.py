@@ -9,6 +9,7 @@ bits as the whole volume, however it is cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
@@ -41,6 +42,14 @@ class Evaluator:
         tables = [bspline.axis_weights(t, controls) for t, controls in zip(coordinates, lattice.shape, strict=True)]
         (fz, wz), (fy, wy), (fx, wx) = [(first.astype(np.int32), w.astype(np.float32)) for first, w in tables]
         self._tables = (fz, wz, fy, wy, fx, np.ascontiguousarray(wx.T))
+
+    def part(self, z: slice, y: slice, x: slice) -> Evaluator:
+        """Return the evaluator of a part of the grid; the same voxel has the same bits."""
+        part = copy(self)
+        fz, wz, fy, wy, fx, wx = self._tables
+        part._tables = (fz[z], wz[z], fy[y], wy[y], fx[x], np.ascontiguousarray(wx[:, x]))
+        part.shape = (part._tables[0].size, part._tables[2].size, part._tables[4].size)
+        return part
 
     def log_field(self, out: np.ndarray, threads: int = 1) -> np.ndarray:
         """Write the log field to `out`, a (z, y, x) float array; return it."""

@@ -251,6 +251,11 @@ class BiasField:
         known["voxels"] = Voxels(**known["voxels"])
         return cls(lattice=np.asarray(lattice, np.float32), **known)
 
+    def evaluator(self) -> Evaluator:
+        """Return the field prepared for evaluation on the full-size image, for who evaluates part after part."""
+        lattice, coordinates, _shape = self._grid(None, None, "aligned")
+        return Evaluator(lattice, coordinates)
+
     def _grid(
         self, shape: Sequence[int] | None, where: Slices | None, rule: str
     ) -> tuple[np.ndarray, list[np.ndarray], tuple[int, ...]]:

@@ -54,6 +54,12 @@ class Selection:
         values = values.transpose(np.argsort(np.argsort(kept)))
         return np.expand_dims(values, [i for i, p in enumerate(self.positions) if p is None])
 
+    @property
+    def in_order(self) -> bool:
+        """Whether Z, Y and X come in this order in the array, so that a box is the same run of voxels in both."""
+        kept = [p for p in self.positions if p is not None]
+        return kept == sorted(kept)
+
     def touches(self, index: Sequence[int], grid: FileGrid) -> bool:
         """Return whether the file at a position of the grid holds voxels of the chosen channel."""
         return all(index[axis] == chosen // grid.file[axis] for axis, chosen in self.fixed)

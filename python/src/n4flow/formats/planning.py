@@ -119,7 +119,9 @@ def _levels(
         step = _step(factors, number)
         size = triple([-(-n // f) for n, f in zip(shape, factor, strict=True)])
         depth = cut[0] if cut is not None else slab // factor[0]
-        chunk = wish or _chunk(aim, size, step, cut or (depth, 0, 0))
+        # a chunk holds as many planes of level 0 as one there: none waits for planes that come much later
+        flat = (max(step[0], aim[0] // factor[0]), *aim[1:])
+        chunk = wish or _chunk(flat, size, step, cut or (depth, 0, 0))
         chunk = (chunk[0], min(chunk[1], size[1]), min(chunk[2], size[2]))
         _check_even(chunk, size, step)
         file = _shard(size, chunk, depth, itemsize, cut) if version == "0.5" else None

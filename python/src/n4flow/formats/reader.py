@@ -55,6 +55,10 @@ class Reader(ABC):
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box given by slices with whole bounds inside the shape and step 1."""
 
+    def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
+        """Read a box into `out`, a C-contiguous array of its shape and of the reader's dtype."""
+        np.copyto(out, self.read(z, y, x))
+
 
 class ArrayReader(Reader):
     """An array in memory, or memory mapped, as a volume."""

@@ -11,8 +11,8 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +24,10 @@ from n4flow.errors import InputError, N4flowError
 from n4flow.formats.checksums import Checksums, chunk_checksum
 from n4flow.formats.layout import StoreLayout, expected_shards, file_key, level_slab
 from n4flow.formats.shards import GrowingFile, encoder
+from n4flow.planes import scratch, workers
 
 Index = tuple[int, int, int]
+Through = Callable[..., Iterator[np.ndarray]]  # (part of a block, at=(z, y, x)) -> runs of its planes, in order
 
 
 @dataclass
@@ -105,6 +107,7 @@ class SlabWriter:
         self._files: dict[str, GrowingFile] = {}
         self._awaited_files = len(expected_shards(layout, z_start, z_stop))
         self._seen: set[Index] = set()
+        self._pool = workers(self._threads)
 
     def __enter__(self) -> Self:
         return self
@@ -117,11 +120,20 @@ class SlabWriter:
         else:
             self.abandon()
 
-    def write(self, block: np.ndarray, z: int, y: int = 0, x: int = 0) -> None:
+    def write(self, block: np.ndarray, z: int, y: int = 0, x: int = 0, through: Through | None = None) -> None:
         """Write a (z, y, x) block whose first voxel lies at (z, y, x) of level 0.
 
         Each voxel of the slab is written exactly once; the order is free, and plane by plane or tile by tile are
         cheap in memory.
+
+        Parameters
+        ----------
+        block : (z, y, x) array
+        z, y, x : int
+        through : function, optional
+            Called with a part of the block and, as `at`, the place (z, y, x) of its first voxel; yields what is written
+            in its stead, a run of planes at a time. The thread that compresses those voxels calls it, while they are
+            in its cache.
 
         Raises
         ------
@@ -143,8 +155,7 @@ class SlabWriter:
             )
             raise InputError(msg)
         try:
-            with ThreadPoolExecutor(self._threads) as pool:
-                self._run(pool, self._parts(0, (z, y, x), block))
+            self._run(self._parts(0, (z, y, x), block, through))
         except BaseException:
             self.abandon()
             raise
@@ -162,15 +173,17 @@ class SlabWriter:
             self.abandon()
             msg = f"not every voxel of planes {low} to {high} was written to {self._path}; write the whole slab"
             raise N4flowError(msg)
+        self._pool.shutdown()
 
     def abandon(self) -> None:
         """Drop what is not complete; no unfinished file stays behind."""
+        self._pool.shutdown(cancel_futures=True)
         for file in self._files.values():
             file.abandon()
         self._files.clear()
         self._open.clear()
 
-    def _run(self, pool: ThreadPoolExecutor, parts: Iterator[Callable[[], _Done]]) -> None:
+    def _run(self, parts: Iterator[Callable[[], _Done]]) -> None:
         """Work through `parts` and what follows from them; results are taken in the order of submission."""
         waiting: deque[Future[_Done]] = deque()
         following: deque[Callable[[], _Done]] = deque()
@@ -182,7 +195,7 @@ class SlabWriter:
                 if task is None:
                     more = False
                 else:
-                    waiting.append(pool.submit(task))
+                    waiting.append(self._pool.submit(task))
             if waiting:
                 for piece in self._take(waiting.popleft().result()):
                     following.extend(self._parts(piece.level, piece.start, piece.values))
@@ -213,7 +226,9 @@ class SlabWriter:
             count *= min(g, -(-n // c) - i // g * g)
         return count
 
-    def _parts(self, level: int, start: Index, values: np.ndarray) -> Iterator[Callable[[], _Done]]:
+    def _parts(
+        self, level: int, start: Index, values: np.ndarray, through: Through | None = None
+    ) -> Iterator[Callable[[], _Done]]:
         """Yield one task per chunk of `level` that `values`, whose first voxel lies at `start`, takes part in."""
         layout = self._layout.levels[level]
         first = [a // c for a, c in zip(start, layout.chunks, strict=True)]
@@ -249,30 +264,50 @@ class SlabWriter:
                 if complete:
                     yield partial(self._finish, chunk, inside)
             else:
-                yield partial(self._fill, chunk, values[source], target, inside, complete=complete)
+                fill = partial(self._fill, chunk, values[source], target, inside, complete=complete)
+                yield fill if through is None else partial(fill, through=partial(through, at=_triple(low)))
 
     def _fill(
-        self, chunk: _Chunk, values: np.ndarray, target: tuple[slice, ...], inside: list[int], *, complete: bool
+        self,
+        chunk: _Chunk,
+        values: np.ndarray,
+        target: tuple[slice, ...],
+        inside: list[int],
+        *,
+        complete: bool,
+        through: Callable[[np.ndarray], Iterator[np.ndarray]] | None = None,
     ) -> _Done:
         """Cast voxels into a chunk of level 0. One `write` has one part per chunk, so no two threads share one."""
         if chunk.values is None:
-            covered = values.shape == self._layout.levels[0].chunks
-            chunk.values = (np.empty if covered else np.zeros)(self._layout.levels[0].chunks, self._dtype)
-        out = chunk.values[target]
-        saturated = undefined = 0
+            shape = self._layout.levels[0].chunks
+            # a chunk that is filled here at once lies in a buffer of this thread
+            covered = values.shape == shape
+            chunk.values = scratch("chunk", shape, self._dtype) if covered else np.zeros(shape, self._dtype)
+        out, done, planes = chunk.values[target], _Done(chunk, None), 0
+        for part in (values,) if through is None else through(values):
+            saturated, undefined = self._cast(part, out[planes : planes + len(part)])
+            planes += len(part)
+            done.saturated += saturated
+            done.undefined += undefined
+        if complete:
+            done = replace(self._finish(chunk, inside), saturated=done.saturated, undefined=done.undefined)
+        return done
+
+    def _cast(self, values: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+        """Write values in the type of the store; return how many were saturated and how many undefined."""
         if not values.dtype.isnative or values.dtype == np.float16:
             values = values.astype(np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("="))
         if self._dtype.kind == "f" or np.can_cast(values.dtype, self._dtype):
             with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
                 out[...] = values
-        else:
-            from n4flow.formats.kernels import cast_to_integers
+            return 0, 0
+        from n4flow.formats.kernels import cast_to_integers
 
-            limits = np.iinfo(self._dtype)
-            saturated, undefined = cast_to_integers(values, out, float(limits.min), float(limits.max))
-        done = self._finish(chunk, inside) if complete else _Done(chunk, None)
-        done.saturated, done.undefined = saturated, undefined
-        return done
+        limits = np.iinfo(self._dtype)
+        # float32 holds the limits of short integers exactly
+        exact = np.float32 if values.dtype == np.float32 and self._dtype.itemsize <= 2 else np.float64
+        found = cast_to_integers(values, out, exact(limits.min), exact(limits.max))
+        return int(found[0]), int(found[1])
 
     def _finish(self, chunk: _Chunk, inside: list[int]) -> _Done:
         """Compress a complete chunk and make what it gives to deeper levels."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -93,17 +94,35 @@ class ZarrReader(Reader):
 
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
+        box = self._select.box(z, y, x)
+        with self._reading(z) as array:
+            values = array[box] if not self._faulty else self._around_faults(array, box)
+        return self._select.transposed(np.asarray(values))
+
+    def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
+        """Read a box into `out`; decoded in place, where the array's axes allow it."""
+        box = self._select.box(z, y, x)
+        if self._faulty or not self._select.in_order or not out.flags.c_contiguous:
+            super().read_into(out, z, y, x)
+            return
+        from zarr.core.buffer import default_buffer_prototype
+
+        with self._reading(z) as array:
+            target = cast(Any, out.reshape([s.stop - s.start for s in box]))
+            buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(target)
+            array.get_basic_selection(box, out=buffer)
+
+    @contextmanager
+    def _reading(self, z: slice) -> Iterator[Any]:
+        """Give the open array; what goes wrong with it is an error that names the planes."""
         if self._handle is None:
             self._handle = open_node(self.path, self._array_path)
-        array = self._handle
-        box = self._select.box(z, y, x)
         try:
-            values = array[box] if not self._faulty else self._around_faults(array, box)
+            yield self._handle
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             reason = " ".join(str(error).split())
             msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
             raise InputError(msg) from error
-        return self._select.transposed(np.asarray(values))
 
     def _around_faults(self, array: Any, box: tuple[slice, ...]) -> np.ndarray:
         """Read file by file and leave 0 where a file is absent or damaged."""

@@ -1,0 +1,430 @@
+"""The streaming passes beside reading alone and a plain copy of the same store by the same engine, in one run.
+
+    python benchmarks/stream.py --out benchmarks/results/stream.json          # 2 Gvoxel: about half an hour on 2 cores
+    python benchmarks/stream.py --planes 32 64 --side 512 --repeats 1         # a quick look
+    python benchmarks/stream.py --planes 16 --side 10000                      # wide planes
+    python benchmarks/stream.py --table benchmarks/results/stream.json        # the results as Markdown
+
+A phantom (uint16) of the most planes is written block by block; shorter volumes are its first planes. Every
+measurement is a process of its own, after a warm-up on a tiny volume, so peak resident memory is that of one pass with
+Python and compiled kernels in it. Passes take turns; times are medians, ratios are medians of ratios within a round.
+
+* read: every voxel of level 0 once, by the blocks of the passes.
+* copy: read, and written as a store like the input, uint16 with its pyramid; `copy_float32` writes float32.
+* shrink, statistics, render: the passes of the workflow. `render` writes uint16, `render_float32` float32, both with
+  the tissue mask beside the image.
+* chain: `n4flow.run`, all of it, bias fields and report included; its stages are listed apart.
+* peers: what a stage costs that reads the volume and writes it again by Zarr's own pipeline. A chain of them has
+  five: bias field, normalisation, matching, smoothing along Z, and the pyramid.
+
+`--cold` drops the files from the page cache before each measurement, as a volume larger than memory would be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PASSES = ("read", "copy", "copy_float32", "shrink", "statistics", "render", "render_float32", "peers")
+BESIDE = {
+    "shrink": "read",
+    "statistics": "read",
+    "render": "copy",
+    "render_float32": "copy_float32",
+    "peers": "copy",
+}
+PEER_STAGES = 5
+PLANES_PER_SECTION = 8
+WIDE = 1 << 26  # voxels of a plane from which a phantom of it would take too long: noise on a smooth shape instead
+
+
+# ------------------------------------------------------------------------------------------------------------- volumes
+
+
+def write_input(path: Path, planes: int, side: int) -> None:
+    """Write the synthetic volume, uint16."""
+    from n4flow.phantom import Phantom
+    from n4flow.phantom_options import PhantomOptions
+
+    if side * side < WIDE:
+        Phantom(PhantomOptions(sections=-(-planes // 8), planes=8, size=(side, side), dtype="uint16")).write(path)
+        return
+    _copy(path, (planes, side, side), "uint16", partial(_noisy_rows, side=side, rng=np.random.default_rng(0)))
+
+
+def _noisy_rows(z: int, y: int, rows: int, *, side: int, rng: np.random.Generator) -> np.ndarray:
+    grid_y, grid_x = (np.linspace(-1, 1, side, dtype=np.float32)[part] for part in (slice(y, y + rows), slice(None)))
+    radius = np.hypot(grid_y[:, None], 1.2 * grid_x[None])
+    level = np.where(radius < 0.7, 9000 - 3000 * radius, 2500) * (1 + 0.1 * grid_x[None])
+    speckle = rng.integers(900, 1100, (8, rows, side), dtype=np.uint16)
+    return (level[None] * speckle / 1000).astype(np.uint16)
+
+
+def _copy(path: Path, shape: tuple[int, int, int], dtype: str, rows_of: Callable[[int, int, int], np.ndarray]) -> None:
+    from n4flow.formats.omezarr import SlabWriter, create_store, plan_layout
+
+    layout = plan_layout(shape, dtype, (50.0, 25.0, 25.0))
+    create_store(path, layout)
+    for start in range(0, shape[0], layout.slab_planes):
+        stop = min(shape[0], start + layout.slab_planes)
+        with SlabWriter(path, layout, start, stop) as writer:
+            for z in range(start, stop, 8):
+                for y in range(0, shape[1], 256):
+                    rows = rows_of(z, y, min(256, shape[1] - y))
+                    writer.write(rows[: min(8, stop - z)], z, y)
+
+
+def shorten(source: Path, target: Path, planes: int) -> None:
+    """Write the first planes of a store as a store of its own."""
+    from n4flow.volume import open_volume
+
+    volume = open_volume(source)
+    _copy(
+        target,
+        (planes, *volume.shape[1:]),
+        "uint16",
+        lambda z, y, rows: volume.read(slice(z, z + 8), slice(y, y + rows)),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- what is timed
+
+
+class Job:
+    """One volume, and what the passes have left of it in a folder, as the workflow's work directory would hold it."""
+
+    def __init__(self, store: Path, work: Path) -> None:
+        from n4flow.parameters import resolve
+        from n4flow.plan import make_plan
+
+        planes = PLANES_PER_SECTION
+        self.store, self.work = store, work
+        depth = json.loads((store / "0" / "zarr.json").read_text())["shape"][0]
+        self.settings = {"sections": max(1, depth // planes), "backend": "cpu"}
+        self.plans = {
+            dtype: make_plan(store, resolve({**self.settings, "dtype": dtype}), "volume")
+            for dtype in ("input", "float32")
+        }
+        self.volume = self.plans["input"].volume
+
+    def prepare(self) -> None:
+        """Estimate all that the passes need; few iterations are enough for fields of the right size."""
+        from n4flow.chain import BiasSettings, find_masks, fit_sections, lookup, plane_gain
+        from n4flow.normalize import estimate_plane_range
+        from n4flow.passes import shrink_pass, statistics_pass
+        from n4flow.recipe import Recipe, save_correction
+
+        plan, work = self.plans["input"], self.work
+        work.mkdir(parents=True)
+        shrunken, _given = shrink_pass(self.volume, 0, self.volume.shape[0], plan.shrink, recipe=Recipe())
+        shrunken.save(work / "shrunken.npz")
+        tissue, _numbers = find_masks(shrunken, plan.sections)
+        tissue.save(work / "masks.npz")
+        settings = BiasSettings(None, (2, 2, 2, 2), 0.001, "cpu")
+        everything = (0, len(plan.sections))
+        bias = fit_sections(shrunken, tissue, plan.sections, everything, self.volume.voxel_um or {}, settings)
+        found: list[Any] = []
+        histograms = statistics_pass(self.volume, 0, self.volume.shape[0], recipe=Recipe([bias]), tissue=tissue)
+        histograms.save(work / "histograms.npz")
+        found.append(estimate_plane_range(histograms, plan.sections, 99.9))
+        found.append(lookup(histograms, Recipe(found), plan.sections, "section", 256))
+        found.append(plane_gain(histograms, Recipe(found), plan.sections, 2))
+        for number, correction in enumerate([bias, *found]):
+            save_correction(correction, work / f"{20 + 10 * number}_{correction.kind}.npz")
+
+    def read(self) -> None:
+        """Read every voxel."""
+        from n4flow.passes import stream
+
+        for _block in stream(self.volume, 0, self.volume.shape[0]):
+            pass
+
+    def copy(self, dtype: str = "input") -> None:
+        """Read, and write a store of the same kind."""
+        from n4flow.formats.omezarr import SlabWriter, create_store
+        from n4flow.passes import Blocks, stream
+
+        layout, out = self.plans[dtype].layout, self.work / "copied"
+        create_store(out, layout)
+        blocks = Blocks.of(self.volume, *layout.levels[0].chunks[:2])
+        for start, stop in self.plans[dtype].slabs:
+            with SlabWriter(out, layout, start, stop) as writer:
+                for z, y, block in stream(self.volume, start, stop, blocks):
+                    writer.write(block, z, y)
+
+    def shrink(self) -> None:
+        """Run SHRINK."""
+        from n4flow.passes import shrink_pass
+        from n4flow.recipe import Recipe
+
+        plan = self.plans["input"]
+        for start, stop in plan.slabs:
+            shrink_pass(self.volume, start, stop, plan.shrink, recipe=Recipe())
+
+    def statistics(self) -> None:
+        """Run PLANE_STATISTICS after the bias fields."""
+        from n4flow.passes import TissueSource, statistics_pass
+        from n4flow.recipe import Recipe, load_correction
+
+        recipe, tissue = Recipe([load_correction(self.work / "20_bias_field.npz")]), TissueSource.load(self.masks)
+        for start, stop in self.plans["input"].slabs:
+            statistics_pass(self.volume, start, stop, recipe=recipe, tissue=tissue)
+
+    def render(self, dtype: str = "input") -> None:
+        """Run RENDER with the whole recipe."""
+        from n4flow.chain import create_stores
+        from n4flow.passes import TissueSource
+        from n4flow.recipe import Recipe, load_correction
+        from n4flow.rendering import render_slab
+
+        plan, tissue = self.plans[dtype], TissueSource.load(self.masks)
+        recipe = Recipe([load_correction(file) for file in sorted(self.work.glob("[2-9]0_*.npz"))])
+        image, mask = create_stores(self.work / "rendered", plan)
+        for start, stop in plan.slabs:
+            render_slab(
+                self.volume,
+                recipe,
+                start,
+                stop,
+                image_out=image,
+                layout=plan.layout,
+                shrink=plan.shrink,
+                tissue=tissue,
+                mask_out=mask,
+                mask_layout=plan.mask_layout,
+            )
+
+    def peers(self) -> None:
+        """Read and write by Zarr's own pipeline."""
+        import zarr
+
+        source = zarr.open_array(self.store / "0", mode="r")
+        depth, height, width = self.volume.chunks
+        target = zarr.create_array(
+            self.work / "peers", shape=source.shape, chunks=(depth, height, width), dtype=source.dtype
+        )
+        for z in range(0, source.shape[0], depth):
+            target[z : z + depth] = source[z : z + depth]
+
+    def chain(self) -> dict[str, float]:
+        """Run all of it; return the seconds of each stage."""
+        import n4flow
+
+        result = n4flow.run(self.store, self.work / "results", dtype="input", **self.settings)
+        seconds: dict[str, float] = {}
+        for stage in result.samples[0].numbers["stages"]:
+            seconds[stage["stage"]] = seconds.get(stage["stage"], 0) + stage["seconds"]
+        return seconds
+
+    @property
+    def masks(self) -> Path:
+        """The masks that `prepare` left."""
+        return self.work / "masks.npz"
+
+    def call(self, name: str) -> Any:
+        """Run a pass by its name."""
+        method, _underscore, dtype = name.partition("_")
+        return getattr(self, method)(dtype) if dtype else getattr(self, method)()
+
+    def clear(self) -> None:
+        """Remove what the measured passes wrote."""
+        for name in ("copied", "rendered", "peers", "results"):
+            shutil.rmtree(self.work / name, ignore_errors=True)
+
+
+def measure(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]:
+    """Time one pass in this process; print seconds and peak memory."""
+    if name not in ("prepare", "peers"):
+        warm_up(name)
+    job = Job(store, work)
+    job.clear()
+    os.sync()
+    if cold:
+        drop(store)
+    started = time.perf_counter()
+    stages = job.call(name)
+    seconds = time.perf_counter() - started
+    size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) if name == "prepare" else 0
+    job.clear()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "peak_bytes": peak, "stages": stages, "bytes": size}
+
+
+def warm_up(name: str) -> None:
+    """Load compiled kernels by a pass over a tiny volume of the same type."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, work = Path(folder) / "volume.ome.zarr", Path(folder) / "work"
+        write_input(store, 16, 300)
+        job = Job(store, work)
+        job.prepare()
+        job.call(name)
+
+
+def drop(store: Path) -> None:
+    """Drop a store from the page cache."""
+    for file in store.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+
+
+def machine() -> dict[str, Any]:
+    """Return the machine in words, and the versions that matter."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    return {
+        "processor": model or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**20, 1),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("n4flow", "numpy", "numba", "zarr", "zarrs", "numcodecs")},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+def in_process(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]:
+    """Run one measurement in a process of its own."""
+    command = [sys.executable, __file__, "--measure", name, "--store", str(store), "--work", str(work)]
+    done = subprocess.run([*command, *(["--cold"] if cold else [])], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that was asked for, volume by volume."""
+    root = Path(arguments.work)
+    root.mkdir(parents=True, exist_ok=True)
+    longest = root / f"volume_{max(arguments.planes)}_{arguments.side}.ome.zarr"
+    if not longest.exists():
+        write_input(longest, max(arguments.planes), arguments.side)
+    volumes = []
+    for planes in sorted(arguments.planes):
+        store = root / f"volume_{planes}_{arguments.side}.ome.zarr"
+        if not store.exists():
+            shorten(longest, store, planes)
+        volumes.append(one_volume(store, root / f"work_{planes}", arguments))
+        if store != longest:
+            shutil.rmtree(store)
+    return {"machine": machine(), "cold": arguments.cold, "volumes": volumes}
+
+
+def one_volume(store: Path, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one volume: rounds in which the passes take turns, then the whole chain."""
+    shutil.rmtree(work, ignore_errors=True)
+    shape = json.loads((store / "0" / "zarr.json").read_text())["shape"]
+    stored = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    prepared = in_process("prepare", store, work, cold=False)
+    rounds: list[dict[str, dict[str, Any]]] = []
+    for _round in range(arguments.repeats):
+        rounds.append({name: in_process(name, store, work, cold=arguments.cold) for name in arguments.passes})
+        print(shape[0], {k: round(v["seconds"], 2) for k, v in rounds[-1].items()}, file=sys.stderr, flush=True)
+    gigavoxels = float(np.prod(shape)) / 1e9
+    found: dict[str, Any] = {
+        "shape": shape,
+        "gigavoxels": gigavoxels,
+        "stored_bytes": stored,
+        "raw_bytes": int(2 * np.prod(shape)),
+        "work_bytes": prepared["bytes"],
+        "passes": {name: _summary(rounds, name, gigavoxels) for name in arguments.passes},
+    }
+    if arguments.chain:
+        chain = in_process("chain", store, work, cold=arguments.cold)
+        found["chain"] = {**chain, "seconds_per_gigavoxel": chain["seconds"] / gigavoxels}
+    shutil.rmtree(work)
+    return found
+
+
+def _summary(rounds: list[dict[str, dict[str, Any]]], name: str, gigavoxels: float) -> dict[str, Any]:
+    seconds = [one[name]["seconds"] for one in rounds]
+    found = {
+        "seconds": seconds,
+        "seconds_per_gigavoxel": statistics.median(seconds) / gigavoxels,
+        "peak_bytes": max(one[name]["peak_bytes"] for one in rounds),
+    }
+    beside = BESIDE.get(name)
+    if beside in rounds[0]:
+        found["beside"] = beside
+        found["ratio"] = statistics.median(one[name]["seconds"] / one[beside]["seconds"] for one in rounds)
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    lines = [
+        "| planes x side | pass | s / Gvoxel | beside | ratio | peak MB |",
+        "|---|---|---:|---|---:|---:|",
+    ]
+    for volume in results["volumes"]:
+        where = f"{volume['shape'][0]} x {volume['shape'][1]}"
+        for name, found in volume["passes"].items():
+            ratio = f"{found['ratio']:.2f}" if "ratio" in found else ""
+            cells = (where, name, f"{found['seconds_per_gigavoxel']:.2f}", found.get("beside", ""), ratio)
+            lines.append(f"| {' | '.join(cells)} | {found['peak_bytes'] / 1e6:.0f} |")
+        if "chain" in volume:
+            peak = volume["chain"]["peak_bytes"] / 1e6
+            lines.append(f"| {where} | chain | {volume['chain']['seconds_per_gigavoxel']:.2f} | | | {peak:.0f} |")
+        share = 100 * volume["work_bytes"] / volume["raw_bytes"]
+        lines.append(f"| {where} | work directory beside the result: {share:.2f} % of the voxels' bytes | | | | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the arguments; measure, or print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--planes", type=int, nargs="+", default=[128, 256, 512, 1024], help="volumes of so many planes"
+    )
+    parser.add_argument("--side", type=int, default=1408, help="voxels of a plane along Y and X")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--chain", action=argparse.BooleanOptionalAction, default=True, help="the whole chain too")
+    parser.add_argument("--cold", action="store_true", help="drop the input from the page cache before each pass")
+    parser.add_argument("--work", default="bench-stream", help="folder for the volumes; the longest one is kept")
+    parser.add_argument("--out", help="where the results go, as JSON")
+    parser.add_argument("--table", help="print the table of results that were written before")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--store", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        result = measure(arguments.measure, Path(arguments.store), Path(arguments.work), cold=arguments.cold)
+        print(json.dumps(result))
+        return
+    if arguments.table:
+        print(table(json.loads(Path(arguments.table).read_text(encoding="utf-8"))))
+        return
+    results = benchmark(arguments)
+    text = json.dumps(results, indent=1)
+    if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.out).write_text(text + "\n", encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Statistics of planes that arrive in pieces: block means, and histograms.
+
+Both take rows of planes in the order of their rows, keep kilobytes, and give the same bits however a plane is cut and
+whatever the number of threads: sums of a column run over its rows in order, and histograms are whole numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from n4flow.bins import N_BINS, add_up, pairs_of_bins
+from n4flow.planes import available_threads, run_tasks, scratch
+
+PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
+NATIVE = ("u1", "u2", "i2")  # integer types with a compiled loop of their own; others go through float32
+STRIP_VOXELS = 1 << 17  # half a megabyte of float32: what a thread works on stays in its cache
+COLUMNS = 512  # voxels, about, of the narrowest part of a plane that is a task of its own
+MOST_PIECES = 16  # histograms of one plane before they are added up
+
+_tables = threading.local()
+
+Lists = tuple[np.ndarray, ...]
+
+
+def strips(height: int, width: int) -> list[tuple[int, int]]:
+    """Cut rows of a plane into runs of about `STRIP_VOXELS`."""
+    step = max(1, STRIP_VOXELS // width)
+    return [(y, min(y + step, height)) for y in range(0, height, step)]
+
+
+class PlaneShrinker:
+    """Means of the valid voxels of k x k blocks of planes whose rows arrive in order.
+
+    Parameters
+    ----------
+    shape : (Z, Y, X)
+        The planes that will come.
+    k : int
+        Block size, voxels.
+    dtype : dtype
+        Of the voxels.
+
+    Attributes
+    ----------
+    mean, valid : (Z, y, x) float32 arrays
+        See `statistics.ShrunkenVolume`.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], k: int, dtype: np.dtype) -> None:
+        n_z, n_y, n_x = shape
+        self.shape, self.k = shape, k
+        self.mean = np.empty((n_z, -(-n_y // k), -(-n_x // k)), np.float32)
+        self.valid = np.empty_like(self.mean)
+        self.counts = np.zeros((n_z, len(PLANE_COUNTS)), np.int64)
+        self.extremes = np.tile([np.inf, -np.inf], (n_z, 1))
+        self._native = dtype.newbyteorder("=").str[1:] in NATIVE
+        self._top = np.iinfo(dtype).max if dtype.kind in "ui" else None
+        self._sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(self, block: np.ndarray, z: int = 0, y: int = 0, threads: int | None = None) -> None:
+        """Add rows (z, y, X) whose first voxel is row `y` of plane `z`; a plane's rows come in order."""
+        n_z, _n_y, n_x = block.shape
+        # a few planes are shared out by columns, whole blocks of them
+        parts = max(1, min((threads or available_threads()) // n_z, n_x // COLUMNS))
+        blocks = self.mean.shape[2]
+        cuts = [min(n_x, blocks * i // parts * self.k) for i in range(parts)] + [n_x]
+        for plane in range(z, z + n_z):
+            if plane not in self._sums:
+                self._sums[plane] = np.zeros(n_x, np.int32 if self._native else np.float64), np.zeros(n_x, np.int32)
+        tasks = [(i, part) for i in range(n_z) for part in range(parts)]
+        counts = np.zeros((n_z, parts, len(PLANE_COUNTS)), np.int64)
+        extremes = np.tile([np.inf, -np.inf], (n_z, parts, 1))
+
+        def work(task: tuple[int, int]) -> None:
+            i, part = task
+            columns = slice(cuts[part], cuts[part + 1])
+            self._rows(block[i, :, columns], z + i, y, columns, counts[i, part], extremes[i, part])
+
+        run_tasks(work, tasks, threads)
+        self.counts[z : z + n_z] += counts.sum(axis=1)
+        ends = self.extremes[z : z + n_z]
+        ends[:, 0] = np.minimum(ends[:, 0], extremes[..., 0].min(axis=1))
+        ends[:, 1] = np.maximum(ends[:, 1], extremes[..., 1].max(axis=1))
+        if y + block.shape[1] == self.shape[1]:
+            for plane in range(z, z + n_z):
+                del self._sums[plane]
+
+    def _rows(
+        self, rows: np.ndarray, plane: int, y: int, columns: slice, counts: np.ndarray, extremes: np.ndarray
+    ) -> None:
+        from n4flow import kernels
+
+        sums, found = (held[columns] for held in self._sums[plane])
+        blocks = slice(columns.start // self.k, -(-columns.stop // self.k))
+        state = (sums, found, self.mean[plane, :, blocks], self.valid[plane, :, blocks], counts, extremes)
+        n_y = self.shape[1]
+        if self._native:
+            rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
+            kernels.shrink_rows_int(rows, y, n_y, self.k, self._top, *state)
+            return
+        for start, stop in strips(*rows.shape):
+            part = rows[start:stop]
+            values = scratch("shrink", part.shape, np.float32)
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
+                np.copyto(values, part, casting="unsafe")
+            kernels.shrink_rows_float(values, values.view(np.int32), y + start, n_y, self.k, *state)
+            if self._top is not None:
+                counts[PLANE_COUNTS.index("n_saturated")] += np.count_nonzero(part == self._top)
+
+
+def plane_numbers(counts: np.ndarray, extremes: np.ndarray) -> dict[str, np.ndarray]:
+    """Return counts and extremes (Z, ...) by name; extremes of planes without valid voxels are 0."""
+    numbers: dict[str, np.ndarray] = {name: counts[:, i] for i, name in enumerate(PLANE_COUNTS)}
+    some = numbers["n_valid"] > 0
+    numbers["minimum"] = np.where(some, extremes[:, 0], 0.0)
+    numbers["maximum"] = np.where(some, extremes[:, 1], 0.0)
+    return numbers
+
+
+class Tile:
+    """What one part of some planes gives to the k x k blocks that it touches.
+
+    Parameters
+    ----------
+    at : (z, y, x)
+        Place of its first voxel.
+    shape : (z, y, x)
+    k : int
+    """
+
+    def __init__(self, at: tuple[int, int, int], shape: tuple[int, ...], k: int) -> None:
+        self.at, self.k = at, k
+        rows, columns = (-(-(a + n) // k) - a // k for a, n in zip(at[1:], shape[1:], strict=True))
+        self.sums = np.zeros((shape[0], rows, columns))
+        self.found = np.zeros(self.sums.shape, np.int32)
+        self.counts = np.zeros((shape[0], len(PLANE_COUNTS)), np.int64)
+        self.extremes = np.tile([np.inf, -np.inf], (shape[0], 1))
+
+    def add(self, first: int, values: np.ndarray) -> None:
+        """Add planes (z, y, x) float32 of the tile, all its rows and columns, from its plane `first` on."""
+        from n4flow import kernels
+
+        planes = slice(first, first + len(values))
+        state = (self.sums[planes], self.found[planes], self.counts[planes], self.extremes[planes])
+        kernels.shrink_tile(values, values.view(np.int32), *self.at[1:], self.k, *state)
+
+
+class TileShrinker:
+    """Means of the valid voxels of k x k blocks of planes that arrive in tiles; see `PlaneShrinker`.
+
+    A block that several tiles touch is the sum of theirs in the order of rows and columns.
+
+    Parameters
+    ----------
+    shape : (Z, Y, X)
+    k : int
+    """
+
+    def __init__(self, shape: tuple[int, int, int], k: int) -> None:
+        n_z, n_y, n_x = shape
+        self.shape, self.k = shape, k
+        self.mean = np.empty((n_z, -(-n_y // k), -(-n_x // k)), np.float32)
+        self.valid = np.empty_like(self.mean)
+        self.counts = np.zeros((n_z, len(PLANE_COUNTS)), np.int64)
+        self.extremes = np.tile([np.inf, -np.inf], (n_z, 1))
+        sizes = [np.minimum(k, n - np.arange(0, n, k)) for n in (n_y, n_x)]
+        self._voxels = sizes[0][:, None] * sizes[1][None]
+        self._open: tuple[slice, np.ndarray, np.ndarray] | None = None
+
+    def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
+        """Add tiles of the same planes; planes end where tiles of others come."""
+        if self._open is None or self._open[0] != planes:
+            self.finish()
+            shape = (planes.stop - planes.start, *self.mean.shape[1:])
+            self._open = planes, np.zeros(shape), np.zeros(shape, np.int32)
+        _planes, sums, found = self._open
+        for tile in sorted(tiles, key=lambda tile: tile.at):
+            z, y, x = tile.at[0] - planes.start, tile.at[1] // self.k, tile.at[2] // self.k
+            depth, rows, columns = tile.sums.shape
+            place = slice(z, z + depth), slice(y, y + rows), slice(x, x + columns)
+            sums[place] += tile.sums
+            found[place] += tile.found
+            inside = slice(tile.at[0], tile.at[0] + depth)
+            self.counts[inside] += tile.counts
+            ends = self.extremes[inside]
+            ends[:, 0] = np.minimum(ends[:, 0], tile.extremes[:, 0])
+            ends[:, 1] = np.maximum(ends[:, 1], tile.extremes[:, 1])
+
+    def finish(self) -> None:
+        """Turn the sums of the planes that came last into means."""
+        if self._open is not None:
+            planes, sums, found = self._open
+            self.mean[planes] = sums / np.maximum(found, 1)
+            self.valid[planes] = found / self._voxels
+            self._open = None
+
+
+class PlaneCounter:
+    """Histograms of planes whose rows arrive in pieces, in any order.
+
+    Parameters
+    ----------
+    n_planes : int
+    """
+
+    def __init__(self, n_planes: int) -> None:
+        self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
+
+    def add(self, plane: int, rows: np.ndarray, classes: np.ndarray, row_class: np.ndarray) -> None:
+        """Count rows of a plane; no two threads may add to one plane at a time.
+
+        Parameters
+        ----------
+        plane : int
+        rows : (y, X) float32 array
+        classes : (n, X) uint8 array
+            0 tissue, 1 agarose, 2 the rest.
+        row_class : (y,) int32 array
+            Which row of `classes` a row has.
+        """
+        from n4flow import kernels
+
+        if not hasattr(_tables, "words"):
+            _tables.words = np.zeros(3 * 2 * N_BINS + 1, np.int64)  # it is all zeros between calls
+        step = max(1, kernels.PIECE_VOXELS // rows.shape[1])
+        for start in range(0, rows.shape[0], step):
+            part = slice(start, start + step)
+            touched = np.array([[N_BINS, -1], [N_BINS, -1]], np.int32)
+            kernels.histogram_rows(rows[part].view(np.int32), classes, row_class[part], _tables.words, touched)
+            for c in range(3):
+                lists = self._pieces[plane][c]
+                lists.extend(_drained(c, touched))
+                if len(lists) > MOST_PIECES:
+                    lists[:] = [add_up(lists)]
+
+    def lists(self, plane: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (values float32, counts uint32) of a plane for the three classes, and forget them."""
+        pieces, self._pieces[plane] = self._pieces[plane], ([], [], [])
+        return [pairs_of_bins(*add_up(parts)) for parts in pieces]
+
+
+def _drained(c: int, touched: np.ndarray) -> list[Lists]:
+    """Take what class `c` counted out of this thread's table: bins, counts and sums, of each sign that was seen."""
+    from n4flow import kernels
+
+    found = []
+    for sign, (low, high) in enumerate(touched.tolist()):
+        if low > high:
+            continue
+        first = (2 * c + sign) * N_BINS
+        lists = np.empty((3, high + 1 - low), np.int64)
+        n = kernels.drain(_tables.words, first + low, first + high + 1, 2 * c * N_BINS, *lists)
+        if n:
+            found.append(tuple(lists[:, :n].copy()))
+    return found
+
+
+def class_rows(tissue: Any, agarose: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Return the class of each position (y, x) as uint8: 0 tissue, 1 agarose outside tissue, 2 the rest."""
+    classes = np.full(shape, 2, np.uint8)
+    if agarose is not None:
+        classes[agarose] = 1
+    if tissue is not None:
+        classes[tissue] = 0
+    return classes
