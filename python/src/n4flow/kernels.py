@@ -22,19 +22,33 @@ N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
 
 
 @njit(nogil=True, cache=True)
-def _reduce_columns(sums: Any, found: Any, k: int, rows: int, n_x: int, mean: Any, valid: Any) -> None:
+def _add_blocks(columns: Any, first: int, k: int, total: Any) -> None:
+    """Add the columns of each block of `k` to `total`, from left to right; the first block begins `first` before."""
+    n_x = columns.size
+    head = min(n_x, k - first)
+    whole = (n_x - head) // k
+    for x in range(head):
+        total[0] += columns[x]
+    # block after block, so that one sum does not wait for itself
+    for i in range(k):
+        for c in range(whole):
+            total[1 + c] += columns[head + c * k + i]
+    for x in range(head + whole * k, n_x):
+        total[1 + whole] += columns[x]
+
+
+@njit(nogil=True, cache=True)
+def _reduce_columns(sums: Any, found: Any, k: int, rows: int, mean: Any, valid: Any) -> None:
     """Turn sums and counts of each column over `rows` rows into means and valid shares; leave zeros behind."""
+    total = np.zeros(mean.size, np.float64)
+    n = np.zeros(mean.size, np.int64)
+    _add_blocks(sums, 0, k, total)
+    _add_blocks(found, 0, k, n)
+    sums[:] = 0
+    found[:] = 0
     for c in range(mean.size):
-        x_stop = min(n_x, (c + 1) * k)
-        total = 0.0
-        n = 0
-        for x in range(c * k, x_stop):
-            total += sums[x]
-            n += found[x]
-            sums[x] = 0
-            found[x] = 0
-        mean[c] = total / n if n else 0.0
-        valid[c] = n / (rows * (x_stop - c * k))
+        mean[c] = total[c] / n[c] if n[c] else 0.0
+        valid[c] = n[c] / (rows * (min(sums.size, (c + 1) * k) - c * k))
 
 
 @njit(nogil=True, cache=True)
@@ -80,23 +94,31 @@ def shrink_rows_int(
         counts[N_SATURATED] += full
         y = y_start + i
         if (y + 1) % k == 0 or y + 1 == n_y:
-            _reduce_columns(sums, found, k, y % k + 1, n_x, mean[y // k], valid[y // k])
+            _reduce_columns(sums, found, k, y % k + 1, mean[y // k], valid[y // k])
     if low <= high:
         extremes[0], extremes[1] = min(extremes[0], low), max(extremes[1], high)
 
 
 @njit(nogil=True, cache=True)
-def _measure_row(row: Any, words: Any, sums: Any, found: Any, counts: Any, ordered: Any) -> None:
-    """Add a float32 row, also seen as int32 `words`, to sums and counts of its columns, and to counts and extremes.
+def _measure(words: Any, counts: Any, ordered: Any) -> bool:
+    """Count float32 voxels, seen as int32 `words` (n,), and find their extremes; return whether all are above 0.
 
-    Validity is read from the bits alone. `ordered` holds the extremes as whole numbers that are ordered as the values.
+    Validity is read from the bits alone. `ordered` holds the extremes as whole numbers, ordered as the values are.
     """
+    # without branches, so that the compiler does several voxels at once
+    least, most = np.int32(2147483647), np.int32(-2147483648)
+    for x in range(words.size):
+        least = min(least, words[x])
+        most = max(most, words[x])
+    if least > 0 and most < np.int32(INFINITY_BITS):
+        counts[N_VALID] += words.size
+        ordered[0], ordered[1] = min(ordered[0], least), max(ordered[1], most)
+        return True
     n = np.int32(0)
     zero = np.int32(0)
     negative = np.int32(0)
     low, high = ordered[0], ordered[1]
-    # apart, and without branches, so that the compiler does several voxels at once
-    for x in range(row.size):
+    for x in range(words.size):
         word = words[x]
         magnitude = word & np.int32(MAGNITUDE)
         usable = (magnitude != 0) & (magnitude < np.int32(INFINITY_BITS))
@@ -106,20 +128,17 @@ def _measure_row(row: Any, words: Any, sums: Any, found: Any, counts: Any, order
         rank = word ^ ((word >> np.int32(31)) & np.int32(MAGNITUDE))
         low = min(low, rank if usable else np.int32(2147483647))
         high = max(high, rank if usable else np.int32(-2147483648))
-        found[x] += np.int32(usable)
-    for x in range(row.size):
-        finite = (words[x] & np.int32(MAGNITUDE)) < np.int32(INFINITY_BITS)
-        sums[x] += np.float64(row[x] if finite else np.float32(0))
     counts[N_VALID] += n
     counts[N_ZERO] += zero
-    counts[N_NONFINITE] += row.size - n - zero
+    counts[N_NONFINITE] += words.size - n - zero
     counts[N_NEGATIVE] += negative
     ordered[0], ordered[1] = low, high
+    return False
 
 
 @njit(nogil=True, cache=True)
 def _widen(extremes: Any, ordered: Any) -> None:
-    """Take the extremes of `_measure_row` over, and forget them."""
+    """Take the extremes of `_measure` over, and forget them."""
     if ordered[0] <= ordered[1]:
         for i in range(2):
             ordered[i] ^= (ordered[i] >> np.int32(31)) & np.int32(MAGNITUDE)
@@ -144,11 +163,21 @@ def shrink_rows_float(
 ) -> None:
     """Do what `shrink_rows_int` does for float32 rows, also seen as int32 `bits`."""
     ordered = np.array([2147483647, -2147483648], np.int32)
+    plain = _measure(bits.reshape(-1), counts, ordered)
+    n_x = rows.shape[1]
     for i in range(rows.shape[0]):
-        _measure_row(rows[i], bits[i], sums, found, counts, ordered)
+        for x in range(n_x):
+            finite = (bits[i, x] & np.int32(MAGNITUDE)) < np.int32(INFINITY_BITS)
+            sums[x] += np.float64(rows[i, x] if finite else np.float32(0))
+        if plain:
+            found += np.int32(1)
+        else:
+            for x in range(n_x):
+                magnitude = bits[i, x] & np.int32(MAGNITUDE)
+                found[x] += np.int32((magnitude != 0) & (magnitude < np.int32(INFINITY_BITS)))
         y = y_start + i
         if (y + 1) % k == 0 or y + 1 == n_y:
-            _reduce_columns(sums, found, k, y % k + 1, rows.shape[1], mean[y // k], valid[y // k])
+            _reduce_columns(sums, found, k, y % k + 1, mean[y // k], valid[y // k])
     _widen(extremes, ordered)
 
 
@@ -166,22 +195,22 @@ def shrink_tile(
     usable = np.zeros(n_x, np.int32)
     ordered = np.array([2147483647, -2147483648], np.int32)
     for z in range(n_z):
+        plain = _measure(bits[z].reshape(-1), counts[z], ordered)
         for i in range(n_y):
-            _measure_row(tile[z, i], bits[z, i], column, usable, counts[z], ordered)
+            for x in range(n_x):
+                finite = (bits[z, i, x] & np.int32(MAGNITUDE)) < np.int32(INFINITY_BITS)
+                column[x] += np.float64(tile[z, i, x] if finite else np.float32(0))
+            if plain:
+                usable += np.int32(1)
+            else:
+                for x in range(n_x):
+                    magnitude = bits[z, i, x] & np.int32(MAGNITUDE)
+                    usable[x] += np.int32((magnitude != 0) & (magnitude < np.int32(INFINITY_BITS)))
             if (y_start + i + 1) % k and i + 1 < n_y:
                 continue
             r = (y_start + i) // k - y_start // k
-            x = 0
-            for c in range(sums.shape[2]):
-                stop = min(n_x, (x_start // k + c + 1) * k - x_start)
-                total = 0.0
-                n = np.int32(0)
-                while x < stop:
-                    total += column[x]
-                    n += usable[x]
-                    x += 1
-                sums[z, r, c] += total
-                found[z, r, c] += n
+            _add_blocks(column, x_start % k, k, sums[z, r])
+            _add_blocks(usable, x_start % k, k, found[z, r])
             column[:] = 0.0
             usable[:] = 0
         _widen(extremes[z], ordered)
