@@ -170,13 +170,15 @@ class TileShrinker:
         sizes = [np.minimum(k, n - np.arange(0, n, k)) for n in (n_y, n_x)]
         self._voxels = sizes[0][:, None] * sizes[1][None]
         self._open: tuple[slice, np.ndarray, np.ndarray] | None = None
+        self._held: tuple[np.ndarray, np.ndarray] | None = None
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
         """Add tiles of the same planes; planes end where tiles of others come."""
         if self._open is None or self._open[0] != planes:
             self.finish()
             shape = (planes.stop - planes.start, *self.mean.shape[1:])
-            self._open = planes, np.zeros(shape), np.zeros(shape, np.int32)
+            sums, found = self._buffers(shape)
+            self._open = planes, sums[: shape[0]], found[: shape[0]]
         _planes, sums, found = self._open
         for tile in sorted(tiles, key=lambda tile: tile.at):
             z, y, x = tile.at[0] - planes.start, tile.at[1] // self.k, tile.at[2] // self.k
@@ -192,11 +194,18 @@ class TileShrinker:
 
     def finish(self) -> None:
         """Turn the sums of the planes that came last into means."""
+        from n4flow import kernels
+
         if self._open is not None:
             planes, sums, found = self._open
-            self.mean[planes] = sums / np.maximum(found, 1)
-            self.valid[planes] = found / self._voxels
+            kernels.mean_of_sums(sums, found, self._voxels, self.mean[planes], self.valid[planes])
             self._open = None
+
+    def _buffers(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums and counts that are all zeros, kept from planes to planes: fresh pages are slow."""
+        if self._held is None or self._held[0].shape[0] < shape[0]:
+            self._held = np.zeros(shape), np.zeros(shape, np.int32)
+        return self._held
 
 
 class PlaneCounter:

@@ -217,6 +217,19 @@ def shrink_tile(
 
 
 @njit(nogil=True, cache=True)
+def mean_of_sums(sums: Any, found: Any, voxels: Any, mean: Any, valid: Any) -> None:
+    """Turn sums and counts (z, y, x) of blocks of `voxels` (y, x) into means and valid shares; leave zeros behind."""
+    for z in range(sums.shape[0]):
+        for y in range(sums.shape[1]):
+            for x in range(sums.shape[2]):
+                n = found[z, y, x]
+                mean[z, y, x] = sums[z, y, x] / max(n, 1)
+                valid[z, y, x] = n / voxels[y, x]
+                sums[z, y, x] = 0.0
+                found[z, y, x] = 0
+
+
+@njit(nogil=True, cache=True)
 def histogram_rows(bits: Any, classes: Any, row_class: Any, table: Any, touched: Any) -> None:
     """Add rows of a float32 plane, seen as int32 bits, to `table` (3 * 2 * N_BINS + 1,) of packed count and sum.
 

@@ -349,9 +349,20 @@ class SlabWriter:
                 start.append(indices[held][:1])
                 picks.append(voxels[held] - first)
             if all(len(pick) for pick in picks):
-                values = chunk.values[np.ix_(*picks)]  # type: ignore[index]
+                values: Any = chunk.values
+                for axis, pick in enumerate(picks):
+                    values = values[(slice(None),) * axis + (_run(pick),)]
+                values = np.ascontiguousarray(values)
                 pieces.append(_Piece(number, _triple(index[0] for index in start), values))
         return pieces
+
+
+def _run(picks: np.ndarray) -> Any:
+    """Return rising indices as a slice where they are equally far apart: that copies far faster."""
+    steps = np.diff(picks)
+    if not len(steps):
+        return slice(int(picks[0]), int(picks[0]) + 1)
+    return slice(int(picks[0]), int(picks[-1]) + 1, int(steps[0])) if (steps == steps[0]).all() else picks
 
 
 def _triple(values: Any) -> Index:
