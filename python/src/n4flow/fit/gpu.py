@@ -24,7 +24,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.fit.cpu import FEW_VOXELS, FINE_PER_BIN, FINEST_PER_BIN, KEPT_VOXELS
-from n4flow.fit.gpu_device import NOTHING, launch, multiprocessors
+from n4flow.fit.gpu_device import NOTHING, launch, multiprocessors, streams
 from n4flow.fit.gpu_level import LevelArrays, lay_out
 from n4flow.fit.gpu_sharpen import from_ordered
 from n4flow.fit.problem import Solution, Survey, Voxels, refined_axes
@@ -137,10 +137,10 @@ def fit(packed: DevicePacked, controls: Sequence[tuple[int, ...]], settings: Fit
     """Fit a packed image; see `cpu.fit`."""
     import cupy
 
-    stream = cupy.cuda.Stream(non_blocking=True)
+    stream, side = streams()
     stream.wait_event(cupy.cuda.get_current_stream().record())
     with stream:
-        solution = _Fit(packed, controls, settings, stream).run()
+        solution = _Fit(packed, controls, settings, stream, side).run()
         stream.synchronize()
     return solution
 
@@ -149,12 +149,12 @@ class _Fit:
     """The arrays of one fit on the device, and its launches."""
 
     def __init__(
-        self, packed: DevicePacked, controls: Sequence[tuple[int, ...]], settings: FitSettings, stream: Any
+        self, packed: DevicePacked, controls: Sequence[tuple[int, ...]], settings: FitSettings, stream: Any, side: Any
     ) -> None:
         import cupy
 
-        self.packed, self.controls, self.settings, self.stream = packed, controls, settings, stream
-        self.side = cupy.cuda.Stream(non_blocking=True)
+        self.packed, self.controls, self.settings = packed, controls, settings
+        self.stream, self.side = stream, side
         self.words = packed.words
         self.steps = [(1,) * (3 - len(c)) + tuple(c) for c in controls]
         few = packed.survey.usable < FEW_VOXELS
@@ -251,15 +251,18 @@ class _Fit:
 
         level = self.levels[number]
         self.stream.begin_capture()
-        self._combine(level)
-        self._field(level)
-        self.side.wait_event(self.stream.record(cupy.cuda.Event(disable_timing=True)))
-        with self.side:
-            self._measure(number)
-        self._sharpen()
-        self._fit_sweep(level)
-        self.stream.wait_event(self.side.record(cupy.cuda.Event(disable_timing=True)))
-        return self.stream.end_capture()
+        try:
+            self._combine(level)
+            self._field(level)
+            self.side.wait_event(self.stream.record(cupy.cuda.Event(disable_timing=True)))
+            with self.side:
+                self._measure(number)
+            self._sharpen()
+            self._fit_sweep(level)
+            self.stream.wait_event(self.side.record(cupy.cuda.Event(disable_timing=True)))
+        finally:
+            graph = self.stream.end_capture()
+        return graph
 
     def _decide(self, number: int, made: int) -> bool:
         """Take the CPU's measure of a close call; return whether the level ends."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ RETRY_SHARE = 8  # blocks are smaller by this when memory ran short
 COPY_TASKS = 4  # threads that copy to and from page-locked buffers
 
 Result = TypeVar("Result")
+_of_thread = threading.local()
 NOTHING = np.uint64(0)  # a null pointer
 
 
@@ -31,6 +33,22 @@ def launch(name: str, blocks: int, threads: int, *arguments: Any, shared: int = 
     """Start a kernel on the current stream; arrays, and NumPy numbers of the width that it takes."""
     if blocks:
         gpu_module.kernel(name)((blocks,), (threads,), arguments, shared_mem=shared)
+
+
+def streams() -> tuple[Any, Any]:
+    """Return two streams of this thread's own. They are kept, since the memory pool keeps what each of them had."""
+    import cupy
+
+    device = cupy.cuda.Device().id
+    if getattr(_of_thread, "device", None) != device:
+        _of_thread.device = device
+        _of_thread.streams = tuple(cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    return _of_thread.streams
+
+
+def forget_streams() -> None:
+    """Let the next work of this thread begin with new streams."""
+    _of_thread.device = None
 
 
 def multiprocessors() -> int:
@@ -86,6 +104,7 @@ def _told(task: Callable[[int], Result], voxels: int) -> Result:
         text = str(error).strip()
         if "MemoryAllocation" in text or "OUT_OF_MEMORY" in text:  # page-locked memory, a graph, a stream
             raise cupy.cuda.memory.OutOfMemoryError(0, 0) from error
+        forget_streams()
         msg = f"the GPU failed: {text.splitlines()[0]}; run again, or choose backend cpu"
         raise GpuError(msg) from error
 
@@ -112,11 +131,11 @@ def as_float32(array: Any) -> Any:
 class _Slot:
     """One of the two places in the stream: buffers for a block, on either side."""
 
-    def __init__(self, shape: tuple[int, ...], sources: Sequence[np.ndarray], results: int) -> None:
+    def __init__(self, stream: Any, shape: tuple[int, ...], sources: Sequence[np.ndarray], results: int) -> None:
         import cupy
         import cupyx
 
-        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream = stream
         self.given = [cupyx.empty_pinned(shape, source.dtype.newbyteorder("=")) for source in sources]
         self.taken = [cupyx.empty_pinned(shape, np.float32) for _ in range(results)]
         with self.stream:
@@ -149,7 +168,8 @@ def stream_planes(
     """
     shape = sources[0].shape if sources else sinks[0].shape
     deep = max(1, voxels // (shape[1] * shape[2] * multiple)) * multiple
-    slots = [_Slot((min(deep, shape[0]), *shape[1:]), sources, len(sinks)) for _ in range(min(2, -(-shape[0] // deep)))]
+    block = (min(deep, shape[0]), *shape[1:])
+    slots = [_Slot(stream, block, sources, len(sinks)) for stream in streams()[: -(-shape[0] // deep)]]
     for number, planes in enumerate(_runs(shape[0], deep)):
         slot = slots[number % len(slots)]
         _collect(slot, sinks)
