@@ -46,3 +46,9 @@ def gpu_device() -> ModuleType:
     import cupy
 
     return cupy
+
+
+@pytest.fixture(params=["emulated", pytest.param("real", marks=pytest.mark.gpu)])
+def any_device(request: pytest.FixtureRequest) -> ModuleType:
+    """Return CuPy, or what stands for it: what a test asks of one it asks of the other."""
+    return request.getfixturevalue("device" if request.param == "emulated" else "gpu_device")

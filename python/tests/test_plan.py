@@ -87,6 +87,12 @@ def test_knots_finer_than_the_voxels_are_refused_with_what_would_do(image):
     assert plan(image, spline_um=40, bias="off").shrink == 1
 
 
+def test_a_gpu_that_nothing_would_use_is_refused(image):
+    with pytest.raises(InputError, match="backend gpu is for the field of the whole volume, and bias is sections"):
+        plan(image, backend="gpu")
+    assert plan(image, backend="gpu", bias="two_pass").shrink == 1
+
+
 @pytest.mark.parametrize("name", ["../up", "a/b", "bob's", "scan [1]", "", "mask", "pipeline_info", "-x", "a;b"])
 def test_a_sample_name_that_cannot_be_a_folder_is_refused(name):
     with pytest.raises(InputError, match="must be letters, digits, spaces and"):

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,12 @@ def fit_sections(
     voxel_um: Mapping[str, float],
     settings: BiasSettings,
 ) -> BiasCorrection:
-    """Fit a bias field to each usable section of a batch; a flagged section keeps its intensities."""
+    """Fit a bias field to each usable section of a batch; a flagged section keeps its intensities.
+
+    Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
+    """
+    if settings.backend != "itk":
+        settings = replace(settings, backend="cpu")
     fields = []
     for section in sections[slice(*batch)]:
         if section.usable:

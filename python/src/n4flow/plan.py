@@ -191,6 +191,7 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
     if wide or volume.dtype == np.float64:
         warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
     _check_spline(parameters, volume)
+    _check_backend(parameters)
     geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
     layout = plan_layout(
         volume.shape,
@@ -228,6 +229,16 @@ def _check_spline(parameters: Mapping[str, Any], volume: Volume) -> None:
         msg = (
             f"{asked} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
             f"voxels ({finest:g}); give at least {finest * 2 ** (levels - 1):g} or fewer levels"
+        )
+        raise InputError(msg)
+
+
+def _check_backend(parameters: Mapping[str, Any]) -> None:
+    """Refuse a GPU that nothing would use."""
+    if parameters["backend"] == "gpu" and parameters["bias"] == "sections":
+        msg = (
+            "parameter backend gpu is for the field of the whole volume, and bias is sections, which are fitted on "
+            "CPUs; give bias volume or two_pass, or backend cpu"
         )
         raise InputError(msg)
 
