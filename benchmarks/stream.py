@@ -182,8 +182,9 @@ class Job:
         from n4flow.passes import TissueSource, statistics_pass
         from n4flow.recipe import Recipe, load_correction
 
-        recipe, tissue = Recipe([load_correction(self.work / "20_bias_field.npz")]), TissueSource.load(self.masks)
+        recipe = Recipe([load_correction(self.work / "20_bias_field.npz")])
         for start, stop in self.plans["input"].slabs:
+            tissue = TissueSource.load(self.masks, planes=(start, stop))
             statistics_pass(self.volume, start, stop, recipe=recipe, tissue=tissue)
 
     def render(self, dtype: str = "input") -> None:
@@ -193,7 +194,7 @@ class Job:
         from n4flow.recipe import Recipe, load_correction
         from n4flow.rendering import render_slab
 
-        plan, tissue = self.plans[dtype], TissueSource.load(self.masks)
+        plan = self.plans[dtype]
         recipe = Recipe([load_correction(file) for file in sorted(self.work.glob("[2-9]0_*.npz"))])
         image, mask = create_stores(self.work / "rendered", plan)
         for start, stop in plan.slabs:
@@ -205,7 +206,7 @@ class Job:
                 image_out=image,
                 layout=plan.layout,
                 shrink=plan.shrink,
-                tissue=tissue,
+                tissue=TissueSource.load(self.masks, planes=(start, stop)),
                 mask_out=mask,
                 mask_layout=plan.mask_layout,
             )

@@ -42,7 +42,8 @@ def sample_files(row, params) {
     check_apart(file("${params.outdir}/${row.sample}"), [row.image, mask, table])
     def voxel_um = row.voxel_um ?: params.voxel_um
     def volume = [
-        options: [voxel_um ? "--voxel-um '${voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : ''].join(' ').trim(),
+        options: [voxel_um ? "--voxel-um '${voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : '',
+            params.allow_missing_chunks.toString() == 'true' ? '--allow-missing-chunks' : ''].join(' ').trim(),
         sections: counted ? sections : null,
         digests: [row.image, mask].collect { path -> path ? digest(path) : null },
     ]

@@ -130,8 +130,9 @@ def test_image_has_a_display_window(tmp_path, voxels):
     omero = zarr.open_group(tmp_path / "brain.ome.zarr", mode="r").attrs["ome"]["omero"]
     window = omero["channels"][0]["window"]
     assert omero["channels"][0]["label"] == "brain"
-    assert window["start"] == pytest.approx(np.nanpercentile(voxels, 0.1))
-    assert window["end"] == pytest.approx(np.nanpercentile(voxels, 99.9))
+    exact = voxels.astype(np.float64)  # NumPy's percentile of float32 rounds differently from release to release
+    assert window["start"] == pytest.approx(np.nanpercentile(exact, 0.1))
+    assert window["end"] == pytest.approx(np.nanpercentile(exact, 99.9))
     assert (window["min"], window["max"]) == (np.nanmin(voxels), np.nanmax(voxels))
 
 

@@ -97,13 +97,15 @@ def fit_sections(
     """Fit a bias field to each usable section of a batch; a flagged section keeps its intensities.
 
     Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
+    `shrunken` and `tissue` begin with plane `tissue.z_start`, and hold at least the planes of the batch.
     """
     if settings.backend != "itk":
         settings = replace(settings, backend="cpu")
     fields = []
     for section in sections[slice(*batch)]:
         if section.usable:
-            field = _fit(shrunken, tissue.small, section.planes, voxel_um, settings, f"section {section.id}")
+            planes = slice(section.z_start - tissue.z_start, section.z_stop - tissue.z_start)
+            field = _fit(shrunken, tissue.small, planes, voxel_um, settings, f"section {section.id}")
             fields.append((section.z_start, section.z_stop, field))
     return BiasCorrection(tuple(fields))
 

@@ -27,6 +27,7 @@ from n4flow.chain import (
 from n4flow.correction import Correction
 from n4flow.errors import InputError
 from n4flow.fit.engine import choose_backend
+from n4flow.formats.space import check_space
 from n4flow.normalize import estimate_plane_range
 from n4flow.parameters import iteration_list, resolve
 from n4flow.passes import TissueSource, shrink_pass, statistics_pass
@@ -219,6 +220,8 @@ def _run_sample(
     corrections += _intensity(plan, tissue, Recipe(corrections), parameters, stages)
     recipe = Recipe(corrections)
 
+    folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder, (plan.layout, plan.mask_layout), 0, n_planes)
     image_out, mask_out = create_stores(folder, plan)
     rendered = []
     for start, stop in plan.slabs:

@@ -38,12 +38,15 @@ class TissueSource:
         In-plane block size.
     given : Volume, optional
         The user's mask, which is then used as it is.
+    z_start : int
+        Plane of the volume that `small` begins with.
     """
 
     small: np.ndarray
     agarose_small: np.ndarray
     shrink: int
     given: Volume | None = None
+    z_start: int = 0
 
     def save(self, path: str | Path) -> None:
         """Write both masks as packed bits; the user's own mask stays where it is."""
@@ -51,25 +54,35 @@ class TissueSource:
             np.savez_compressed(
                 stream,
                 allow_pickle=False,
-                tissue=np.packbits(self.small),
+                tissue=np.packbits(self.small.reshape(len(self.small), -1), axis=1),
                 shape=np.array(self.small.shape),
                 agarose=self.agarose_small,
                 shrink=np.array(self.shrink),
             )
 
     @classmethod
-    def load(cls, path: str | Path, given: Volume | None = None) -> TissueSource:
-        """Read what `save` wrote; `given` is the user's mask, if there is one."""
+    def load(cls, path: str | Path, given: Volume | None = None, planes: tuple[int, int] | None = None) -> TissueSource:
+        """Read what `save` wrote, of all planes or of those from one to another.
+
+        `given` is the user's mask, if there is one.
+        """
         with np.load(path, allow_pickle=False) as stored:
-            shape = tuple(int(n) for n in stored["shape"])
-            small = np.unpackbits(stored["tissue"], count=int(np.prod(shape))).reshape(shape).astype(bool)
-            return cls(small, stored["agarose"].astype(bool), int(stored["shrink"]), given)
+            n_z, n_y, n_x = (int(n) for n in stored["shape"])
+            start, stop = planes or (0, n_z)
+            bits = np.unpackbits(stored["tissue"][start:stop], axis=1, count=n_y * n_x)
+            small = bits.reshape(stop - start, n_y, n_x).view(bool)
+            return cls(small, stored["agarose"].astype(bool), int(stored["shrink"]), given, start)
+
+    def small_planes(self, start: int, stop: int) -> np.ndarray:
+        """Return planes of the mask on the shrunken grid."""
+        return self.small[start - self.z_start : stop - self.z_start]
 
     def block(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the (z, y, x) bool mask of a box with whole bounds."""
         if self.given is not None:
             return self.given.read(z, y, x) > 0
-        return expand_mask(self.small, self.shrink, z, y, x)
+        small = self.small_planes(z.start, z.stop)
+        return expand_mask(small, self.shrink, slice(0, len(small)), y, x)
 
     def classes(self, z: int, y: slice, width: int, inside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the classes of rows of a plane, and which of them each row has; see `PlaneCounter.add`.
@@ -80,7 +93,9 @@ class TissueSource:
         first = int(rows[0])
         small = slice(first, int(rows[-1]) + 1)
         if inside is None:
-            few = class_rows(self.small[z, small], self.agarose_small[small], self.agarose_small[small].shape)
+            few = class_rows(
+                self.small[z - self.z_start, small], self.agarose_small[small], self.agarose_small[small].shape
+            )
             return np.repeat(few, self.shrink, axis=1)[:, :width], (rows - first).astype(np.int32)
         agarose = np.repeat(self.agarose_small[rows], self.shrink, axis=1)[:, :width]
         return class_rows(inside, agarose, inside.shape), np.arange(len(rows), dtype=np.int32)

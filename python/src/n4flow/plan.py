@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.background import SpatialMeanBackground
 from n4flow.errors import InputError
+from n4flow.footprint import pass_bytes
+from n4flow.formats.grid import listed
 from n4flow.formats.omezarr import StoreLayout, plan_layout
+from n4flow.formats.space import store_needs
 from n4flow.parameters import iteration_list, voxel_size
 from n4flow.sections import SectionTable
 from n4flow.volume import Volume, open_volume
@@ -48,6 +52,8 @@ class Plan:
         Runs of sections, each the work of one task.
     warnings : list of str
         What the user should know before the run.
+    margin : int
+        Rows around a voxel that the recipe looks at.
     """
 
     sample: str
@@ -60,10 +66,12 @@ class Plan:
     slabs: list[tuple[int, int]]
     batches: list[tuple[int, int]]
     warnings: list[str]
+    margin: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
         volume = self.volume
+        needs = [store_needs(layout, 0, volume.shape[0]) for layout in (self.layout, self.mask_layout)]
         return {
             "sample": self.sample,
             "shape": list(volume.shape),
@@ -81,6 +89,8 @@ class Plan:
             "levels": [list(level.shape) for level in self.layout.levels],
             "output_dtype": self.layout.dtype,
             "output_gigabytes": round(math.prod(volume.shape) * np.dtype(self.layout.dtype).itemsize / 1e9, 3),
+            "needs": dict(zip(("bytes", "files"), map(sum, zip(*needs, strict=True)), strict=True)),
+            "memory_bytes": pass_bytes(volume, self.layout, self.mask_layout, self.shrink, margin=self.margin),
             "warnings": self.warnings,
         }
 
@@ -176,9 +186,20 @@ def check_name(sample: str) -> None:
 
 def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
     warnings = []
-    volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]))
+    volume = open_volume(
+        image,
+        channel=parameters["channel"],
+        voxel_um=voxel_size(parameters["voxel_um"]),
+        allow_missing_chunks=parameters["allow_missing_chunks"],
+    )
     mask = open_mask(parameters["mask"], volume) if parameters["mask"] else None
     sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
+    lost = volume.metadata.get("missing_planes", [])
+    if lost:
+        sections = sections.flagged(lost, "damaged")
+        keys = listed(volume.metadata["missing_chunks"])
+        damaged = ", ".join(section.id for section in sections if not section.usable)
+        warnings.append(f"lost chunks are treated as invalid voxels: {keys}; flagged sections: {damaged}")
     if len(sections) == 1 and volume.shape[0] > 1:
         warnings.append("the whole stack is treated as one section; give sections where it was cut into several")
     if not any(section.usable for section in sections):
@@ -212,7 +233,15 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
         slabs=_runs(volume.shape[0], layout.slab_planes),
         batches=_runs(len(sections), parameters["sections_per_task"]),
         warnings=warnings,
+        margin=_margin(parameters["background_radius_um"], volume.voxel_um),
     )
+
+
+def _margin(radius_um: float, voxel_um: Mapping[str, float] | None) -> int:
+    """Return the rows that a background of a radius reaches."""
+    if radius_um <= 0 or voxel_um is None:
+        return 0
+    return SpatialMeanBackground(background_radius(radius_um, voxel_um)).margin[0]
 
 
 def _check_spline(parameters: Mapping[str, Any], volume: Volume) -> None:

@@ -19,6 +19,7 @@ from n4flow.correction import Where
 from n4flow.errors import InputError
 from n4flow.formats.checksums import Checksums
 from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_layout, validate_store, write_omero
+from n4flow.formats.space import check_space
 from n4flow.normalize import PlaneRange
 from n4flow.passes import TissueSource, margin_first, prepared
 from n4flow.plan import choose_shrink, output_dtype
@@ -291,6 +292,7 @@ def render(
     tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink(volume.shape)
     slabs = []
     with published(Path(out)) as partial:
+        check_space(partial.parent, [layout], 0, volume.shape[0])
         create_store(partial, layout)
         for start in range(0, volume.shape[0], layout.slab_planes):
             stop = min(start + layout.slab_planes, volume.shape[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -157,6 +157,18 @@ class SectionTable(Sequence[Section]):
     def section_of_plane(self) -> np.ndarray:
         """(Z,) int array: index of the section that each plane belongs to."""
         return np.repeat(np.arange(len(self)), [s.z_stop - s.z_start for s in self])
+
+    def flagged(self, planes: Sequence[Sequence[int]], flag: str) -> SectionTable:
+        """Return the table with `flag` on the sections that any run (z_start, z_stop) of planes touches.
+
+        A section that has a flag keeps it.
+        """
+        touched = [any(start < section.z_stop and section.z_start < stop for start, stop in planes) for section in self]
+        sections = [
+            replace(section, flag=flag) if hit and section.usable else section
+            for section, hit in zip(self, touched, strict=True)
+        ]
+        return SectionTable(sections, self.n_planes)
 
     @property
     def usable_planes(self) -> np.ndarray:

@@ -89,6 +89,30 @@ class ShrunkenVolume:
             z, y, x = (int(n) for n in data["full_shape"])
             return cls(data["mean"], data["valid"], int(data["shrink"]), (z, y, x), planes)
 
+    @staticmethod
+    def count_planes(paths: Sequence[str | Path]) -> int:
+        """Return how many planes the files of slabs hold together."""
+        total = 0
+        for path in paths:
+            with np.load(path) as data:  # arrays are read when they are asked for
+                total += int(data["full_shape"][0])
+        return total
+
+    @classmethod
+    def load_planes(cls, paths: Sequence[str | Path], z_start: int, z_stop: int) -> Self:
+        """Read planes `z_start` to `z_stop` of a volume from the files of its slabs, in order of Z, and no others."""
+        slabs, start = [], 0
+        for path in paths:
+            stop = start + cls.count_planes([path])
+            if start < z_stop and z_start < stop:
+                slab = cls.load(path)
+                part = slice(max(z_start - start, 0), z_stop - start)
+                planes = {name: values[part] for name, values in slab.planes.items()}
+                mean, valid = slab.mean[part].copy(), slab.valid[part].copy()
+                slabs.append(cls(mean, valid, slab.shrink, (len(mean), *slab.full_shape[1:]), planes))
+            start = stop
+        return cls.concatenate(slabs)
+
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
         """Put slabs of one volume, in order of Z, back together."""

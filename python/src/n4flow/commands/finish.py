@@ -11,6 +11,7 @@ import typer
 
 from n4flow.commands.n4_sections import Masks
 from n4flow.commands.step import (
+    AllowMissing,
     Channel,
     Image,
     JsonFile,
@@ -53,6 +54,7 @@ def finish(
     recipe: RecipeDir = None,
     voxel_um: VoxelUm = None,
     channel: Channel = None,
+    allow_missing_chunks: AllowMissing = False,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -68,8 +70,9 @@ def finish(
 
     with step("FINISH", threads, json_file):
         resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
+        volume = {"voxel_um": voxel_um, "channel": channel, "allow_missing_chunks": allow_missing_chunks}
         own = {"sections": section_argument(sections), "mask": str(mask) if mask else None}
-        plan = make_plan(image, resolved | own | {"voxel_um": voxel_um, "channel": channel}, sample)
+        plan = make_plan(image, resolved | own | volume, sample)
         pieces = parts(slabs, "slab_*")
         stores = create_stores(out, plan)
         for piece in pieces:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.step import Channel, Image, JsonFile, Threads, VoxelUm, step
+from n4flow.commands.step import AllowMissing, Channel, Image, JsonFile, Threads, VoxelUm, step
 from n4flow.errors import InputError
 from n4flow.timing import dumps
 
@@ -25,6 +25,7 @@ def inspect(
     mask: Annotated[Path | None, typer.Option("--mask", help="Tissue mask of the volume's shape.")] = None,
     voxel_um: VoxelUm = None,
     channel: Channel = None,
+    allow_missing_chunks: AllowMissing = False,
     bias: Annotated[str, typer.Option("--bias", help="sections, volume, two_pass or off.")] = "sections",
     backend: Annotated[str, typer.Option("--backend", help="auto, cpu, gpu or itk.")] = "auto",
     spline_um: Annotated[float, typer.Option("--spline-um", help="Distance of the knots; 0: one span.")] = 0,
@@ -46,6 +47,7 @@ def inspect(
         "mask": str(mask) if mask else None,
         "voxel_um": voxel_um,
         "channel": channel,
+        "allow_missing_chunks": allow_missing_chunks,
         "bias": bias,
         "backend": backend,
         "spline_um": spline_um or None,
@@ -85,4 +87,6 @@ def _inspected(image: Path, sample: str | None, given: dict[str, Any], out: Path
         if radius > 0 and plan.volume.voxel_um is not None:
             background = SpatialMeanBackground(background_radius(radius, plan.volume.voxel_um))
             save_correction(background, out / "10_background.npz")
+        if plan.volume.metadata.get("missing_planes"):
+            plan.sections.write(out / "sections.tsv")
     return {"plan": plan.summary()}

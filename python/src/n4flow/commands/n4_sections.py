@@ -47,11 +47,15 @@ def n4_sections(
     from n4flow.statistics import ShrunkenVolume
 
     with step("N4_SECTIONS", threads, json_file) as numbers:
-        shrunken = ShrunkenVolume.concatenate([ShrunkenVolume.load(slab) for slab in parts(slabs, SHRUNKEN)])
-        table = SectionTable.coerce(section_argument(sections), shrunken.mean.shape[0])
+        files = parts(slabs, SHRUNKEN)
+        table = SectionTable.coerce(section_argument(sections), ShrunkenVolume.count_planes(files))
         first, stop = plane_range(batch, len(table))
+        planes = table[first].z_start, table[stop - 1].z_stop
+        shrunken = ShrunkenVolume.load_planes(files, *planes)
         settings = BiasSettings(spline_um or None, iteration_list(iterations), tolerance, backend, threads)
         size = voxel_size(voxel_um) or {}
-        correction = fit_sections(shrunken, TissueSource.load(masks), table, (first, stop), size, settings)
+        correction = fit_sections(
+            shrunken, TissueSource.load(masks, planes=planes), table, (first, stop), size, settings
+        )
         save_correction(correction, out)
         numbers.update(sections=[first, stop], **correction.summary())

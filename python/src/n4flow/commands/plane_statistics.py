@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from n4flow.commands.n4_sections import Masks
-from n4flow.commands.step import Channel, Image, JsonFile, Planes, RecipeDir, Threads, VoxelUm, plane_range, step
+from n4flow.commands.step import (
+    AllowMissing,
+    Channel,
+    Image,
+    JsonFile,
+    Planes,
+    RecipeDir,
+    Threads,
+    VoxelUm,
+    plane_range,
+    step,
+)
 
 
 def plane_statistics(
@@ -20,6 +31,7 @@ def plane_statistics(
     recipe: RecipeDir = None,
     voxel_um: VoxelUm = None,
     channel: Channel = None,
+    allow_missing_chunks: AllowMissing = False,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -31,9 +43,11 @@ def plane_statistics(
     from n4flow.volume import open_volume
 
     with step("PLANE_STATISTICS", threads, json_file) as numbers:
-        volume = open_volume(image, channel=channel, voxel_um=voxel_size(voxel_um))
+        volume = open_volume(
+            image, channel=channel, voxel_um=voxel_size(voxel_um), allow_missing_chunks=allow_missing_chunks
+        )
         start, stop = plane_range(planes, volume.shape[0])
-        tissue = TissueSource.load(masks, open_mask(mask, volume) if mask else None)
+        tissue = TissueSource.load(masks, open_mask(mask, volume) if mask else None, (start, stop))
         before = Recipe.load(recipe) if recipe else Recipe()
         statistics_pass(volume, start, stop, recipe=before, tissue=tissue).save(out)
         numbers.update(planes=[start, stop])

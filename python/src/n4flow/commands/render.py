@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from n4flow.commands.step import Channel, JsonFile, Threads, VoxelUm, step
+from n4flow.commands.step import AllowMissing, Channel, JsonFile, Threads, VoxelUm, step
 
 
 def render(
@@ -21,6 +21,7 @@ def render(
     dtype: Annotated[str, typer.Option("--dtype", help="float32, input, uint16 or uint8.")] = "float32",
     voxel_um: VoxelUm = None,
     channel: Channel = None,
+    allow_missing_chunks: AllowMissing = False,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -32,7 +33,9 @@ def render(
 
     with step("RENDER", threads, json_file) as numbers:
         corrections = Recipe.load(recipe)
-        volume = open_volume(image, channel=channel, voxel_um=voxel_size(voxel_um))
+        volume = open_volume(
+            image, channel=channel, voxel_um=voxel_size(voxel_um), allow_missing_chunks=allow_missing_chunks
+        )
         written = render_volume(
             volume, corrections, output, ome_zarr_version=ome_zarr_version, dtype=dtype, threads=threads, mask=mask
         )

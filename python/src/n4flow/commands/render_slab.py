@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from n4flow.commands.n4_sections import Masks
-from n4flow.commands.step import Channel, Image, JsonFile, Planes, RecipeDir, Threads, VoxelUm, plane_range, step
+from n4flow.commands.step import (
+    AllowMissing,
+    Channel,
+    Image,
+    JsonFile,
+    Planes,
+    RecipeDir,
+    Threads,
+    VoxelUm,
+    plane_range,
+    step,
+)
 from n4flow.timing import dumps
 
 
@@ -26,11 +37,13 @@ def render_slab(
     recipe: RecipeDir = None,
     voxel_um: VoxelUm = None,
     channel: Channel = None,
+    allow_missing_chunks: AllowMissing = False,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
     """Render a slab of planes: its shards of every level, its mask, and a shrunken copy for the report."""
     from n4flow.chain import CHECKSUMS_NAME, create_stores
+    from n4flow.formats.space import check_space
     from n4flow.parameters import resolve
     from n4flow.passes import TissueSource
     from n4flow.plan import make_plan
@@ -38,10 +51,13 @@ def render_slab(
     from n4flow.rendering import render_slab as render
 
     given = {"voxel_um": voxel_um, "channel": channel, "mask": str(mask) if mask else None, "dtype": dtype}
+    given |= {"allow_missing_chunks": allow_missing_chunks}
     given |= {"ome_zarr_version": ome_zarr_version, "slab_planes": slab_planes, "shrink": shrink}
     with step("RENDER", threads, json_file) as numbers:
         plan = make_plan(image, resolve(given), sample)
         start, stop = plane_range(planes, plan.volume.shape[0])
+        out.mkdir(parents=True, exist_ok=True)
+        check_space(out, (plan.layout, plan.mask_layout), start, stop)
         image_out, mask_out = create_stores(out, plan)
         slab = render(
             plan.volume,
@@ -51,7 +67,7 @@ def render_slab(
             image_out=image_out,
             layout=plan.layout,
             shrink=shrink,
-            tissue=TissueSource.load(masks, plan.mask),
+            tissue=TissueSource.load(masks, plan.mask, (start, stop)),
             mask_out=mask_out,
             mask_layout=plan.mask_layout,
             threads=threads,

@@ -8,7 +8,18 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from n4flow.commands.step import Channel, Image, JsonFile, Planes, RecipeDir, Threads, VoxelUm, plane_range, step
+from n4flow.commands.step import (
+    AllowMissing,
+    Channel,
+    Image,
+    JsonFile,
+    Planes,
+    RecipeDir,
+    Threads,
+    VoxelUm,
+    plane_range,
+    step,
+)
 
 
 def shrink(
@@ -21,6 +32,7 @@ def shrink(
     recipe: RecipeDir = None,
     voxel_um: VoxelUm = None,
     channel: Channel = None,
+    allow_missing_chunks: AllowMissing = False,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -32,7 +44,9 @@ def shrink(
     from n4flow.volume import open_volume
 
     with step("SHRINK", threads, json_file) as numbers:
-        volume = open_volume(image, channel=channel, voxel_um=voxel_size(voxel_um))
+        volume = open_volume(
+            image, channel=channel, voxel_um=voxel_size(voxel_um), allow_missing_chunks=allow_missing_chunks
+        )
         start, stop = plane_range(planes, volume.shape[0])
         before = Recipe.load(recipe) if recipe else Recipe()
         given = open_mask(mask, volume) if mask else None

@@ -22,6 +22,9 @@ Sections = Annotated[str, typer.Option("--sections", help="Section table, or the
 RecipeDir = Annotated[Path | None, typer.Option("--recipe", help="Folder with the corrections so far.")]
 VoxelUm = Annotated[str | None, typer.Option("--voxel-um", metavar="'Z Y X'", help="Voxel size in micrometres.")]
 Channel = Annotated[int | None, typer.Option("--channel", min=0, help="Channel to process.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing-chunks", help="Treat lost chunks of a Zarr store as invalid voxels.")
+]
 
 
 @contextmanager

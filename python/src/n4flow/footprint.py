@@ -1,0 +1,82 @@
+"""Peak memory of the streaming passes, from shapes and types alone: what a task asks its scheduler for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from n4flow.accumulate import STRIP_VOXELS
+from n4flow.bins import N_BINS
+from n4flow.formats.layout import StoreLayout
+from n4flow.passes import Blocks
+from n4flow.volume import Volume
+
+INTERPRETER = 550_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
+MARGIN = 1.2  # allocators round up, and keep some of what is given back
+HISTOGRAM = 3 * 8 * 8192  # of a plane: values and counts of three classes over eight octaves
+
+
+def pass_bytes(
+    volume: Volume,
+    layout: StoreLayout,
+    mask_layout: StoreLayout,
+    shrink: int,
+    *,
+    margin: int = 0,
+    threads: int = 2,
+) -> dict[str, int]:
+    """Return the peak memory of a task of each streaming process, in bytes.
+
+    It grows with the size of a plane and with the planes of a slab on the shrunken grid, and not with the planes of the
+    volume.
+
+    Parameters
+    ----------
+    volume : Volume
+        The input.
+    layout, mask_layout : StoreLayout
+        The stores that RENDER writes.
+    shrink : int
+        In-plane block size of the shrunken volume.
+    margin : int
+        Rows that the recipe's neighbourhoods reach.
+    threads : int
+        Of a task.
+    """
+    planes = min(layout.slab_planes, volume.shape[0])
+    small = math.prod(-(-n // shrink) for n in volume.shape[1:])
+    chunks = [store.levels[0].chunks for store in (layout, mask_layout)]
+    depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
+    read, render = Blocks.of(volume, halo=margin), Blocks.of(volume, depth, height, margin)
+    tables = threads * (8 * 3 * 2 * N_BINS + 3 * 4 * STRIP_VOXELS)
+    masks = small * (planes + volume.shape[0] // 8)
+    parts = {
+        "SHRINK": 2 * read.nbytes(volume) + planes * small * 8 + 12 * read.depth * volume.shape[2],
+        "PLANE_STATISTICS": 2 * read.nbytes(volume) + tables + masks + 3 * planes * HISTOGRAM,
+        "RENDER": 2 * render.nbytes(volume)
+        + planes * small * 8
+        + 12 * render.depth * small
+        + masks
+        + sum(_writer_bytes(store, render, volume.shape, threads) for store in (layout, mask_layout)),
+    }
+    around = 0
+    if margin:  # corrected blocks as float32, and the float64 planes of a Gaussian mean
+        rows = min(render.height + 2 * margin, volume.shape[1])
+        around = (4 * render.depth * render.height + 48 * threads * rows) * volume.shape[2]
+    return {name: int(INTERPRETER + MARGIN * (size + around)) for name, size in parts.items()}
+
+
+def _writer_bytes(layout: StoreLayout, blocks: Blocks, shape: tuple[int, int, int], threads: int) -> int:
+    """Return what a writer holds: chunks in work, compressed chunks that wait, and chunks that are not complete."""
+    itemsize = np.dtype(layout.dtype).itemsize
+    first = layout.levels[0]
+    chunk = math.prod(first.chunks)
+    total = threads * chunk * (2 * itemsize + 4) + 4 * threads * chunk * itemsize
+    if blocks.depth % first.chunks[0] and blocks.depth < shape[0]:  # blocks that end within chunks
+        total += first.chunks[0] * math.prod(shape[1:]) * itemsize
+    for level in layout.levels[1:]:
+        covered = level.chunks[0] * level.factors[0]
+        rows = level.chunks[1] if covered <= blocks.depth else level.shape[1]
+        total += 4 * level.chunks[0] * (rows + level.chunks[1]) * level.shape[2]
+    return total

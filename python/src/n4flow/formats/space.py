@@ -1,0 +1,56 @@
+"""Room on the disk: what a store can take at most, and whether it is there before anything is written."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from n4flow.errors import DiskFullError
+from n4flow.formats.layout import StoreLayout, expected_shards, level_slab
+
+METADATA_FILES = 2  # of the group, at most; every level has one more
+CHUNK_OVERHEAD = 32  # bytes that a chunk of noise grows by: Blosc's header and its place in the index
+
+
+def store_needs(layout: StoreLayout, z_start: int, z_stop: int) -> tuple[int, int]:
+    """Return the bytes and files that planes of a store take at most: noise does not compress.
+
+    Parameters
+    ----------
+    layout : StoreLayout
+    z_start, z_stop : int
+        A whole number of slabs.
+    """
+    total = 0
+    for number, level in enumerate(layout.levels):
+        start, stop = level_slab(layout, number, z_start, z_stop)
+        grid = [-(-n // c) for n, c in zip((stop - start, *level.shape[1:]), level.chunks, strict=True)]
+        total += math.prod(grid) * (math.prod(level.chunks) * np.dtype(layout.dtype).itemsize + CHUNK_OVERHEAD)
+    keys = expected_shards(layout, z_start, z_stop)
+    folders = {str(parent) for key in keys for parent in PurePosixPath(key).parents}
+    return total, len(keys) + len(folders) + len(layout.levels) + METADATA_FILES
+
+
+def check_space(folder: Path, stores: Iterable[StoreLayout], z_start: int, z_stop: int) -> None:
+    """Refuse to write planes of stores into a folder whose disk has no room for them.
+
+    Raises
+    ------
+    DiskFullError
+        With what is needed and what is free, of bytes or of inodes.
+    """
+    needs = [store_needs(layout, z_start, z_stop) for layout in stores]
+    nbytes, files = sum(need[0] for need in needs), sum(need[1] for need in needs)
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    remedy = "free some or choose another folder"
+    if nbytes > free:
+        msg = f"{folder} needs up to {nbytes / 1e9:.3f} GB and has {free / 1e9:.3f} GB free; {remedy}"
+        raise DiskFullError(msg)
+    if disk.f_files and files > disk.f_favail:  # some file systems state no inodes
+        msg = f"{folder} needs up to {files} files and has inodes for {disk.f_favail}; {remedy}"
+        raise DiskFullError(msg)

@@ -1,0 +1,269 @@
+"""The passes over full resolution: the same bits however a volume is cut, and what they ask for beforehand."""
+
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import zarr
+
+from n4flow import passes, run
+from n4flow.background import SpatialMeanBackground
+from n4flow.chain import BiasSettings, fit_sections, lookup, plane_gain
+from n4flow.errors import DiskFullError, InputError
+from n4flow.formats import space
+from n4flow.formats.omezarr import create_store, plan_layout, write_omero
+from n4flow.formats.space import store_needs
+from n4flow.normalize import estimate_plane_range
+from n4flow.parameters import resolve
+from n4flow.passes import TissueSource, shrink_pass, statistics_pass
+from n4flow.plan import make_plan
+from n4flow.planes import _limit, limit_threads
+from n4flow.recipe import Recipe
+from n4flow.rendering import render, render_slab
+from n4flow.sections import SectionTable
+from n4flow.statistics import ShrunkenVolume, plane_histograms, shrink_planes
+from n4flow.volume import Volume, open_volume, write_volume
+
+VOXEL = {"z": 20.0, "y": 5.0, "x": 5.0}
+SHAPE = (12, 70, 90)
+SHRINK = 4
+
+
+def stack(seed=3):
+    """Tissue in agarose in padding, with a shading and sections of other brightness."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+    tissue = (y - 35) ** 2 + (x - 45) ** 2 < 24**2
+    level = np.where(tissue, 9000, 1500) * (1 + 0.2 * np.sin(z // 4)) * np.exp(0.3 * (x - 45) / 90)
+    values = (level * rng.gamma(30, 1 / 30, SHAPE)).astype(np.uint16)
+    values[:, :3] = values[:, -2:] = values[..., :5] = 0
+    return values, tissue
+
+
+@pytest.fixture(scope="module")
+def estimated():
+    """Everything that a run estimates, and the volume."""
+    values, tissue = stack()
+    volume = Volume.from_array(values, VOXEL)
+    table = SectionTable.equal(SHAPE[0], 3)
+    background = Recipe([SpatialMeanBackground((40.0, 30.0))])
+    shrunken = shrink_planes(values, SHRINK)
+    source = TissueSource(tissue[:, 1::SHRINK, 1::SHRINK], ~tissue[0, 1::SHRINK, 1::SHRINK], SHRINK)
+    settings = BiasSettings(None, (4, 4), 0.001, "cpu")
+    bias = fit_sections(shrunken, source, table, (0, 3), VOXEL, settings)
+    histograms = statistics_pass(volume, 0, SHAPE[0], recipe=Recipe([bias]), tissue=source)
+    found = [estimate_plane_range(histograms, table, 99.5)]
+    found.append(lookup(histograms, Recipe(found), table, "section", 64))
+    found.append(plane_gain(histograms, Recipe(found), table, 1.0))
+    return SimpleNamespace(
+        volume=volume,
+        values=values,
+        table=table,
+        source=source,
+        shrunken=shrunken,
+        settings=settings,
+        bias=bias,
+        recipes={"whole": Recipe([bias, *found]), "background": Recipe([*background, bias])},
+    )
+
+
+@pytest.fixture
+def cut(monkeypatch, request):
+    """Read by the smallest blocks, with so many threads."""
+    before = list(_limit)
+    limit_threads(request.param)
+    monkeypatch.setattr(passes, "BLOCK_BYTES", 1)
+    yield
+    _limit[:] = before
+
+
+def tissue_of(estimated):
+    return estimated.source.block(*(slice(0, n) for n in SHAPE))
+
+
+def written(folder, estimated, recipe, volume, **options):
+    """Render slab by slab as tasks do; return voxels and the shrunken copy."""
+    layout = plan_layout(SHAPE, "float32", VOXEL, **options)
+    create_store(folder, layout)
+    slabs = [
+        render_slab(
+            volume,
+            recipe,
+            start,
+            min(start + layout.slab_planes, SHAPE[0]),
+            image_out=folder,
+            layout=layout,
+            shrink=SHRINK,
+            tissue=estimated.source,
+        )
+        for start in range(0, SHAPE[0], layout.slab_planes)
+    ]
+    write_omero(folder, (0, 1), (0, 1), "x")
+    return open_volume(folder).read(slice(None)), ShrunkenVolume.concatenate([slab.after for slab in slabs])
+
+
+@pytest.mark.parametrize("cut", [1, 3], indirect=True)
+@pytest.mark.parametrize("chunks", [(12, 70, 90), (1, 70, 90), (5, 16, 11)])
+@pytest.mark.parametrize("kind", ["whole", "background"])
+def test_every_cut_gives_the_bits_of_the_array_in_memory(tmp_path, estimated, cut, chunks, kind):
+    store = zarr.create_array(tmp_path / "in.zarr", shape=SHAPE, chunks=chunks, dtype="uint16")
+    store[:] = estimated.values
+    volume = open_volume(tmp_path / "in.zarr", voxel_um=VOXEL)
+    recipe = estimated.recipes[kind]
+    expected = recipe.apply(estimated.values, tissue=tissue_of(estimated))
+    for number, options in enumerate([{}, {"chunks": (2, 16, 32), "slab_planes": 4}]):
+        voxels, after = written(tmp_path / f"{number}.zarr", estimated, recipe, volume, **options)
+        assert np.array_equal(voxels, expected)
+        reference = shrink_planes(expected, SHRINK)
+        # sums of float64 in another order, rounded to float32
+        np.testing.assert_allclose(after.mean, reference.mean, rtol=1e-6)
+        assert np.array_equal(after.valid, reference.valid)
+        assert all(np.array_equal(after.planes[name], reference.planes[name]) for name in reference.planes)
+
+
+@pytest.mark.parametrize("cut", [1, 3], indirect=True)
+@pytest.mark.parametrize("chunks", [(1, 70, 90), (5, 16, 11)])
+def test_statistics_of_every_cut_are_those_of_the_array(tmp_path, estimated, cut, chunks):
+    store = zarr.create_array(tmp_path / "in.zarr", shape=SHAPE, chunks=chunks, dtype="uint16")
+    store[:] = estimated.values
+    volume = open_volume(tmp_path / "in.zarr", voxel_um=VOXEL)
+    shrunken, _given = shrink_pass(volume, 2, 11, SHRINK, recipe=Recipe())
+    whole = shrink_planes(estimated.values[2:11], SHRINK)
+    assert np.array_equal(shrunken.mean, whole.mean)
+    assert np.array_equal(shrunken.valid, whole.valid)
+    assert all(np.array_equal(shrunken.planes[name], whole.planes[name]) for name in whole.planes)
+    recipe = Recipe([estimated.bias])
+    counted = statistics_pass(volume, 2, 11, recipe=recipe, tissue=estimated.source)
+    even = recipe.apply(estimated.values)[2:11]
+    agarose = expanded(estimated.source.agarose_small)
+    expected = plane_histograms(even, tissue_of(estimated)[2:11], agarose, z_start=2)
+    assert np.array_equal(counted.offsets, expected.offsets)
+    assert all(map(np.array_equal, counted.values, expected.values))
+    assert all(map(np.array_equal, counted.counts, expected.counts))
+
+
+def expanded(small):
+    return small.repeat(SHRINK, axis=0).repeat(SHRINK, axis=1)[: SHAPE[1], : SHAPE[2]]
+
+
+def test_percentiles_lie_within_a_bin_of_the_full_data(estimated):
+    even = Recipe([estimated.bias]).apply(estimated.values)
+    counted = statistics_pass(estimated.volume, 0, SHAPE[0], recipe=Recipe([estimated.bias]), tissue=estimated.source)
+    inside = tissue_of(estimated)
+    for z in range(SHAPE[0]):
+        for q in (1, 50, 99.9):
+            exact = np.percentile(even[z][(even[z] != 0) & inside[z]].astype(np.float64), q)
+            assert counted.percentile(z, q, "tissue") == pytest.approx(exact, rel=2.0**-10)
+
+
+def test_zero_padding_changes_no_voxel_inside(tmp_path):
+    values, _tissue = stack()
+    settings = {"sections": 3, "bias": "off", "shrink": 1}
+    found = []
+    for name, image in (("plain", values), ("padded", np.pad(values, ((0, 0), (7, 13), (16, 5))))):
+        write_volume(tmp_path / f"{name}.ome.zarr", image, voxel_um=VOXEL)
+        result = run(tmp_path / f"{name}.ome.zarr", tmp_path / "out", **settings)
+        found.append(open_volume(result.samples[0].store).read(slice(None)))
+    assert found[0].max() > 0.5
+    assert np.array_equal(found[1][:, 7:-13, 16:-5], found[0])
+    assert np.count_nonzero(found[1]) == np.count_nonzero(found[0])
+
+
+def test_a_batch_needs_its_own_planes_alone(tmp_path, estimated):
+    estimated.source.save(tmp_path / "masks.npz")
+    files = [tmp_path / f"shrunken_{start:06d}.npz" for start in (0, 5, 9)]
+    for file, start, stop in zip(files, (0, 5, 9), (5, 9, 12), strict=True):
+        shrink_planes(estimated.values[start:stop], SHRINK).save(file)
+    files[2].rename(tmp_path / "moved")  # a file of other planes may hold anything
+    np.savez(files[2], full_shape=np.array([3, *SHAPE[1:]]))
+    assert ShrunkenVolume.count_planes(files) == SHAPE[0]
+    some = ShrunkenVolume.load_planes(files, 4, 8)
+    assert np.array_equal(some.mean, estimated.shrunken.mean[4:8])
+    assert np.array_equal(some.planes["maximum"], estimated.shrunken.planes["maximum"][4:8])
+    masks = TissueSource.load(tmp_path / "masks.npz", planes=(4, 8))
+    box = slice(5, 8), slice(9, 40), slice(13, 77)
+    assert np.array_equal(masks.block(*box), estimated.source.block(*box))
+    bias = fit_sections(some, masks, estimated.table, (1, 2), VOXEL, estimated.settings)
+    assert np.array_equal(bias.fields[0][2].lattice, estimated.bias.fields[1][2].lattice)
+
+
+def test_lost_chunks_are_an_error_or_flag_their_sections(tmp_path):
+    values, _tissue = stack()
+    store = zarr.create_array(tmp_path / "in.zarr", shape=SHAPE, chunks=(2, 35, 90), dtype="uint16")
+    store[:] = values
+    (tmp_path / "in.zarr/c/2/0/0").unlink()
+    (tmp_path / "in.zarr/c/3/1/0").write_bytes(b"")
+    settings = {"sections": 3, "bias": "off", "voxel_um": "20 5 5"}
+    with pytest.raises(InputError, match=r"lacks 2 files, .*: c/2/0/0, c/3/1/0; copy the store again"):
+        run(tmp_path / "in.zarr", tmp_path / "out", **settings)
+    result = run(tmp_path / "in.zarr", tmp_path / "out", allow_missing_chunks=True, **settings)
+    numbers = result.samples[0].numbers
+    assert numbers["plan"]["flagged_sections"] == ["s001"]
+    assert "c/2/0/0, c/3/1/0; flagged sections: s001" in numbers["plan"]["warnings"][0]
+    voxels = open_volume(result.samples[0].store).read(slice(None))
+    assert not voxels[4:6, :35].any()
+    assert not voxels[6:8, 35:].any()
+    assert voxels[6:8, 10:35].any()
+
+
+def test_space_and_inodes_are_looked_at_before_anything_is_written(tmp_path, estimated, monkeypatch):
+    layout = plan_layout(SHAPE, "float32", VOXEL, chunks=(4, 32, 32))
+    nbytes, files = store_needs(layout, 0, SHAPE[0])
+    render(estimated.volume, Recipe(), tmp_path / "kept.ome.zarr", chunks=(4, 32, 32))
+    taken = list((tmp_path / "kept.ome.zarr").rglob("*"))
+    assert sum(path.stat().st_size for path in taken if path.is_file() and path.suffix != ".json") <= nbytes
+    assert len(taken) <= files
+    disk = {"f_bavail": nbytes, "f_frsize": 1, "f_files": 10**6, "f_favail": files}
+    for lacking, says in (
+        ({"f_bavail": nbytes - 1}, "needs up to .* GB and has"),
+        ({"f_favail": files - 1}, "inodes for"),
+    ):
+        monkeypatch.setattr(space.os, "statvfs", lambda _path, d=disk | lacking: SimpleNamespace(**d))
+        with pytest.raises(DiskFullError, match=says):
+            render(estimated.volume, Recipe(), tmp_path / "out.ome.zarr", chunks=(4, 32, 32))
+        assert [path.name for path in tmp_path.iterdir()] == ["kept.ome.zarr"]
+    monkeypatch.setattr(space.os, "statvfs", lambda _path: SimpleNamespace(**disk))
+    render(estimated.volume, Recipe(), tmp_path / "out.ome.zarr", chunks=(4, 32, 32))
+
+
+RENDERED = """
+import json, resource, sys
+from n4flow.parameters import resolve
+from n4flow.plan import make_plan
+from n4flow.recipe import Recipe
+from n4flow.chain import create_stores
+from n4flow.rendering import render_slab
+from n4flow.passes import TissueSource
+import numpy as np
+from pathlib import Path
+plan = make_plan(sys.argv[1], resolve({"sections": 2}), "sample")
+small = np.ones((plan.volume.shape[0], *[-(-n // plan.shrink) for n in plan.volume.shape[1:]]), bool)
+image, mask = create_stores(Path(sys.argv[2]), plan)
+render_slab(plan.volume, Recipe(), *plan.slabs[0], image_out=image, layout=plan.layout, shrink=plan.shrink,
+            tissue=TissueSource(small, ~small[0], plan.shrink), mask_out=mask, mask_layout=plan.mask_layout, threads=2)
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, plan.summary()["memory_bytes"]["RENDER"]]))
+"""
+
+
+def test_the_predicted_memory_is_kept(tmp_path):
+    values = np.random.default_rng(1).integers(1, 60000, (32, 700, 900)).astype(np.uint16)
+    write_volume(tmp_path / "in.ome.zarr", values, voxel_um=VOXEL)
+    command = [sys.executable, "-c", RENDERED, str(tmp_path / "in.ome.zarr"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, predicted = json.loads(done.stdout)
+    assert 0.4 * predicted < peak < predicted  # an upper bound that is of use
+
+
+def test_the_predicted_memory_does_not_grow_with_planes(tmp_path):
+    found = []
+    for planes in (128, 1024):
+        shutil.rmtree(tmp_path / "in.zarr", ignore_errors=True)
+        create_store(tmp_path / "in.zarr", plan_layout((planes, 2000, 2000), "uint16", VOXEL))
+        parameters = resolve({"sections": 8, "allow_missing_chunks": True, "slab_planes": 32})
+        found.append(make_plan(tmp_path / "in.zarr", parameters).summary()["memory_bytes"])
+    for name, least in found[0].items():
+        assert least <= found[1][name] < 1.1 * least < 1.5e9
