@@ -44,8 +44,7 @@ workflow {
     // plans: [meta, plan], plan = what INSPECT decided: slabs, batches, shrink, slab_planes
     INSPECT(samples, params.subMap('bias', 'backend', 'spline_um', 'iterations', 'shrink', 'background_radius_um',
         'ome_zarr_version', 'dtype', 'sections_per_task', 'slab_planes'))
-    // where chunks are lost and that is allowed, a table that flags their sections takes the place of the user's
-    samples = samples.join(INSPECT.out.flagged).map { sample -> sample[0..3] + [sample[5] ?: sample[4]] }
+    samples = samples.join(INSPECT.out.flagged).map { sample -> sample[0..3] + [sample[5] ?: sample[4]] }  // lost chunks flag sections
     plans = INSPECT.out.plan.map { meta, plan, _files -> [meta, answer(plan)] }
     n_slabs = plans.map { meta, plan -> [meta, plan.slabs.size()] }
     // recipe: [meta, [correction files so far]]; it grows from stage to stage and is what RENDER applies

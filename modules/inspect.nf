@@ -9,7 +9,7 @@ process INSPECT {
 
     output:
     tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), emit: plan
-    tuple val(meta), path('inspected/sections.tsv', arity: '0..1'), emit: flagged
+    tuple val(meta), path('inspected/sections.tsv', arity: '0..*'), emit: flagged
     tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: versions
 
     script:
