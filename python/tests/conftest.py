@@ -52,3 +52,9 @@ def gpu_device() -> ModuleType:
 def any_device(request: pytest.FixtureRequest) -> ModuleType:
     """Return CuPy, or what stands for it: what a test asks of one it asks of the other."""
     return request.getfixturevalue("device" if request.param == "emulated" else "gpu_device")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of two planes or so, so that arrays pass through the device in several."""
+    monkeypatch.setattr("n4flow.fit.gpu_device.BLOCK_VOXELS", 2500)

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from gpu_examples import phantom, some_field
 
 import n4flow
 from n4flow import arrays
@@ -14,37 +15,11 @@ from n4flow.bias import BiasCorrection, fit_shrunken
 from n4flow.correction import Where
 from n4flow.errors import GpuError, InputError, OutOfMemoryError
 from n4flow.fit import gpu_device
-from n4flow.fit.field import BiasField
 from n4flow.fit.gpu_apply import shrink_masked as shrink_on_gpu
 from n4flow.fit.shrink import shrink_masked
 
 RNG = np.random.default_rng(5)
 FAST = {"iters": (4, 3), "conv_threshold": 0}
-
-
-def phantom(shape=(9, 30, 37), seed=0):
-    """Two tissues with noise and a smooth field, and a mask."""
-    rng = np.random.default_rng(seed)
-    axes = np.meshgrid(*[np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape], indexing="ij")
-    tissue = np.where(axes[-1] + 0.3 * np.sin(5 * axes[-2]) > 0, 200.0, 130.0)
-    image = tissue * np.exp(0.25 * axes[-1] + 0.15 * axes[0] * axes[-2]) * (1 + 0.03 * rng.standard_normal(shape))
-    mask = sum(a**2 for a in axes) < 1.1
-    image[(0,) * len(shape)] = 0
-    return image.astype(np.float32), mask
-
-
-def some_field(shape, shrink=None, seed=2, scale=0.5):
-    rng = np.random.default_rng(seed)
-    k = (1,) * len(shape) if shrink is None else shrink
-    grid = tuple(-(-n // s) for n, s in zip(shape, k, strict=True))
-    lattice = rng.uniform(-scale, scale, [1 if n == 1 else 5 for n in grid]).astype(np.float32)
-    return BiasField(lattice, grid, shape, k)
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of two planes or so, so that arrays pass through the device in several."""
-    monkeypatch.setattr(gpu_device, "BLOCK_VOXELS", 2500)
 
 
 # ------------------------------------------------------------------------------------------------- the field applied

@@ -81,11 +81,7 @@ class SectionLookup(Correction):
         """Return the mapped block; zeros and non-finite voxels stay as they are. NumPy or CuPy, in place."""
         xp = array_module(block)
         block = xp.ascontiguousarray(block, dtype=xp.float32)
-        maps = self.map_of_plane[where.z : where.z + block.shape[0]].tolist()
-
-        below = np.float32(self.threshold)  # v > threshold is v > the float32 next below it
-        if below > self.threshold:
-            below = np.nextafter(below, np.float32(-np.inf))
+        maps, below = self.map_of_plane[where.z : where.z + block.shape[0]].tolist(), self.below
 
         def work(start: int, stop: int) -> None:
             for number, run in groupby(range(start, stop), maps.__getitem__):
@@ -104,6 +100,16 @@ class SectionLookup(Correction):
         else:
             work(0, block.shape[0])
         return block
+
+    @property
+    def below(self) -> np.float32:
+        """The float32 that an intensity above the threshold is above."""
+        below = np.float32(self.threshold)
+        return below if below <= self.threshold else np.nextafter(below, np.float32(-np.inf))
+
+    def segments(self, i: int) -> np.ndarray:
+        """Return the segments of map `i`: (6, n) float32, see `kernels.plane_lookup`."""
+        return self._table(i)[0]
 
     @cached_property
     def _tables(self) -> dict[int, tuple[np.ndarray, np.ndarray | None]]:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.arrays import array_module
+from n4flow.arrays import array_module, probe_gpu
 from n4flow.background import SpatialMeanBackground
 from n4flow.bias import BiasCorrection
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError
+from n4flow.fit.gpu_device import on_device
+from n4flow.gpu_render import render_on_gpu, render_through_gpu
 from n4flow.histogram import SectionLookup
 from n4flow.normalize import PlaneRange
 from n4flow.volume import open_volume
@@ -151,13 +153,24 @@ class Recipe(Sequence[Correction]):
         )
 
     def apply_block(self, block: Any, where: Where) -> Any:
-        """Apply every correction in order to a float32 block, which may be overwritten."""
+        """Apply every correction in order to a float32 block, which may be overwritten.
+
+        On a GPU, corrections that follow each other voxel by voxel are one pass, to the same bits.
+        """
+        if on_device(block):
+            return render_on_gpu(self._corrections, block, where)
         for correction in self:
             block = correction.apply(block, where)
         return block
 
     def apply(
-        self, array: Any, z_start: int = 0, *, tissue: Any = None, shape: tuple[int, int, int] | None = None
+        self,
+        array: Any,
+        z_start: int = 0,
+        *,
+        tissue: Any = None,
+        shape: tuple[int, int, int] | None = None,
+        gpu: bool = False,
     ) -> Any:
         """Return a corrected copy of whole planes.
 
@@ -171,18 +184,24 @@ class Recipe(Sequence[Correction]):
             Tissue mask, needed where the recipe has a gain on tissue; the one beside a stored recipe without it.
         shape : tuple of int, optional
             Shape (Z, Y, X) of the whole volume; the array's own when `z_start` is 0.
+        gpu : bool
+            Let an array in host memory pass through the GPU, in blocks of planes. Without a working GPU that is a
+            GpuError.
 
         Returns
         -------
         (z, Y, X) float32 array
         """
         xp = array_module(array)
-        block = xp.array(array, dtype=xp.float32)
-        full = shape if shape is not None else (z_start + block.shape[0], *block.shape[1:])
+        full = shape if shape is not None else (z_start + array.shape[0], *array.shape[1:])
         if tissue is None and self.mask is not None:
-            planes = slice(z_start, z_start + block.shape[0])
+            planes = slice(z_start, z_start + array.shape[0])
             tissue = xp.asarray(open_volume(self.mask, require_voxel_um=False).read(planes) > 0)
-        return self.apply_block(block, Where(z_start, 0, 0, full, tissue))
+        where = Where(z_start, 0, 0, full, tissue)
+        if gpu and xp is np:
+            probe_gpu()
+            return render_through_gpu(self._corrections, np.asarray(array), where)
+        return self.apply_block(xp.array(array, dtype=xp.float32), where)
 
     def __getitem__(self, index: Any) -> Any:
         picked = self._corrections[index]

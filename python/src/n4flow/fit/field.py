@@ -198,6 +198,11 @@ class BiasField:
 
         guarded(work, release=True)
 
+    def on_gpu(self, where: Slices) -> DeviceEvaluator:
+        """Return the field of a part of the full-size volume, prepared for evaluation on the device."""
+        lattice, coordinates, _shape = self._grid(None, where, "aligned")
+        return DeviceEvaluator(lattice, coordinates)
+
     def centred(self, mask: Any) -> BiasField:
         """Return the field with a mean log of 0 over a mask of the fitted image, a NumPy or CuPy array.
 

@@ -15,6 +15,7 @@ from n4flow.fit.shrink import LEAST_SHARE, shrunken_shape
 THREADS = 256
 WARP = 32
 SHARED_BYTES = 40_000
+FREE_RUN = 16  # rows to a piece where no lattice says
 i4 = np.int32
 
 
@@ -53,17 +54,35 @@ class DeviceEvaluator:
         """Write image / field to `out`, which may be `image`."""
         return self._evaluate(-1.0, image, out, planes)
 
+    def render(self, pointwise: Sequence[Any], block: Any, planes: slice = slice(None)) -> None:
+        """Correct a block in place, and what follows in the same pass; `pointwise` are arguments of `render_block`."""
+        self._launch("render_block", planes, *pointwise, block)
+
     def _evaluate(self, sign: float, image: Any, out: Any, planes: slice) -> Any:
+        self._launch("evaluate_block", planes, np.float32(sign), NOTHING if image is None else image, out)
+        return out
+
+    def _launch(self, name: str, planes: slice, *arguments: Any) -> None:
         start, stop, _step = planes.indices(self.shape[0])
         (fz, fy, fx), (wz, wy, wx), run = self._firsts, self._weights, self._run
         launch(
-            "evaluate_block", min((stop - start) * run.runs, self._most_blocks), self._width,
+            name, min((stop - start) * run.runs, self._most_blocks), self._width,
             self._lattice, i4(self._lines), i4(self._columns), i4(run.most_lines), i4(stop - start),
             i4(self.shape[1]), i4(self.shape[2]), i4(run.rows), i4(run.runs), fz[start:stop], wz[start:stop], fy, wy,
-            fx, wx, np.float32(sign), NOTHING if image is None else image, out,
-            shared=4 * run.most_lines * self._columns,
+            fx, wx, *arguments, shared=4 * run.most_lines * self._columns,
         )  # fmt: skip
-        return out
+
+
+def render_without_field(pointwise: Sequence[Any], block: Any) -> None:
+    """Do what `DeviceEvaluator.render` does, without a field."""
+    n_z, n_y, n_x = block.shape
+    runs = -(-n_y // FREE_RUN)
+    width = min(THREADS, -(-n_x // WARP) * WARP)
+    launch(
+        "render_block", min(n_z * runs, 16 * multiprocessors()), width,
+        NOTHING, i4(0), i4(0), i4(0), i4(n_z), i4(n_y), i4(n_x), i4(FREE_RUN), i4(runs), *(NOTHING,) * 6, *pointwise,
+        block,
+    )  # fmt: skip
 
 
 def correct_streamed(

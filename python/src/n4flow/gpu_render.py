@@ -1,0 +1,148 @@
+"""A recipe on a block that lies on the GPU: what follows each other voxel by voxel is one pass over memory.
+
+The field of bias, the range of a plane, the map of its section and the gain of its tissue come in this order in every
+recipe of the workflow. A kernel takes a voxel through all four; other corrections are applied one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from n4flow.bias import BiasCorrection
+from n4flow.correction import Correction, Where
+from n4flow.errors import InputError
+from n4flow.fit.gpu_apply import render_without_field
+from n4flow.fit.gpu_device import NOTHING, as_float32, guarded, stream_planes
+from n4flow.histogram import SectionLookup
+from n4flow.normalize import PlaneRange
+from n4flow.planes import as_mask
+from n4flow.zprofile import PlaneGain
+
+ORDER: tuple[type[Correction], ...] = (BiasCorrection, PlaneRange, SectionLookup, PlaneGain)
+
+
+def render_on_gpu(corrections: Sequence[Correction], block: Any, where: Where) -> Any:
+    """Return a CuPy block with every correction applied in order.
+
+    Parameters
+    ----------
+    corrections : sequence of Correction
+    block : (z, y, x) float32 CuPy array
+        May be overwritten.
+    where : Where
+    """
+    for group in groups(corrections):
+        if len(group) == 1:
+            block = group[0].apply(block, where)
+        else:
+            block = as_float32(block)
+            _render(group, block, where)
+    return block
+
+
+def render_through_gpu(corrections: Sequence[Correction], array: np.ndarray, where: Where) -> np.ndarray:
+    """Return a corrected copy of whole planes in host memory; they pass through the device in blocks.
+
+    Parameters
+    ----------
+    corrections : sequence of Correction
+    array : (z, Y, X) array
+        Any real type.
+    where : Where
+        The place of its first plane, and the tissue mask where one is needed.
+    """
+    out = np.empty(array.shape, np.float32)
+    sources = [array] if where.tissue is None else [array, as_mask(where.tissue, array.shape, "tissue mask")]
+
+    def work(blocks: list[Any], planes: slice, results: list[Any]) -> None:
+        tissue = None if where.tissue is None else blocks[1]
+        results[0][...] = blocks[0]
+        place = Where(where.z + planes.start, where.y, where.x, where.shape, tissue)
+        rendered = render_on_gpu(corrections, results[0], place)
+        if rendered is not results[0]:
+            results[0][...] = rendered
+
+    guarded(lambda voxels: stream_planes(sources, work, [out], voxels), release=True)
+    return out
+
+
+def groups(corrections: Sequence[Correction]) -> list[list[Correction]]:
+    """Cut corrections into runs that are one pass: kinds of `ORDER` in that order, each once; others alone."""
+    found: list[list[Correction]] = []
+    last = len(ORDER)
+    for correction in corrections:
+        rank = ORDER.index(type(correction)) if type(correction) in ORDER else len(ORDER)
+        if rank < len(ORDER) and last < rank:
+            found[-1].append(correction)
+        else:
+            found.append([correction])
+        last = rank
+    return found
+
+
+def _render(group: Sequence[Correction], block: Any, where: Where) -> None:
+    of_kind = {type(correction): correction for correction in group}
+    pointwise = _Pointwise(of_kind, block, where)
+    bias = of_kind.get(BiasCorrection)
+    done = where.z  # planes before are corrected
+    if isinstance(bias, BiasCorrection):
+        n_z, n_y, n_x = block.shape
+        place = slice(where.y, where.y + n_y), slice(where.x, where.x + n_x)
+        for z_start, z_stop, field in sorted(bias.fields, key=lambda part: part[0]):
+            start, stop = max(z_start, where.z), min(z_stop, where.z + n_z)
+            if start >= stop or field.reason is not None:
+                continue
+            pointwise.without_field(done, start)
+            planes = slice(start - where.z, stop - where.z)
+            field.on_gpu((slice(start - z_start, stop - z_start), *place)).render(pointwise.of(planes), block[planes])
+            done = stop
+    pointwise.without_field(done, where.z + block.shape[0])
+
+
+class _Pointwise:
+    """What follows the field, on the device; its arguments to `render_block`."""
+
+    def __init__(self, of_kind: dict[type[Correction], Correction], block: Any, where: Where) -> None:
+        import cupy
+
+        self.block, self.z = block, where.z
+        planes = slice(where.z, where.z + block.shape[0])
+        self.lower = self.upper = self.maps = self.segments = self.gains = self.tissue = None
+        self.span, self.below = np.float32(1), np.float32(0)
+        limits, lookup, gain = (of_kind.get(kind) for kind in (PlaneRange, SectionLookup, PlaneGain))
+        if isinstance(limits, PlaneRange):
+            self.lower, self.upper = (cupy.asarray(a[planes], cupy.float32) for a in (limits.lower, limits.upper))
+            self.span = np.float32(limits.span)
+        if isinstance(lookup, SectionLookup):
+            numbers = lookup.map_of_plane[planes].tolist()
+            tables = {i: lookup.segments(i)[:4] for i in sorted(set(numbers)) if i >= 0}
+            ends = np.cumsum([0, *(table.size for table in tables.values())])
+            at = {i: (int(end), table.shape[1]) for (i, table), end in zip(tables.items(), ends, strict=False)}
+            self.maps = cupy.asarray(np.array([at.get(i, (0, 0)) for i in numbers], np.int32))
+            flat = [table.reshape(-1) for table in tables.values()]
+            self.segments = cupy.asarray(np.concatenate(flat or [np.zeros(1, np.float32)]).astype(np.float32))
+            self.below = np.float32(lookup.below)
+        if isinstance(gain, PlaneGain) and (gain.gain[planes] != 1).any():
+            if where.tissue is None:
+                msg = "the plane gain acts on tissue alone: give the block's tissue mask"
+                raise InputError(msg)
+            self.gains = cupy.asarray(gain.gain[planes], cupy.float32)
+            self.tissue = cupy.ascontiguousarray(cupy.asarray(as_mask(where.tissue, block.shape, "tissue mask")), bool)
+
+    def of(self, planes: slice) -> tuple[Any, ...]:
+        """Return the arguments for some planes of the block."""
+        lower, upper, maps, gains, tissue = (
+            NOTHING if array is None else array[planes]
+            for array in (self.lower, self.upper, self.maps, self.gains, self.tissue)
+        )
+        segments = NOTHING if self.segments is None else self.segments
+        return lower, upper, self.span, maps, segments, self.below, gains, tissue
+
+    def without_field(self, start: int, stop: int) -> None:
+        """Correct planes that no field covers."""
+        if start < stop:
+            planes = slice(start - self.z, stop - self.z)
+            render_without_field(self.of(planes), self.block[planes])
