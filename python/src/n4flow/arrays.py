@@ -115,7 +115,7 @@ def probe_gpu() -> GpuInfo:
     """
     cupy = import_cupy()
     try:
-        values = cupy.arange(8, dtype=cupy.float32)
+        values = cupy.arange(8, dtype=cupy.float32)  # a kernel of CuPy's own: it needs the headers of CUDA
         module = cupy.RawModule(code=PROBE, options=("--std=c++14",))
         module.get_function("n4flow_probe")((1,), (32,), (values, np.int32(8)))
         answer = values.get()  # synchronize
