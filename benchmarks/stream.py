@@ -136,7 +136,7 @@ class Job:
         shrunken.save(work / "shrunken.npz")
         tissue, _numbers = find_masks(shrunken, plan.sections)
         tissue.save(work / "masks.npz")
-        settings = BiasSettings(None, (2, 2, 2, 2), 0.001, "cpu")
+        settings = BiasSettings(None, (1, 1, 1), 0.001, "cpu")
         everything = (0, len(plan.sections))
         bias = fit_sections(shrunken, tissue, plan.sections, everything, self.volume.voxel_um or {}, settings)
         found: list[Any] = []

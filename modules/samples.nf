@@ -1,6 +1,6 @@
 // The samples of a run and their files, from one volume or a sample sheet.
 
-include { digest; existing; check_apart } from './paths'
+include { digest; existing; check_apart; check_whole } from './paths'
 
 // One map for each sample: sample, image and, where given, mask, sections, voxel_um.
 def read_samples(params) {
@@ -40,11 +40,13 @@ def sample_files(row, params) {
     def mask = row.mask ?: params.mask
     if (mask) { mask = existing(mask, 'mask', row.sample, row.mask ? row.folder : null) }
     check_apart(file("${params.outdir}/${row.sample}"), [row.image, mask, table])
+    [row.image, mask].findAll().each { path -> check_whole(path) }
     def voxel_um = row.voxel_um ?: params.voxel_um
     def volume = [
         options: [voxel_um ? "--voxel-um '${voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : '',
             params.allow_missing_chunks.toString() == 'true' ? '--allow-missing-chunks' : ''].join(' ').trim(),
         sections: counted ? sections : null,
+        version: workflow.manifest.version,  // results of another version are not taken over
         digests: [row.image, mask].collect { path -> path ? digest(path) : null },
     ]
     return [[id: row.sample], volume, row.image, mask ?: [], table]

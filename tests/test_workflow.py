@@ -161,6 +161,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     np.save(flat, volume)
     write_volume(folder / "mask.ome.zarr", volume[:, :, :20].astype(np.uint8), voxel_um=(10, 5, 5))
     (folder / "text.nii").write_text("no image")
+    write_volume(folder / "two.mhd", volume, voxel_um=(10, 5, 5))
     for name, rows in [
         ("gap", "a,0,3\nb,4,8"),
         ("overlap", "a,0,5\nb,4,8"),
@@ -179,6 +180,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         ("range", [*at, "--smooth_z", "-1"], "parameter smooth_z must be a number from 0 to 1000 (planes), got -1"),
         ("choice", [*at, "--match", "sections"], "parameter match must be off, section or plane, got 'sections'"),
         ("missing", ["--input", str(folder / "none.zarr")], "parameter input: "),
+        ("two files", ["--input", str(folder / "two.mhd")], "keeps its voxels in another file, which tasks do not see"),
         ("no volume", ["--input", str(folder / "text.nii")], "sample text: "),
         ("no size", ["--input", str(flat)], "sample no size: "),
         ("gap", [*at, "--sections", str(folder / "gap.csv")], "planes 3 to 3 before row 2 are in no section"),
@@ -198,7 +200,10 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     ]
 
 
-FAULTS = "unknown,range,choice,missing,no volume,no size,gap,overlap,twice,short,mask,name,shell,inside,not ours,gpu"
+FAULTS = (
+    "unknown,range,choice,missing,two files,no volume,no size,gap,overlap,twice,short,mask,name,shell,inside,"
+    "not ours,gpu"
+)
 
 
 @pytest.mark.parametrize("name", FAULTS.split(","))
