@@ -78,7 +78,7 @@ def running(changes, n):
     n : uintp
         A multiple of `LANES`.
     """
-    count, mean, squares, at = 0.0, 0.0, 0.0, up(0)
+    count, mean, squares, at, seen = 0.0, 0.0, 0.0, up(0), 0.0
     while at < n and at < up(START):
         size = min(up(SHORT_BLOCK), n - at)
         there, total, about, _largest = block_sums(changes, at, size, mean)
@@ -90,21 +90,26 @@ def running(changes, n):
         at += size
     while at < n:
         end = min(at + up(LONG_BLOCK), n)
-        there, total, about, largest = block_sums(changes, at, end - at, mean)
         unit = ULP_BELOW_1 if mean < 0.0 else ULP_ABOVE_1
-        if largest < 0.499 * unit * min(count, COUNT_LIMIT):  # no voxel's step is as much as half a unit
-            squares += about
-            count += there
-            at = end
+        lost = 0.499 * unit * min(count, COUNT_LIMIT)  # the distance from the mean below which no step is half a unit
+        if seen <= 2.0 * lost:  # worth a look: else the voxels before were far beyond
+            there, _total, about, seen = block_sums(changes, at, end - at, mean)
+            if seen < lost:
+                squares += about
+                count += there
+                at = end
+                continue
+        seen = 0.0
         while at < end:
             size = min(up(min(BLOCK, max(SHORT_BLOCK, count / 64))) & ~(LANES - up(1)), end - at)
-            there, total, about, _largest = block_sums(changes, at, size, mean)
+            there, total, about, largest = block_sums(changes, at, size, mean)
+            seen = max(seen, largest)
             if there:
                 # each voxel's step from where count and mean are in the middle of the block
-                seen = min(count + 0.5 * there, COUNT_LIMIT)
+                counted = min(count + 0.5 * there, COUNT_LIMIT)
                 middle = mean + 0.5 * total / (count + there)
                 unit = ULP_BELOW_1 if mean < 0.0 else ULP_ABOVE_1
-                step = unit * block_steps(changes, at, size, middle, 1.0 / (unit * seen))
+                step = unit * block_steps(changes, at, size, middle, 1.0 / (unit * counted))
                 squares += about - total * step  # the mean came nearer within the block
                 mean += step
                 count += there

@@ -2,7 +2,7 @@
 # (numba gives these functions their types)
 """Sharpening, compiled: from the counts of fine bins to the residual of each. The plain statement is `sharpening`.
 
-The voxels are counted in bins some 16 times finer than the histogram's, and a voxel's residual is that of its fine
+The voxels are counted in bins many times finer than the histogram's, and a voxel's residual is that of its fine
 bin's centre. Then the histogram, the deconvolution and the residual are all computed on a few thousand fine bins, once
 for all voxels.
 """
