@@ -12,6 +12,7 @@ include { SHRINK           } from './modules/shrink'
 include { TISSUE_MASK      } from './modules/tissue_mask'
 include { N4_SECTIONS      } from './modules/n4_sections'
 include { N4_VOLUME        } from './modules/n4_volume'
+include { HARMONIZE        } from './modules/harmonize'
 include { PLANE_STATISTICS } from './modules/plane_statistics'
 include { NORMALIZE        } from './modules/normalize'
 include { MATCH_HISTOGRAMS } from './modules/match_histograms'
@@ -23,7 +24,7 @@ include { PROVENANCE       } from './modules/provenance'
 
 workflow {
     schema = file("${projectDir}/nextflow_schema.json")
-    check_parameters(params, schema)
+    settings = check_parameters(params, schema)
 
     // samples: [meta, volume, image, mask, table]; meta = [id: 'brain'], volume = [options, sections, digests]
     if (params.input == 'phantom') {
@@ -36,13 +37,13 @@ workflow {
     }
 
     // a GPU that was asked for answers before anything else runs
-    if (params.backend == 'gpu' && params.bias != 'off') {
+    if (params.backend == 'gpu' && settings.bias != 'off') {
         PROBE_GPU()
         samples = samples.combine(PROBE_GPU.out.map { file -> answer(file).device }).map { sample -> sample.init() }
     }
 
     // plans: [meta, plan], plan = what INSPECT decided: slabs, batches, shrink, slab_planes
-    INSPECT(samples, params.subMap('bias', 'backend', 'spline_um', 'iterations', 'shrink', 'background_radius_um',
+    INSPECT(samples, settings.subMap('bias', 'backend', 'spline_um', 'iterations', 'shrink', 'background_radius_um',
         'ome_zarr_version', 'dtype', 'sections_per_task', 'slab_planes'))
     samples = samples.join(INSPECT.out.flagged).map { sample -> sample[0..3] + [sample[5] ?: sample[4]] }  // lost chunks flag sections
     plans = INSPECT.out.plan.map { meta, plan, _files -> [meta, answer(plan)] }
@@ -58,7 +59,6 @@ workflow {
     }
     SHRINK(slabs.combine(recipe, by: 0))
     shrunken = gather(SHRINK.out.shrunken, n_slabs)                 // [meta, [slab files]]
-
     tables = samples.map { meta, volume, _image, _mask, table -> [meta, volume, table] }
     TISSUE_MASK(tables.join(shrunken))
     masks = TISSUE_MASK.out.masks                                   // [meta, [masks.npz, masks.json]]
@@ -66,7 +66,7 @@ workflow {
     // bias: [meta, volume, table, [slab files], [masks]] -> correction files
     bias = tables.join(shrunken).join(masks)
     n4 = params.subMap('spline_um', 'iterations', 'tolerance', 'backend')
-    if (params.bias in ['sections', 'two_pass']) {
+    if (settings.bias in ['sections', 'two_pass']) {
         // batches: [meta, batch, voxel_um]; batch = [name: '000008', sections: '8:16'], voxel_um = '50 25 25'
         batches = plans.flatMap { meta, plan ->
             plan.batches.collect { batch -> [meta, [name: String.format('%06d', batch[0]), sections: batch.join(':')], spacing(plan)] }
@@ -75,42 +75,43 @@ workflow {
         fields = gather(N4_SECTIONS.out.bias, plans.map { meta, plan -> [meta, plan.batches.size()] })
         recipe = recipe.join(fields).map { meta, files, more -> [meta, files + more] }
     }
-    if (params.bias in ['volume', 'two_pass']) {
+    if (settings.bias in ['volume', 'two_pass']) {
         N4_VOLUME(bias.join(recipe).join(plans.map { meta, plan -> [meta, spacing(plan)] }), n4)
         recipe = recipe.join(N4_VOLUME.out.bias).map { meta, files, more -> [meta, files + more] }
     }
+    if (settings.harmonize != 'off') {
+        HARMONIZE(bias.join(recipe), settings.harmonize)
+        recipe = recipe.join(HARMONIZE.out.correction).map { meta, files, more -> [meta, files + more] }
+    }
 
-    // histograms are of intensities after the bias fields: profile = [meta, volume, table, [histograms of each slab]]
-    normalizes = params.normalize.toString() == 'true'
-    smooths = params.smooth_z.toString().toDouble() > 0
+    // histograms are of intensities after the fields: profile = [meta, volume, table, [histograms of each slab]]
     histograms = plans.map { meta, _plan -> [meta, []] }
-    if (normalizes || smooths || params.match != 'off') {
+    if (settings.normalize || settings.smooth_z > 0 || settings.match != 'off') {
         PLANE_STATISTICS(slabs.combine(masks, by: 0).combine(recipe, by: 0))
         histograms = gather(PLANE_STATISTICS.out.histograms, n_slabs)
     }
     profile = tables.join(histograms)
-    if (normalizes) {
+    if (settings.normalize) {
         NORMALIZE(profile, params.percentile_max)
         recipe = recipe.join(NORMALIZE.out.correction).map { meta, files, more -> [meta, files + more] }
     }
-    if (params.match != 'off') {
-        MATCH_HISTOGRAMS(profile.join(recipe), params.match, params.n_bins)
+    if (settings.match != 'off') {
+        MATCH_HISTOGRAMS(profile.join(recipe), settings.match, params.n_bins)
         recipe = recipe.join(MATCH_HISTOGRAMS.out.correction).map { meta, files, more -> [meta, files + more] }
     }
-    if (smooths) {
-        SMOOTH_Z(profile.join(recipe), params.smooth_z)
+    if (settings.smooth_z > 0) {
+        SMOOTH_Z(profile.join(recipe), settings.smooth_z)
         recipe = recipe.join(SMOOTH_Z.out.correction).map { meta, files, more -> [meta, files + more] }
     }
 
     RENDER(slabs.combine(masks, by: 0).combine(recipe, by: 0), params.ome_zarr_version, params.dtype)
     rendered = gather(RENDER.out.slab, n_slabs)                     // [meta, [slab folders]]
-
-    FINISH(samples.join(shrunken).join(masks).join(histograms).join(recipe).join(rendered), as_json(params))
+    FINISH(samples.join(shrunken).join(masks).join(histograms).join(recipe).join(rendered), as_json(settings))
 
     // results appear in outdir in one piece, and then what they came from
     PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)
     done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
-    PROVENANCE(done, described(workflow, samples), as_json(params), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
+    PROVENANCE(done, described(workflow, samples), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 
     workflow.onError = {
         def sentence = explain(workflow.exitStatus, workflow.errorReport)

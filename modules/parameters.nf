@@ -2,7 +2,7 @@
 
 include { nearest; expectation } from './sentences'
 
-// Stop before the first task when a parameter is unknown, of another type or out of range.
+// Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
 // n4flow.parameters checks the same schema with the same sentences for `n4flow run`; one test holds both to it.
 def check_parameters(params, schema_file) {
     def rules = read_rules(schema_file)
@@ -15,6 +15,24 @@ def check_parameters(params, schema_file) {
     if (params.input == null || params.input.toString() == '') {
         exit(2, "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation")
     }
+    return settle(params, rules)
+}
+
+// All parameters, with what depends on harmonize filled in; it takes the place of matching and smoothing.
+def settle(params, rules) {
+    def harmonized = params.harmonize.toString() != 'off'
+    if (harmonized) {
+        def asked = [match: params.match, smooth_z: params.smooth_z].find { name, value ->
+            value != null && (name == 'match' ? value.toString() != 'off' : value.toString().toDouble() != 0)
+        }
+        if (asked) {
+            def got = "got harmonize ${params.harmonize} with ${asked.key} ${asked.value}"
+            exit(2, "harmonize takes the place of match and smooth_z, ${got}; leave one of them out")
+        }
+    }
+    def filled = rules.findAll { name, rule -> rule.containsKey('usual') && params[name] == null }
+    def settled = params + filled.collectEntries { name, rule -> [name, harmonized ? rule.harmonized : rule.usual] }
+    return settled + [normalize: params.normalize.toString() == 'true', smooth_z: settled.smooth_z.toString().toDouble()]
 }
 
 // The row of a sample sheet, whose voxel size follows the parameter's rule.

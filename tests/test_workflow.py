@@ -140,6 +140,16 @@ def test_two_pass_fits_sections_and_volume(workflow: Run, phantom_run: PhantomRu
     assert {"N4_SECTIONS", "N4_VOLUME"} <= run.ran()
 
 
+def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phantom_run: PhantomRun, tmp_path: Path):
+    sections = phantom_run.phantom.parent / "phantom.sections.tsv"
+    run = workflow("--input", phantom_run.phantom, "--sections", sections, "--harmonize", "auto")
+    assert run.ran() == PROCESSES - {"N4_SECTIONS", "MATCH_HISTOGRAMS", "SMOOTH_Z"} | {"HARMONIZE"}
+    recipe = json.loads((run.outdir / "phantom" / "recipe.json").read_text())
+    assert [correction["kind"] for correction in recipe["corrections"]] == ["harmonization", "plane_range"]
+    result = n4flow.run(phantom_run.phantom, tmp_path, sections=str(sections), shrink=2, harmonize="auto")
+    assert n4flow.open_volume(result.samples[0].store).digest() == n4flow.open_volume(store(run.outdir)).digest()
+
+
 def test_the_other_parser_gives_the_same_voxels(phantom_run: PhantomRun):
     run = phantom_run.workflow(parser="v2", outdir=phantom_run.first.outdir.parent / "strict")
     first, other = (n4flow.open_volume(store(run.outdir)).digest() for run in (phantom_run.first, run))
@@ -196,13 +206,18 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
             "where the results go; choose another",
         ),
         ("not ours", ["--input", str(folder / "theirs.npy")], "exists and is no result of n4flow; remove it or choose"),
+        (
+            "harmonize",
+            [*at, "--harmonize", "safe", "--smooth_z", "2"],
+            "harmonize takes the place of match and smooth_z, got harmonize safe with smooth_z 2; leave one of",
+        ),
         ("gpu", [*at, "--backend", "gpu", "--bias", "volume"], "no working GPU: "),
     ]
 
 
 FAULTS = (
     "unknown,range,choice,missing,two files,no volume,no size,gap,overlap,twice,short,mask,name,shell,inside,"
-    "not ours,gpu"
+    "not ours,harmonize,gpu"
 )
 
 

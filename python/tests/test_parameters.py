@@ -31,7 +31,15 @@ MISTAKES = [
         "parameter voxel_um must be three positive numbers 'z y x' (micrometres), got \"1 2 3'; rm -r ~\"",
     ),
     ({"norm": 1}, "unknown parameter norm; did you mean normalize?"),
-    ({"harmonize": "safe"}, "parameter harmonize must be off, got 'safe'"),
+    ({"harmonize": "yes"}, "parameter harmonize must be off, safe, auto or full, got 'yes'"),
+    (
+        {"harmonize": "safe", "match": "section"},
+        "harmonize takes the place of match and smooth_z, got harmonize safe with match section; leave one of them out",
+    ),
+    (
+        {"harmonize": "auto", "smooth_z": 2},
+        "harmonize takes the place of match and smooth_z, got harmonize auto with smooth_z 2; leave one of them out",
+    ),
 ]
 
 
@@ -84,7 +92,15 @@ def test_the_schema_at_the_top_is_the_package_s():
 
 def test_every_default_is_allowed_by_its_own_rule():
     given = {name: value for name, value in defaults().items() if value is not None}
-    assert resolve(given) == defaults()
+    usual = {"bias": "sections", "match": "section", "smooth_z": 2.0}
+    assert resolve(given) == defaults() | usual
+    assert resolve(given | usual) == resolve(given)
+
+
+def test_what_harmonize_takes_the_place_of_is_off_with_it():
+    harmonized = resolve({"harmonize": "auto"})
+    assert [harmonized[name] for name in ("bias", "match", "smooth_z", "normalize")] == ["off", "off", 0.0, True]
+    assert resolve({"harmonize": "auto", "match": "off", "smooth_z": 0, "bias": "volume"})["bias"] == "volume"
 
 
 def test_every_parameter_says_what_it_is():

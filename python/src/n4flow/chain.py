@@ -19,6 +19,7 @@ from n4flow.formats.checksums import Checksums, add_checksums, describe
 from n4flow.formats.layout import StoreLayout, expected_shards
 from n4flow.formats.omezarr import create_store, validate_store, write_omero
 from n4flow.formats.writers import kept_metadata
+from n4flow.harmonization import Harmonization, estimate_harmonization
 from n4flow.histogram import SectionLookup, estimate_lookup
 from n4flow.mask import agarose_levels, get_agarose_mask, tissue_mask_with_levels
 from n4flow.normalize import PlaneRange
@@ -119,16 +120,29 @@ def fit_volume(
     previous: Recipe | None = None,
 ) -> BiasCorrection:
     """Fit one bias field to the whole volume, after those that `previous` holds; flagged sections are left out."""
-    mean = shrunken.mean
+    mean = _without_fields(shrunken.mean, previous)
+    mask = tissue.small & sections.usable_planes[:, None, None]
+    even = ShrunkenVolume(mean, shrunken.valid, shrunken.shrink, shrunken.full_shape, shrunken.planes)
+    planes = slice(0, mean.shape[0])
+    return BiasCorrection(((0, mean.shape[0], _fit(even, mask, planes, voxel_um, settings, "the whole volume")),))
+
+
+def _without_fields(mean: np.ndarray, previous: Recipe | None) -> np.ndarray:
+    """Return a shrunken volume divided by the bias fields that were fitted before."""
     for correction in previous or ():
         if isinstance(correction, BiasCorrection):
             mean = mean.copy()
             for start, stop, field in correction.fields:
                 mean[start:stop] /= np.exp(field.log_field(field.grid_shape))
-    mask = tissue.small & sections.usable_planes[:, None, None]
-    even = ShrunkenVolume(mean, shrunken.valid, shrunken.shrink, shrunken.full_shape, shrunken.planes)
-    planes = slice(0, mean.shape[0])
-    return BiasCorrection(((0, mean.shape[0], _fit(even, mask, planes, voxel_um, settings, "the whole volume")),))
+    return mean
+
+
+def harmonization(
+    shrunken: ShrunkenVolume, tissue: TissueSource, sections: SectionTable, mode: str, previous: Recipe | None = None
+) -> Harmonization:
+    """Estimate all sections together, after the bias fields that `previous` holds; see `estimate_harmonization`."""
+    mean = _without_fields(shrunken.mean, previous)
+    return estimate_harmonization(mean, shrunken.valid, tissue.small, sections, shrink=shrunken.shrink, mode=mode)
 
 
 def _fit(

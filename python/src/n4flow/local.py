@@ -21,6 +21,7 @@ from n4flow.chain import (
     finish,
     fit_sections,
     fit_volume,
+    harmonization,
     lookup,
     plane_gain,
 )
@@ -215,6 +216,13 @@ def _run_sample(
         with clock("N4_VOLUME") as numbers:
             corrections.append(fit_volume(shrunken, tissue, plan.sections, voxel_um, settings, Recipe(corrections)))
             numbers.update(corrections[-1].summary())
+        stages.append(numbers)
+
+    if parameters["harmonize"] != "off":
+        with clock("HARMONIZE") as numbers:
+            fields = harmonization(shrunken, tissue, plan.sections, parameters["harmonize"], Recipe(corrections))
+            corrections.append(fields)
+            numbers.update(fields.summary())
         stages.append(numbers)
 
     corrections += _intensity(plan, tissue, Recipe(corrections), parameters, stages)

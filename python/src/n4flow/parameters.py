@@ -44,7 +44,8 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     InputError
-        Unknown name (with the nearest valid one), wrong type, or a value out of range (with range and unit).
+        Unknown name (with the nearest valid one), wrong type, a value out of range (with range and unit), or two
+        parameters that exclude each other.
     """
     rules = schema()
     for name in given:
@@ -55,6 +56,22 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if value is not None:
             resolved[name] = _checked(name, value, rules[name])
+    return _settled(resolved, rules)
+
+
+def _settled(resolved: dict[str, Any], rules: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Fill in what depends on `harmonize`, which takes the place of matching and smoothing."""
+    harmonized = resolved["harmonize"] != "off"
+    for name in ("match", "smooth_z"):
+        if harmonized and resolved[name] not in (None, rules[name]["harmonized"]):
+            asked = (
+                f"harmonize takes the place of match and smooth_z, got harmonize {resolved['harmonize']} with {name}"
+            )
+            msg = f"{asked} {resolved[name]:{'g' if name == 'smooth_z' else ''}}; leave one of them out"
+            raise InputError(msg)
+    for name, rule in rules.items():
+        if "usual" in rule and resolved[name] is None:
+            resolved[name] = rule["harmonized" if harmonized else "usual"]
     return resolved
 
 

@@ -16,12 +16,11 @@ from n4flow.correction import Where
 from n4flow.mask import expand_mask
 from n4flow.planes import run_tasks, scratch
 from n4flow.recipe import Recipe
-from n4flow.statistics import PlaneHistograms, ShrunkenVolume
+from n4flow.statistics import LEAST_COVER, PlaneHistograms, ShrunkenVolume
 from n4flow.volume import Volume
 
 BLOCK_BYTES = 1 << 25  # of the input's own type: enough chunks for every core, small enough for a laptop
 READ_BYTES = 1 << 28  # of the input's own type: what may be read at once so that chunks are decoded only once
-LEAST_COVER = 0.5  # share of a block that the user's mask covers where the block is tissue
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,14 @@ from n4flow.formats.omezarr import StoreLayout, plan_layout
 from n4flow.formats.space import store_needs
 from n4flow.parameters import iteration_list, voxel_size
 from n4flow.sections import SectionTable
+from n4flow.statistics import choose_shrink
 from n4flow.volume import Volume, open_volume
 
-SHRUNKEN_SIDE = 512  # voxels: enough for a mask and a smooth field, and a plane of it is 1 MB
 # The endings of the formats that are read; modules/samples.nf has the same.
 ENDINGS = (
     r"(?:\.ozx|(?:\.ome)?\.zarr(?:\.zip)?|(?:\.ome)?\.tiff?|\.btf|\.tf8|\.nii(?:\.gz)?|\.nrrd|\.nhdr|\.mh[ad]|\.npy)$"
 )
 RESERVED = ("mask", "pipeline_info")  # what else has a name in the results
-FEWEST_SIDE = 32  # voxels: below this a shrunken plane no longer shows the tissue
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,6 @@ class Plan:
 def background_radius(radius_um: float, voxel_um: Mapping[str, float]) -> tuple[float, float]:
     """Return a radius in micrometres as voxels (y, x)."""
     return radius_um / voxel_um["y"], radius_um / voxel_um["x"]
-
-
-def choose_shrink(shape: tuple[int, int, int]) -> int:
-    """Return the smallest in-plane block size that brings planes to at most 512 voxels a side, and not below 32.
-
-    >>> choose_shrink((100, 400, 512)), choose_shrink((100, 4000, 6000)), choose_shrink((9, 40, 4000))
-    (1, 12, 1)
-    """
-    _planes, height, width = shape
-    wanted = math.ceil(max(height, width) / SHRUNKEN_SIDE)
-    return max(1, min(wanted, min(height, width) // FEWEST_SIDE))
 
 
 def output_dtype(dtype: str, volume_dtype: np.dtype) -> str:

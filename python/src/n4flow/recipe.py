@@ -17,13 +17,15 @@ from n4flow.correction import Correction, Where
 from n4flow.errors import InputError
 from n4flow.fit.gpu_device import on_device
 from n4flow.gpu_render import render_on_gpu, render_through_gpu
+from n4flow.harmonization import Harmonization
 from n4flow.histogram import SectionLookup
 from n4flow.normalize import PlaneRange
 from n4flow.volume import open_volume
 from n4flow.zprofile import PlaneGain
 
 KINDS: dict[str, type[Correction]] = {
-    cls.kind: cls for cls in (SpatialMeanBackground, BiasCorrection, PlaneRange, SectionLookup, PlaneGain)
+    cls.kind: cls
+    for cls in (SpatialMeanBackground, BiasCorrection, Harmonization, PlaneRange, SectionLookup, PlaneGain)
 }
 MASK_NAME = "mask.ome.zarr"
 SETTINGS = "settings"  # name under which a correction's settings lie in its .npz

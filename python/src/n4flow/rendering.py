@@ -22,10 +22,10 @@ from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_l
 from n4flow.formats.space import check_space
 from n4flow.normalize import PlaneRange
 from n4flow.passes import TissueSource, margin_first, prepared
-from n4flow.plan import choose_shrink, output_dtype
+from n4flow.plan import output_dtype
 from n4flow.planes import scratch
 from n4flow.recipe import Recipe
-from n4flow.statistics import ShrunkenVolume
+from n4flow.statistics import ShrunkenVolume, choose_shrink
 from n4flow.volume import Volume, open_volume
 
 

@@ -11,6 +11,7 @@ volume merge exactly. A bin keeps its count and the mean of its voxels, which co
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,9 @@ from n4flow.errors import InputError
 from n4flow.planes import as_block, as_mask, run_tasks
 
 CLASSES = ("tissue", "agarose", "other")
+SHRUNKEN_SIDE = 512  # voxels: enough for a mask and a smooth field, and a plane of it is 1 MB
+LEAST_COVER = 0.5  # share of a block that the user's mask covers where the block is tissue
+FEWEST_SIDE = 32  # voxels: below this a shrunken plane no longer shows the tissue
 
 
 @dataclass
@@ -128,6 +132,17 @@ class ShrunkenVolume:
             (sum(s.full_shape[0] for s in slabs), *first.full_shape[1:]),
             {name: np.concatenate([s.planes[name] for s in slabs]) for name in first.planes},
         )
+
+
+def choose_shrink(shape: tuple[int, int, int]) -> int:
+    """Return the smallest in-plane block size that brings planes to at most 512 voxels a side, and not below 32.
+
+    >>> choose_shrink((100, 400, 512)), choose_shrink((100, 4000, 6000)), choose_shrink((9, 40, 4000))
+    (1, 12, 1)
+    """
+    _planes, height, width = shape
+    wanted = math.ceil(max(height, width) / SHRUNKEN_SIDE)
+    return max(1, min(wanted, min(height, width) // FEWEST_SIDE))
 
 
 def shrink_planes(block: Any, k: int, *, threads: int | None = None) -> ShrunkenVolume:

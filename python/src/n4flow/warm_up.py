@@ -46,6 +46,7 @@ def warm_up() -> dict[str, Any]:
                 "dtype": "input",
             }
             run(image, Path(folder) / dtype, bias="two_pass", **chain)
+            run(image, Path(folder) / f"{dtype}_harmonized", harmonize="auto", **chain)
             plane = phantom.observed(0, 1)[0].astype(np.float32)
             n4(plane, plane > 0, iters=(2, 2), backend="cpu")
             if dtype == DTYPES[-1]:  # from here on every type is float32

@@ -31,6 +31,7 @@ STEP_COMMANDS = {
     "tissue-mask": "Tissue mask, agarose mask and background level of each section.",
     "n4-sections": "Bias fields of a batch of sections.",
     "n4-volume": "Bias field of the whole volume.",
+    "harmonize": "All sections made even together, without harming anatomy.",
     "plane-statistics": "Histograms of a slab of planes.",
     "normalize": "Range of each plane, from histograms.",
     "match-histograms": "Look-up table of each section, from histograms.",

@@ -51,6 +51,17 @@ class Evaluator:
         part.shape = (part._tables[0].size, part._tables[2].size, part._tables[4].size)
         return part
 
+    @classmethod
+    def of_planes(cls, lattices: np.ndarray, y: np.ndarray, x: np.ndarray) -> Evaluator:
+        """Return the evaluator of planes that have a lattice (z, cy, cx) each, at rows `y` and columns `x`."""
+        made = cls(lattices[:1], (np.zeros(1), y, x))
+        n_z = len(lattices)
+        made.shape = (n_z, y.size, x.size)
+        made._lattice = np.ascontiguousarray(np.pad(np.asarray(lattices, np.float32), ((0, 3), (0, 0), (0, 0))))
+        alone = np.tile(np.array([1, 0, 0, 0], np.float32), (n_z, 1))  # a plane's own lattice and none of the next
+        made._tables = (np.arange(n_z, dtype=np.int32), alone, *made._tables[2:])
+        return made
+
     def log_field(self, out: np.ndarray, threads: int = 1) -> np.ndarray:
         """Write the log field to `out`, a (z, y, x) float array; return it."""
         return self._run(0.0, None, out, threads)

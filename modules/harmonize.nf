@@ -1,0 +1,23 @@
+// All sections together, from the shrunken volume: what neighbouring planes prove is taken off, anatomy stays.
+process HARMONIZE {
+    tag "${meta.id}"
+    label 'memory'
+
+    input:
+    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*')
+    val mode
+
+    output:
+    tuple val(meta), path('35_harmonization.*'), emit: correction
+
+    script:
+    """
+    n4flow-harmonize shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
+        --mode ${mode} --out 35_harmonization.npz --json 35_harmonization.json --threads ${task.cpus}
+    """
+
+    stub:
+    """
+    touch 35_harmonization.npz && echo '{"stage": "HARMONIZE"}' > 35_harmonization.json
+    """
+}
