@@ -267,3 +267,37 @@ def test_the_predicted_memory_does_not_grow_with_planes(tmp_path):
         found.append(make_plan(tmp_path / "in.zarr", parameters).summary()["memory_bytes"])
     for name, least in found[0].items():
         assert least <= found[1][name] < 1.1 * least < 1.5e9
+
+
+def test_a_dask_cluster_of_two_workers_gives_the_same_bits(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    from n4flow.commands import main
+
+    values, _tissue = stack()
+    write_volume(tmp_path / "in.ome.zarr", values, voxel_um=VOXEL)
+    settings = {"sections": 3, "bias": "sections", "iterations": "3,3", "slab_planes": 4, "backend": "cpu"}
+    here = run(tmp_path / "in.ome.zarr", tmp_path / "here", **settings)
+    options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path)
+    ) as cluster:
+        address = ["--dask-scheduler", cluster.scheduler_address]
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(tmp_path / "in.ome.zarr"), str(tmp_path / "there"), *address, *options])
+        assert not ended.value.code
+        with distributed.Client(cluster) as client:
+            logs = client.run(lambda: "n4flow.rendering" in sys.modules)
+    assert any(logs.values())  # it was the workers who rendered
+    voxels = [open_volume(tmp_path / place / "in/in.ome.zarr").read(slice(None)) for place in ("here", "there")]
+    assert np.array_equal(*voxels)
+    assert voxels[0].max() > 0.5
+    assert len(here.samples[0].numbers["plan"]["slabs"]) == 3
+
+
+def test_an_address_without_a_scheduler_is_said(tmp_path):
+    pytest.importorskip("distributed")
+    values, _tissue = stack()
+    write_volume(tmp_path / "in.ome.zarr", values, voxel_um=VOXEL)
+    with pytest.raises(InputError, match="there is no dask scheduler at nonsense"):
+        run(tmp_path / "in.ome.zarr", tmp_path / "out", dask_scheduler="nonsense", sections=3, bias="off")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 
 from n4flow.background import SpatialMeanBackground
 from n4flow.chain import (
@@ -35,8 +36,9 @@ from n4flow.passes import TissueSource, shrink_pass, statistics_pass
 from n4flow.plan import Plan, background_radius, make_plan, sample_name
 from n4flow.provenance import Run, tool_versions, write_provenance
 from n4flow.recipe import Recipe
-from n4flow.rendering import published, render_slab
-from n4flow.statistics import ShrunkenVolume
+from n4flow.rendering import RenderedSlab, published, render_slab
+from n4flow.scatter import Here, workplace
+from n4flow.statistics import PlaneHistograms, ShrunkenVolume
 from n4flow.timing import stage
 
 log = logging.getLogger("n4flow")
@@ -71,7 +73,14 @@ class Result:
     samples: tuple[SampleResult, ...]
 
 
-def run(input: str | Path, outdir: str | Path, *, threads: int | None = None, **parameters: Any) -> Result:
+def run(
+    input: str | Path,
+    outdir: str | Path,
+    *,
+    threads: int | None = None,
+    dask_scheduler: str | None = None,
+    **parameters: Any,
+) -> Result:
     """Run the whole chain on this machine; voxels equal those of the workflow.
 
     Parameters
@@ -82,6 +91,9 @@ def run(input: str | Path, outdir: str | Path, *, threads: int | None = None, **
         One folder for each sample appears here, complete or not at all.
     threads : int, optional
         Threads of the bias field's fit; the compiled passes follow numba's setting.
+    dask_scheduler : str, optional
+        Address of a dask.distributed scheduler, on whose workers the passes over full resolution run, slab by slab;
+        they must see input and `outdir` under the same paths.
     **parameters
         The workflow's parameters (`nextflow_schema.json`).
 
@@ -96,6 +108,9 @@ def run(input: str | Path, outdir: str | Path, *, threads: int | None = None, **
     GpuError
         Backend `gpu` was asked for and no GPU works.
     """
+    if dask_scheduler is not None:  # workers have working folders of their own
+        input, outdir = Path(input).resolve(), Path(outdir).resolve()
+        parameters = {n: str(Path(v).resolve()) if n == "mask" and v else v for n, v in parameters.items()}
     resolved = resolve({**parameters, "input": str(input), "outdir": str(outdir)})
     backend = choose_backend(resolved["backend"]) if resolved["bias"] != "off" else resolved["backend"]
     asked = []
@@ -107,8 +122,8 @@ def run(input: str | Path, outdir: str | Path, *, threads: int | None = None, **
     for plan, settled in asked:
         for warning in plan.warnings:
             log.warning("warning: sample %s: %s", plan.sample, warning)
-        with published(Path(outdir) / plan.sample) as folder:
-            numbers = _run_sample(plan, folder, settled, backend, threads)
+        with workplace(dask_scheduler) as place, published(Path(outdir) / plan.sample) as folder:
+            numbers = _run_sample(plan, folder, settled, backend, threads, place)
         results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
     versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
     settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
@@ -179,7 +194,7 @@ def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
 
 
 def _run_sample(
-    plan: Plan, folder: Path, parameters: Mapping[str, Any], backend: str, threads: int | None
+    plan: Plan, folder: Path, parameters: Mapping[str, Any], backend: str, threads: int | None, place: Here
 ) -> dict[str, Any]:
     from n4flow import __version__
 
@@ -192,15 +207,19 @@ def _run_sample(
 
     log.info("%s: %s planes of %s x %s voxels", plan.sample, *volume.shape)
     with clock("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:
-        shrunken, given = shrink_pass(volume, 0, n_planes, plan.shrink, recipe=Recipe(corrections), mask=plan.mask)
+        shrink = partial(shrink_pass, shrink=plan.shrink, recipe=Recipe(corrections), mask=plan.mask)
+        spans = place.spans(plan.slabs)
+        found = place.results([partial(shrink, volume, *span) for span in spans])
+        shrunken = ShrunkenVolume.concatenate([part for part, _mask in found])
+        given = np.concatenate([mask for _part, mask in found]) if plan.mask is not None else None
         counts = ("n_zero", "n_nonfinite", "n_negative", "n_saturated")
         numbers.update({name: int(shrunken.planes[name].sum()) for name in counts})
     stages.append(numbers)
 
     with clock("TISSUE_MASK") as numbers:
-        tissue, found = find_masks(shrunken, plan.sections, given)
+        tissue, said = find_masks(shrunken, plan.sections, given)
         tissue = TissueSource(tissue.small, tissue.agarose_small, tissue.shrink, plan.mask)
-        numbers.update(found)
+        numbers.update(said)
     stages.append(numbers)
 
     settings = BiasSettings(
@@ -225,31 +244,17 @@ def _run_sample(
             numbers.update(fields.summary())
         stages.append(numbers)
 
-    corrections += _intensity(plan, tissue, Recipe(corrections), parameters, stages)
+    corrections += _intensity(plan, tissue, Recipe(corrections), parameters, stages, place)
     recipe = Recipe(corrections)
 
     folder.mkdir(parents=True, exist_ok=True)
     check_space(folder, (plan.layout, plan.mask_layout), 0, n_planes)
     image_out, mask_out = create_stores(folder, plan)
-    rendered = []
-    for start, stop in plan.slabs:
-        with clock("RENDER", planes=[start, stop]) as numbers:
-            slab = render_slab(
-                volume,
-                recipe,
-                start,
-                stop,
-                image_out=image_out,
-                layout=plan.layout,
-                shrink=plan.shrink,
-                tissue=tissue,
-                mask_out=mask_out,
-                mask_layout=plan.mask_layout,
-                threads=threads,
-            )
-            numbers.update(slab.numbers())
-        rendered.append(slab)
-        stages.append(numbers)
+    parts = [
+        partial(_render, plan, recipe, tissue.part(*slab), slab, image_out, mask_out, threads) for slab in plan.slabs
+    ]
+    rendered, clocked = zip(*place.results(parts), strict=True)
+    stages += clocked
     return finish(
         folder,
         plan,
@@ -264,8 +269,40 @@ def _run_sample(
     )
 
 
+def _render(
+    plan: Plan,
+    recipe: Recipe,
+    tissue: TissueSource,
+    slab: tuple[int, int],
+    image_out: Path,
+    mask_out: Path,
+    threads: int | None,
+) -> tuple[RenderedSlab, dict[str, Any]]:
+    """Render a slab; return it and the numbers of the stage."""
+    with stage("RENDER", threads=numba.get_num_threads(), planes=list(slab)) as numbers:
+        rendered = render_slab(
+            plan.volume,
+            recipe,
+            *slab,
+            image_out=image_out,
+            layout=plan.layout,
+            shrink=plan.shrink,
+            tissue=tissue,
+            mask_out=mask_out,
+            mask_layout=plan.mask_layout,
+            threads=threads,
+        )
+        numbers.update(rendered.numbers())
+    return rendered, numbers
+
+
 def _intensity(
-    plan: Plan, tissue: TissueSource, recipe: Recipe, parameters: Mapping[str, Any], stages: list[dict[str, Any]]
+    plan: Plan,
+    tissue: TissueSource,
+    recipe: Recipe,
+    parameters: Mapping[str, Any],
+    stages: list[dict[str, Any]],
+    place: Here,
 ) -> list[Correction]:
     """Estimate the pointwise corrections from histograms, one after the other."""
     found: list[Correction] = []
@@ -273,7 +310,11 @@ def _intensity(
     if not parameters["normalize"] and parameters["match"] == "off" and parameters["smooth_z"] == 0:
         return found
     with clock("PLANE_STATISTICS", planes=[0, plan.volume.shape[0]]) as numbers:
-        histograms = statistics_pass(plan.volume, 0, plan.volume.shape[0], recipe=recipe, tissue=tissue)
+        counts = [
+            partial(statistics_pass, plan.volume, *span, recipe=recipe, tissue=tissue.part(*span))
+            for span in place.spans(plan.slabs)
+        ]
+        histograms = PlaneHistograms.concatenate(place.results(counts))
     stages.append(numbers)
     if parameters["normalize"]:
         with clock("NORMALIZE") as numbers:

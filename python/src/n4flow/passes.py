@@ -72,6 +72,10 @@ class TissueSource:
             small = bits.reshape(stop - start, n_y, n_x).view(bool)
             return cls(small, stored["agarose"].astype(bool), int(stored["shrink"]), given, start)
 
+    def part(self, start: int, stop: int) -> TissueSource:
+        """Return the masks of some planes."""
+        return TissueSource(self.small_planes(start, stop), self.agarose_small, self.shrink, self.given, start)
+
     def small_planes(self, start: int, stop: int) -> np.ndarray:
         """Return planes of the mask on the shrunken grid."""
         return self.small[start - self.z_start : stop - self.z_start]

@@ -120,6 +120,8 @@ class ShrunkenVolume:
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
         """Put slabs of one volume, in order of Z, back together."""
+        if len(slabs) == 1:
+            return slabs[0]
         if len({(s.shrink, s.full_shape[1:]) for s in slabs}) != 1:
             seen = sorted({(s.shrink, *s.full_shape[1:]) for s in slabs})
             msg = f"slabs of one volume must have one shrink factor and plane size, got {seen}"

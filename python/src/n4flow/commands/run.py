@@ -22,6 +22,9 @@ def run(
     context: typer.Context,
     image: Annotated[str, typer.Argument(metavar="INPUT", help="A volume, or a CSV of samples.")],
     outdir: Annotated[Path, typer.Argument(help="Folder for the results.")],
+    dask_scheduler: Annotated[
+        str | None, typer.Option("--dask-scheduler", help="Run the passes on this dask.distributed cluster.")
+    ] = None,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -32,7 +35,7 @@ def run(
         msg = "give INPUT and OUTDIR first, then the parameters: n4flow run brain.ome.zarr results --sections 30"
         raise InputError(msg)
     set_threads(threads)
-    result = run_chain(image, outdir, threads=threads, **read_options(context.args))
+    result = run_chain(image, outdir, threads=threads, dask_scheduler=dask_scheduler, **read_options(context.args))
     for sample in result.samples:
         typer.echo(f"{sample.store}\n{sample.report}")
     if json_file is not None:

@@ -1,0 +1,72 @@
+"""Where the parts of a pass run: one after the other in this process, or on the workers of a dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from n4flow.errors import InputError
+
+Slab = tuple[int, int]
+
+
+class Here:
+    """Parts run in this process, with all its threads each."""
+
+    def spans(self, slabs: Sequence[Slab]) -> list[Slab]:
+        """Return the runs of planes of which a reading pass is made: one, all planes."""
+        return [(slabs[0][0], slabs[-1][1])]
+
+    def results(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Return what each call returns, in order."""
+        return [call() for call in calls]
+
+
+class Cluster(Here):
+    """Parts run on the workers of a cluster, who see the same files under the same paths.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def spans(self, slabs: Sequence[Slab]) -> list[Slab]:
+        """Return the slabs."""
+        return list(slabs)
+
+    def results(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Return what each call returns, in order; an error of a worker is raised here."""
+        found: list[Any] = self._client.gather([self._client.submit(call, pure=False) for call in calls])
+        return found
+
+
+@contextmanager
+def workplace(scheduler: str | None) -> Iterator[Here]:
+    """Give the place where parts run: this process, or the cluster at the address of a dask scheduler.
+
+    Raises
+    ------
+    InputError
+        dask.distributed is not installed, or there is no scheduler at that address.
+    """
+    if scheduler is None:
+        yield Here()
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        msg = "a dask scheduler needs dask.distributed; install n4flow[distributed]"
+        raise InputError(msg) from error
+    try:
+        client = Client(scheduler, timeout="10s", set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        msg = (
+            f"there is no dask scheduler at {scheduler} ({type(error).__name__}); give its address, as tcp://HOST:8786"
+        )
+        raise InputError(msg) from error
+    with client:
+        yield Cluster(client)
