@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from functools import cache
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -12,17 +13,20 @@ import pytest
 from scipy import ndimage
 
 import n4flow
-from n4flow.correction import Where
+from n4flow.correction import Correction, Where
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.harmonization import kernels
 from n4flow.harmonization.fields import Harmonization
 from n4flow.harmonization.geometry import DEGREES, Geometry, N
 from n4flow.harmonization.system import Chain, D, System
+from n4flow.histogram import SectionLookup
 from n4flow.phantom import Phantom
 from n4flow.phantom_options import PhantomOptions
 from n4flow.planes import limit_threads
+from n4flow.qc import metrics
 from n4flow.recipe import load_correction, save_correction
 from n4flow.sections import Section, SectionTable
+from n4flow.statistics import shrink_planes
 from n4flow.volume import write_volume
 
 SHAPE = (48, 84, 96)
@@ -323,6 +327,41 @@ def test_zeros_and_what_is_not_finite_stay() -> None:
     assert corrected[5, 40, 50] == 0
     assert np.isnan(corrected[5, 40, 51])
     assert np.isfinite(corrected).sum() == corrected.size - 1
+
+
+# ----------------------------------------------------------------------------------------------------------- the report
+
+
+def measured(observed: np.ndarray, corrected: np.ndarray, recipe: list[Correction]) -> dict[str, Any]:
+    _truth, tissue = anatomy()
+    volumes = {"before": shrink_planes(observed, 1), "after": shrink_planes(corrected, 1)}
+    return metrics(sections=cut(48), tissue=tissue, agarose=None, recipe=recipe, **volumes)
+
+
+def test_the_report_says_what_was_proven() -> None:
+    truth, tissue = anatomy()
+    observed = imaged(truth, cut(48))
+    corrected, fields = quiet(observed, tissue, cut(48))
+    numbers = measured(observed, corrected, [fields])
+    evidence, ratio = numbers["harmonization"], observed[tissue] / corrected[tissue]
+    assert evidence["rms_adjacent"] == pytest.approx(fields.numbers["rms_adjacent"], rel=1e-5)
+    assert evidence["gain"] == pytest.approx(np.exp(fields.gain), rel=1e-5)
+    assert len(evidence["gain_sd"]) == 8
+    field = numbers["bias_field"]
+    assert [field["p1"], field["p50"], field["p99"]] == pytest.approx(np.percentile(ratio, [1, 50, 99]), rel=0.01)
+    assert numbers["steps"]["median_before"] > 0.2
+    assert numbers["steps"]["median_after"] < 0.02
+
+
+def test_matching_what_needed_nothing_is_called_out() -> None:
+    truth, tissue = anatomy()
+    observed = imaged(truth, cut(48), 0.0)
+    matched = n4flow.apply_histogram_matching(observed, None, 256, mask=tissue)  # plane by plane
+    lookup = SectionLookup.__new__(SectionLookup)  # only its kind is read
+    sentence = "needed nothing, yet matching or smoothing"
+    assert any(sentence in reason for reason in measured(observed, matched, [lookup])["reasons"])
+    even, fields = quiet(observed, tissue, cut(48))
+    assert not any(sentence in reason for reason in measured(observed, even, [fields])["reasons"])
 
 
 # ---------------------------------------------------------------------------------------------------------- the algebra

@@ -15,6 +15,7 @@ from n4flow.sections import SectionTable
 if TYPE_CHECKING:
     from n4flow.bias import BiasCorrection
     from n4flow.correction import Correction
+    from n4flow.harmonization import Harmonization
     from n4flow.statistics import ShrunkenVolume
 
 MIN_VALID = 0.5  # share of a block's voxels that must be valid for the block to count
@@ -203,11 +204,12 @@ def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> It
     ------
     z_start : int
     field : (z, y, x) float32 array
-        Corrected intensity is intensity divided by it; 1 in planes that no field covers. Nothing is yielded where the
-        recipe has no bias field.
+        Corrected intensity is intensity divided by it; 1 in planes that no field covers. A harmonisation is one more
+        field. Nothing is yielded where the recipe has none.
     """
     fields = [part for step in recipe if step.kind == "bias_field" for part in cast("BiasCorrection", step).fields]
-    if not fields:
+    even = [cast("Harmonization", step) for step in recipe if step.kind == "harmonization"]
+    if not fields and not even:
         return
     edges = {
         *range(0, shape[0], RUN_PLANES),
@@ -220,6 +222,8 @@ def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> It
             if first <= start and stop <= last:
                 where = slice(start - first, stop - first), slice(None), slice(None)
                 total += field.log_field((last - first, *shape[1:]), where)
+        for harmonization in even:
+            total += harmonization.small_log_field(slice(start, stop), shape)
         yield start, np.exp(total, out=total)
 
 

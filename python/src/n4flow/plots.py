@@ -160,6 +160,22 @@ def field_ranges(rows: Sequence[dict[str, Any]]) -> str:
     return draw("fields", NARROW, paint)
 
 
+def section_gains(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> str:
+    """Gain of every section that the harmonisation estimated, with twice its uncertainty."""
+
+    def paint(axes: Axes) -> None:
+        gain, sd = as_floats(numbers["gain"]), as_floats(numbers["gain_sd"])
+        axes.axhline(1, color=FAINT, linewidth=0.8)
+        place = np.arange(len(rows))
+        axes.vlines(place, gain * np.exp(-2 * sd), gain * np.exp(2 * sd), color=AFTER, linewidth=1.2, alpha=0.7)
+        axes.plot(place, gain, color=INK, linestyle="none", marker="o", markersize=3)
+        axes.set_title("Gain of each section, and twice its uncertainty")
+        axes.set_ylabel("input / corrected")
+        _section_axis(axes, rows)
+
+    return draw("section-gains", NARROW, paint)
+
+
 def steps(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> str:
     """Size of the step at every cut, before and after, and the change between planes that is usual inside sections."""
 

@@ -20,6 +20,7 @@ from n4flow.verdict import section_reasons, volume_reasons
 if TYPE_CHECKING:
     from n4flow.bias import BiasCorrection
     from n4flow.correction import Correction
+    from n4flow.harmonization import Harmonization
     from n4flow.statistics import ShrunkenVolume
 
 TILE = 16  # pixels along a side within which classes count as neighbours
@@ -69,6 +70,8 @@ def metrics(
         "steps": steps,
         "contrast": contrast,
         "bias_field": bias,
+        "harmonization": _harmonization(recipe),
+        "change": _change(pair, recipe),
         "voxels": {name: int(values.sum()) for name, values in counts.items()},
         "sections": _section_rows(pair, jumps, kept, ranges, counts, _reasons_not_fitted(recipe)),
         "planes": _plane_table(pair),
@@ -286,6 +289,25 @@ def _bias(pair: Pair, recipe: Sequence[Correction]) -> tuple[dict[str, Any] | No
         return None, ranges
     p1, p50, p99 = np.percentile(whole, [1, 50, 99])
     return {"p1": p1, "p50": p50, "p99": p99, "minimum": whole.min(), "maximum": whole.max()}, ranges
+
+
+def _harmonization(recipe: Sequence[Correction]) -> dict[str, Any] | None:
+    """Return what the harmonisation rests on, and the gain of every section with its uncertainty."""
+    for step in recipe:
+        if step.kind == "harmonization":
+            fields = cast("Harmonization", step)
+            return fields.summary() | {"gain": np.exp(fields.gain), "gain_sd": fields.gain_sd}
+    return None
+
+
+def _change(pair: Pair, recipe: Sequence[Correction]) -> dict[str, Any]:
+    """Return how much tissue changed against itself (robust sd of log after / before), and what made sections alike."""
+    _planes, first, second = pair.sample()
+    both = (first > 0) & (second > 0)
+    ratio = np.log(second[both] / first[both])
+    spread = 1.4826 * median(np.abs(ratio - median(ratio))) if ratio.size >= MIN_PIXELS else math.nan
+    alike = any(step.kind in ("section_lookup", "plane_gain") for step in recipe)
+    return {"spread": spread, "sections_alike": alike}
 
 
 def _reasons_not_fitted(recipe: Sequence[Correction]) -> list[tuple[int, int, str]]:

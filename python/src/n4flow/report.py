@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STAGE_KINDS = {
     "N4_SECTIONS": "bias_field",
     "N4_VOLUME": "bias_field",
+    "HARMONIZE": "harmonization",
     "NORMALIZE": "plane_range",
     "MATCH_HISTOGRAMS": "section_lookup",
     "SMOOTH_Z": "plane_gain",
@@ -224,7 +225,7 @@ def _pictures(
     if "background" in window:
         found["background_of"] = "the agarose level" if pair.units.from_agarose else "the level of what is not tissue"
         found["background"] = [(name, views.grey(name, window["background"])) for name in ("before", "after")]
-    if not any(step.kind == "bias_field" for step in recipe):
+    if not any(step.kind in ("bias_field", "harmonization") for step in recipe):
         found["no_field"] = "the recipe has none"
     elif not metrics["bias_field"]:
         found["no_field"] = "there is no tissue to measure it in"
@@ -258,6 +259,8 @@ def _plots(
     if metrics["tissue"]["pixels"]:
         gain = np.prod([np.asarray(_gain(step)) for step in smoothing], axis=0) if smoothing else None
         found.append(("narrow", plots.gains(planes, sections, pair.units.level_after, gain)))
+    if metrics["harmonization"] and "reason" not in metrics["harmonization"]:
+        found.append(("narrow", plots.section_gains(rows, metrics["harmonization"])))
     if metrics["bias_field"]:
         found.append(("narrow", plots.field_ranges(rows)))
     _planes, first, second = pair.sample()

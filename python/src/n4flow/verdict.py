@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 KINDS = {
     "background": "local background subtracted",
     "bias_field": "bias field divided out",
+    "harmonization": "all sections made even together",
     "plane_range": "agarose put at zero and planes brought to one range",
     "section_lookup": "sections matched to the pooled histogram of tissue",
     "plane_gain": "brightness of tissue smoothed along Z",
@@ -25,6 +26,8 @@ WIDE_CONTRAST_LIMIT = 0.15  # and when classes are compared over whole sections,
 INVALID_LIMIT = 0.01  # share of non-finite or saturated voxels
 NEGATIVE_LIMIT = 0.05  # share of negative voxels
 FIELD_SPAN_LIMIT = 4.0  # p99 / p1 of a bias field
+NOTHING_WRONG = 0.02  # log ratio: median step at cuts of a volume whose sections needed nothing
+CHANGE_LIMIT = 0.02  # spread (log) of what matching and smoothing may do to such a volume
 LITTLE_TISSUE = 0.005  # share of a section's pixels below which it counts as almost empty
 
 
@@ -83,6 +86,13 @@ def volume_reasons(summary: dict[str, Any]) -> list[str]:
     if steps["median_after"] > steps["median_before"] + STEP_GROWTH / 2:
         before, after = _percent(steps["median_before"]), _percent(steps["median_after"])
         reasons.append(f"steps between sections grew: their median size was {before} and is {after}")
+    change = summary["change"]
+    if steps["median_before"] < NOTHING_WRONG and change["sections_alike"] and change["spread"] > CHANGE_LIMIT:
+        small = _percent(steps["median_before"])
+        reasons.append(
+            f"steps between sections were {small} and needed nothing, yet matching or smoothing and what came before "
+            f"changed tissue by {change['spread']:.1%}"
+        )
     total = max(1, voxels["valid"] + voxels["zero"] + voxels["nonfinite"])
     if voxels["nonfinite"] > 0:
         share = voxels["nonfinite"] / total

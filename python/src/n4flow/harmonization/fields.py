@@ -14,7 +14,7 @@ from n4flow.errors import InputError
 from n4flow.fit import bspline
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.evaluate import Evaluator
-from n4flow.harmonization.geometry import CONTROLS, depth_basis
+from n4flow.harmonization.geometry import CONTROLS, depth_basis, fit_step
 
 
 @dataclass
@@ -83,6 +83,16 @@ class Harmonization(Correction):
     def log_field(self, where: Where, shape: tuple[int, ...], threads: int | None = None) -> np.ndarray:
         """Return the log field of a block of `shape` at `where`, without a flat field that was given."""
         return self._evaluator(where, shape).log_field(np.empty(shape, np.float32), thread_count(threads))
+
+    def small_log_field(self, planes: slice, shape: tuple[int, int, int]) -> np.ndarray:
+        """Return the log field of some planes on the shrunken grid of `shape` that it was estimated from."""
+        lattices, per_sample = self.lattices[planes], fit_step(*shape[1:])
+        axes = [
+            bspline.grid_coordinates(n, samples, CONTROLS, per_sample=per_sample)
+            for n, samples in zip(shape[1:], self.grid, strict=True)
+        ]
+        evaluator = Evaluator.of_planes(lattices, *axes)
+        return evaluator.log_field(np.empty(evaluator.shape, np.float32), thread_count(None))
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return block / exp(log field); exact zeros and voxels that are not finite stay. See `Correction.apply`."""

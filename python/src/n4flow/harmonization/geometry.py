@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,9 @@ DEGREES = 2  # of the shading's change with depth in the section
 PLANES_PER_KNOT = 15  # of the slow drift along the stack
 MOST_KNOTS = 18
 SLOPE = 0.1  # weight of the first derivative in the roughness
+
+SIDE = 96  # samples along the longer side of the fitted grid: fields are smooth, and voxels that move are forgiven
+FEWEST_SIDE = 24
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,12 @@ def depth_basis(edges: np.ndarray, planes: np.ndarray) -> np.ndarray:
     longest = int(np.diff(edges).max())
     t = 2 * (planes - edges[section]) / max(longest - 1, 1) - 1
     return np.stack([np.polynomial.legendre.Legendre.basis(k)(t) for k in range(1, DEGREES + 1)], axis=1)
+
+
+def fit_step(height: int, width: int) -> int:
+    """Return how many shrunken voxels make a sample of the fitted grid.
+
+    >>> fit_step(500, 400), fit_step(80, 60), fit_step(512, 40)
+    (6, 1, 1)
+    """
+    return max(1, min(math.ceil(max(height, width) / SIDE), min(height, width) // FEWEST_SIDE))

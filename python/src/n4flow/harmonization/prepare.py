@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection
 
@@ -12,26 +11,15 @@ from scipy import ndimage
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.harmonization.estimator import Estimate, Estimator, estimate
 from n4flow.harmonization.fields import Harmonization
-from n4flow.harmonization.geometry import CONTROLS, DEGREES, Geometry
+from n4flow.harmonization.geometry import CONTROLS, DEGREES, Geometry, fit_step
 from n4flow.sections import SectionTable
 
 MODES = ("safe", "auto", "full")
-SIDE = 96  # samples along the longer side of the fitted grid: fields are smooth, and voxels that move are forgiven
-FEWEST_SIDE = 24
 FEWEST = 10  # samples of tissue that a plane must have
 LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs
 WHOLE = 0.99  # share of tissue that a fitted sample needs
 STEP_RATIO = 2.0  # how much larger the steps beside the cuts must be for the table to be doubted
 LEAST_STEP = 0.03  # and how large (log)
-
-
-def fit_step(height: int, width: int) -> int:
-    """Return how many shrunken voxels make a sample of the fitted grid.
-
-    >>> fit_step(500, 400), fit_step(80, 60), fit_step(512, 40)
-    (6, 1, 1)
-    """
-    return max(1, min(math.ceil(max(height, width) / SIDE), min(height, width) // FEWEST_SIDE))
 
 
 def estimate_harmonization(
