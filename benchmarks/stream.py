@@ -8,6 +8,7 @@
 A phantom (uint16) of the most planes is written block by block; shorter volumes are its first planes. Every
 measurement is a process of its own, after a warm-up on a tiny volume, so peak resident memory is that of one pass with
 Python and compiled kernels in it. Passes take turns; times are medians, ratios are medians of ratios within a round.
+On a machine that others use too, the ratios of CPU seconds say more than those of seconds.
 
 * read: every voxel of level 0 once, by the blocks of the passes.
 * copy: read, and written as a store like the input, uint16 with its pyramid; `copy_float32` writes float32.
@@ -258,13 +259,13 @@ def measure(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]
     os.sync()
     if cold:
         drop(store)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     stages = job.call(name)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) if name == "prepare" else 0
     job.clear()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "peak_bytes": peak, "stages": stages, "bytes": size}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, "stages": stages, "bytes": size}
 
 
 def warm_up(name: str) -> None:
@@ -366,32 +367,36 @@ def _summary(rounds: list[dict[str, dict[str, Any]]], name: str, gigavoxels: flo
     found = {
         "seconds": seconds,
         "seconds_per_gigavoxel": statistics.median(seconds) / gigavoxels,
+        "cpu_seconds_per_gigavoxel": statistics.median(one[name]["cpu_seconds"] for one in rounds) / gigavoxels,
         "peak_bytes": max(one[name]["peak_bytes"] for one in rounds),
     }
     beside = BESIDE.get(name)
     if beside in rounds[0]:
         found["beside"] = beside
         found["ratio"] = statistics.median(one[name]["seconds"] / one[beside]["seconds"] for one in rounds)
+        found["cpu_ratio"] = statistics.median(one[name]["cpu_seconds"] / one[beside]["cpu_seconds"] for one in rounds)
     return found
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [
-        "| planes x side | pass | s / Gvoxel | beside | ratio | peak MB |",
-        "|---|---|---:|---|---:|---:|",
+        "| planes x side | pass | s / Gvoxel | beside | ratio | CPU s / Gvoxel | ratio | peak MB |",
+        "|---|---|---:|---|---:|---:|---:|---:|",
     ]
     for volume in results["volumes"]:
         where = f"{volume['shape'][0]} x {volume['shape'][1]}"
         for name, found in volume["passes"].items():
-            ratio = f"{found['ratio']:.2f}" if "ratio" in found else ""
-            cells = (where, name, f"{found['seconds_per_gigavoxel']:.2f}", found.get("beside", ""), ratio)
+            ratios = [f"{found[key]:.2f}" if key in found else "" for key in ("ratio", "cpu_ratio")]
+            wall, cpu = (f"{found[key]:.2f}" for key in ("seconds_per_gigavoxel", "cpu_seconds_per_gigavoxel"))
+            cells = (where, name, wall, found.get("beside", ""), ratios[0], cpu, ratios[1])
             lines.append(f"| {' | '.join(cells)} | {found['peak_bytes'] / 1e6:.0f} |")
         if "chain" in volume:
-            peak = volume["chain"]["peak_bytes"] / 1e6
-            lines.append(f"| {where} | chain | {volume['chain']['seconds_per_gigavoxel']:.2f} | | | {peak:.0f} |")
+            chain = volume["chain"]
+            cells = (where, "chain", f"{chain['seconds_per_gigavoxel']:.2f}", "", "", "", "")
+            lines.append(f"| {' | '.join(cells)} | {chain['peak_bytes'] / 1e6:.0f} |")
         share = 100 * volume["work_bytes"] / volume["raw_bytes"]
-        lines.append(f"| {where} | work directory beside the result: {share:.2f} % of the voxels' bytes | | | | |")
+        lines.append(f"\n{where}: work directory beside the result {share:.2f} % of the voxels' bytes.\n")
     return "\n".join(lines)
 
 
