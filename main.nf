@@ -26,20 +26,22 @@ workflow {
     schema = file("${projectDir}/nextflow_schema.json")
     settings = check_parameters(params, schema)
 
+    // a GPU that was asked for answers before anything else runs
+    device = channel.value('cpu')
+    if (params.backend == 'gpu' && settings.bias != 'off') {
+        PROBE_GPU()
+        device = PROBE_GPU.out.map { file -> answer(file).device }
+    }
+
     // samples: [meta, volume, image, mask, table]; meta = [id: 'brain'], volume = [options, sections, digests]
     if (params.input == 'phantom') {
-        PHANTOM()
+        PHANTOM(device)
         samples = PHANTOM.out.volume.map { image, table ->
             sample_files([sample: 'phantom', image: image, sections: params.sections.toString() == '1' ? table : null], params)
         }
     } else {
-        samples = channel.fromList(read_samples(params).collect { row -> sample_files(check_row(row, schema), params) })
-    }
-
-    // a GPU that was asked for answers before anything else runs
-    if (params.backend == 'gpu' && settings.bias != 'off') {
-        PROBE_GPU()
-        samples = samples.combine(PROBE_GPU.out.map { file -> answer(file).device }).map { sample -> sample.init() }
+        rows = read_samples(params).collect { row -> sample_files(check_row(row, schema), params) }
+        samples = channel.fromList(rows).combine(device).map { sample -> sample.init() }
     }
 
     // plans: [meta, plan], plan = what INSPECT decided: slabs, batches, shrink, slab_planes
@@ -113,8 +115,5 @@ workflow {
     done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
     PROVENANCE(done, described(workflow, samples), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 
-    workflow.onError = {
-        def sentence = explain(workflow.exitStatus, workflow.errorReport)
-        if (sentence) { log.error(sentence) }
-    }
+    workflow.onError = { explain(workflow.exitStatus, workflow.errorReport)?.with { sentence -> log.error(sentence) } }
 }

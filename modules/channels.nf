@@ -3,7 +3,9 @@
 // The answer of a task that asks a question; a fault ends the run in one sentence.
 def answer(path) {
     def found = new groovy.json.JsonSlurper().parseText(path.text)
-    if (found.fault) { exit(found.exit_code, found.fault) }
+    // Nothing runs beside the question for a GPU. Beside others tasks do: `error` ends them, `exit` would leave them behind.
+    if (found.exit_code == 3) { exit(3, found.fault) }
+    if (found.fault) { error found.fault }
     found.warnings?.each { warning -> log.warn("${found.sample ? "sample ${found.sample}: " : ''}${warning}") }
     return found
 }

@@ -2,6 +2,9 @@
 process PHANTOM {
     label 'small'
 
+    input:
+    val _device
+
     output:
     tuple path('phantom.ome.zarr'), path('phantom.sections.tsv'), emit: volume
 

@@ -1,6 +1,7 @@
 // Put a sample's results into outdir by the head process: complete under the sample's name, or not at all.
 process PUBLISH {
     tag "${meta.id}"
+    executor 'local'
     cache false
 
     input:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,20 @@ class WorkflowRun:
     """What a run of the workflow left behind."""
 
     code: int
-    output: str  # what the terminal shows: stdout, then stderr
+    output: str  # what the terminal shows
     outdir: Path
     tasks: list[dict[str, str]]  # the rows of Nextflow's trace: name, status, exit, hash, ...
+    work: Path  # the work directory
+
+    def folders(self, process: str) -> list[Path]:
+        """Return the work directories of a process's tasks."""
+        hashes = [task["hash"] for task in self.tasks if task["name"].split(" ")[0] == process]
+        return [next((self.work / part.split("/")[0]).glob(f"{part.split('/')[1]}*")) for part in hashes]
+
+    def digests(self, sample: str) -> dict[str, list[str]]:
+        """Return the digest of each level of a published sample's stores."""
+        stated = json.loads((self.outdir / sample / "checksums.json").read_text())["stores"]
+        return {name: [level["digest"] for level in store["levels"]] for name, store in stated.items()}
 
     def ran(self, status: str = "COMPLETED") -> set[str]:
         """Return the names of the processes with a task of this status; CACHED for those that -resume took over."""
@@ -78,7 +91,8 @@ def runner(nextflow: str, folder: Path) -> Run:
     """Return a function that runs the workflow in a folder.
 
     run("--input", "phantom", code=0, profile="test", parser=None, outdir=None) fails where the workflow ends with
-    another code, and then shows what it printed. `parser` is the value of NXF_SYNTAX_PARSER.
+    another code, and then shows what it printed. `parser` is the value of NXF_SYNTAX_PARSER; `during` is called with
+    Nextflow's process while that runs; `environment` replaces the tests' own.
     """
 
     def run(
@@ -87,25 +101,75 @@ def runner(nextflow: str, folder: Path) -> Run:
         profile: str = "test",
         parser: str | None = None,
         outdir: Path | None = None,
+        work: Path | None = None,
+        during: Callable[[subprocess.Popen], None] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> WorkflowRun:
-        outdir = outdir or folder / "results"
+        outdir, work = outdir or folder / "results", work or folder / "work"
         trace = folder / "trace.tsv"
         trace.unlink(missing_ok=True)
-        environment = os.environ | ({"NXF_SYNTAX_PARSER": parser} if parser else {})
-        command = [nextflow, "run", ROOT, "-profile", profile, "-with-trace", trace, "--outdir", outdir, *arguments]
-        done = subprocess.run(
+        own = (environment or os.environ) | ({"NXF_SYNTAX_PARSER": parser} if parser else {})
+        command = [nextflow, "run", ROOT, "-profile", profile, "-with-trace", trace, "-work-dir", work]
+        command += ["--outdir", outdir, *arguments]
+        process = subprocess.Popen(
             [str(part) for part in command],
             cwd=folder,
-            env=environment,
+            env=own,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
-        output = done.stdout + done.stderr
-        assert done.returncode == code, f"expected exit code {code}, got {done.returncode}\n{output}"
+        try:
+            if during is not None:
+                during(process)
+            output, _none = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.communicate()
+            raise
+        assert process.returncode == code, f"expected exit code {code}, got {process.returncode}\n{output}"
         with trace.open() if trace.exists() else open(os.devnull) as file:
             tasks = list(csv.DictReader(file, delimiter="\t"))
-        return WorkflowRun(done.returncode, output, outdir, tasks)
+        return WorkflowRun(process.returncode, output, outdir, tasks, work)
 
     return run
+
+
+PLAIN = ["--bias", "off", "--match", "off", "--smooth_z", "0", "--normalize", "false"]
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A small volume, the arguments of a short run on it, and what that run gives when nothing is in its way."""
+
+    arguments: list[str | Path]
+    run: WorkflowRun
+
+    @property
+    def digests(self) -> dict[str, list[str]]:
+        """Digest of each level of the stores."""
+        return self.run.digests("brain")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(nextflow: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Return a short run of two slabs, to compare with runs that were disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    size = ["--sections", "2", "--planes", "8", "--size", "96", "128"]
+    subprocess.run(["n4flow", "phantom", folder / "brain.ome.zarr", *size], check=True)
+    arguments = ["--input", folder / "brain.ome.zarr", "--slab_planes", "8", *PLAIN]
+    return Undisturbed(arguments, runner(nextflow, folder)(*arguments))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until something is true, and fail after a while."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def sentence(run: WorkflowRun) -> str:
+    """Return the last error that a run printed: the cause and what to do, in one line."""
+    return [line for line in run.output.splitlines() if line.startswith("ERROR ~ ")][-1]

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -90,11 +90,16 @@ def slurm(folder: Path, cpus: int = 4) -> Iterator[dict[str, str]]:
         _wait_for(lambda: (folder / "munge.socket").exists(), folder, "munge opens no socket")
         stack.enter_context(_daemon(["slurmctld", "-D"], folder, environment))
         stack.enter_context(_daemon(["slurmd", "-D"], folder, environment))
-        _wait_for(lambda: _state(environment) == "idle", folder, "the node does not become idle")
+        _wait_for(
+            lambda: _answer(["sinfo", "--noheader", "--format=%t"], environment) == "idle",
+            folder,
+            "the node does not become idle",
+        )
         try:
             yield environment
         finally:
-            subprocess.run(["scancel", "--user", getpass.getuser(), "--signal=KILL"], env=environment, check=False)
+            subprocess.run(["scancel", "--user", getpass.getuser()], env=environment, check=False)
+            _wait_for(lambda: not _answer(["squeue", "--noheader"], environment), folder, "a job does not end")
 
 
 def _free_port() -> int:
@@ -103,9 +108,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _state(environment: dict[str, str]) -> str:
-    asked = ["sinfo", "--noheader", "--format=%t"]
-    return subprocess.run(asked, env=environment, capture_output=True, text=True, check=False).stdout.strip()
+def _answer(question: list[str], environment: dict[str, str]) -> str:
+    return subprocess.run(question, env=environment, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @contextmanager
@@ -125,7 +129,7 @@ def _daemon(command: list[str], folder: Path, environment: dict[str, str]) -> It
             process.wait()
 
 
-def _wait_for(condition, folder: Path, what: str, seconds: float = 30) -> None:
+def _wait_for(condition: Callable[[], bool], folder: Path, what: str, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

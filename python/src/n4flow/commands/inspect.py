@@ -65,7 +65,7 @@ def inspect(
         except InputError as error:
             if answer is None:
                 raise
-            answer.write_text(dumps({"fault": str(error), "exit_code": error.exit_code}) + "\n", encoding="utf-8")
+            answer.write_text(dumps({"fault": str(error)}) + "\n", encoding="utf-8")
             return
         if answer is not None:
             answer.write_text(dumps(numbers["plan"]) + "\n", encoding="utf-8")

@@ -1,0 +1,160 @@
+"""The workflow on a real Slurm of one node: what jobs ask for and see, and what is said when Slurm takes them away."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PLAIN, PhantomRun, Run, Undisturbed, sentence, wait_for
+from slurm_node import missing, slurm
+
+from n4flow.arrays import probe_gpu
+from n4flow.errors import GpuError
+
+pytestmark = pytest.mark.engine
+
+# Slurm is asked often; a job waits while a file is there, and leaves behind what it saw. None of this enters a task's hash.
+CONFIG = """\
+executor {{ pollInterval = '1 sec'; queueStatInterval = '1 sec'; exitReadTimeout = '10 sec' }}
+process.beforeScript = 'env > environment.txt; while [ -e "{hold}" ] && [[ "$PWD" == *work* ]]; do sleep 0.2; done'
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Start Slurm and return the environment that reaches it."""
+    if lacking := missing():
+        pytest.skip(
+            f"no Slurm: {', '.join(lacking)} not found; Debian's munge, slurmctld, slurmd, slurm-client bring it"
+        )
+    with slurm(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """Return the file that keeps jobs waiting while it exists."""
+    return tmp_path / "hold"
+
+
+@pytest.fixture
+def submitted(workflow: Run, node: dict[str, str], tmp_path: Path, hold: Path) -> Callable:
+    """Return `workflow`, submitting to Slurm."""
+    (tmp_path / "site.config").write_text(CONFIG.format(hold=hold))
+
+    def run(*arguments: str | Path, profile: str = "slurm,test", **options):
+        return workflow(*arguments, "-c", tmp_path / "site.config", profile=profile, environment=node, **options)
+
+    return run
+
+
+def ask(node: dict[str, str], *command: str) -> str:
+    return subprocess.run(command, env=node, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def seen(folder: Path) -> set[str]:
+    """Return which of the variables that name a GPU a job saw."""
+    return set(re.findall(r"^(CUDA_VISIBLE_DEVICES|SLURM_JOB_GPUS)=", (folder / "environment.txt").read_text(), re.M))
+
+
+def test_slurm_gives_the_voxels_of_this_machine(submitted: Callable, phantom_run: PhantomRun):
+    sections = phantom_run.phantom.parent / "phantom.sections.tsv"
+    run = submitted("--input", phantom_run.phantom, "--sections", sections, "--job_array", "2")
+    assert run.ran() == phantom_run.first.ran()
+    assert run.digests("phantom") == phantom_run.first.digests("phantom")
+    script = (run.folders("FINISH")[0] / ".command.run").read_text()
+    assert re.search(r"^#SBATCH -c 2$", script, re.M)
+    assert re.search(r"^#SBATCH --mem 6144M$", script, re.M)
+    assert "--gres" not in script
+    arrays = [path for path in run.work.glob("*/*/.command.run") if "#SBATCH --array 0-1" in path.read_text()]
+    assert (
+        len(arrays) == 4
+    )  # two of three tasks of SHRINK, N4_SECTIONS, PLANE_STATISTICS and RENDER; the third is alone
+
+
+def test_a_gpu_that_is_not_there_ends_the_run_at_once(submitted: Callable, node: dict[str, str]):
+    try:
+        probe_gpu()
+    except GpuError:
+        pass
+    else:
+        pytest.skip("this machine has a working GPU")
+    run = submitted("--input", "phantom", profile="gpu,slurm,test", code=3)
+    assert run.ran() <= {"PROBE_GPU"}
+    assert "no working GPU: " in sentence(run)
+    assert not (run.outdir / "phantom").exists()
+    assert ask(node, "squeue", "--noheader") == ""
+    (folder,) = [path.parent for path in run.work.glob("*/*/.command.run")]
+    assert "#SBATCH --gres=gpu:1" in (folder / ".command.run").read_text()
+    assert seen(folder) == {"CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"}
+
+
+def test_only_tasks_for_a_gpu_get_one(submitted: Callable, undisturbed: Undisturbed):
+    arguments = [*undisturbed.arguments, "--bias", "two_pass", "--iterations", "2", "--backend", "auto"]
+    run = submitted(*arguments, "--gpu_options", "--gres=gpu:1 --comment=mine", profile="gpu,slurm,test")
+    for process in sorted(run.ran() - {"PUBLISH"}):
+        for folder in run.folders(process):
+            script = (folder / ".command.run").read_text()
+            asks = [line for line in script.splitlines() if line.startswith("#SBATCH") and "gres" in line]
+            assert asks == (["#SBATCH --gres=gpu:1 --comment=mine"] if process == "N4_VOLUME" else []), process
+            assert seen(folder) == ({"CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"} if process == "N4_VOLUME" else set())
+    assert "N4_VOLUME" in run.ran()
+
+
+def test_what_slurm_takes_away_is_said_and_resumed(
+    submitted: Callable, node: dict[str, str], hold: Path, undisturbed: Undisturbed
+):
+    def running() -> list[str]:
+        return ask(node, "squeue", "--noheader", "--states=R", "--format=%i").split()
+
+    def meanwhile(*commands: str) -> Callable:
+        def disturb(_process: subprocess.Popen) -> None:
+            wait_for(running)
+            (job, *_others) = running()
+            for command in commands:
+                ask(node, *command.format(job=job, node=ask(node, "sinfo", "--noheader", "--format=%n")).split())
+            wait_for(lambda: job not in running())
+            hold.unlink()
+
+        return disturb
+
+    causes = {
+        "reached its time limit; give its label more time": ["scontrol update JobId={job} EndTime=now+1"],
+        "was cancelled from outside": ["scancel {job}"],
+        "was lost with its node": [
+            "scontrol update NodeName={node} State=DOWN Reason=test",
+            "scontrol update NodeName={node} State=RESUME",
+        ],
+    }
+    for said, commands in causes.items():
+        hold.touch()
+        run = submitted(*undisturbed.arguments, "-resume", code=1, during=meanwhile(*commands))
+        assert said in sentence(run), run.output
+        assert sentence(run).endswith("; then run again with -resume")
+        assert run.ran("FAILED")
+        assert not list(run.outdir.glob("*brain*"))
+
+    # A drained node lets its job finish and takes no other; the run waits until it is back.
+    def drain(process: subprocess.Popen) -> None:
+        wait_for(running)
+        name = ask(node, "sinfo", "--noheader", "--format=%n")
+        ask(node, "scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=test")
+        hold.unlink()
+        wait_for(lambda: "PENDING" in ask(node, "squeue", "--noheader", "--format=%T") and not running())
+        assert process.poll() is None
+        ask(node, "scontrol", "update", f"NodeName={name}", "State=RESUME")
+
+    hold.touch()
+    run = submitted(*undisturbed.arguments, "-resume", during=drain)
+    assert run.digests("brain") == undisturbed.digests
+
+
+def test_container_options_of_a_gpu_go_to_its_tasks_alone(submitted: Callable, workflow: Run, node: dict[str, str]):
+    """Rendered only: apptainer need not be there, as the probe is the first task and fails for want of it."""
+    run = submitted("--input", "phantom", profile="gpu,slurm,apptainer,test", code=1)
+    (script,) = [path.read_text() for path in run.work.glob("*/*/.command.run")]
+    assert "#SBATCH --gres=gpu:1" in script
+    assert re.search(r"apptainer exec .*--nv .*n4flow.cuda", script)
