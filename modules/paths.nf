@@ -33,17 +33,18 @@ def check_whole(path) {
 // Names, sizes and times of all that lies in a directory: Nextflow looks at the directory's own alone.
 def digest(path) {
     if (!path.isDirectory()) { return null }
-    def lines = list_files(path, path)
+    def lines = list_files('', path)
     def dangling = lines.find { line -> line.startsWith('!') }
     if (dangling) { exit(2, "${dangling.substring(1)} is a link to nothing; restore what it points to") }
     return lines.sort().join('\n').md5()
 }
 
-// One line for each file below a folder; one that begins with ! for a link to nothing.
-def list_files(root, folder) {
-    return folder.listFiles().collect { entry ->
+// One line for each file below a folder; one that begins with ! for a link to nothing. A link lists itself, hence the real path.
+def list_files(prefix, folder) {
+    return folder.toRealPath().listFiles().collect { entry ->
+        def name = "${prefix}${entry.name}"
         !entry.exists() ? "!${entry}".toString()
-            : entry.isDirectory() ? list_files(root, entry)
-            : "${root.relativize(entry)} ${entry.size()} ${entry.lastModified()}".toString()
+            : entry.isDirectory() ? list_files("${name}/", entry)
+            : "${name} ${entry.size()} ${entry.lastModified()}".toString()
     }.flatten()
 }

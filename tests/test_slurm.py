@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN, PhantomRun, Run, Undisturbed, sentence, wait_for
+from conftest import PhantomRun, Run, Undisturbed, sentence, wait_for
 from slurm_node import missing, slurm
 
 from n4flow.arrays import probe_gpu
@@ -16,7 +16,7 @@ from n4flow.errors import GpuError
 
 pytestmark = pytest.mark.engine
 
-# Slurm is asked often; a job waits while a file is there, and leaves behind what it saw. None of this enters a task's hash.
+# Slurm is asked often; a job waits while a file is there, and leaves behind what it saw. No task's hash knows of it.
 CONFIG = """\
 executor {{ pollInterval = '1 sec'; queueStatInterval = '1 sec'; exitReadTimeout = '10 sec' }}
 process.beforeScript = 'env > environment.txt; while [ -e "{hold}" ] && [[ "$PWD" == *work* ]]; do sleep 0.2; done'
@@ -70,9 +70,7 @@ def test_slurm_gives_the_voxels_of_this_machine(submitted: Callable, phantom_run
     assert re.search(r"^#SBATCH --mem 6144M$", script, re.M)
     assert "--gres" not in script
     arrays = [path for path in run.work.glob("*/*/.command.run") if "#SBATCH --array 0-1" in path.read_text()]
-    assert (
-        len(arrays) == 4
-    )  # two of three tasks of SHRINK, N4_SECTIONS, PLANE_STATISTICS and RENDER; the third is alone
+    assert len(arrays) == 4  # two of three tasks of each scattered process; the third goes alone
 
 
 def test_a_gpu_that_is_not_there_ends_the_run_at_once(submitted: Callable, node: dict[str, str]):
@@ -92,15 +90,33 @@ def test_a_gpu_that_is_not_there_ends_the_run_at_once(submitted: Callable, node:
     assert seen(folder) == {"CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"}
 
 
-def test_only_tasks_for_a_gpu_get_one(submitted: Callable, undisturbed: Undisturbed):
+# Stands in for Apptainer: what Nextflow hands to it is looked at, and the command inside is run as it is.
+APPTAINER = """\
+#!/bin/bash
+[ "$1" = pull ] && { touch "$3"; exit; }
+while [[ "$1" != *.img ]]; do shift; done
+exec "${@:2}"
+"""
+
+
+def test_only_tasks_for_a_gpu_get_one(
+    submitted: Callable, node: dict[str, str], undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "apptainer").write_text(APPTAINER)
+    (tmp_path / "bin" / "apptainer").chmod(0o755)
+    monkeypatch.setitem(node, "PATH", f"{tmp_path / 'bin'}:{node['PATH']}")
     arguments = [*undisturbed.arguments, "--bias", "two_pass", "--iterations", "2", "--backend", "auto"]
-    run = submitted(*arguments, "--gpu_options", "--gres=gpu:1 --comment=mine", profile="gpu,slurm,test")
+    run = submitted(*arguments, "--gpu_options", "--gres=gpu:1 --comment=mine", profile="gpu,slurm,apptainer,test")
     for process in sorted(run.ran() - {"PUBLISH"}):
         for folder in run.folders(process):
             script = (folder / ".command.run").read_text()
             asks = [line for line in script.splitlines() if line.startswith("#SBATCH") and "gres" in line]
             assert asks == (["#SBATCH --gres=gpu:1 --comment=mine"] if process == "N4_VOLUME" else []), process
             assert seen(folder) == ({"CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"} if process == "N4_VOLUME" else set())
+            (launch,) = [line for line in script.splitlines() if "apptainer exec" in line]
+            assert ("--nv" in launch) == (process == "N4_VOLUME"), process
+            assert f"n4flow-{'cuda' if process == 'N4_VOLUME' else 'cpu'}.img" in launch
     assert "N4_VOLUME" in run.ran()
 
 
@@ -150,11 +166,3 @@ def test_what_slurm_takes_away_is_said_and_resumed(
     hold.touch()
     run = submitted(*undisturbed.arguments, "-resume", during=drain)
     assert run.digests("brain") == undisturbed.digests
-
-
-def test_container_options_of_a_gpu_go_to_its_tasks_alone(submitted: Callable, workflow: Run, node: dict[str, str]):
-    """Rendered only: apptainer need not be there, as the probe is the first task and fails for want of it."""
-    run = submitted("--input", "phantom", profile="gpu,slurm,apptainer,test", code=1)
-    (script,) = [path.read_text() for path in run.work.glob("*/*/.command.run")]
-    assert "#SBATCH --gres=gpu:1" in script
-    assert re.search(r"apptainer exec .*--nv .*n4flow.cuda", script)

@@ -1,0 +1,211 @@
+"""What may happen to a run: killed tasks, a killed head process, full disks, short memory, odd paths, changed input.
+
+Each ends in a sentence with the cause and the remedy, publishes nothing of a sample that is not complete, and a run
+with -resume ends with the voxels of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PLAIN, Run, Undisturbed, sentence, wait_for
+
+from n4flow.volume import write_volume
+
+pytestmark = pytest.mark.engine
+
+AGAIN = "; then run again with -resume"
+
+
+def pythons(command: str, work: Path) -> list[int]:
+    """Return the processes of a step's command that run below a work directory."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            inside = process.name.isdigit() and work in (process / "cwd").resolve().parents
+            if inside and command.encode() in (process / "cmdline").read_bytes().split(b"\0")[1]:
+                found.append(int(process.name))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def kill(command: str, work: Path) -> Callable[[subprocess.Popen], None]:
+    """Return what kills the first task of a command, at a random moment of its life."""
+
+    def disturb(_process: subprocess.Popen) -> None:
+        wait_for(lambda: pythons(command, work))
+        time.sleep(random.uniform(0, 0.5))
+        for process in pythons(command, work)[:1]:
+            os.kill(process, signal.SIGKILL)
+
+    return disturb
+
+
+def nothing_published(outdir: Path) -> bool:
+    return not [path for path in outdir.rglob("*") if "brain" in path.name]
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a small file system in memory."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "n4flow-test", folder]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no small disk: only root may mount one, and not in every container")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def enlarge(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=1g", folder], check=True)
+
+
+def test_a_killed_task_is_tried_again(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    run = workflow(*undisturbed.arguments, during=kill("n4flow-render-slab", tmp_path / "work"))
+    failed = [task for task in run.tasks if task["status"] == "FAILED"]
+    assert {task["exit"] for task in failed} <= {"137"}  # nothing failed where the task was faster than the signal
+    assert run.digests("brain") == undisturbed.digests
+
+
+def test_a_killed_nextflow_publishes_nothing_and_is_resumed(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    def disturb(process: subprocess.Popen) -> None:
+        wait_for(lambda: pythons("n4flow-render-slab", tmp_path / "work"))
+        process.kill()  # the launcher has become Java itself
+        wait_for(lambda: not pythons("n4flow-render-slab", tmp_path / "work"))
+
+    run = workflow(*undisturbed.arguments, during=disturb, code=-signal.SIGKILL)
+    assert nothing_published(run.outdir)
+    resumed = workflow(*undisturbed.arguments, "-resume")
+    assert {"INSPECT", "SHRINK", "TISSUE_MASK"} <= resumed.ran("CACHED")
+    assert resumed.digests("brain") == undisturbed.digests
+
+
+def test_a_full_work_directory(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    with small_disk(tmp_path / "disk", "900k") as disk:
+        run = workflow(*undisturbed.arguments, work=disk / "work", code=1)
+        assert "found no space left" in sentence(run), run.output
+        assert sentence(run).endswith(f"choose another -work-dir or --outdir{AGAIN}")
+        assert nothing_published(run.outdir)
+        enlarge(disk)
+        again = workflow(*undisturbed.arguments, "-resume", work=disk / "work")
+        assert again.digests("brain") == undisturbed.digests
+
+
+def test_a_full_outdir(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    with small_disk(tmp_path / "disk", "400k") as disk:
+        run = workflow(*undisturbed.arguments, outdir=disk, code=1)
+        assert "task PUBLISH (brain) found no space left" in sentence(run), run.output
+        assert nothing_published(run.outdir)
+        enlarge(disk)
+        again = workflow(*undisturbed.arguments, "-resume", outdir=disk)
+        assert again.ran() - {"PROVENANCE"} == {"PUBLISH"}
+        assert again.digests("brain") == undisturbed.digests
+        subprocess.run(["n4flow", "verify", disk], check=True)
+
+
+@contextmanager
+def short_memory(limit: int) -> Iterator[Path]:
+    """Make a control group with little memory; yield the file that takes processes in."""
+    for root, name in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]:
+        group = Path(root) / f"n4flow-test-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / name).write_text(str(limit))
+        except OSError:
+            if group.is_dir():
+                group.rmdir()
+            continue
+        try:
+            yield group / "cgroup.procs"
+        finally:
+            wait_for((lambda members: lambda: not members.read_text())(group / "cgroup.procs"))
+            group.rmdir()
+        return
+    pytest.skip("no control group with a memory limit can be made here; only root may")
+
+
+def test_short_memory_is_tried_again_with_more_and_then_said(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    with short_memory(60_000_000) as group:
+        (tmp_path / "short.config").write_text(
+            f"process {{ withName: RENDER {{ beforeScript = 'echo $$ > {group}'; maxForks = 1 }} }}\n"
+        )
+        run = workflow(*undisturbed.arguments, "-c", tmp_path / "short.config", code=1)
+    killed = [task for task in run.tasks if task["name"].startswith("RENDER") and task["status"] == "FAILED"]
+    assert {task["exit"] for task in killed} == {"137"}
+    assert len(killed) >= 3  # a task is tried three times
+    assert "was killed, at its last try too, as the system does when memory is short" in sentence(run)
+    assert sentence(run).endswith(AGAIN)
+    assert nothing_published(run.outdir)
+    assert workflow(*undisturbed.arguments, "-resume").digests("brain") == undisturbed.digests
+
+
+def test_only_short_memory_is_tried_again(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    (tmp_path / "bad.config").write_text("process { withName: TISSUE_MASK { beforeScript = 'exit 1' } }\n")
+    run = workflow(*undisturbed.arguments, "-c", tmp_path / "bad.config", code=1)
+    assert [task["exit"] for task in run.tasks if task["name"].startswith("TISSUE_MASK")] == ["1"]
+    assert "task TISSUE_MASK (brain) ended with exit code 1" in sentence(run)
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
+    """Return content and time of every file below a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
+
+
+def test_a_linked_read_only_store_on_an_odd_path(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    real = tmp_path / "Gehirne (größte) & café" / "brain.ome.zarr"
+    shutil.copytree(undisturbed.arguments[1], real)
+    for path in [real.parent, *real.parent.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    bound = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "--bind", "-o", "ro", real.parent, real.parent], capture_output=True, check=False
+        ).returncode
+    )
+    link = tmp_path / "Eingänge" / "brain.ome.zarr"
+    link.parent.mkdir()
+    link.symlink_to(real)
+    before = fingerprint(real.parent)
+    try:
+        run = workflow("--input", link, *undisturbed.arguments[2:], outdir=tmp_path / "Ergebnisse für alle")
+        assert fingerprint(real.parent) == before
+    finally:
+        if bound:
+            subprocess.run(["umount", real.parent], check=True)
+        for path in [real.parent, *(p for p in real.parent.rglob("*") if p.is_dir())]:
+            path.chmod(0o755)
+    assert run.digests("brain") == undisturbed.digests
+    subprocess.run(["n4flow", "verify", run.outdir], check=True)
+
+
+def test_a_changed_chunk_runs_its_sample_again_and_no_other(workflow: Run, tmp_path: Path):
+    rng = np.random.default_rng(1)
+    for name in ("a", "b"):
+        values = rng.uniform(10, 200, (6, 40, 50)).astype(np.float32)
+        write_volume(tmp_path / f"{name}.ome.zarr", values, voxel_um=(10, 5, 5))
+    (tmp_path / "samples.csv").write_text("sample,image\na,a.ome.zarr\nb,b.ome.zarr\n")
+    arguments = ["--input", tmp_path / "samples.csv", "-resume", *PLAIN]
+    first = workflow(*arguments)
+    (chunk,) = [path for path in (tmp_path / "b.ome.zarr" / "0").rglob("*") if path.is_file() and path.name == "0"]
+    chunk.write_bytes(chunk.read_bytes())  # the same bytes at another time
+    second = workflow(*arguments)
+    again = {task["name"] for task in second.tasks if task["status"] == "COMPLETED"}
+    touched = {name for name in (task["name"] for task in first.tasks) if "(b" in name}
+    # PUBLISH looks at what lies in outdir; PROVENANCE is of all samples.
+    assert again == touched | {"PUBLISH (a)", "PROVENANCE"}
+    assert second.digests("a") == first.digests("a")
