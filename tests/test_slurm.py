@@ -80,7 +80,7 @@ def test_a_gpu_that_is_not_there_ends_the_run_at_once(submitted: Callable, node:
         pass
     else:
         pytest.skip("this machine has a working GPU")
-    run = submitted("--input", "phantom", profile="gpu,slurm,test", code=3)
+    run = submitted("--bias", "volume", "--backend", "gpu", profile="gpu,slurm,test", code=3)
     assert run.ran() <= {"PROBE_GPU"}
     assert "no working GPU: " in sentence(run)
     assert not (run.outdir / "phantom").exists()

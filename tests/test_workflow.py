@@ -216,7 +216,8 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
 
 
 # What the head process finds ends with 2, what a task finds with 1, as tasks of other samples are stopped first.
-CODES = dict.fromkeys(("unknown", "range", "choice", "missing", "two files", "harmonize", "name", "shell", "inside", "not ours"), 2) | {"gpu": 3}
+EARLY = "unknown,range,choice,missing,two files,harmonize,name,shell,inside,not ours"
+CODES = dict.fromkeys(EARLY.split(","), 2) | {"gpu": 3}
 FAULTS = (
     "unknown,range,choice,missing,two files,no volume,no size,gap,overlap,twice,short,mask,name,shell,inside,"
     "not ours,harmonize,gpu"
