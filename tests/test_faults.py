@@ -1,4 +1,4 @@
-"""What may happen to a run: killed tasks, a killed head process, full disks, short memory, odd paths, changed input.
+"""What may happen to a run: a killed task, a killed head process, a full disk, odd paths, changed input.
 
 Each ends in a sentence with the cause and the remedy, publishes nothing of a sample that is not complete, and a run
 with -resume ends with the voxels of an undisturbed one.
@@ -24,8 +24,6 @@ from conftest import PLAIN, Run, Undisturbed, sentence, wait_for
 from n4flow.volume import write_volume
 
 pytestmark = pytest.mark.engine
-
-AGAIN = "; then run again with -resume"
 
 
 def pythons(command: str, work: Path) -> list[int]:
@@ -94,17 +92,6 @@ def test_a_killed_nextflow_publishes_nothing_and_is_resumed(workflow: Run, undis
     assert resumed.digests("brain") == undisturbed.digests
 
 
-def test_a_full_work_directory(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
-    with small_disk(tmp_path / "disk", "900k") as disk:
-        run = workflow(*undisturbed.arguments, work=disk / "work", code=1)
-        assert "found no space left" in sentence(run), run.output
-        assert sentence(run).endswith(f"choose another -work-dir or --outdir{AGAIN}")
-        assert nothing_published(run.outdir)
-        enlarge(disk)
-        again = workflow(*undisturbed.arguments, "-resume", work=disk / "work")
-        assert again.digests("brain") == undisturbed.digests
-
-
 def test_a_full_outdir(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
     with small_disk(tmp_path / "disk", "400k") as disk:
         run = workflow(*undisturbed.arguments, outdir=disk, code=1)
@@ -115,42 +102,6 @@ def test_a_full_outdir(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
         assert again.ran() - {"PROVENANCE"} == {"PUBLISH"}
         assert again.digests("brain") == undisturbed.digests
         subprocess.run(["n4flow", "verify", disk], check=True)
-
-
-@contextmanager
-def short_memory(limit: int) -> Iterator[Path]:
-    """Make a control group with little memory; yield the file that takes processes in."""
-    for root, name in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]:
-        group = Path(root) / f"n4flow-test-{os.getpid()}"
-        try:
-            group.mkdir()
-            (group / name).write_text(str(limit))
-        except OSError:
-            if group.is_dir():
-                group.rmdir()
-            continue
-        try:
-            yield group / "cgroup.procs"
-        finally:
-            wait_for((lambda members: lambda: not members.read_text())(group / "cgroup.procs"))
-            group.rmdir()
-        return
-    pytest.skip("no control group with a memory limit can be made here; only root may")
-
-
-def test_short_memory_is_tried_again_with_more_and_then_said(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
-    with short_memory(60_000_000) as group:
-        (tmp_path / "short.config").write_text(
-            f"process {{ withName: RENDER {{ beforeScript = 'echo $$ > {group}'; maxForks = 1 }} }}\n"
-        )
-        run = workflow(*undisturbed.arguments, "-c", tmp_path / "short.config", code=1)
-    killed = [task for task in run.tasks if task["name"].startswith("RENDER") and task["status"] == "FAILED"]
-    assert {task["exit"] for task in killed} == {"137"}
-    assert len(killed) >= 3  # a task is tried three times
-    assert "was killed, at its last try too, as the system does when memory is short" in sentence(run)
-    assert sentence(run).endswith(AGAIN)
-    assert nothing_published(run.outdir)
-    assert workflow(*undisturbed.arguments, "-resume").digests("brain") == undisturbed.digests
 
 
 def test_only_short_memory_is_tried_again(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
