@@ -412,7 +412,7 @@ def test_memory_does_not_grow_with_z(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         writer.close()
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] - peaks[0] < 1000 * (1024 - 256)  # of a plane only its checksums are kept
 
 
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
