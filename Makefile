@@ -45,7 +45,7 @@ lint: set-up ## ruff, mypy, nextflow lint
 	@$(USE) ruff check .
 	@$(USE) ruff format --check .
 	@$(USE) mypy --config-file python/pyproject.toml python/src
-	@$(USE) nextflow lint .
+	@$(USE) nextflow lint main.nf modules conf nextflow.config nf-test.config  # results hold a copy of main.nf
 
 format: $(VENV)/.package ## Format the Python code
 	@$(USE) ruff check --fix-only .
