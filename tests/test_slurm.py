@@ -55,6 +55,19 @@ def ask(node: dict[str, str], *command: str) -> str:
     return subprocess.run(command, env=node, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def resume(node: dict[str, str]) -> None:
+    """Return the node to service. What is not down (any more) refuses to be resumed, and it may come back by itself."""
+
+    def back() -> bool:
+        name, state = ask(node, "sinfo", "--noheader", "--format=%n %T").split()
+        if state in {"idle", "mixed", "allocated"}:
+            return True
+        subprocess.run(("scontrol", "update", f"NodeName={name}", "State=RESUME"), env=node, check=False)
+        return False
+
+    wait_for(back)
+
+
 def seen(folder: Path) -> set[str]:
     """Return which of the variables that name a GPU a job saw."""
     return set(re.findall(r"^(CUDA_VISIBLE_DEVICES|SLURM_JOB_GPUS)=", (folder / "environment.txt").read_text(), re.M))
@@ -133,6 +146,7 @@ def test_what_slurm_takes_away_is_said_and_resumed(
             for command in commands:
                 ask(node, *command.format(job=job, node=ask(node, "sinfo", "--noheader", "--format=%n")).split())
             wait_for(lambda: job not in running())
+            resume(node)
             hold.unlink()
 
         return disturb
@@ -140,10 +154,7 @@ def test_what_slurm_takes_away_is_said_and_resumed(
     causes = {
         "reached its time limit; give its label more time": ["scontrol update JobId={job} EndTime=now+1"],
         "was cancelled from outside": ["scancel {job}"],
-        "was lost with its node": [
-            "scontrol update NodeName={node} State=DOWN Reason=test",
-            "scontrol update NodeName={node} State=RESUME",
-        ],
+        "was lost with its node": ["scontrol update NodeName={node} State=DOWN Reason=test"],
     }
     for said, commands in causes.items():
         hold.touch()
@@ -161,7 +172,7 @@ def test_what_slurm_takes_away_is_said_and_resumed(
         hold.unlink()
         wait_for(lambda: "PENDING" in ask(node, "squeue", "--noheader", "--format=%T") and not running())
         assert process.poll() is None
-        ask(node, "scontrol", "update", f"NodeName={name}", "State=RESUME")
+        resume(node)
 
     hold.touch()
     run = submitted(*undisturbed.arguments, "-resume", during=drain)
