@@ -241,12 +241,8 @@ def run_level(
         team.begin_anew(words, team.FIRST_SWEEP, members)
     if not team.meet(words, members):
         return
-    made, pending = 0, False
+    made = 0
     while True:
-        if member == 0 and pending and settings.itk:  # beside the sweep, which is thrown away where the level ends
-            measures[made - 1] = measure_change(work, settings, stop)
-            if measures[made - 1] <= stop:
-                state[STOP] = 1.0
         if made < most:
             fit_sweep(
                 member, members, words, rows, n_y, work, tables, tables.share_y, tables.share_x, work.table, state
@@ -266,18 +262,21 @@ def run_level(
         if not team.meet(words, members):
             return
         field_sweep(member, members, words, rows, n_y, work, tables, state)
+        posted = team.atomic_load(words, team.POSTED)
         if not team.meet(words, members):
             return
         made += 1
-        pending = True
+        # One member sharpens while another measures; the next sweep begins with the table, whoever is free. Where the
+        # measure then ends the level, that sweep is thrown away.
         if member == 0:
             sharpen(members, work, state, settings)
             team.begin_anew(words, team.SECOND_SWEEP, members)
-            if not settings.itk:
-                measures[made - 1] = measure_change(work, settings, stop)
-                if measures[made - 1] <= stop:
-                    state[STOP] = 1.0
-        if not team.meet(words, members):
+            team.atomic_add(words, team.POSTED, np.int64(1))
+        if member == members - 1:
+            measures[made - 1] = measure_change(work, settings, stop)
+            if measures[made - 1] <= stop:
+                state[STOP] = 1.0
+        if not team.wait_for_change(words, team.POSTED, posted):
             return
     if member == 0:
         team.begin_anew(words, team.FIRST_SWEEP, members)

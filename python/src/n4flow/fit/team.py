@@ -26,7 +26,8 @@ from numba.np import arrayobj
 from n4flow.fit.compiled import kernel
 
 LINE = 8  # words to a cache line; what different members write to lies a line apart
-ARRIVED, ROUND, ABORT, CLAIMED = 0, LINE, 2 * LINE, 3 * LINE  # words of the shared array; from CLAIMED on, see `claim`
+# words of the shared array; from CLAIMED on, see `claim`
+ARRIVED, ROUND, ABORT, POSTED, CLAIMED = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
 FIRST_SWEEP, SECOND_SWEEP = 0, 1
 SPINS = 2000  # looks at a word before the processor is offered to others: some microseconds
 
@@ -90,6 +91,19 @@ def begin_anew(words, sweep, members):
 
 
 @kernel
+def wait_for_change(words, index, value):
+    """Wait until words[index] is another than `value`; return False where the team was told to give up."""
+    looks = 0
+    while atomic_load(words, index) == value:
+        if atomic_load(words, ABORT) != 0:
+            return False
+        looks += 1
+        if looks > SPINS:
+            _give_way()
+    return True
+
+
+@kernel
 def meet(words, members):
     """Wait until every member has come here; return False where the team was told to give up."""
     this_round = atomic_load(words, ROUND)
@@ -97,14 +111,7 @@ def meet(words, members):
         words[ARRIVED] = 0
         atomic_add(words, ROUND, np.int64(1))
         return True
-    looks = 0
-    while atomic_load(words, ROUND) == this_round:
-        if atomic_load(words, ABORT) != 0:
-            return False
-        looks += 1
-        if looks > SPINS:
-            _give_way()
-    return True
+    return wait_for_change(words, ROUND, this_round)
 
 
 def run(work: Callable[[int, int], Any], words: np.ndarray, members: int) -> None:

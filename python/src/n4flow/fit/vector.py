@@ -10,13 +10,13 @@ arithmetic is lane by lane with one rounding, so a result depends neither on whe
 
 from __future__ import annotations
 
+from functools import partial
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
-
-from n4flow.fit.compiled import row_kernel
 
 LANES = 8
 WIDE_LANES = 16  # where rows are long and nothing depends on how they are filled up
@@ -66,6 +66,11 @@ def _first_lanes(builder, kind, number):
     """Return which lanes come before a number of them."""
     number = _spread(builder, kind.ints, builder.trunc(number, _INDEX))
     return builder.icmp_unsigned("<", ir.Constant(kind.ints, list(range(kind.lanes))), number)
+
+
+def _choose(builder, comparison, a, b):
+    """Return a where it compares so with b, else b; lane by lane."""
+    return builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
 
 
 def _load(kind, array, index):
@@ -257,21 +262,13 @@ def where_below(context, a, limit, value, other):
 @intrinsic
 def least(context, a, b):
     """Return the lower of a and b."""
-
-    def build(_context, builder, _signature, values):
-        return builder.select(builder.fcmp_ordered("<", *values), *values)
-
-    return a(a, b), build
+    return a(a, b), lambda _context, builder, _signature, values: _choose(builder, "<", *values)
 
 
 @intrinsic
 def greatest(context, a, b):
     """Return the higher of a and b."""
-
-    def build(_context, builder, _signature, values):
-        return builder.select(builder.fcmp_ordered(">", *values), *values)
-
-    return a(a, b), build
+    return a(a, b), lambda _context, builder, _signature, values: _choose(builder, ">", *values)
 
 
 @intrinsic
@@ -286,28 +283,37 @@ def times_power_of_two(context, value, power):
     return value(value, power), build
 
 
-@row_kernel
-def sum_of(value):
-    """Return the sum of a vector's lanes, in order."""
-    total = lane(value, 0)
-    for k in range(1, LANES):
-        total += lane(value, k)
-    return total
+def _halve(builder, value, kind, join):
+    """Return the lanes joined into one number: the upper half of them with the lower, until one is left."""
+    number = kind.lanes
+    while number > 1:
+        number //= 2
+        nothing = ir.Constant(value.type, ir.Undefined)
+        lower = ir.Constant(ir.VectorType(_INDEX, number), list(range(number)))
+        upper = ir.Constant(ir.VectorType(_INDEX, number), list(range(number, 2 * number)))
+        value = join(builder.shuffle_vector(value, nothing, lower), builder.shuffle_vector(value, nothing, upper))
+    return builder.extract_element(value, _INDEX(0))
 
 
-@row_kernel
-def lowest_of(value):
+@intrinsic
+def sum_of(context, value):
+    """Return the sum of a vector's lanes, added by halves."""
+    return types.float32(value), lambda _context, builder, _signature, values: _halve(
+        builder, values[0], value, builder.fadd
+    )
+
+
+@intrinsic
+def lowest_of(context, value):
     """Return the lowest of a vector's lanes."""
-    low = lane(value, 0)
-    for k in range(1, LANES):
-        low = min(low, lane(value, k))
-    return low
+    return types.float32(value), lambda _context, builder, _signature, values: _halve(
+        builder, values[0], value, partial(_choose, builder, "<")
+    )
 
 
-@row_kernel
-def highest_of(value):
+@intrinsic
+def highest_of(context, value):
     """Return the highest of a vector's lanes."""
-    high = lane(value, 0)
-    for k in range(1, LANES):
-        high = max(high, lane(value, k))
-    return high
+    return types.float32(value), lambda _context, builder, _signature, values: _halve(
+        builder, values[0], value, partial(_choose, builder, ">")
+    )
