@@ -4,6 +4,7 @@
 include { check_parameters; check_row } from './modules/parameters'
 include { read_samples; sample_files } from './modules/samples'
 include { answer; gather; spacing; as_json; described; tools } from './modules/channels'
+include { slabs_of } from './modules/slabs'
 include { explain } from './modules/failure'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
@@ -53,11 +54,9 @@ workflow {
     // recipe: [meta, [correction files so far]]; it grows from stage to stage and is what RENDER applies
     recipe = INSPECT.out.plan.map { meta, _plan, files -> [meta, files] }
 
-    // slabs: [meta, volume, image, mask, slab]; slab = [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64]
+    // slabs: [meta, volume, image, mask, slab]; slab = [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64, ...]
     slabs = samples.join(plans).flatMap { meta, volume, image, mask, _table, plan ->
-        plan.slabs.collect { slab ->
-            [meta, volume, image, mask, [name: String.format('%06d', slab[0]), planes: slab.join(':')] + plan.subMap('shrink', 'slab_planes')]
-        }
+        slabs_of(plan).collect { slab -> [meta, volume, image, mask, slab] }
     }
     SHRINK(slabs.combine(recipe, by: 0))
     shrunken = gather(SHRINK.out.shrunken, n_slabs)                 // [meta, [slab files]]

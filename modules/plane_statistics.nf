@@ -1,7 +1,10 @@
+include { predicted } from './slabs'
+
 // Histograms of each plane after the bias fields: of tissue, of agarose, of all valid voxels.
 process PLANE_STATISTICS {
     tag "${meta.id} ${slab.planes}"
     label 'stream'
+    ext memory_bytes: { predicted(slab, 'PLANE_STATISTICS', task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks), path(recipe, stageAs: 'recipe/*')

@@ -1,7 +1,10 @@
+include { predicted } from './slabs'
+
 // Read a slab once, apply the recipe, write its shards of every pyramid level and of the mask.
 process RENDER {
     tag "${meta.id} ${slab.planes}"
     label 'stream'
+    ext memory_bytes: { predicted(slab, 'RENDER', task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks), path(recipe, stageAs: 'recipe/*')

@@ -1,7 +1,10 @@
+include { predicted } from './slabs'
+
 // Shrink a slab of planes in plane: masked block means and counts, and the user's mask likewise.
 process SHRINK {
     tag "${meta.id} ${slab.planes}"
     label 'stream'
+    ext memory_bytes: { predicted(slab, 'SHRINK', task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(recipe, stageAs: 'recipe/*')

@@ -145,6 +145,7 @@ class Undisturbed:
 
     arguments: list[str | Path]
     run: WorkflowRun
+    workflow: Run
 
     @property
     def digests(self) -> dict[str, list[str]]:
@@ -159,7 +160,8 @@ def undisturbed(nextflow: str, tmp_path_factory: pytest.TempPathFactory) -> Undi
     size = ["--sections", "2", "--planes", "8", "--size", "96", "128"]
     subprocess.run(["n4flow", "phantom", folder / "brain.ome.zarr", *size], check=True)
     arguments = ["--input", folder / "brain.ome.zarr", "--slab_planes", "8", *PLAIN]
-    return Undisturbed(arguments, runner(nextflow, folder)(*arguments))
+    workflow = runner(nextflow, folder)
+    return Undisturbed(arguments, workflow(*arguments), workflow)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:

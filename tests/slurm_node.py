@@ -12,17 +12,16 @@ import getpass
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from daemons import PATH, answer, daemon, wait_until
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sinfo")
-PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 # The node says that it has more than the machine, so that jobs need not queue.
 CONFIG = """\
@@ -86,12 +85,12 @@ def slurm(folder: Path, cpus: int = 4) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
         munged += [f"--{kind}-file={folder}/munge.{kind}" for kind in ("key", "pid", "seed", "log")]
-        stack.enter_context(_daemon(munged, folder, environment))
-        _wait_for(lambda: (folder / "munge.socket").exists(), folder, "munge opens no socket")
-        stack.enter_context(_daemon(["slurmctld", "-D"], folder, environment))
-        stack.enter_context(_daemon(["slurmd", "-D"], folder, environment))
-        _wait_for(
-            lambda: _answer(["sinfo", "--noheader", "--format=%t"], environment) == "idle",
+        stack.enter_context(daemon(munged, folder, environment))
+        wait_until(lambda: (folder / "munge.socket").exists(), folder, "munge opens no socket")
+        stack.enter_context(daemon(["slurmctld", "-D"], folder, environment))
+        stack.enter_context(daemon(["slurmd", "-D"], folder, environment))
+        wait_until(
+            lambda: answer(["sinfo", "--noheader", "--format=%t"], environment) == "idle",
             folder,
             "the node does not become idle",
         )
@@ -99,45 +98,13 @@ def slurm(folder: Path, cpus: int = 4) -> Iterator[dict[str, str]]:
             yield environment
         finally:
             subprocess.run(["scancel", "--user", getpass.getuser()], env=environment, check=False)
-            _wait_for(lambda: not _answer(["squeue", "--noheader"], environment), folder, "a job does not end")
+            wait_until(lambda: not answer(["squeue", "--noheader"], environment), folder, "a job does not end")
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _answer(question: list[str], environment: dict[str, str]) -> str:
-    return subprocess.run(question, env=environment, capture_output=True, text=True, check=False).stdout.strip()
-
-
-@contextmanager
-def _daemon(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    with (folder / f"{command[0]}.out").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait_for(condition: Callable[[], bool], folder: Path, what: str, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            logs = [path for path in folder.iterdir() if path.suffix in (".out", ".log")]
-            said = "\n".join(f"{path.name}: {path.read_text(errors='replace')[-400:]}" for path in logs)
-            msg = f"{what} within {seconds:.0f} s\n{said}"
-            raise RuntimeError(msg)
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What may happen to a run: a killed task, a killed head process, a full disk, changed input.
+"""What may happen to a run: a killed task or head process, short memory, a full disk, input of any name, changed input.
 
 Each ends in a sentence with the cause and the remedy, publishes nothing of a sample that is not complete, and a run
 with -resume ends with the voxels of an undisturbed one.
@@ -6,8 +6,11 @@ with -resume ends with the voxels of an undisturbed one.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -17,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PLAIN, Run, Undisturbed, sentence, wait_for
+from conftest import PLAIN, Run, Undisturbed, runner, sentence, wait_for
 
 from n4flow.volume import write_volume
 
@@ -70,6 +73,51 @@ def enlarge(folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=1g", folder], check=True)
 
 
+@contextmanager
+def small_memory(size: int) -> Iterator[Path]:
+    """Make a control group whose processes have `size` bytes together; yield the file that takes their numbers."""
+    root = Path("/sys/fs/cgroup")
+    parent, limit = (root / "memory", "memory.limit_in_bytes")
+    if (root / "cgroup.controllers").exists():
+        parent, limit = (root, "memory.max")
+    group = parent / f"n4flow-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(size))
+    except OSError as error:
+        pytest.skip(f"no control group that limits memory: {error}")
+    try:
+        yield group / "cgroup.procs"
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Take the right to write away; from root by a mount, where mounts are allowed."""
+    paths = [folder, *folder.rglob("*")]
+    modes = {path: path.stat().st_mode for path in paths}
+    for path in paths:
+        path.chmod(modes[path] & ~0o222)
+    mounted = os.geteuid() == 0 and not subprocess.run(["mount", "--bind", folder, folder], check=False).returncode
+    try:
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        for path in paths:
+            path.chmod(modes[path])
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
+    """Return digest and time of every file."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(f): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in files}
+
+
 def test_a_killed_task_is_tried_again(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
     run = workflow(*undisturbed.arguments, during=kill("n4flow-render-slab", tmp_path / "work"))
     failed = [task for task in run.tasks if task["status"] == "FAILED"]
@@ -100,6 +148,57 @@ def test_a_full_outdir(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
         assert again.ran() - {"PROVENANCE"} == {"PUBLISH"}
         assert again.digests("brain") == undisturbed.digests
         subprocess.run(["n4flow", "verify", disk], check=True)
+
+
+def test_a_full_work_directory(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    with small_disk(tmp_path / "disk", "400k") as disk:
+        run = workflow(*undisturbed.arguments, work=disk / "work", code=1)
+        assert "found no space left" in sentence(run), run.output
+        assert nothing_published(run.outdir)
+        enlarge(disk)
+        again = workflow(*undisturbed.arguments, "-resume", work=disk / "work")
+        assert again.ran("CACHED")
+        assert again.digests("brain") == undisturbed.digests
+
+
+def test_memory_that_is_short_is_asked_for_and_then_said(undisturbed: Undisturbed, tmp_path: Path):
+    for folder in undisturbed.run.folders("RENDER"):
+        shutil.rmtree(folder)  # what a resumed run then does again
+    arguments = [*undisturbed.arguments, "-resume"]
+    with small_memory(64 << 20) as processes:
+        config = f"""\
+            trace.fields = 'name,status,exit,hash,memory'
+            process {{ withName: RENDER {{ beforeScript = 'echo $$ > {processes}' }} }}
+        """
+        (tmp_path / "limited.config").write_text(config)
+        limited = ["-c", tmp_path / "limited.config"]
+        run = undisturbed.workflow(*arguments, *limited, outdir=tmp_path / "results", code=1)
+    names = [task["name"] for task in run.tasks if task["exit"] == "137"]
+    tries = [task for task in run.tasks if task["name"] == max(names, key=names.count)]
+    assert [task["exit"] for task in tries] == ["137"] * 3
+    (plan,) = [json.loads((folder / "plan.json").read_text()) for folder in run.folders("INSPECT")]
+    foreseen = plan["memory_bytes"]["RENDER"] / 2**20
+    asked = [float(size) * {"MB": 1, "GB": 1024}[unit] for size, unit in (task["memory"].split() for task in tries)]
+    assert asked == pytest.approx([foreseen, 2 * foreseen, 3 * foreseen], rel=0.1)  # the trace rounds
+    assert "was killed, at its last try too, as the system does when memory is short" in sentence(run)
+    assert nothing_published(run.outdir)
+    again = undisturbed.workflow(*arguments, outdir=tmp_path / "results")
+    assert again.ran("CACHED") >= {"INSPECT", "SHRINK", "TISSUE_MASK"}
+    assert again.digests("brain") == undisturbed.digests
+
+
+def test_input_of_any_name_behind_a_link_is_only_read(nextflow: str, undisturbed: Undisturbed, tmp_path: Path):
+    store, link = tmp_path / "Archiv für Gehirne" / "Nr. 1.ome.zarr", tmp_path / "à traiter" / "brain.ome.zarr"
+    shutil.copytree(undisturbed.arguments[1], store)
+    link.parent.mkdir()
+    link.symlink_to(store)
+    folder = tmp_path / "ein Lauf (größer)"
+    folder.mkdir()
+    before = fingerprint(store)
+    with read_only(store.parent):
+        run = runner(nextflow, folder)("--input", link, *undisturbed.arguments[2:])
+    assert run.digests("brain") == undisturbed.digests
+    assert fingerprint(store) == before
 
 
 def test_only_short_memory_is_tried_again(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):

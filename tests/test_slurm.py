@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -81,6 +82,10 @@ def test_slurm_gives_the_voxels_of_this_machine(submitted: Callable, phantom_run
     script = (run.folders("FINISH")[0] / ".command.run").read_text()
     assert re.search(r"^#SBATCH -c 2$", script, re.M)
     assert re.search(r"^#SBATCH --mem 6144M$", script, re.M)
+    plan = json.loads((run.folders("INSPECT")[0] / "plan.json").read_text())
+    for process, size in plan["memory_bytes"].items():
+        (folder, *_others) = run.folders(process)
+        assert f"#SBATCH --mem {size >> 20}M\n" in (folder / ".command.run").read_text(), process
     assert "--gres" not in script
     arrays = [path for path in run.work.glob("*/*/.command.run") if "#SBATCH --array 0-1" in path.read_text()]
     assert len(arrays) == 4  # two of three tasks of each scattered process; the third goes alone

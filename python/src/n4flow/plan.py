@@ -69,7 +69,7 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
-        volume = self.volume
+        volume, memory = self.volume, self._memory(2)
         needs = [store_needs(layout, 0, volume.shape[0]) for layout in (self.layout, self.mask_layout)]
         return {
             "sample": self.sample,
@@ -89,9 +89,15 @@ class Plan:
             "output_dtype": self.layout.dtype,
             "output_gigabytes": round(math.prod(volume.shape) * np.dtype(self.layout.dtype).itemsize / 1e9, 3),
             "needs": dict(zip(("bytes", "files"), map(sum, zip(*needs, strict=True)), strict=True)),
-            "memory_bytes": pass_bytes(volume, self.layout, self.mask_layout, self.shrink, margin=self.margin),
+            "memory_bytes": memory,
+            "memory_bytes_per_thread": {name: self._memory(3)[name] - size for name, size in memory.items()},
             "warnings": self.warnings,
         }
+
+    def _memory(self, threads: int) -> dict[str, int]:
+        """Return the peak memory of a task of each streaming process; each further thread adds the same."""
+        layouts = (self.layout, self.mask_layout)
+        return pass_bytes(self.volume, *layouts, self.shrink, margin=self.margin, threads=threads)
 
 
 def background_radius(radius_um: float, voxel_um: Mapping[str, float]) -> tuple[float, float]:

@@ -1,0 +1,313 @@
+"""What every process must have made of the phantom: nf-test asks it of a process alone, pytest of a whole run.
+
+    python tests/checks.py make FOLDER               the phantom, its truth, and what every process is given
+    python tests/checks.py PROCESS FOLDER FILE...    is silent, or says what is wrong and ends with 1
+
+A check looks at the files that a task made, and at what it was given, which lies beside them in the task's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from n4flow.commands import main
+from n4flow.correction import Where
+from n4flow.passes import TissueSource
+from n4flow.recipe import Recipe, load_correction
+from n4flow.statistics import PlaneHistograms, ShrunkenVolume
+from n4flow.verify import verify
+from n4flow.volume import open_volume
+
+PLANES = 16  # of a slab, as in the test profile
+
+
+class Case:
+    """The phantom of a folder, and its truth."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a store of the folder."""
+        return open_volume(self.folder / f"{name}.ome.zarr", require_voxel_um=False).read(slice(None))
+
+    @cached_property
+    def observed(self) -> np.ndarray:
+        """The volume, float32."""
+        return self.read("phantom").astype(np.float32)
+
+    @cached_property
+    def tissue(self) -> np.ndarray:
+        """The true tissue."""
+        return self.read("truth/tissue") > 0
+
+    @cached_property
+    def sections(self) -> list[slice]:
+        """Planes of each section."""
+        with (self.folder / "phantom.sections.tsv").open() as file:
+            return [slice(int(row["z_start"]), int(row["z_stop"])) for row in csv.DictReader(file, delimiter="\t")]
+
+    def after(self, recipe: Recipe) -> np.ndarray:
+        """Return the volume under a recipe, its gains on the true tissue."""
+        return recipe.apply(self.observed, tissue=self.tissue)
+
+    def unevenness(self, volume: np.ndarray) -> float:
+        """Return the spread of the planes' brightness against the truth: of gains that nobody took out."""
+        truth = self.read("truth/truth")
+        ratio = [v[t].mean() / u[t].mean() for v, u, t in zip(volume, truth, self.tissue, strict=True)]
+        return float(np.std(ratio) / np.mean(ratio))
+
+    def likeness(self, volume: np.ndarray, planes: slice) -> float:
+        """Return the correlation with the truth within the tissue of some planes."""
+        inside = self.tissue[planes]
+        return float(np.corrcoef(volume[inside], self.read("truth/truth")[planes][inside])[0, 1])
+
+
+def start(file: Path) -> int:
+    """Return the first plane of a slab from its name."""
+    return int(file.stem[-6:])
+
+
+def below(least: float, value: float, most: float, what: str) -> None:
+    """Refuse a value out of range."""
+    assert least <= value <= most, f"{what} is {value:.4g}, expected {least:g} to {most:g}"
+
+
+def phantom(case: Case, files: Sequence[Path]) -> None:
+    """Another process, with another number of threads, makes the same voxels."""
+    (store,) = [file for file in files if file.suffix == ".zarr"]
+    assert open_volume(store).digest() == open_volume(case.folder / "phantom.ome.zarr").digest()
+
+
+def inspect(case: Case, files: Sequence[Path]) -> None:
+    """Slabs of whole sections, batches of two of them, and room for what will be held."""
+    (plan,) = [json.loads(file.read_text()) for file in files]
+    assert plan["shape"] == list(case.observed.shape)
+    assert plan["voxel_um"] == {"z": 50, "y": 25, "x": 25}
+    assert (plan["shrink"], plan["slab_planes"]) == (2, PLANES)
+    assert plan["slabs"] == [[0, 16], [16, 32], [32, 40]]
+    assert plan["batches"] == [[0, 2], [2, 4], [4, 5]]
+    for name, size in plan["memory_bytes"].items():
+        below(5e8, size, 2e9, f"memory of {name}")
+
+
+def shrink(case: Case, files: Sequence[Path]) -> None:
+    """Each voxel is the mean of the four, padding left out."""
+    for file in files:
+        small = ShrunkenVolume.load(file)
+        values = case.observed[start(file) : start(file) + len(small.mean)].astype(np.float64)
+        blocks = values.reshape(len(values), values.shape[1] // 2, 2, values.shape[2] // 2, 2)
+        count = (blocks != 0).sum((2, 4))
+        np.testing.assert_allclose(small.mean * count, blocks.sum((2, 4)), rtol=1e-6)
+        np.testing.assert_array_equal(small.valid, count / 4)
+
+
+def tissue_mask(case: Case, files: Sequence[Path]) -> None:
+    """The mask is the tissue, ventricles closed; what is called agarose in all planes is it in most."""
+    (found,) = [TissueSource.load(file) for file in files]
+    mask = found.small.repeat(2, 1).repeat(2, 2)
+    below(0.92, 2 * (mask & case.tissue).sum() / (mask.sum() + case.tissue.sum()), 1, "overlap with the true tissue")
+    agarose = found.agarose_small.repeat(2, 0).repeat(2, 1)
+    below(0, float(case.tissue[:, agarose].mean()), 0.1, "share of tissue in agarose")
+
+
+def fields(case: Case, files: Sequence[Path]) -> None:
+    """Each field is the true one, but for what anatomy of the same scale costs: of one section most of the spread."""
+    for file in files:
+        correction = load_correction(file)
+        ones = np.ones(case.observed.shape, np.float32)
+        found = -np.log(correction.apply(ones, Where(0, 0, 0, ones.shape)))
+        true = np.log(case.read("truth/bias"))
+        for first, stop, _field in correction.fields:
+            inside = np.zeros(ones.shape, bool)
+            inside[first:stop] = case.tissue[first:stop]
+            below(0, (true - found)[inside].std() / true[inside].std(), 0.85, f"error of planes {first} to {stop - 1}")
+            below(0.75, np.corrcoef(true[inside], found[inside])[0, 1], 1, "correlation with the true field")
+
+
+def harmonize(case: Case, files: Sequence[Path]) -> None:
+    """Gains of sections and planes are mostly taken out."""
+    (correction,) = [load_correction(file) for file in files]
+    after = case.after(Recipe([correction]))
+    below(0, case.unevenness(after) / case.unevenness(case.observed), 0.5, "what is left of the gains")
+
+
+def plane_statistics(case: Case, files: Sequence[Path]) -> None:
+    """Every voxel that is not padding is counted, after the fields, with its own value to a bin's width."""
+    recipe = Recipe.load(files[0].parent / "recipe")
+    after = case.after(recipe)
+    for file in files:
+        counted = PlaneHistograms.load(file)
+        for z in range(start(file), start(file) + counted.n_planes):
+            plane = after[z].astype(np.float64)
+            assert counted.count(z) == (plane != 0).sum()
+            np.testing.assert_allclose(counted.mean(z), plane[plane != 0].mean(), rtol=1e-3)
+
+
+def normalize(case: Case, files: Sequence[Path]) -> None:
+    """Agarose comes to 0, in every plane, and the brightest tissue of the volume to 1."""
+    (correction,) = [load_correction(file) for file in files]
+    levels = case.after(Recipe.load(case.folder / "1"))  # as the histograms were counted
+    agarose = case.read("truth/agarose") > 0
+    true = [np.median(plane[inside]) for plane, inside in zip(levels, agarose, strict=True)]
+    np.testing.assert_allclose(correction.lower, true, rtol=0.03)  # the mask leaves out the tissue's shadow
+    after = correction.apply(levels.copy(), Where(0, 0, 0, levels.shape))
+    below(0.95, float(after.max()), 1.0001, "the brightest voxel")
+
+
+def match_histograms(case: Case, files: Sequence[Path]) -> None:
+    """The tissue of every section has the pooled distribution: equal medians."""
+    (correction,) = [load_correction(file) for file in files]
+    before = _after(files[0], case)
+    after = correction.apply(before.copy(), Where(0, 0, 0, before.shape))
+    spread = [np.std([np.median(v[s][case.tissue[s]]) for s in case.sections]) for v in (before, after)]
+    below(0, spread[1] / spread[0], 0.25, "what is left of the sections' spread")
+
+
+def smooth_z(case: Case, files: Sequence[Path]) -> None:
+    """Each gain brings the plane's mean to the Gaussian of the means along Z."""
+    from scipy.ndimage import gaussian_filter1d
+
+    (correction,) = [load_correction(file) for file in files]
+    before, tissue = _after(files[0], case), _mask(case)
+    means = np.array([plane[inside & (plane != 0)].mean() for plane, inside in zip(before, tissue, strict=True)])
+    np.testing.assert_allclose(correction.gain, gaussian_filter1d(means, 2) / means, rtol=2e-3)
+
+
+def render(case: Case, files: Sequence[Path]) -> None:
+    """Every voxel is what the recipe makes of it, and nearer to the truth than it was."""
+    for slab in files:
+        recipe = Recipe.load(slab.parent / "recipe")
+        first = start(slab)
+        planes = slice(first, min(first + PLANES, len(case.observed)))
+        inside = open_volume(slab / "mask.ome.zarr", require_voxel_um=False, allow_missing_chunks=True).read(planes) > 0
+        expected = recipe.apply(case.observed[planes], first, tissue=inside, shape=case.observed.shape)
+        found = open_volume(slab / "phantom.ome.zarr", allow_missing_chunks=True).read(planes)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+        below(case.likeness(case.observed[planes], planes) + 0.02, case.likeness(found, planes), 1, "likeness")
+
+
+def finish(case: Case, files: Sequence[Path]) -> None:
+    """The store decodes to what was written, its gains are out, and the metrics say so."""
+    (folder,) = files
+    verify(folder)
+    after = open_volume(folder / "phantom.ome.zarr").read(slice(None))
+    np.testing.assert_allclose(after, Recipe.load(folder / "recipe.json").apply(case.observed), rtol=1e-6, atol=1e-7)
+    below(0, case.unevenness(after) / case.unevenness(case.observed), 0.35, "what is left of the gains")
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    assert round(metrics["tissue"]["plane_mean_cv_before"], 2) >= 0.15
+    assert round(metrics["tissue"]["plane_mean_cv_after"], 2) <= 0.03
+    assert round(abs(metrics["agarose"]["level_after"]), 2) <= 0.02
+
+
+def published(_case: Case, files: Sequence[Path]) -> None:
+    """Every chunk and file is what its checksum says, also the RO-Crate's."""
+    for folder in files:
+        assert verify(folder).chunks > 0
+
+
+CHECKS: dict[str, Callable[[Case, Sequence[Path]], None]] = {
+    "PHANTOM": phantom,
+    "INSPECT": inspect,
+    "SHRINK": shrink,
+    "TISSUE_MASK": tissue_mask,
+    "N4_SECTIONS": fields,
+    "N4_VOLUME": fields,
+    "HARMONIZE": harmonize,
+    "PLANE_STATISTICS": plane_statistics,
+    "NORMALIZE": normalize,
+    "MATCH_HISTOGRAMS": match_histograms,
+    "SMOOTH_Z": smooth_z,
+    "RENDER": render,
+    "FINISH": finish,
+    "PUBLISH": published,
+    "PROVENANCE": published,
+}
+
+
+def make(folder: Path) -> None:
+    """Make the phantom and, step by step, what every process is given."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "results").mkdir(parents=True)
+    image, table = folder / "phantom.ome.zarr", folder / "phantom.sections.tsv"
+    steps = [f"phantom {image} --truth {folder}/truth"]
+    plan = f"--sections {table} --shrink 2 --sections-per-task 2 --slab-planes {PLANES}"
+    steps.append(f"inspect {image} --sample phantom {plan} --answer {folder}/plan.json")
+    slabs = [(f"{z:06d}", f"--planes {z}:{min(z + PLANES, 40)}") for z in range(0, 40, PLANES)]
+    for name in ("shrunken", "histograms", "slabs", "1", "2", "3", "4"):
+        (folder / name).mkdir()
+    for name, planes in slabs:
+        out = folder / "shrunken" / f"shrunken_{name}"
+        steps.append(f"shrink {image} {planes} --shrink 2 --out {out}.npz --json {out}.json")
+    steps.append(
+        f"tissue-mask {folder}/shrunken --sections {table} --out {folder}/masks.npz --json {folder}/masks.json"
+    )
+    common = f"--masks {folder}/masks.npz --sections {table} --voxel-um '50 25 25'"
+    common += " --spline-um 0 --iterations 50,50,50,50 --tolerance 0.001 --backend cpu"
+    for batch in ("0:2", "2:4", "4:5"):
+        out = folder / "1" / f"20_bias_sections.{int(batch[0]):06d}"
+        steps.append(f"n4-sections {folder}/shrunken {common} --batch {batch} --out {out}.npz --json {out}.json")
+    for name, planes in slabs:
+        out = folder / "histograms" / f"histograms_{name}"
+        given = f"--masks {folder}/masks.npz --recipe {folder}/1 --out {out}.npz --json {out}.json"
+        steps.append(f"plane-statistics {image} {planes} {given}")
+    for number, step in [
+        (2, "normalize 40_plane_range --percentile-max 99.9"),
+        (3, "match-histograms 50_section_lookup --match section --n-bins 256"),
+        (4, "smooth-z 60_plane_gain --sigma 2"),
+    ]:
+        command, name, *options = step.split()
+        out = folder / str(number) / name
+        recipe = f"--recipe {folder}/{number - 1}" if number > 2 else ""
+        given = f"{folder}/histograms --sections {table} {recipe} {' '.join(options)}"
+        steps.append(f"{command} {given} --out {out}.npz --json {out}.json")
+    for step in steps:
+        _run(step)
+        for number in (2, 3, 4):  # each recipe holds the one before
+            for file in (folder / str(number - 1)).iterdir():
+                shutil.copy(file, folder / str(number))
+    for name, planes in slabs:
+        given = f"--masks {folder}/masks.npz --recipe {folder}/4 --sample phantom --slab-planes {PLANES} --shrink 2"
+        _run(f"render-slab {image} {planes} {given} --out {folder}/slabs/slab_{name} --json {folder}/slabs/render.json")
+        shutil.move(folder / "slabs" / "render.json", folder / "slabs" / f"slab_{name}")
+    (folder / "parameters.json").write_text(json.dumps({"input": "phantom", "shrink": 2, "slab_planes": PLANES}))
+    given = f"--sample phantom --sections {table} --parameters {folder}/parameters.json --before {folder}/shrunken"
+    given += f" --masks {folder}/masks.npz --slabs {folder}/slabs --numbers {folder}/histograms --recipe {folder}/4"
+    _run(f"finish {image} {given} --out {folder}/results/phantom")
+
+
+def _run(step: str) -> None:
+    try:
+        main(shlex.split(step))
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{step} ends with {end.code}")
+
+
+def _mask(case: Case) -> np.ndarray:
+    """Return the mask of the phantom that every stage after it was given."""
+    return TissueSource.load(case.folder / "masks.npz").small.repeat(2, 1).repeat(2, 2)
+
+
+def _after(file: Path, case: Case) -> np.ndarray:
+    """Return the volume under the recipe that the task of a file was given."""
+    return case.after(Recipe.load(file.parent / "recipe"))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "make":
+        make(Path(sys.argv[2]))
+    else:
+        try:
+            CHECKS[sys.argv[1]](Case(Path(sys.argv[2])), [Path(file) for file in sys.argv[3:]])
+        except AssertionError as wrong:
+            sys.exit(f"{sys.argv[1]}: {wrong}")
