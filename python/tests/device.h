@@ -1,6 +1,6 @@
 // In place of a CUDA device: a block's threads are fibers of one processor thread, taken in turn. A fiber gives way where
 // it waits for its block or its warp; so a barrier that is missing shows when the order of turns is reversed. Shared
-// memory holds NaN before each block, and what lies behind it is looked after.
+// memory holds NaN before each block (0 in reversed order), and what lies behind it is looked after.
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -16,6 +16,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __align__(n) alignas(n)
 #define __shared__ static
 #define ROOM double *room = device::room
 
@@ -128,7 +129,8 @@ static const char *run(unsigned blocks, unsigned threads, unsigned shared, bool 
     fault = nullptr;
     for (unsigned k = 0; k < blocks && !fault; ++k) {
         blockIdx = {reversed ? blocks - 1 - k : k, 0, 0};
-        memset(room_bytes, 0xff, sizeof room_bytes);
+        memset(room_bytes, reversed ? 0 : 0xff, shared);
+        memset(room_bytes + shared, 0xff, sizeof room_bytes - shared);
         run_block(reversed);
         for (size_t i = shared; i < sizeof room_bytes; ++i)
             if (room_bytes[i] != 0xff) fault = "a block wrote behind its shared memory";
@@ -144,6 +146,17 @@ template <class T> static T exchange(T value, unsigned from) {
     give_way(WARP);
     T result;
     memcpy(&result, &slots[turn][(t & ~31u) + from], sizeof result);
+    return result;
+}
+
+static unsigned ballot(bool value) {
+    exchange(value, threadIdx.x & 31);
+    unsigned result = 0, turn = fibers[current].turn ^ 1;
+    for (unsigned k = 0; k < 32; ++k) {
+        bool said;
+        memcpy(&said, &slots[turn][(current & ~31u) + k], sizeof said);
+        result |= (unsigned)said << k;
+    }
     return result;
 }
 
@@ -163,6 +176,8 @@ template <class T> static T __shfl_up_sync(unsigned, T value, int k) {
     unsigned lane = threadIdx.x & 31;
     return device::exchange(value, (int)lane >= k ? lane - k : lane);
 }
+static unsigned __ballot_sync(unsigned, bool value) { return device::ballot(value); }
+static int __popc(unsigned value) { return __builtin_popcount(value); }
 template <class T> static T __shfl_down_sync(unsigned, T value, int k) {
     unsigned lane = threadIdx.x & 31;
     return device::exchange(value, lane + k < 32 ? lane + k : lane);

@@ -47,6 +47,7 @@ class ndarray(np.ndarray):  # CuPy's name
     """An array on the device. NumPy functions given one fail, as they do with CuPy's."""
 
     def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
+        outside_of_capture()
         if out is not None:
             assert out.dtype == self.dtype
             assert out.shape == self.shape
@@ -55,6 +56,7 @@ class ndarray(np.ndarray):  # CuPy's name
         return np.array(self.view(np.ndarray), order=order)
 
     def set(self, array: np.ndarray, stream: Any = None) -> None:
+        outside_of_capture()
         assert type(array) is np.ndarray
         assert array.dtype == self.dtype
         assert array.shape == self.shape
@@ -91,6 +93,7 @@ def on_device(value: Any) -> Any:
 
 
 def to_device(value: Any, dtype: Any = None, *_args: Any, **_options: Any) -> ndarray:
+    outside_of_capture()
     plain = value.view(np.ndarray) if isinstance(value, ndarray) else np.array(value)
     return np.asarray(plain, dtype).view(ndarray)
 
@@ -99,11 +102,12 @@ class Stream:
     """Everything is done at once; while a graph is captured, launches are noted instead."""
 
     stack: list[Stream] = []  # noqa: RUF012
-    capturing: list[Any] | None = None
+    capturing: Graph | None = None
     ptr = 0
 
     def __init__(self, non_blocking: bool = False) -> None:
-        self.waits_for: list[Any] = []
+        self.last: set[int] = set()  # launches of the graph that the next one on this stream waits for
+        self.captured = False
 
     def __enter__(self) -> Stream:
         Stream.stack.append(self)
@@ -113,41 +117,76 @@ class Stream:
         Stream.stack.pop()
 
     def record(self, event: Any = None) -> Any:
-        return event or Event()
+        event = event or Event()
+        event.record(self)
+        return event
 
     def wait_event(self, event: Any) -> None:
-        assert event is not None
+        self.last |= event.after
+        self.captured |= event.captured
 
     def synchronize(self) -> None:
-        assert Stream.capturing is None
+        outside_of_capture()
 
     def begin_capture(self, mode: Any = None) -> None:
-        Stream.capturing = []
+        outside_of_capture()
+        self.last, self.captured = set(), True
+        Stream.capturing = Graph(self)
 
     def end_capture(self) -> Any:
-        graph, Stream.capturing = Graph(Stream.capturing or []), None
+        graph, Stream.capturing, self.captured = Stream.capturing, None, False
+        assert graph is not None
+        assert graph.origin is self
+        done = graph.behind(self.last)
+        joined = all(branch.last <= done for branch in graph.branches)
+        for branch in graph.branches:
+            branch.last, branch.captured = set(), False
+        assert joined, "capturing stream has unjoined work"
         return graph
+
+
+def outside_of_capture() -> None:
+    """Fail where CUDA would: neither memory nor waiting while a graph is captured."""
+    assert Stream.capturing is None, "operation not permitted when stream is capturing"
 
 
 class Event:
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
-        pass
+        self.after: set[int] = set()
+        self.captured = False
 
     def record(self, stream: Any = None) -> None:
-        pass
+        self.after, self.captured = (set(stream.last), stream.captured) if stream else (set(), False)
 
     def synchronize(self) -> None:
-        pass
+        outside_of_capture()
 
 
 class Graph:
-    def __init__(self, launches: list[Any]) -> None:
-        self.launches = launches
+    """Launches, each with those that it waits for. Any order that heeds these may be a device's."""
+
+    def __init__(self, origin: Stream) -> None:
+        self.origin, self.branches = origin, {origin}
+        self.launches: list[tuple[Any, set[int]]] = []
+
+    def add(self, start: Any, device: types.ModuleType) -> None:
+        self.device, stream = device, Stream.stack[-1]
+        assert stream.captured, "a launch on a stream that is not captured"
+        self.branches.add(stream)
+        self.launches.append((start, set(stream.last)))
+        stream.last = {len(self.launches) - 1}
+
+    def behind(self, numbers: set[int]) -> set[int]:
+        """Return these launches, and all that they wait for."""
+        return numbers.union(*(self.behind(self.launches[number][1]) for number in numbers))
 
     def launch(self, stream: Any = None) -> None:
-        assert Stream.capturing is None
-        for start in self.launches:
-            start()
+        outside_of_capture()
+        left = dict(enumerate(self.launches))
+        while left:
+            ready = [number for number, (_start, after) in left.items() if not after & left.keys()]
+            number = ready[-1 if self.device.reversed else 0]  # as late as may be, or as early
+            left.pop(number)[0]()
 
     def upload(self, stream: Any = None) -> None:
         pass
@@ -157,7 +196,7 @@ class Kernel:
     """One kernel of a module."""
 
     def __init__(self, library: ctypes.CDLL, name: str, device: types.ModuleType) -> None:
-        self.name, self.device = name, device
+        self.name, self.device, self.loaded = name, device, False
         self.start = getattr(library, f"launch_{name}")
         self.start.restype = ctypes.c_char_p
         self.size_of = getattr(library, f"size_of_{name}")
@@ -185,9 +224,11 @@ class Kernel:
             assert fault is None, f"{self.name}: {fault.decode()}"
 
         if Stream.capturing is None:
+            self.loaded = True
             start()
         else:
-            Stream.capturing.append(start)
+            assert self.loaded, f"{self.name} would be loaded while a graph is captured"
+            Stream.capturing.add(start, self.device)
 
 
 class Device:
@@ -238,7 +279,7 @@ def fake_cupy(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
     """Return modules to stand for cupy and cupyx."""
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
     device = types.ModuleType("device")
-    device.launches, device.reversed = {}, 0  # type: ignore[attr-defined]
+    device.launches, device.reversed, device.poison = {}, 0, 0xFF  # type: ignore[attr-defined]
     facts: dict[str, Any] = {
         "device": device,
         "ndarray": ndarray,
@@ -247,7 +288,7 @@ def fake_cupy(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
         "ascontiguousarray": lambda value, dtype=None: np.ascontiguousarray(value.view(np.ndarray), dtype).view(
             ndarray
         ),
-        "empty": lambda shape, dtype=float: poisoned(shape, dtype),
+        "empty": lambda shape, dtype=float: poisoned(shape, dtype, device.poison),
         "zeros": lambda shape, dtype=float: np.zeros(shape, dtype).view(ndarray),
         "ones": lambda shape, dtype=float: np.ones(shape, dtype).view(ndarray),
         "full": lambda shape, value, dtype=None: np.full(shape, value, dtype).view(ndarray),
@@ -301,10 +342,11 @@ def fake_cupy(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
     return {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": scipy, "cupyx.scipy.ndimage": ndimage}
 
 
-def poisoned(shape: Any, dtype: Any) -> ndarray:
+def poisoned(shape: Any, dtype: Any, byte: int = 0xFF) -> ndarray:
     """Return an array of numbers that nothing should read."""
+    outside_of_capture()
     made = np.empty(shape, dtype)
-    made.reshape(-1).view(np.uint8)[...] = 0xFF
+    made.reshape(-1).view(np.uint8)[...] = byte
     return made.view(ndarray)
 
 

@@ -8,8 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from emulated_gpu import Stream
 from test_fit_cpu import phantom
 
+from n4flow.errors import InputError
 from n4flow.fit import cpu, engine, gpu, gpu_module, plain
 from n4flow.fit.convergence_kernels import itk_measure
 from n4flow.fit.packing import pack
@@ -159,6 +161,16 @@ def test_a_rising_start_that_itk_misses(device):
     assert np.abs(seen.lattice[::-1] - got.lattice).max() > 1e-5  # it makes a difference
 
 
+def test_a_long_rising_start(device):
+    """More voxels than are noted, in a row longer than a warp, with some between that do not rise."""
+    image, mask = phantom((3, 20, 117))
+    mask[:] = True
+    image[0, 0] = image.min() * np.linspace(0.2, 0.9, 117)
+    image[0, 0, [0, 40, 41, 100]] = image.min() * np.array([0.5, 3, 0.9, 4])
+    got, expected, _controls = fits(image, mask, FitSettings(iterations=(4, 3), threshold=0))
+    assert_equal_fits(got, expected, image.shape, mask)
+
+
 def test_a_field_that_explains_everything_ends_the_fit(device):
     ramp = np.exp(0.3 * np.linspace(-1, 1, 20))
     image = (100 * ramp[:, None, None] * ramp[None, :, None] * np.ones(12)).astype(np.float32)
@@ -192,13 +204,55 @@ def test_bits_do_not_depend_on_the_order_of_threads_or_the_size_of_the_device(de
     assert first.levels == second.levels
 
 
+def test_what_memory_held_before_does_not_show(device):
+    image, mask = phantom((7, 30, 37))
+    mask[:] = True  # rows are filled up beyond the image
+    settings = FitSettings(iterations=(4, 3), threshold=0)
+    lattices = []
+    for byte in (0xFF, 0x00, 0x3F):  # NaN and the highest numbers, 0, about 0.7 and many
+        device.device.poison = byte
+        got, expected, _controls = fits(image, mask, settings)
+        lattices.append(got.lattice)
+    assert_equal_fits(got, expected, image.shape, mask)
+    assert np.array_equal(lattices[0], lattices[1])
+    assert np.array_equal(lattices[0], lattices[2])
+
+
+def test_more_voxels_than_a_device_can_count(device, monkeypatch):
+    image, mask = phantom((4, 9, 10))
+    monkeypatch.setattr(gpu, "MOST_VOXELS", image.size)
+    assert gpu.pack(image, mask, None, 1).survey.usable < image.size
+    mask[:] = True  # rows of 10 are kept as 16
+    for most in (image.size, image.size - 1):
+        monkeypatch.setattr(gpu, "MOST_VOXELS", most)
+        with pytest.raises(InputError, match=f"a GPU takes {most} at most; shrink more"):
+            gpu.pack(image, mask, None, 1)
+
+
+def test_what_fails_while_a_graph_is_captured_is_told(device, monkeypatch):
+    image, mask = phantom((4, 9, 10))
+    controls, settings = level_controls((4, 4, 4), 1, image.shape), FitSettings(iterations=(3,))
+    sharpen = gpu._Fit._sharpen
+
+    def short(fit):
+        if Stream.capturing is not None:
+            raise device.cuda.memory.OutOfMemoryError(0, 0)
+        sharpen(fit)
+
+    with monkeypatch.context() as broken, pytest.raises(device.cuda.memory.OutOfMemoryError):
+        broken.setattr(gpu._Fit, "_sharpen", short)
+        gpu.fit(gpu.pack(image, mask, None, 1), controls, settings)
+    assert len(gpu.fit(gpu.pack(image, mask, None, 1), controls, settings).levels) == 1  # nothing is captured any more
+
+
 def test_the_host_only_looks_on(device):
     image, mask = phantom((7, 30, 37))
     controls = level_controls((4, 4, 4), 2, image.shape)
     solution = gpu.fit(gpu.pack(image, mask, None, 1), controls, FitSettings(iterations=(9, 2), threshold=1e-9))
     assert [level.iterations for level in solution.levels] == [9, 2]
     launches = device.device.launches
-    assert launches["combine"] == launches["decide"] + 2  # each iteration once, each level's weights once
+    # each iteration once; each level's weights once, and the measure before the first, when it does nothing
+    assert launches["combine"] - 2 == launches["decide"] - 1
     assert launches["walk_chunks"] == gpu.PASSES * launches["decide"]
 
 

@@ -151,6 +151,16 @@ def test_n4_correct_gpu(any_device, small_blocks, host):
     assert np.array_equal(given if host else given.get(), got)
 
 
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_n4_correct_gpu_takes_a_mask_from_the_host(any_device, shrink):
+    image, mask = phantom((9, 40, 47))
+    options = {"shrink_factor": shrink, "n_iterations": [3, 2], "spline_distance_mm": 20.0}
+    there = any_device.asarray(image)
+    expected, _field = n4flow.n4_correct_gpu(there, any_device.asarray(mask), **options)
+    got, _field = n4flow.n4_correct_gpu(there, mask, **options)
+    assert np.array_equal(got.get(), expected.get())
+
+
 def test_a_shrunken_volume_is_fitted_by_the_gpu(any_device):
     image, mask = phantom()
     options = {"shrink": (1, 2, 2), "full_shape": (9, 60, 74), "voxel_um": (20, 10, 10), "spline_um": None}
@@ -269,6 +279,14 @@ def test_short_memory_is_tried_once_more_with_smaller_blocks(device, monkeypatch
     assert error.value.exit_code == 4
     with pytest.raises(OutOfMemoryError, match="shrink more"):
         n4flow.n4(image, mask, backend="gpu", **FAST)
+    there = device.asarray(np.zeros((200, 30, 37), np.float32))
+    for call in (
+        lambda field: field.apply(there),
+        lambda field: field.field(gpu=True),
+        lambda field: field.log_field(gpu=True),
+    ):
+        with pytest.raises(OutOfMemoryError, match="the GPU is out of memory"):
+            call(some_field(there.shape))
 
 
 def test_a_device_that_fails_is_one_sentence(device, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -107,9 +107,7 @@ class BiasField:
         """
         lattice, coordinates, out_shape = self._grid(shape, where, rule)
         if gpu:
-            target = _device_target(None, out_shape)
-            DeviceEvaluator(lattice, coordinates).log_field(_volume_view(target))
-            return target
+            return _on_gpu(lattice, coordinates, None, out_shape, DeviceEvaluator.log_field)
         target = np.empty(out_shape, np.float32)
         Evaluator(lattice, coordinates).log_field(_volume_view(target), thread_count(threads))
         return target
@@ -126,9 +124,7 @@ class BiasField:
         """Return exp of the log field, in `out` where that is given; see `log_field`."""
         lattice, coordinates, out_shape = self._grid(shape, where, "aligned")
         if gpu:
-            target = _device_target(out, out_shape)
-            DeviceEvaluator(lattice, coordinates).field(_volume_view(target))
-            return _delivered(target, out)
+            return _on_gpu(lattice, coordinates, out, out_shape, DeviceEvaluator.field)
         target = np.empty(out_shape, np.float32) if out is None else check_out(out, out_shape)
         Evaluator(lattice, coordinates).field(_volume_view(target), thread_count(threads))
         return target
@@ -172,13 +168,11 @@ class BiasField:
             msg = f"the bias field is for an image of shape {shape}, got {tuple(image.shape)}"
             raise InputError(msg)
         if on_device(image):
-            target = _device_target(out, shape)
-            values = _volume_view(as_float32(image))
-            guarded(
-                lambda _voxels: DeviceEvaluator(lattice, coordinates).correct(values, _volume_view(target)),
-                release=False,
-            )
-            return _delivered(target, out)
+
+            def correct(evaluator: DeviceEvaluator, target: Any) -> None:
+                evaluator.correct(_volume_view(as_float32(image)), target)
+
+            return _on_gpu(lattice, coordinates, out, shape, correct)
         values = _volume_view(np.asarray(image))
         target = np.empty(shape, np.float32) if out is None else check_out(out, shape)
         Evaluator(lattice, coordinates).correct(values, _volume_view(target), thread_count(threads))
@@ -324,6 +318,23 @@ def check_out(out: Any, shape: Sequence[int], name: str = "out") -> np.ndarray:
         msg = f"{name} must have the shape of the image, {tuple(shape)}, got {out.shape}"
         raise InputError(msg)
     return out
+
+
+def _on_gpu(
+    lattice: np.ndarray,
+    coordinates: Sequence[np.ndarray],
+    out: Any,
+    shape: Sequence[int],
+    write: Callable[[DeviceEvaluator, Any], Any],
+) -> Any:
+    """Return what `write` writes to a float32 CuPy array of `shape`: in `out`, where that is given."""
+
+    def work(_voxels: int) -> Any:
+        target = _device_target(out, shape)
+        write(DeviceEvaluator(lattice, coordinates), _volume_view(target))
+        return _delivered(target, out)
+
+    return guarded(work, release=False)
 
 
 def _device_target(out: Any, shape: Sequence[int]) -> Any:

@@ -14,6 +14,7 @@ Two runs give the same bits. Against the CPU, sums are taken in another order an
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -96,9 +97,7 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     """
     import cupy
 
-    if math.prod(image.shape) > MOST_VOXELS:
-        msg = f"the fitted image has {math.prod(image.shape)} voxels, a GPU takes {MOST_VOXELS} at most; shrink more"
-        raise InputError(msg)
+    _check_size(math.prod(image.shape))
     shape = (1,) * (3 - image.ndim) + tuple(image.shape)
     n_rows, n_x = shape[0] * shape[1], shape[2]
     values = cupy.ascontiguousarray(cupy.asarray(image), dtype=cupy.float32)
@@ -110,6 +109,7 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     launch("find_rows", blocks, THREADS, values, inside, given, i4(n_rows), i4(n_x), i4(LANES), rows, totals)
     ends = cupy.cumsum(rows[:, 2], dtype=cupy.int64)
     n = int(ends[-1])  # synchronize
+    _check_size(n)  # rows are filled up
     start = np.zeros(11, np.uint32)
     start[[MOST, END_LOW, LOG_LOW]] = 1, FLOAT_INFINITY, 0xFFFFFFFF
     words = cupy.asarray(start)
@@ -126,6 +126,12 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     voxels = Voxels(masked, nonfinite, nonpositive)
     low, high = (math.exp(from_ordered(found[k])) if n else 0.0 for k in (LOG_LOW, LOG_HIGH))
     return DevicePacked(log_image, packed, rows, words, shape, Survey(voxels, low, high, int(found[AT_HIGH])))
+
+
+def _check_size(voxels: int) -> None:
+    if voxels > MOST_VOXELS:
+        msg = f"the fitted image has {voxels} voxels, a GPU takes {MOST_VOXELS} at most; shrink more"
+        raise InputError(msg)
 
 
 def chunk_cuts(kept: int) -> np.ndarray:
@@ -152,6 +158,7 @@ class _Fit:
         self, packed: DevicePacked, controls: Sequence[tuple[int, ...]], settings: FitSettings, stream: Any, side: Any
     ) -> None:
         import cupy
+        import cupyx
 
         self.packed, self.controls, self.settings = packed, controls, settings
         self.stream, self.side = stream, side
@@ -183,6 +190,8 @@ class _Fit:
         self.first_row = cupy.empty(n_x + LANES, cupy.float32)
         self.measures = cupy.zeros((len(controls), most), cupy.float64)
         self.largest = cupy.zeros(1, cupy.uint64)
+        # kept to the end: a level may end while a copy into one of them is on its way
+        self.slots = [cupyx.empty_pinned(self.words.shape, np.uint32) for _ in range(2)]
         low, high = np.log([packed.survey.low, packed.survey.high])
         self.state = cupy.asarray(np.array([low, high, low, 0, 0, 0, 0, 0, 0], f8))
         angle = 2 * np.pi * np.arange(self.size // 2) / self.size
@@ -194,6 +203,9 @@ class _Fit:
     def run(self) -> Solution:
         """Fit all levels."""
         made = []
+        # Kernels are loaded when they are first launched, and must not be while a graph is captured. All others are
+        # launched before the first one is; the measure is not, and does nothing as long as no level has begun.
+        self._measure(0)
         for number, level in enumerate(self.levels):
             most = self.settings.iterations[number]
             if number == 0:  # the fine bins of the log image itself, as after a step of 0
@@ -217,10 +229,9 @@ class _Fit:
     def _iterate(self, number: int, most: int) -> int:
         """Iterate a level; return the iterations made."""
         import cupy
-        import cupyx
 
         graph = self._capture(number)
-        slots = [cupyx.empty_pinned(self.words.shape, np.uint32) for _ in range(2)]
+        slots = list(self.slots)
         flight: deque[tuple[np.ndarray, Any]] = deque()
         launched = 0
         while True:
@@ -250,19 +261,22 @@ class _Fit:
         import cupy
 
         level = self.levels[number]
+        fork, join = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
         self.stream.begin_capture()
         try:
             self._combine(level)
             self._field(level)
-            self.side.wait_event(self.stream.record(cupy.cuda.Event(disable_timing=True)))
+            self.side.wait_event(self.stream.record(fork))
             with self.side:
                 self._measure(number)
             self._sharpen()
             self._fit_sweep(level)
-            self.stream.wait_event(self.side.record(cupy.cuda.Event(disable_timing=True)))
-        finally:
-            graph = self.stream.end_capture()
-        return graph
+            self.stream.wait_event(self.side.record(join))
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong before is what is told
+                self.stream.end_capture()
+            raise
+        return self.stream.end_capture()
 
     def _decide(self, number: int, made: int) -> bool:
         """Take the CPU's measure of a close call; return whether the level ends."""

@@ -20,11 +20,9 @@ i4 = np.int32
 
 
 class DeviceEvaluator:
-    """A lattice prepared for evaluation on one grid; see `evaluate.Evaluator`."""
+    """A lattice prepared for evaluation on one grid, by the current stream; see `evaluate.Evaluator`."""
 
     def __init__(self, lattice: np.ndarray, coordinates: Sequence[np.ndarray]) -> None:
-        import cupy
-
         pad = [(0, 3 if controls == 1 else 0) for controls in lattice.shape]
         self.shape = tuple(t.size for t in coordinates)
         tables = [bspline.axis_weights(t, controls) for t, controls in zip(coordinates, lattice.shape, strict=True)]
@@ -40,7 +38,6 @@ class DeviceEvaluator:
         self._firsts, self._weights, self._lattice = [at(f) for f in firsts], [of(w) for w in weights], of(place)
         self._width = min(THREADS, -(-self.shape[2] // WARP) * WARP)
         self._most_blocks = 16 * multiprocessors()
-        cupy.cuda.get_current_stream().synchronize()  # the tables may be used from other streams
 
     def log_field(self, out: Any, planes: slice = slice(None)) -> Any:
         """Write the log field of some planes to `out`, a float32 CuPy array; return it."""
@@ -101,6 +98,9 @@ def correct_streamed(
     voxels : int
         Of a block, about.
     """
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()  # the evaluator's tables are used from other streams
 
     def work(blocks: list[Any], planes: slice, results: list[Any]) -> None:
         evaluator.correct(as_float32(blocks[0]), results[0], planes)

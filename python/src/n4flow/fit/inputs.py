@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.arrays import to_numpy
+from n4flow.arrays import array_module, to_numpy
 from n4flow.errors import InputError
 from n4flow.fit.gpu_apply import shrink_masked as shrink_on_gpu
 from n4flow.fit.gpu_device import guarded, on_device
@@ -16,7 +16,7 @@ from n4flow.planes import as_mask
 
 
 def image_and_mask(image: Any, mask: Any, weights: Any, backend: str) -> tuple[Any, Any, Any]:
-    """Return image, mask and weights, checked against each other: where they lie for the GPU, else on the host.
+    """Return image, mask and weights, checked against each other: for the GPU where the image lies, else on the host.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def image_and_mask(image: Any, mask: Any, weights: Any, backend: str) -> tuple[A
         Not an image of numbers with two or three axes, or shapes that do not match.
     """
     stays = backend == "gpu" and on_device(image)
-    bring: Callable[[Any], Any] = (lambda array: array) if stays else to_numpy
+    bring: Callable[[Any], Any] = array_module(image).asarray if stays else to_numpy
     values = bring(image)
     if values.ndim not in (2, 3) or values.dtype.kind not in "fiub" or 0 in values.shape:
         msg = f"expected a 2-D or 3-D array of numbers with voxels in it, got shape {values.shape} of {values.dtype}"

@@ -31,7 +31,7 @@ enum State { LOW, HIGH, FLOOR, ORIGIN, STEP, REST_COUNT, REST_TOTAL, REST_SQUARE
 enum Verdict { GO_ON, END, ASK };
 
 // a row of the image among the packed voxels: where it begins, the x of its first voxel, its length
-struct Row { int start, first, length, unused; };
+struct __align__(16) Row { int start, first, length, unused; };
 
 static __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 

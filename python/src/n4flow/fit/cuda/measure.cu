@@ -10,14 +10,15 @@
 #define COUNT_LIMIT 16777216.0  // 2^24, where a float32 count stops
 #define EXACT 256               // voxels at the beginning whose mean is taken exactly: there a step is many units
 #define BLOCK 128
+#define HELD (BLOCK / 32)        // voxels of a block that a lane holds
 #define SHORT_BLOCK 32          // as long as the mean moves much within a block
 #define CLOSE 3e-3
 #define DOUBTFUL 1e-2           // of the measure, by which guesses are still off where walks did not come together
 
 // what a chunk holds, whatever the mean: voxels, their changes' sum, sum of squares, least and greatest
-struct Totals { double there, total, squares; float least, greatest; };
+struct __align__(16) Totals { double there, total, squares; float least, greatest; };
 // a walk over a chunk: the mean it began with, the one it ended with, how the second follows from the first, squares
-struct Walk { double start, end, slope, squares; };
+struct __align__(16) Walk { double start, end, slope, squares; };
 struct Map { double slope, offset; };
 
 static __device__ __forceinline__ Map follow(Map first, Map second) {
@@ -103,7 +104,17 @@ static __device__ __forceinline__ bool stands_still(float least, float greatest,
     return largest < 0.499 * unit_of(mean) * fmin(count, COUNT_LIMIT);
 }
 
-// Walk a chunk from `mean`; a warp does it, and every lane knows the result.
+// what a lane holds of the changes from `at` on
+static __device__ __forceinline__ void hold(const float *kept, int at, int end, int lane, float *held) {
+#pragma unroll
+    for (int k = 0; k < HELD; ++k) {
+        int i = at + lane + 32 * k;
+        held[k] = i < end ? kept[i] : ABSENT;
+    }
+}
+
+// Walk a chunk from `mean`; a warp does it, and every lane knows the result. A block's changes are fetched while the one
+// before is looked at: there is nothing else to do while they are on their way.
 static __device__ Walk walk_chunk(
     const float *kept, int begin, int end, const Totals &all, double count, double mean, int lane
 ) {
@@ -114,13 +125,16 @@ static __device__ Walk walk_chunk(
         return walk;
     }
     double squares = 0.0, first = count;
+    float held[HELD], coming[HELD];
+    hold(kept, begin, end, lane, coming);
     for (int at = begin, size; at < end; at += size) {
         bool exact = at < EXACT;  // only the first chunk begins so early
-        size = exact ? EXACT - at : min(BLOCK, max(SHORT_BLOCK, (int)(count / 64))) & ~7;
+        size = exact ? BLOCK : min(BLOCK, max(SHORT_BLOCK, (int)(count / 64))) & ~7;
         size = min(size, end - at);
         float there = 0.0f, total = 0.0f, about = 0.0f, least = infinity(), greatest = -infinity(), centre = (float)mean;
-        for (int i = lane; i < size; i += 32) {
-            float e = kept[at + i];
+#pragma unroll
+        for (int k = 0; k < HELD; ++k) {
+            float e = held[k] = lane + 32 * k < size ? coming[k] : ABSENT;
             if (e >= PRESENT) continue;
             float d = e - centre;
             there += 1.0f;
@@ -129,6 +143,7 @@ static __device__ Walk walk_chunk(
             least = fminf(least, e);
             greatest = fmaxf(greatest, e);
         }
+        hold(kept, at + size, end, lane, coming);
         there = sum_of_warp(there);
         total = sum_of_warp(total);
         about = sum_of_warp(about);
@@ -143,10 +158,9 @@ static __device__ Walk walk_chunk(
             // each voxel's step from where count and mean are in the middle of the block, in whole units
             double unit = unit_of(mean), seen = fmin(count + 0.5 * there, COUNT_LIMIT);
             float middle = (float)(mean + 0.5 * total / (count + there)), scale = (float)(1.0 / (unit * seen)), steps = 0.0f;
-            for (int i = lane; i < size; i += 32) {
-                float e = kept[at + i];
-                if (e < PRESENT) steps += rintf((e - middle) * scale);
-            }
+#pragma unroll
+            for (int k = 0; k < HELD; ++k)
+                if (held[k] < PRESENT) steps += rintf((held[k] - middle) * scale);
             double step = unit * sum_of_warp(steps);
             squares += about - total * step;  // the mean came nearer within the block
             mean += step;

@@ -14,7 +14,7 @@ extern "C" __global__ void find_rows(
     const float *image, const unsigned char *mask, const float *weights, int n_rows, int n_x, int lanes, Row *rows,
     u64 *totals
 ) {
-    int lane = threadIdx.x & 31, r = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    int lane = threadIdx.x & 31, r = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
     if (r >= n_rows) return;
     size_t at = (size_t)r * n_x;
     int first = n_x, last = -1, masked = 0, nonfinite = 0, nonpositive = 0;
@@ -50,14 +50,15 @@ extern "C" __global__ void fill_rows(
     const float *image, const unsigned char *mask, const float *weights, int n_rows, int n_x, const long long *ends,
     Row *rows, float *log_image, float *packed_weights, u32 *words
 ) {
-    int lane = threadIdx.x & 31, r = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    int lane = threadIdx.x & 31, r = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
     if (r >= n_rows) return;
     Row row = rows[r];
     row.start = (int)(ends[r] - row.length);
     __syncwarp();
     if (lane == 0) {
         rows[r].start = row.start;
-        if (row.start == 0 && row.length) words[FIRST_LENGTH] = row.length;
+        // without what fills it up beyond the image: no sweep comes there
+        if (row.start == 0 && row.length) words[FIRST_LENGTH] = min(row.length, n_x - row.first);
     }
     float low = infinity(), high = -infinity();
     for (int i = lane; i < row.length; i += 32) {
@@ -82,7 +83,7 @@ extern "C" __global__ void fill_rows(
 
 extern "C" __global__ void count_highest(const float *log_image, int n, u32 *words) {
     u32 found = 0;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < (u32)n; i += gridDim.x * blockDim.x)
         found += log_image[i] < infinity() && ordered(log_image[i]) == words[LOG_HIGH];
     for (int k = 16; k; k >>= 1) found += __shfl_xor_sync(ALL, found, k);
     if ((threadIdx.x & 31) == 0 && found) atomicAdd(words + AT_HIGH, found);

@@ -106,33 +106,35 @@ static __device__ void expect(
 }
 
 // The first row as ITK 5.4 sees it: the lowest of the voxels that do not raise the maximum so far. Those that raise it
-// are noted, since the ones below all others were missed (`sharpening.itk_range`). `tile` is room for blockDim.x.
+// are noted, since the ones below all others were missed (`sharpening.itk_range`). A warp looks at 32 voxels at a time.
 struct Start { float lowest; int noted; };
 
 static __device__ Start first_lowest(
-    const float *first_row, int length, float outside, float *tile, int *places, float *positions
+    const float *first_row, int length, float outside, int lane, int *places, float *positions
 ) {
     Start start = {outside, 0};
-    float highest = -1.0f;
-    for (int x0 = 0; x0 < length; x0 += blockDim.x) {
-        int n = min(length - x0, (int)blockDim.x);
-        if ((int)threadIdx.x < n) tile[threadIdx.x] = first_row[x0 + threadIdx.x];
-        __syncthreads();
-        for (int i = 0; threadIdx.x == 0 && i < n; ++i) {
-            float p = tile[i];
-            if (p >= outside) continue;
-            if (p <= highest) {
-                start.lowest = fminf(start.lowest, p);
-                continue;
-            }
-            highest = p;
-            if (start.noted < RECORDS) {
-                places[start.noted] = x0 + i;
-                positions[start.noted++] = p;
-            }
+    float highest = -1.0f;  // below every position
+    for (int x0 = 0; x0 < length; x0 += 32) {
+        float p = x0 + lane < length ? first_row[x0 + lane] : outside;
+        bool there = p < outside;
+        float top = there ? p : -1.0f;  // the highest up to here
+        for (int k = 1; k < 32; k <<= 1) {
+            float before = __shfl_up_sync(ALL, top, k);
+            if (lane >= k) top = fmaxf(top, before);
         }
-        __syncthreads();
+        float before = __shfl_up_sync(ALL, top, 1);
+        bool raises = there && p > (lane ? fmaxf(before, highest) : highest);
+        u32 raising = __ballot_sync(ALL, raises);
+        int place = start.noted + __popc(raising & ((1u << lane) - 1));
+        if (raises && place < RECORDS) {
+            places[place] = x0 + lane;
+            positions[place] = p;
+        }
+        if (there && !raises) start.lowest = fminf(start.lowest, p);
+        start.noted = min(start.noted + __popc(raising), RECORDS);
+        highest = fmaxf(highest, __shfl_sync(ALL, top, 31));
     }
+    start.lowest = least_of_warp(start.lowest);
     return start;
 }
 
@@ -145,14 +147,16 @@ extern "C" __global__ void sharpen(
 ) {
     if (!words[ACTIVE]) return;
     ROOM;
-    __shared__ float tile[256], positions[RECORDS];
+    __shared__ float positions[RECORDS];
     __shared__ int places[RECORDS], missed;
     __shared__ double range[2];
     int t = threadIdx.x, width = blockDim.x, n_fine = (int)words[FINE];
     double *work = spare ? spare : room, *histogram = work + 5 * size, *expected = histogram + bins;
     int *bounds = (int *)(expected + bins);
     double origin = state[ORIGIN], step = state[STEP];
-    Start first = first_lowest(first_row, (int)words[FIRST_LENGTH], (float)n_fine, tile, places, positions);
+    Start first;
+    if (t < 32) first = first_lowest(first_row, (int)words[FIRST_LENGTH], (float)n_fine, t, places, positions);
+    __syncwarp();
     if (t == 0) {
         float low = fminf(__uint_as_float(words[END_LOW]), first.lowest), high = __uint_as_float(words[END_HIGH]);
         float lowest = first.noted ? fminf(low, positions[0]) : low;

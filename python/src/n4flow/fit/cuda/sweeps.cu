@@ -32,7 +32,7 @@ extern "C" __global__ void fit_sweep(
                     a0 = a1, a1 = a2, a2 = a3, a3 = 0.0f;
                 }
                 Row row = row_of[y];
-                int i = x0 + t - row.first;
+                int i = x0 + t < n_x ? x0 + t - row.first : -1;  // a row is filled up beyond the image
                 if (i >= 0 && i < row.length) {
                     u32 f = index[row.start + i];
                     float residual = ones ? (f == outside ? 0.0f : 1.0f) : table[f];
