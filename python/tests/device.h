@@ -48,7 +48,7 @@ template <class T> static T atomicMax(T *at, T value) { T old = *at; *at = max(o
 
 namespace device {
 enum Wait { NOTHING, BLOCK, WARP, FOREVER };
-const size_t STACK = 1 << 17, ROOM_BYTES = 1 << 16, GUARD = 1 << 12;
+const size_t STACK = 1 << 17, ROOM_BYTES = 48 << 10, GUARD = 1 << 12;
 
 struct Fiber {
     jmp_buf here;

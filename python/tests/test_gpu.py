@@ -184,6 +184,13 @@ def test_sharpen_residual(any_device, small_blocks, weighted):
     assert np.allclose(host, expected, rtol=2e-6, equal_nan=True)
     assert np.array_equal(host[~mask], values[~mask], equal_nan=True)
     assert np.abs(host - values)[mask & np.isfinite(values)].max() > 0.01
+    many = {"n_bins": 7000, "mask_weights": weights}  # more than a block has the memory to count
+    assert np.allclose(
+        n4flow.sharpen_residual(values, mask, use_gpu=True, **many),
+        n4flow.sharpen_residual(values, mask, **many),
+        rtol=2e-6,
+        equal_nan=True,
+    )
     flat = np.full((3, 4), 2.0, np.float32)
     assert np.array_equal(n4flow.sharpen_residual(flat, flat > 0, use_gpu=True), flat)
 

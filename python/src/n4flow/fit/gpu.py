@@ -44,8 +44,9 @@ SHARED_BYTES = 46_000  # of dynamic shared memory that any device gives a block,
 SHARED_FINE = 8192  # fine bins that a block counts in shared memory at most; where there are more, in global memory
 ABSENT = 1e9  # as in common.cu
 PASSES = 4  # walks over the kept changes; see measure.cu
-FIRST_CHUNKS = (0, 512, 1024, 2048, 4096)  # where chunks of the kept changes begin; then every
-CHUNK = 4096
+# where chunks of the kept changes begin: as long as blocks are short there (see measure.cu), then every CHUNK
+FIRST_CHUNKS = (*range(0, 4096, 512), *range(4096, 8192, 1024))
+CHUNK = 2048
 TOTALS_BYTES, WALK_BYTES = 32, 32  # of the structures of measure.cu
 
 # as in common.cu
@@ -136,7 +137,7 @@ def _check_size(voxels: int) -> None:
 
 def chunk_cuts(kept: int) -> np.ndarray:
     """Return where the chunks of the kept changes begin, and where the last ends: (chunks + 1,) int32."""
-    return np.array([*(c for c in FIRST_CHUNKS if c < kept), *range(2 * CHUNK, kept, CHUNK), kept], i4)
+    return np.array([*(c for c in FIRST_CHUNKS if c < kept), *range(8192, kept, CHUNK), kept], i4)
 
 
 def fit(packed: DevicePacked, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:

@@ -11,6 +11,7 @@ from n4flow.fit import sharpening
 from n4flow.fit.gpu_device import NOTHING, as_float32, launch, multiprocessors, stream_planes
 
 THREADS = 256
+SHARED_BYTES = 48_000  # that any device gives a block
 SHARE = 2.0**-30  # of a voxel's weight: shares between bins are whole numbers of it
 LOWEST, HIGHEST, HEAVIEST = range(3)
 
@@ -57,10 +58,12 @@ class _Sharpening:
 
     def count(self, values: Any, inside: Any, weights: Any) -> None:
         """Take a block into the histogram."""
+        here = 8 * self.bins <= SHARED_BYTES
         launch(
             "split_histogram", _blocks(values.size), THREADS,
             values, inside, NOTHING if weights is None else weights, np.int64(values.size), np.float64(self.low),
-            np.float64(self._per_unit), np.int32(self.bins), np.float64(self.unit), self.counts, shared=8 * self.bins,
+            np.float64(self._per_unit), np.int32(self.bins), np.float64(self.unit), np.int32(here), self.counts,
+            shared=8 * self.bins if here else 0,
         )  # fmt: skip
 
     def expect(self) -> None:

@@ -25,14 +25,14 @@ extern "C" __global__ void find_range(
 }
 
 // Share each voxel between the two bins next to it. Shares are whole numbers of 2^-30 of `unit`, so that their sum does
-// not depend on the order; a block counts in shared memory first.
+// not depend on the order; a block counts in shared memory first, where that holds the bins (`here`).
 extern "C" __global__ void split_histogram(
     const float *values, const unsigned char *mask, const float *weights, long long n, double low, double per_unit,
-    int bins, double unit, u64 *counts
+    int bins, double unit, int here, u64 *counts
 ) {
     ROOM;
-    u64 *mine = (u64 *)room;
-    for (int i = threadIdx.x; i < bins; i += blockDim.x) mine[i] = 0;
+    u64 *mine = here ? (u64 *)room : counts;
+    for (int i = threadIdx.x; here && i < bins; i += blockDim.x) mine[i] = 0;
     __syncthreads();
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += (long long)gridDim.x * blockDim.x) {
         if (!counts_for(mask, values[i], i)) continue;
@@ -44,7 +44,7 @@ extern "C" __global__ void split_histogram(
         atomicAdd(mine + first + 1, (u64)(long long)rint(weight * upper * 1073741824.0));
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < bins; i += blockDim.x)
+    for (int i = threadIdx.x; here && i < bins; i += blockDim.x)
         if (mine[i]) atomicAdd(counts + i, mine[i]);
 }
 
