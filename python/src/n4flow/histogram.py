@@ -87,11 +87,11 @@ class SectionLookup(Correction):
             for number, run in groupby(range(start, stop), maps.__getitem__):
                 if number < 0:
                     continue
-                (segments, starts), part = self._table(number), slice((rows := list(run))[0], rows[-1] + 1)
-                if xp is np and starts is not None:
+                (segments, *table), part = self._table(number), slice((rows := list(run))[0], rows[-1] + 1)
+                if xp is np and table:
                     from n4flow import kernels
 
-                    kernels.plane_lookup(block[part], below, segments, starts)
+                    kernels.plane_lookup(block[part].reshape(-1), below, *table)
                 else:
                     block[part] = _lookup_arrays(block[part], below, segments)
 
@@ -108,14 +108,14 @@ class SectionLookup(Correction):
         return below if below <= self.threshold else np.nextafter(below, np.float32(-np.inf))
 
     def segments(self, i: int) -> np.ndarray:
-        """Return the segments of map `i`: (6, n) float32, see `kernels.plane_lookup`."""
+        """Return the segments of map `i`: (4, n) float32, x and y of the knots, slopes, the y of each's end."""
         return self._table(i)[0]
 
     @cached_property
-    def _tables(self) -> dict[int, tuple[np.ndarray, np.ndarray | None]]:
+    def _tables(self) -> dict[int, tuple[np.ndarray, ...]]:
         return {}
 
-    def _table(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _table(self, i: int) -> tuple[np.ndarray, ...]:
         """Return the table of map `i`, made once."""
         if i not in self._tables:
             self._tables[i] = self._new_table(i)
@@ -124,10 +124,10 @@ class SectionLookup(Correction):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_tables"}
 
-    def _new_table(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the segments and starts of `kernels.plane_lookup`.
+    def _new_table(self, i: int) -> tuple[np.ndarray, ...]:
+        """Return the segments, and what `kernels.plane_lookup` takes of them.
 
-        There are no starts where knots are too close for a table of a sensible size, which no estimate makes.
+        The latter is left out where knots are too close for a table of a sensible size, which no estimate makes.
         """
         part = slice(self.offsets[i], self.offsets[i + 1])
         x, y = (knots[part].astype(np.float32).astype(np.float64) for knots in (self.knots_x, self.knots_y))
@@ -135,18 +135,18 @@ class SectionLookup(Correction):
         slopes = np.append(np.diff(y)[apart[:-1]] / np.diff(x)[apart[:-1]], (y[-1] - y[0]) / (x[-1] - x[0]))
         most = np.append(y[1:], np.inf)[apart]
         x, y = x[apart], y[apart]
-        ended = np.append(x, [np.inf, np.inf])
-        segments = np.stack([x, y, slopes, most, ended[1:-1], ended[2:]]).astype(np.float32)
-        extent = x[-1] - x[0]
+        segments = np.stack([x, y, slopes, most]).astype(np.float32)
+        extent, after = x[-1] - x[0], np.append(x[1:], np.inf)
         n_steps = len(x)
         while n_steps <= MOST_STEPS:
             slack = 2.0**-21 * extent  # of rounding in float32, more than there is
             edges = x[0] + extent * np.arange(n_steps + 1) / n_steps
-            before = np.searchsorted(x, edges[:-1] - slack, side="right")
-            if (np.searchsorted(x, edges[1:] + slack, side="right") - np.maximum(before, 1) <= 2).all():
-                return segments, np.maximum(before - 1, 0).astype(np.uint32)
+            before = np.maximum(np.searchsorted(x, edges[:-1] - slack, side="right") - 1, 0)
+            if (np.searchsorted(x, edges[1:] + slack, side="right") - 1 - before <= 1).all():
+                starts = np.stack([after[before], 2 * before], axis=1)
+                return segments, segments.T.reshape(-1, 2).copy(), starts.astype(np.float32)
             n_steps *= 2
-        return segments, None
+        return (segments,)
 
     def map(self, values: np.ndarray, z: int) -> np.ndarray:
         """Return what the float32 `values` of plane `z` become."""

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from n4flow.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT
+from n4flow.fit import vector as v
+from n4flow.fit.compiled import row_kernel
 from n4flow.kernel_cache import njit
 
 # Count and sum of residuals share one 64-bit word: 26 bits of count above 38 bits of sum, enough for 2**25 voxels.
@@ -99,52 +101,39 @@ def shrink_rows_int(
         extremes[0], extremes[1] = min(extremes[0], low), max(extremes[1], high)
 
 
-@njit(nogil=True, cache=True)
-def _measure(words: Any, counts: Any, ordered: Any) -> bool:
-    """Count float32 voxels, seen as int32 `words` (n,), and find their extremes; return whether all are above 0.
+@row_kernel
+def _add_measures(value, sums):  # type: ignore[no-untyped-def]
+    """Add a vector of voxels to the counts of finite, of valid, of negative ones, and to the extremes."""
+    finite, valid, negative, low, high = sums
+    none, one, infinity = v.splat(np.float32(0)), v.splat(np.float32(1)), v.splat(np.float32(np.inf))
+    size = v.greatest(value, v.subtract(none, value))
+    within = v.where_below(size, infinity, one, none)
+    usable = v.where_below(none, size, within, none)
+    low = v.least(low, v.where_below(none, usable, value, infinity))
+    high = v.greatest(high, v.where_below(none, usable, value, v.subtract(none, infinity)))
+    below = v.where_below(value, none, usable, none)
+    return v.add(finite, within), v.add(valid, usable), v.add(negative, below), low, high
 
-    Validity is read from the bits alone. `ordered` holds the extremes as whole numbers, ordered as the values are.
-    """
-    # without branches, so that the compiler does several voxels at once
-    least, most = np.int32(2147483647), np.int32(-2147483648)
-    for x in range(words.size):
-        least = min(least, words[x])
-        most = max(most, words[x])
-    if least > 0 and most < np.int32(INFINITY_BITS):
-        counts[N_VALID] += words.size
-        ordered[0], ordered[1] = min(ordered[0], least), max(ordered[1], most)
-        return True
-    n = np.int32(0)
-    zero = np.int32(0)
-    negative = np.int32(0)
-    low, high = ordered[0], ordered[1]
-    for x in range(words.size):
-        word = words[x]
-        magnitude = word & np.int32(MAGNITUDE)
-        usable = (magnitude != 0) & (magnitude < np.int32(INFINITY_BITS))
-        n += np.int32(usable)
-        zero += np.int32(magnitude == 0)
-        negative += np.int32(usable & (word < 0))
-        rank = word ^ ((word >> np.int32(31)) & np.int32(MAGNITUDE))
-        low = min(low, rank if usable else np.int32(2147483647))
-        high = max(high, rank if usable else np.int32(-2147483648))
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _measure(voxels: Any, counts: Any, extremes: Any) -> bool:
+    """Count float32 voxels (n,), at most 2**27, and widen their extremes; return whether all are valid."""
+    none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
+    sums = (none, none, none, infinity, v.subtract(none, infinity))
+    whole = voxels.size - voxels.size % v.LANES
+    for i in range(0, whole, v.LANES):
+        sums = _add_measures(v.load(voxels, i), sums)
+    few = np.full(v.LANES, np.float32(np.nan))
+    few[: voxels.size - whole] = voxels[whole:]
+    finite, valid, negative, low, high = _add_measures(v.load(few, 0), sums)
+    n = int(v.sum_of(valid))
     counts[N_VALID] += n
-    counts[N_ZERO] += zero
-    counts[N_NONFINITE] += words.size - n - zero
-    counts[N_NEGATIVE] += negative
-    ordered[0], ordered[1] = low, high
-    return False
-
-
-@njit(nogil=True, cache=True)
-def _widen(extremes: Any, ordered: Any) -> None:
-    """Take the extremes of `_measure` over, and forget them."""
-    if ordered[0] <= ordered[1]:
-        for i in range(2):
-            ordered[i] ^= (ordered[i] >> np.int32(31)) & np.int32(MAGNITUDE)
-        values = ordered.view(np.float32)
-        extremes[0], extremes[1] = min(extremes[0], values[0]), max(extremes[1], values[1])
-    ordered[0], ordered[1] = np.int32(2147483647), np.int32(-2147483648)
+    counts[N_ZERO] += int(v.sum_of(finite)) - n
+    counts[N_NONFINITE] += voxels.size - int(v.sum_of(finite))
+    counts[N_NEGATIVE] += int(v.sum_of(negative))
+    extremes[0] = min(extremes[0], v.lowest_of(low))
+    extremes[1] = max(extremes[1], v.highest_of(high))
+    return n == voxels.size
 
 
 @njit(nogil=True, cache=True)
@@ -162,8 +151,7 @@ def shrink_rows_float(
     extremes: Any,
 ) -> None:
     """Do what `shrink_rows_int` does for float32 rows, also seen as int32 `bits`."""
-    ordered = np.array([2147483647, -2147483648], np.int32)
-    plain = _measure(bits.reshape(-1), counts, ordered)
+    plain = _measure(rows.reshape(-1), counts, extremes)
     n_x = rows.shape[1]
     for i in range(rows.shape[0]):
         for x in range(n_x):
@@ -178,10 +166,9 @@ def shrink_rows_float(
         y = y_start + i
         if (y + 1) % k == 0 or y + 1 == n_y:
             _reduce_columns(sums, found, k, y % k + 1, mean[y // k], valid[y // k])
-    _widen(extremes, ordered)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def shrink_tile(
     tile: Any, bits: Any, y_start: int, x_start: int, k: int, sums: Any, found: Any, counts: Any, extremes: Any
 ) -> None:
@@ -193,15 +180,15 @@ def shrink_tile(
     n_z, n_y, n_x = tile.shape
     column = np.zeros(n_x, np.float64)
     usable = np.zeros(n_x, np.int32)
-    ordered = np.array([2147483647, -2147483648], np.int32)
     for z in range(n_z):
-        plain = _measure(bits[z].reshape(-1), counts[z], ordered)
+        plain = _measure(tile[z].reshape(-1), counts[z], extremes[z])
         for i in range(n_y):
             for x in range(n_x):
                 finite = (bits[z, i, x] & np.int32(MAGNITUDE)) < np.int32(INFINITY_BITS)
                 column[x] += np.float64(tile[z, i, x] if finite else np.float32(0))
             if plain:
-                usable += np.int32(1)
+                for x in range(n_x):
+                    usable[x] += np.int32(1)
             else:
                 for x in range(n_x):
                     magnitude = bits[z, i, x] & np.int32(MAGNITUDE)
@@ -209,11 +196,18 @@ def shrink_tile(
             if (y_start + i + 1) % k and i + 1 < n_y:
                 continue
             r = (y_start + i) // k - y_start // k
-            _add_blocks(column, x_start % k, k, sums[z, r])
-            _add_blocks(usable, x_start % k, k, found[z, r])
-            column[:] = 0.0
-            usable[:] = 0
-        _widen(extremes[z], ordered)
+            # the columns of each block from left to right; the first block may begin before the tile
+            x, stop = 0, min(n_x, k - x_start % k)
+            for c in range(sums.shape[2]):
+                total, n = sums[z, r, c], found[z, r, c]
+                while x < stop:
+                    total += column[x]
+                    n += usable[x]
+                    column[x] = 0.0
+                    usable[x] = 0
+                    x += 1
+                sums[z, r, c], found[z, r, c] = total, n
+                stop = min(n_x, stop + k)
 
 
 @njit(nogil=True, cache=True)
@@ -312,55 +306,62 @@ def plane_gain(block: Any, tissue: Any, gain: Any) -> None:
 @njit(nogil=True, cache=True)
 def expand_rows(small: Any, k: int, y_start: int, x_start: int, out: Any) -> None:
     """Write a block (z, y, x) of a mask at full resolution from `small` (z, blocks down, blocks across)."""
-    column = np.empty(out.shape[2], np.int32)
+    column = np.empty(out.shape[2], np.uint32)
     for x in range(column.size):
         column[x] = (x_start + x) // k
     for z in range(out.shape[0]):
         held = -1
         for y in range(out.shape[1]):
             r = (y_start + y) // k
-            row = out[z, y]
             if r == held:
-                row[:] = out[z, y - 1]
+                for x in range(column.size):
+                    out[z, y, x] = out[z, y - 1, x]
                 continue
-            values = small[z, r]
             for x in range(column.size):
-                row[x] = values[column[x]]
+                out[z, y, x] = small[z, r, column[x]]
             held = r
 
 
-@njit(nogil=True, cache=True)
-def plane_lookup(block: Any, threshold: Any, segments: Any, starts: Any) -> None:
-    """In place: a piecewise-linear map of finite voxels above `threshold`.
+@row_kernel
+def _looked_up(value, below, first, steps, end, starts, segments):  # type: ignore[no-untyped-def]
+    """Return a vector of values through a map; see `plane_lookup`."""
+    nothing, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
+    step = v.least(v.multiply(v.subtract(value, first), steps), end)
+    step = v.where_below(value, infinity, v.where_below(first, value, step, nothing), nothing)
+    knot, number = v.pairs_at(starts, step)
+    number = v.where_below(value, knot, number, v.add(number, v.splat(np.float32(2))))
+    knot_x, knot_y = v.pairs_at(segments, number)
+    slope, most = v.pairs_at(segments, v.add(number, v.splat(np.float32(1))))
+    mapped = v.least(v.add(knot_y, v.multiply(v.subtract(value, knot_x), slope)), most)
+    mapped = v.where_below(below, value, mapped, value)
+    return v.where_zero(value, value, v.where_below(value, infinity, mapped, value))
 
-    Each column of `segments` (6, n) float32 is a segment: x and y of its knot, its slope, the y that it does not
-    exceed, and x of the next two knots; the last one goes on without end. `starts` (uint32) gives, for equal steps
-    from the first knot to the last, the segment in which a step begins, or one before; from there it is two knots at
-    most. A segment ends no higher than its knot, so that rounding does not break monotony.
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def plane_lookup(voxels: Any, threshold: Any, segments: Any, starts: Any) -> None:
+    """In place: a piecewise-linear map of finite voxels above `threshold`; others stay.
+
+    Parameters
+    ----------
+    voxels : (n,) float32 array
+    threshold : float32
+    segments : (2 m, 2) float32 array
+        Two rows for each segment: x and y of its knot; its slope and the y that it does not exceed, so that rounding
+        does not break monotony. The last one goes on without end.
+    starts : (steps, 2) float32 array
+        For equal steps from the first knot to the last: x of the knot after the segment in which the step begins, and
+        the row of that segment. No step reaches beyond the second knot.
     """
-    knot_x, knot_y, slope, most, next_x, second_x = (
-        segments[0],
-        segments[1],
-        segments[2],
-        segments[3],
-        segments[4],
-        segments[5],
-    )
-    first, last = knot_x[0], knot_x[knot_x.size - 1]
-    steps = np.float32(starts.size) / (last - first)
-    end = np.float32(starts.size - 1)
-    infinity = np.float32(np.inf)
-    place = np.empty(block.shape[2], np.uint32)
-    for r in range(block.shape[0] * block.shape[1]):
-        row = block[r // block.shape[1], r % block.shape[1]]
-        # no branches: on which side of a threshold or a knot a voxel lies is a matter of speckle
-        for c in range(row.size):
-            v = row[c]
-            step = min((v - first) * steps, end)
-            place[c] = np.uint32(np.int32(step if (v > first) & (v < infinity) else np.float32(0)))
-        for c in range(row.size):
-            v = row[c]
-            j = np.uint64(starts[np.uint64(place[c])])  # unsigned: no test for an index from the end
-            j += np.uint64(v >= next_x[j]) + np.uint64(v >= second_x[j])
-            w = min(knot_y[j] + (v - knot_x[j]) * slope[j], most[j])
-            row[c] = w if (v > threshold) & (v != np.float32(0.0)) & (v < infinity) else v
+    first = segments[0, 0]
+    steps = np.float32(starts.shape[0]) / (segments[segments.shape[0] - 2, 0] - first)
+    low, below = v.splat(first), v.splat(threshold)
+    steps, end = v.splat(steps), v.splat(np.float32(starts.shape[0] - 1))
+    # no branches: on which side of a threshold or a knot a voxel lies is a matter of speckle
+    whole = voxels.size - voxels.size % v.LANES
+    for i in range(0, whole, v.LANES):
+        v.store(voxels, i, _looked_up(v.load(voxels, i), below, low, steps, end, starts, segments))
+    if whole < voxels.size:
+        few = np.zeros(v.LANES, np.float32)
+        few[: voxels.size - whole] = voxels[whole:]
+        v.store(few, 0, _looked_up(v.load(few, 0), below, low, steps, end, starts, segments))
+        voxels[whole:] = few[: voxels.size - whole]

@@ -197,6 +197,35 @@ def look_up(context, table, array, index):
 
 
 @intrinsic
+def pairs_at(context, table, places):
+    """Return table[places, 0] and table[places, 1] of a (n, 2) float32 table; places are whole numbers from 0 on.
+
+    A pair is one read of 64 bits: with tables that lie in cache it is reads that cost.
+    """
+
+    def build(context, builder, signature, values):
+        longs, addresses = vector.of(ir.IntType(64)), vector.of(ir.IntType(64).as_pointer())
+        flags = vector.of(ir.IntType(1))
+        base = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
+        base = _spread(builder, longs, builder.ptrtoint(base, ir.IntType(64)))
+        bytes_in = builder.shl(
+            builder.zext(builder.fptosi(values[1], vector.ints), longs), ir.Constant(longs, [3] * LANES)
+        )
+        kind = ir.FunctionType(longs, [addresses, _INDEX, flags, longs])
+        name = f"llvm.masked.gather.v{LANES}i64.v{LANES}p0i64"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(longs, ir.Undefined)
+        places = builder.inttoptr(builder.add(base, bytes_in), addresses)
+        both = builder.call(function, [places, _INDEX(8), everywhere, nothing])
+        first = builder.trunc(both, vector.ints)
+        second = builder.trunc(builder.lshr(both, ir.Constant(longs, [32] * LANES)), vector.ints)
+        parts = [builder.bitcast(part, vector.floats) for part in (first, second)]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(vector, 2)(table, places), build
+
+
+@intrinsic
 def splat(context, number):
     """Return a float32 in every lane."""
     return vector(types.float32), lambda _context, builder, _signature, values: _spread(
@@ -257,6 +286,16 @@ def where_below(context, a, limit, value, other):
         return builder.select(builder.fcmp_ordered("<", values[0], values[1]), values[2], values[3])
 
     return a(a, limit, value, other), build
+
+
+@intrinsic
+def where_zero(context, a, value, other):
+    """Return `value` where a is 0, else `other`."""
+
+    def build(_context, builder, _signature, values):
+        return builder.select(builder.fcmp_ordered("==", values[0], ir.Constant(a.floats, [0.0] * a.lanes)), *values[1:])
+
+    return a(a, value, other), build
 
 
 @intrinsic

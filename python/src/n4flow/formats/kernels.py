@@ -1,4 +1,7 @@
-"""Compiled loops of the writer: cast to integers, and block means of a chunk. They release the GIL."""
+"""Compiled loops of the writer: cast to integers, and block means of a chunk. They release the GIL.
+
+Arrays are indexed whole: taking a view of a row would cost as much as the arithmetic on a row of a chunk.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import numpy as np
 
 from n4flow.kernel_cache import njit
 
+# Counts of voxels as float sums, exact below 2**24, in any order: so the compiler does several voxels at once.
+counting = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
 
-@njit(nogil=True, cache=True)
+
+@counting
 def cast_to_integers(values, out, low, high):  # type: ignore[no-untyped-def]
     """Round half to even and saturate (z, y, x) `values` into integer `out`; computed in the type of `low` and `high`.
 
@@ -18,25 +24,37 @@ def cast_to_integers(values, out, low, high):  # type: ignore[no-untyped-def]
     """
     saturated = 0
     undefined = 0
-    nothing = type(low)(0)
+    none, one = type(low)(0), type(low)(1)
     for z in range(values.shape[0]):
         for y in range(values.shape[1]):
-            row, target = values[z, y], out[z, y]
-            cut = np.int32(0)
-            lost = np.int32(0)
-            for x in range(row.size):
-                # no branches, so that the compiler does several voxels at once
-                value = np.rint(type(low)(row[x]))
-                cut += np.int32((value > high) | (value < low))
-                lost += np.int32(value != value)
-                value = min(max(value, low), high)
-                target[x] = value if value == value else nothing
+            cut, lost = none, none
+            for x in range(values.shape[2]):
+                value = np.rint(type(low)(values[z, y, x]))
+                cut += one if (value > high) | (value < low) else none
+                lost += one if value != value else none
+                value = value if value == value else none
+                value = value if value > low else low
+                out[z, y, x] = value if value < high else high
             saturated += int(cut)
             undefined += int(lost)
     return saturated, undefined
 
 
-@njit(nogil=True, cache=True)
+@counting
+def _finite(values, k, j, n):  # type: ignore[no-untyped-def]
+    """Return whether the first `n` values of a row are finite."""
+    others = np.float32(0)
+    for i in range(n):
+        others += np.float32(0) if np.isfinite(values[k, j, i]) else np.float32(1)
+    return others == 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
+def _pair(values, z, y, x):  # type: ignore[no-untyped-def]
+    return np.float64(values[z, y, x]) + np.float64(values[z, y, x + 1])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def block_mean(values, extent, out, step_z, step_y, step_x):  # type: ignore[no-untyped-def]
     """Mean over blocks of the first `extent` (z, y, x) `values` into `out`: of finite voxels, of what there is.
 
@@ -49,26 +67,44 @@ def block_mean(values, extent, out, step_z, step_y, step_x):  # type: ignore[no-
         z_stop = min((k + 1) * step_z, extent[0])
         for j in range(out.shape[1]):
             y_stop = min((j + 1) * step_y, extent[1])
-            sums[:] = 0.0
-            rows = 0
-            for z in range(k * step_z, z_stop):
-                for y in range(j * step_y, y_stop):
-                    rows += 1
-                    if step_x == 2:
-                        for i in range(whole):
-                            sums[i] += np.float64(values[z, y, 2 * i]) + np.float64(values[z, y, 2 * i + 1])
-                        if columns > whole:
-                            sums[whole] += values[z, y, 2 * whole]
-                    else:
-                        for i in range(columns):
-                            sums[i] += values[z, y, i]
-            for i in range(columns):
-                x_stop = min((i + 1) * step_x, extent[2])
-                count = rows * (x_stop - i * step_x)
-                if np.isfinite(sums[i]):
-                    out[k, j, i] = sums[i] / count
+            rows = (z_stop - k * step_z) * (y_stop - j * step_y)
+            if step_x == 2 and step_y == 2 and columns == whole and rows == 2 * step_z:
+                # blocks of 2 x 2 and 2 x 2 x 2 voxels, which nearly all are
+                if step_z == 1:
+                    for i in range(columns):
+                        total = _pair(values, k, 2 * j, 2 * i) + _pair(values, k, 2 * j + 1, 2 * i)
+                        out[k, j, i] = total / 4
                 else:
-                    out[k, j, i] = _finite_mean(values, k * step_z, z_stop, j * step_y, y_stop, i * step_x, x_stop)
+                    for i in range(columns):
+                        total = _pair(values, 2 * k, 2 * j, 2 * i) + _pair(values, 2 * k, 2 * j + 1, 2 * i)
+                        total += _pair(values, 2 * k + 1, 2 * j, 2 * i)
+                        out[k, j, i] = (total + _pair(values, 2 * k + 1, 2 * j + 1, 2 * i)) / 8
+            else:
+                _sum_rows(values, k * step_z, z_stop, j * step_y, y_stop, whole, step_x, sums)
+                for i in range(columns):
+                    out[k, j, i] = sums[i] / (rows * (min((i + 1) * step_x, extent[2]) - i * step_x))
+            if not _finite(out, k, j, columns):
+                for i in range(columns):
+                    if not np.isfinite(out[k, j, i]):
+                        x_stop = min((i + 1) * step_x, extent[2])
+                        mean = _finite_mean(values, k * step_z, z_stop, j * step_y, y_stop, i * step_x, x_stop)
+                        out[k, j, i] = mean
+
+
+@njit(nogil=True, cache=True)
+def _sum_rows(values, z_start, z_stop, y_start, y_stop, whole, step_x, sums):  # type: ignore[no-untyped-def]
+    """Write the sums of blocks of `step_x` columns; the last block may be narrower than the `whole` ones."""
+    sums[:] = 0.0
+    for z in range(z_start, z_stop):
+        for y in range(y_start, y_stop):
+            if step_x == 2:
+                for i in range(whole):
+                    sums[i] += np.float64(values[z, y, 2 * i]) + np.float64(values[z, y, 2 * i + 1])
+                if sums.size > whole:
+                    sums[whole] += values[z, y, 2 * whole]
+            else:
+                for i in range(sums.size):
+                    sums[i] += values[z, y, i]
 
 
 @njit(nogil=True, cache=True)
