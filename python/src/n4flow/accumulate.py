@@ -219,37 +219,46 @@ class PlaneCounter:
     def __init__(self, n_planes: int) -> None:
         self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
 
-    def add(self, plane: int, rows: np.ndarray, classes: np.ndarray, row_class: np.ndarray) -> None:
+    def add(self, plane: int, pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
         """Count rows of a plane; no two threads may add to one plane at a time.
 
         Parameters
         ----------
         plane : int
-        rows : (y, X) float32 array
-        classes : (n, X) uint8 array
-            0 tissue, 1 agarose, 2 the rest.
-        row_class : (y,) int32 array
-            Which row of `classes` a row has.
+        pieces : iterable of (rows, classes)
+            rows (y, X) float32, contiguous; classes (y, X) uint8: 0 tissue, 1 agarose, 2 the rest.
         """
         from n4flow import kernels
 
         if not hasattr(_tables, "words"):
-            _tables.words = np.zeros(3 * 2 * N_BINS + 1, np.int64)  # it is all zeros between calls
-        step = max(1, kernels.PIECE_VOXELS // rows.shape[1])
-        for start in range(0, rows.shape[0], step):
-            part = slice(start, start + step)
-            touched = np.array([[N_BINS, -1], [N_BINS, -1]], np.int32)
-            kernels.histogram_rows(rows[part].view(np.int32), classes, row_class[part], _tables.words, touched)
-            for c in range(3):
-                lists = self._pieces[plane][c]
-                lists.extend(_drained(c, touched))
-                if len(lists) > MOST_PIECES:
-                    lists[:] = [add_up(lists)]
+            _tables.words = np.zeros((3 * 2 * N_BINS + 1, 2), np.int64)  # it is all zeros between calls
+        touched, room = _untouched(), kernels.PIECE_VOXELS
+        for rows, classes in pieces:
+            step = max(1, kernels.PIECE_VOXELS // rows.shape[1])
+            for start in range(0, rows.shape[0], step):
+                part = rows[start : start + step].reshape(-1)
+                if part.size > room:
+                    self._drain(plane, touched)
+                    touched, room = _untouched(), kernels.PIECE_VOXELS
+                room -= part.size
+                kernels.histogram_rows(part, part.view(np.int32), classes[start : start + step], _tables.words, touched)
+        self._drain(plane, touched)
+
+    def _drain(self, plane: int, touched: np.ndarray) -> None:
+        """Take what was counted out of this thread's table."""
+        for c, lists in enumerate(self._pieces[plane]):
+            lists.extend(_drained(c, touched))
+            if len(lists) > MOST_PIECES:
+                lists[:] = [add_up(lists)]
 
     def lists(self, plane: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (values float32, counts uint32) of a plane for the three classes, and forget them."""
         pieces, self._pieces[plane] = self._pieces[plane], ([], [], [])
         return [pairs_of_bins(*add_up(parts)) for parts in pieces]
+
+
+def _untouched() -> np.ndarray:
+    return np.array([[N_BINS, -1], [N_BINS, -1]], np.int32)
 
 
 def _drained(c: int, touched: np.ndarray) -> list[Lists]:

@@ -19,6 +19,8 @@ from n4flow.kernel_cache import njit
 COUNT_SHIFT = 38
 PIECE_VOXELS = 1 << 25
 
+up = np.uintp
+
 # columns of the per-plane counts of `shrink_rows_*`
 N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
 
@@ -223,55 +225,98 @@ def mean_of_sums(sums: Any, found: Any, voxels: Any, mean: Any, valid: Any) -> N
                 found[z, y, x] = 0
 
 
-@njit(nogil=True, cache=True)
-def histogram_rows(bits: Any, classes: Any, row_class: Any, table: Any, touched: Any) -> None:
-    """Add rows of a float32 plane, seen as int32 bits, to `table` (3 * 2 * N_BINS + 1,) of packed count and sum.
+@row_kernel
+def _add_ends(value, ends):  # type: ignore[no-untyped-def]
+    """Widen the ranges of positive and of negative finite values, the latter by size, by a vector."""
+    none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
+    size = v.greatest(value, v.subtract(none, value))
+    above = v.where_below(none, value, v.where_below(size, infinity, size, none), none)
+    below = v.where_below(value, none, v.where_below(size, infinity, size, none), none)
+    return (
+        v.least(ends[0], v.where_below(none, above, above, infinity)),
+        v.greatest(ends[1], above),
+        v.least(ends[2], v.where_below(none, below, below, infinity)),
+        v.greatest(ends[3], below),
+    )
 
-    A row's classes (0 tissue, 1 agarose, 2 the rest) are a row of `classes` (uint8): the one that `row_class` says.
-    `touched` (2, 2) is the range of bins in use, of positive and of negative values. The last word of the table takes
-    what is no valid voxel.
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _touch(voxels: Any, touched: Any) -> None:
+    """Widen `touched` (2, 2), the ranges of bins in use, of positive and of negative values, by float32 voxels (n,)."""
+    none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
+    ends = (infinity, none, infinity, none)
+    whole = voxels.size - voxels.size % v.LANES
+    for i in range(0, whole, v.LANES):
+        ends = _add_ends(v.load(voxels, i), ends)
+    few = np.zeros(v.LANES, np.float32)
+    few[: voxels.size - whole] = voxels[whole:]
+    ends = _add_ends(v.load(few, 0), ends)
+    found = np.array(
+        [v.lowest_of(ends[0]), v.highest_of(ends[1]), v.lowest_of(ends[2]), v.highest_of(ends[3])], np.float32
+    )
+    for sign in range(2):
+        if found[2 * sign + 1] > 0:
+            bins = found[2 * sign : 2 * sign + 2].view(np.int32) >> np.int32(SHIFT)
+            touched[sign, 0] = min(touched[sign, 0], bins[0])
+            touched[sign, 1] = max(touched[sign, 1], bins[1])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def histogram_rows(rows: Any, bits: Any, classes: Any, table: Any, touched: Any) -> None:
+    """Add rows (y, X) of a float32 plane, also seen as int32 bits, to `table` of packed count and sum.
+
+    Parameters
+    ----------
+    rows, bits : (y * X,) float32 and int32 array
+    classes : (y, X) uint8 array
+        0 tissue, 1 agarose, 2 the rest.
+    table : (3 * 2 * N_BINS + 1, 2) int64 array
+        By class, sign and bin; the last row takes what is no valid voxel. Every other voxel is counted in the second
+        column: neighbours are alike, and memory takes a second addition to a word only when the first is done.
+    touched : (2, 2) int32 array
+        Bins in use, of positive and of negative values; see `_touch`.
     """
-    n_x = bits.shape[1]
-    place = np.empty(n_x, np.int32)
-    one, nowhere = np.int64(1) << COUNT_SHIFT, np.int32(table.size - 1)
-    most = np.int32(N_BINS)
-    low, high = most, np.int32(-1)
-    low_negative, high_negative = most, np.int32(-1)
-    for y in range(bits.shape[0]):
-        row, members = bits[y], classes[row_class[y]]
+    _touch(rows, touched)
+    n_x = up(classes.shape[1])
+    place = np.empty(n_x + up(1), np.uint32)
+    one, nowhere = np.int64(1) << COUNT_SHIFT, np.uint32(table.shape[0] - 1)
+    words = table.reshape(-1)
+    for y in range(up(classes.shape[0])):
+        at = y * n_x
         for x in range(n_x):
-            magnitude = row[x] & np.int32(MAGNITUDE)
+            word = bits[at + x]
+            magnitude = word & np.int32(MAGNITUDE)
             usable = (magnitude > 0) & (magnitude < np.int32(INFINITY_BITS))
-            negative = usable & (row[x] < 0)
-            positive = usable & (row[x] > 0)
-            index = magnitude >> np.int32(SHIFT)
-            low = min(low, index if positive else most)
-            high = max(high, index if positive else np.int32(-1))
-            low_negative = min(low_negative, index if negative else most)
-            high_negative = max(high_negative, index if negative else np.int32(-1))
-            start = np.int32(members[x]) * np.int32(2 * N_BINS) + (most if negative else np.int32(0))
-            place[x] = start + index if usable else nowhere
-        for x in range(n_x):
-            table[place[x]] += one + np.int64(row[x] & np.int32(RESIDUAL))
-    touched[0, 0], touched[0, 1] = min(touched[0, 0], low), max(touched[0, 1], high)
-    touched[1, 0], touched[1, 1] = min(touched[1, 0], low_negative), max(touched[1, 1], high_negative)
+            start = np.int32(classes[y, x]) * np.int32(2 * N_BINS)
+            start += np.int32(N_BINS) if word < 0 else np.int32(0)
+            place[x] = np.uint32(start + (magnitude >> np.int32(SHIFT))) if usable else nowhere
+        # indices without a sign: there is no test for one that counts from the end
+        for x in range(up(1), n_x, up(2)):
+            first, second = up(place[x - up(1)]) * up(2), up(place[x]) * up(2) + up(1)
+            words[first] += one + np.int64(bits[at + x - up(1)] & np.int32(RESIDUAL))
+            words[second] += one + np.int64(bits[at + x] & np.int32(RESIDUAL))
+        if n_x % up(2):
+            x = n_x - up(1)
+            words[up(place[x]) * up(2)] += one + np.int64(bits[at + x] & np.int32(RESIDUAL))
     table[nowhere] = 0
 
 
 @njit(nogil=True, cache=True)
 def drain(table: Any, start: int, stop: int, shift: int, bins: Any, counts: Any, sums: Any) -> int:
-    """Move words `start` to `stop` of `table` into lists, leaving zeros behind; a word's bin is its place less `shift`.
+    """Move rows `start` to `stop` of `table` into lists, leaving zeros behind; a row's bin is its place less `shift`.
 
     Returns how many bins were in use.
     """
     n = 0
     for place in range(start, stop):
-        word = table[place]
-        if word:
+        word, other = table[place, 0], table[place, 1]
+        if word | other:
             bins[n] = place - shift
-            counts[n] = word >> COUNT_SHIFT
-            sums[n] = word & ((np.int64(1) << COUNT_SHIFT) - 1)
-            table[place] = 0
+            counts[n] = (word >> COUNT_SHIFT) + (other >> COUNT_SHIFT)
+            rest = (np.int64(1) << COUNT_SHIFT) - 1
+            sums[n] = (word & rest) + (other & rest)
+            table[place, 0] = 0
+            table[place, 1] = 0
             n += 1
     return n
 

@@ -87,21 +87,25 @@ class TissueSource:
         small = self.small_planes(z.start, z.stop)
         return expand_mask(small, self.shrink, slice(0, len(small)), y, x)
 
-    def classes(self, z: int, y: slice, width: int, inside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classes of rows of a plane, and which of them each row has; see `PlaneCounter.add`.
+    def classes(self, z: int, y: slice, width: int, inside: np.ndarray | None) -> np.ndarray:
+        """Return the classes (y, X) of whole rows of a plane, see `PlaneCounter.add`, in a buffer of this thread.
 
         `inside` are the rows (y, X) of the user's mask, where there is one.
         """
-        rows = np.arange(y.start, y.stop) // self.shrink
-        first = int(rows[0])
-        small = slice(first, int(rows[-1]) + 1)
+        from n4flow import kernels
+
+        first, last = y.start // self.shrink, (y.stop - 1) // self.shrink + 1
+        agarose = self.agarose_small[first:last]
+        shape = (1, y.stop - y.start, width)
         if inside is None:
-            few = class_rows(
-                self.small[z - self.z_start, small], self.agarose_small[small], self.agarose_small[small].shape
-            )
-            return np.repeat(few, self.shrink, axis=1)[:, :width], (rows - first).astype(np.int32)
-        agarose = np.repeat(self.agarose_small[rows], self.shrink, axis=1)[:, :width]
-        return class_rows(inside, agarose, inside.shape), np.arange(len(rows), dtype=np.int32)
+            few = class_rows(self.small[z - self.z_start, first:last], agarose, agarose.shape)
+        else:
+            few = class_rows(None, agarose, agarose.shape)
+        classes = scratch("classes", shape, np.uint8)
+        kernels.expand_rows(few[None], self.shrink, y.start - first * self.shrink, 0, classes)
+        if inside is not None:
+            classes[0][inside] = 0
+        return classes[0]
 
 
 @dataclass(frozen=True)
@@ -267,16 +271,15 @@ def statistics_pass(
             given = tissue.block(slice(z, z + len(block)), slice(y, y + block.shape[1]), slice(0, width))
         parts = strips(*block.shape[1:])
 
-        def work(i: int, block=block, z=z, y=y, given=given, parts=parts) -> None:  # type: ignore[no-untyped-def]
+        def rows_of(i: int, block=block, z=z, y=y, given=given, parts=parts) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # type: ignore[no-untyped-def]
             for start, stop in parts:
                 rows = scratch("statistics", (1, stop - start, width), np.float32)
                 np.copyto(rows[0], block[i, start:stop], casting="unsafe")
                 inside = None if given is None else given[i, start:stop]
                 where = Where(z + i, y + start, 0, volume.shape, None if inside is None else inside[None])
                 rows = pointwise.apply_block(rows, where)
-                classes = tissue.classes(z + i, slice(y + start, y + stop), width, inside)
-                counter.add(z + i - z_start, rows[0], *classes)
+                yield rows[0], tissue.classes(z + i, slice(y + start, y + stop), width, inside)
 
-        run_tasks(work, range(len(block)))
+        run_tasks(lambda i, z=z, rows_of=rows_of: counter.add(z + i - z_start, rows_of(i)), range(len(block)))
     lists = run_tasks(counter.lists, range(z_stop - z_start))
     return PlaneHistograms.of_planes(lists, z_start)

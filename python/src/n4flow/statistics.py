@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -327,12 +327,14 @@ def _count_rows(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (values, counts) of plane `z` of a host array for the three classes."""
     agarose = agarose[z] if agarose is not None and agarose.ndim == 3 else agarose
-    for start, stop in strips(*block.shape[1:]):
-        rows = np.ascontiguousarray(block[z, start:stop], np.float32)
-        inside, around = (
-            None if mask is None else mask[start:stop] for mask in (None if tissue is None else tissue[z], agarose)
-        )
-        counter.add(z, rows, class_rows(inside, around, rows.shape), np.arange(stop - start, dtype=np.int32))
+
+    def pieces() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start, stop in strips(*block.shape[1:]):
+            rows = np.ascontiguousarray(block[z, start:stop], np.float32)
+            masks = (None if tissue is None else tissue[z], agarose)
+            yield rows, class_rows(*(None if mask is None else mask[start:stop] for mask in masks), rows.shape)
+
+    counter.add(z, pieces())
     return counter.lists(z)
 
 
