@@ -19,7 +19,7 @@ from n4flow.kernel_cache import njit
 COUNT_SHIFT = 38
 PIECE_VOXELS = 1 << 25
 
-up = np.uintp
+up: Any = np.uintp
 
 # columns of the per-plane counts of `shrink_rows_*`
 N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)

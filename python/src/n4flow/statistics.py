@@ -331,8 +331,10 @@ def _count_rows(
     def pieces() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start, stop in strips(*block.shape[1:]):
             rows = np.ascontiguousarray(block[z, start:stop], np.float32)
-            masks = (None if tissue is None else tissue[z], agarose)
-            yield rows, class_rows(*(None if mask is None else mask[start:stop] for mask in masks), rows.shape)
+            inside, around = (
+                None if mask is None else mask[start:stop] for mask in (None if tissue is None else tissue[z], agarose)
+            )
+            yield rows, class_rows(inside, around, rows.shape)
 
     counter.add(z, pieces())
     return counter.lists(z)

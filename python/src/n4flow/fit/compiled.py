@@ -86,7 +86,7 @@ def pieces(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]
     n_z, n_y, n_x = shape
     if 0 in shape:
         return []
-    most = min(PIECE_VOXELS, -(-n_z * n_y * n_x // (4 * threads)))
+    most = min(PIECE_VOXELS, -(-n_z * n_y * n_x // (4 * threads))) if threads > 1 else PIECE_VOXELS
     deep = max(1, most // (n_y * n_x))
     high = n_y if n_y * n_x <= most else max(1, most // n_x)
     return [(z, min(z + deep, n_z), y, min(y + high, n_y)) for z in range(0, n_z, deep) for y in range(0, n_y, high)]

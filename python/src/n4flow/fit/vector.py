@@ -293,7 +293,8 @@ def where_zero(context, a, value, other):
     """Return `value` where a is 0, else `other`."""
 
     def build(_context, builder, _signature, values):
-        return builder.select(builder.fcmp_ordered("==", values[0], ir.Constant(a.floats, [0.0] * a.lanes)), *values[1:])
+        is_zero = builder.fcmp_ordered("==", values[0], ir.Constant(a.floats, [0.0] * a.lanes))
+        return builder.select(is_zero, *values[1:])
 
     return a(a, value, other), build
 

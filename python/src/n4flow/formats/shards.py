@@ -95,25 +95,41 @@ class GrowingFile:
         self._partial.unlink(missing_ok=True)
 
 
-def shard_fault(path: Path, chunks: int) -> str | None:
-    """Return what is wrong with a shard of `chunks` chunks whose index is at its end, or None.
+def shard_index(path: Path, chunks: int) -> np.ndarray:
+    """Return offset and size of each of the `chunks` chunks of a shard whose index is at its end: (chunks, 2) uint64.
 
-    The index must match its checksum, and every chunk it names must lie inside the file.
+    Raises
+    ------
+    ValueError
+        The index does not match its checksum, or names chunks that do not lie inside the file.
     """
     import google_crc32c
 
     size, length = path.stat().st_size, 16 * chunks
     if size < length + 4:
-        return "is too short for its index"
+        msg = "is too short for its index"
+        raise ValueError(msg)
     with path.open("rb") as stream:
         stream.seek(size - length - 4)
         raw, (checksum,) = stream.read(length), struct.unpack("<I", stream.read(4))
     if google_crc32c.value(raw) != checksum:
-        return "is truncated or damaged: its index does not match its checksum"
-    offset, nbytes = np.frombuffer(raw, "<u8").reshape(-1, 2).T
+        msg = "is truncated or damaged: its index does not match its checksum"
+        raise ValueError(msg)
+    index = np.frombuffer(raw, "<u8").reshape(-1, 2)
+    offset, nbytes = index.T
     held = offset != EMPTY
     if np.any(offset[held] + nbytes[held] > np.uint64(size - length - 4)):
-        return "names chunks beyond its end"
+        msg = "names chunks beyond its end"
+        raise ValueError(msg)
+    return index
+
+
+def shard_fault(path: Path, chunks: int) -> str | None:
+    """Return what is wrong with the index of a shard, see `shard_index`, or None."""
+    try:
+        shard_index(path, chunks)
+    except ValueError as fault:
+        return str(fault)
     return None
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.formats.axes import select, spacing
+from n4flow.formats.chunks import BloscChunks
 from n4flow.formats.grid import FileGrid, listed, store_sizes
 from n4flow.formats.reader import Reader, check_dtype
 from n4flow.formats.shards import shard_fault
@@ -73,6 +74,7 @@ class ZarrReader(Reader):
             **described["extra"],
         }
         self._faulty = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
+        self._chunks = BloscChunks.of(path, array) if not self._faulty else None
 
     def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:
         """Return the positions of files of the chosen channel that are absent or damaged, or refuse them."""
@@ -95,8 +97,14 @@ class ZarrReader(Reader):
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
         box = self._select.box(z, y, x)
-        with self._reading(z) as array:
-            values = array[box] if not self._faulty else self._around_faults(array, box)
+        if self._chunks is not None:
+            values: Any = np.empty([s.stop - s.start for s in box], self.dtype)
+            with self._complaining(z):
+                self._chunks.read_into(values, box)
+        else:
+            with self._complaining(z):
+                array = self._array
+                values = array[box] if not self._faulty else self._around_faults(array, box)
         return self._select.transposed(np.asarray(values))
 
     def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
@@ -105,20 +113,29 @@ class ZarrReader(Reader):
         if self._faulty or not self._select.in_order or not out.flags.c_contiguous:
             super().read_into(out, z, y, x)
             return
+        target = out.reshape([s.stop - s.start for s in box])
+        if self._chunks is not None:
+            with self._complaining(z):
+                self._chunks.read_into(target, box)
+            return
         from zarr.core.buffer import default_buffer_prototype
 
-        with self._reading(z) as array:
-            target = cast(Any, out.reshape([s.stop - s.start for s in box]))
-            buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(target)
-            array.get_basic_selection(box, out=buffer)
+        with self._complaining(z):
+            buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(cast(Any, target))
+            self._array.get_basic_selection(box, out=buffer)
 
-    @contextmanager
-    def _reading(self, z: slice) -> Iterator[Any]:
-        """Give the open array; what goes wrong with it is an error that names the planes."""
+    @property
+    def _array(self) -> Any:
+        """The zarr array, opened once in each process."""
         if self._handle is None:
             self._handle = open_node(self.path, self._array_path)
+        return self._handle
+
+    @contextmanager
+    def _complaining(self, z: slice) -> Iterator[None]:
+        """Turn what goes wrong into an error that names the planes."""
         try:
-            yield self._handle
+            yield
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             reason = " ".join(str(error).split())
             msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
