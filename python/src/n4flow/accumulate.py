@@ -7,6 +7,7 @@ whatever the number of threads: sums of a column run over its rows in order, and
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,8 +33,8 @@ def strips(height: int, width: int) -> list[tuple[int, int]]:
     return [(y, min(y + step, height)) for y in range(0, height, step)]
 
 
-class PlaneShrinker:
-    """Means of the valid voxels of k x k blocks of planes whose rows arrive in order.
+class BlockMeans:
+    """Means of the valid voxels of k x k blocks of planes, and counts and extremes of each plane.
 
     Parameters
     ----------
@@ -41,22 +42,38 @@ class PlaneShrinker:
         The planes that will come.
     k : int
         Block size, voxels.
-    dtype : dtype
-        Of the voxels.
 
     Attributes
     ----------
     mean, valid : (Z, y, x) float32 arrays
         See `statistics.ShrunkenVolume`.
+    counts : (Z, 5) int64 array
+        See `PLANE_COUNTS`.
+    extremes : (Z, 2) float64 array
     """
 
-    def __init__(self, shape: tuple[int, int, int], k: int, dtype: np.dtype) -> None:
+    def __init__(self, shape: tuple[int, int, int], k: int) -> None:
         n_z, n_y, n_x = shape
         self.shape, self.k = shape, k
         self.mean = np.empty((n_z, -(-n_y // k), -(-n_x // k)), np.float32)
         self.valid = np.empty_like(self.mean)
         self.counts = np.zeros((n_z, len(PLANE_COUNTS)), np.int64)
         self.extremes = np.tile([np.inf, -np.inf], (n_z, 1))
+
+
+class PlaneShrinker(BlockMeans):
+    """Block means of planes whose rows arrive in order.
+
+    Parameters
+    ----------
+    shape, k
+        See `BlockMeans`.
+    dtype : dtype
+        Of the voxels.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], k: int, dtype: np.dtype) -> None:
+        super().__init__(shape, k)
         self._native = dtype.newbyteorder("=").str[1:] in NATIVE
         self._top = np.iinfo(dtype).max if dtype.kind in "ui" else None
         self._sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -130,13 +147,23 @@ class Tile:
         Place of its first voxel.
     shape : (z, y, x)
     k : int
+    room : (sums float64, found int32) arrays, optional
+        All zeros, with as many elements as there are blocks; taken instead of fresh memory.
     """
 
-    def __init__(self, at: tuple[int, int, int], shape: tuple[int, ...], k: int) -> None:
+    def __init__(
+        self,
+        at: tuple[int, int, int],
+        shape: tuple[int, ...],
+        k: int,
+        room: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         self.at, self.k = at, k
         rows, columns = (-(-(a + n) // k) - a // k for a, n in zip(at[1:], shape[1:], strict=True))
-        self.sums = np.zeros((shape[0], rows, columns))
-        self.found = np.zeros(self.sums.shape, np.int32)
+        blocks = shape[0], rows, columns
+        if room is None or room[0].shape != blocks:
+            room = np.zeros(blocks), np.zeros(blocks, np.int32)
+        self.sums, self.found = room
         self.counts = np.zeros((shape[0], len(PLANE_COUNTS)), np.int64)
         self.extremes = np.tile([np.inf, -np.inf], (shape[0], 1))
 
@@ -149,31 +176,37 @@ class Tile:
         kernels.shrink_tile(values, values.view(np.int32), *self.at[1:], self.k, *state)
 
 
-class TileShrinker:
-    """Means of the valid voxels of k x k blocks of planes that arrive in tiles; see `PlaneShrinker`.
+class TileShrinker(BlockMeans):
+    """Block means of planes that arrive in tiles.
 
     A block that several tiles touch is the sum of theirs in the order of rows and columns.
 
     Parameters
     ----------
-    shape : (Z, Y, X)
-    k : int
+    shape, k
+        See `BlockMeans`.
     """
 
     def __init__(self, shape: tuple[int, int, int], k: int) -> None:
-        n_z, n_y, n_x = shape
-        self.shape, self.k = shape, k
-        self.mean = np.empty((n_z, -(-n_y // k), -(-n_x // k)), np.float32)
-        self.valid = np.empty_like(self.mean)
-        self.counts = np.zeros((n_z, len(PLANE_COUNTS)), np.int64)
-        self.extremes = np.tile([np.inf, -np.inf], (n_z, 1))
-        sizes = [np.minimum(k, n - np.arange(0, n, k)) for n in (n_y, n_x)]
+        super().__init__(shape, k)
+        sizes = [np.minimum(k, n - np.arange(0, n, k)) for n in shape[1:]]
         self._voxels = sizes[0][:, None] * sizes[1][None]
         self._open: tuple[slice, np.ndarray, np.ndarray] | None = None
         self._held: tuple[np.ndarray, np.ndarray] | None = None
+        self._free: deque[tuple[np.ndarray, np.ndarray]] = deque()
+
+    def tile(self, at: tuple[int, int, int], shape: tuple[int, ...]) -> Tile:
+        """Return an empty tile for `merge`; several threads may call this."""
+        try:
+            room = self._free.pop()
+        except IndexError:
+            room = None
+        return Tile(at, shape, self.k, room)
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
-        """Add tiles of the same planes; planes end where tiles of others come."""
+        """Add tiles of the same planes, which are empty then; planes end where tiles of others come."""
+        from n4flow import kernels
+
         if self._open is None or self._open[0] != planes:
             self.finish()
             shape = (planes.stop - planes.start, *self.mean.shape[1:])
@@ -181,16 +214,14 @@ class TileShrinker:
             self._open = planes, sums[: shape[0]], found[: shape[0]]
         _planes, sums, found = self._open
         for tile in sorted(tiles, key=lambda tile: tile.at):
-            z, y, x = tile.at[0] - planes.start, tile.at[1] // self.k, tile.at[2] // self.k
-            depth, rows, columns = tile.sums.shape
-            place = slice(z, z + depth), slice(y, y + rows), slice(x, x + columns)
-            sums[place] += tile.sums
-            found[place] += tile.found
-            inside = slice(tile.at[0], tile.at[0] + depth)
+            at = tile.at[0] - planes.start, tile.at[1] // self.k, tile.at[2] // self.k
+            kernels.move_sums(tile.sums, tile.found, *at, sums, found)
+            inside = slice(tile.at[0], tile.at[0] + len(tile.sums))
             self.counts[inside] += tile.counts
             ends = self.extremes[inside]
             ends[:, 0] = np.minimum(ends[:, 0], tile.extremes[:, 0])
             ends[:, 1] = np.maximum(ends[:, 1], tile.extremes[:, 1])
+            self._free.append((tile.sums, tile.found))
 
     def finish(self) -> None:
         """Turn the sums of the planes that came last into means."""

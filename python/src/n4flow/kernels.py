@@ -213,6 +213,18 @@ def shrink_tile(
 
 
 @njit(nogil=True, cache=True)
+def move_sums(sums: Any, found: Any, z_start: int, y_start: int, x_start: int, all_sums: Any, all_found: Any) -> None:
+    """Add sums and counts (z, y, x) of a tile to those of whole planes, at a place; leave zeros behind."""
+    for z in range(sums.shape[0]):
+        for y in range(sums.shape[1]):
+            for x in range(sums.shape[2]):
+                all_sums[z_start + z, y_start + y, x_start + x] += sums[z, y, x]
+                all_found[z_start + z, y_start + y, x_start + x] += found[z, y, x]
+                sums[z, y, x] = 0.0
+                found[z, y, x] = 0
+
+
+@njit(nogil=True, cache=True)
 def mean_of_sums(sums: Any, found: Any, voxels: Any, mean: Any, valid: Any) -> None:
     """Turn sums and counts (z, y, x) of blocks of `voxels` (y, x) into means and valid shares; leave zeros behind."""
     for z in range(sums.shape[0]):

@@ -373,7 +373,7 @@ def agarose_levels(
     ]
 
 
-def expand_mask(mask_small: Any, k: int, z: slice, y: slice, x: slice) -> Any:
+def expand_mask(mask_small: Any, k: int, z: slice, y: slice, x: slice, out: np.ndarray | None = None) -> Any:
     """Return a block of a mask at full resolution: voxel i in plane belongs to shrunken voxel i // k.
 
     Parameters
@@ -382,12 +382,14 @@ def expand_mask(mask_small: Any, k: int, z: slice, y: slice, x: slice) -> Any:
         Mask on the grid shrunken by `k` in plane.
     z, y, x : slice
         The block, in voxels at full resolution, with start and stop.
+    out : bool array, optional
+        Of the block's shape; written and returned, for a NumPy mask.
     """
     xp = array_module(mask_small)
     if xp is np:
         from n4flow import kernels
 
-        out = np.empty([part.stop - part.start for part in (z, y, x)], bool)
+        out = np.empty([part.stop - part.start for part in (z, y, x)], bool) if out is None else out
         kernels.expand_rows(mask_small[z].view(np.uint8), k, y.start, x.start, out.view(np.uint8))
         return out
     rows, columns = (xp.arange(part.start, part.stop) // k for part in (y, x))

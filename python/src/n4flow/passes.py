@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -81,11 +82,20 @@ class TissueSource:
         return self.small[start - self.z_start : stop - self.z_start]
 
     def block(self, z: slice, y: slice, x: slice) -> np.ndarray:
-        """Return the (z, y, x) bool mask of a box with whole bounds."""
+        """Return the (z, y, x) bool mask of a box with whole bounds, in a buffer of this thread."""
         if self.given is not None:
             return self.given.read(z, y, x) > 0
         small = self.small_planes(z.start, z.stop)
-        return expand_mask(small, self.shrink, slice(0, len(small)), y, x)
+        out = scratch("mask", (len(small), y.stop - y.start, x.stop - x.start), bool)
+        expanded: np.ndarray = expand_mask(small, self.shrink, slice(0, len(small)), y, x, out)
+        return expanded
+
+    @cached_property
+    def _classes(self) -> np.ndarray:
+        """The classes (Z, y, x) on the shrunken grid, without those of the user's mask."""
+        if self.given is not None:
+            return class_rows(None, self.agarose_small, self.agarose_small.shape)[None]
+        return np.where(self.small, np.uint8(0), class_rows(None, self.agarose_small, self.agarose_small.shape))
 
     def classes(self, z: int, y: slice, width: int, inside: np.ndarray | None) -> np.ndarray:
         """Return the classes (y, X) of whole rows of a plane, see `PlaneCounter.add`, in a buffer of this thread.
@@ -94,15 +104,9 @@ class TissueSource:
         """
         from n4flow import kernels
 
-        first, last = y.start // self.shrink, (y.stop - 1) // self.shrink + 1
-        agarose = self.agarose_small[first:last]
-        shape = (1, y.stop - y.start, width)
-        if inside is None:
-            few = class_rows(self.small[z - self.z_start, first:last], agarose, agarose.shape)
-        else:
-            few = class_rows(None, agarose, agarose.shape)
-        classes = scratch("classes", shape, np.uint8)
-        kernels.expand_rows(few[None], self.shrink, y.start - first * self.shrink, 0, classes)
+        plane = z - self.z_start if self.given is None else 0
+        classes = scratch("classes", (1, y.stop - y.start, width), np.uint8)
+        kernels.expand_rows(self._classes[plane : plane + 1], self.shrink, y.start, 0, classes)
         if inside is not None:
             classes[0][inside] = 0
         return classes[0]

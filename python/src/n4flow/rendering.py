@@ -86,13 +86,13 @@ def render_slab(
         Needed where the recipe acts on tissue alone, or a mask is written.
     """
     around, pointwise = margin_first(recipe)
-    tiles = _Tiles(volume, pointwise, z_start, z_stop, shrink, np.float32(output_scale(recipe, layout.dtype)), tissue)
+    shrinker = TileShrinker((z_stop - z_start, *volume.shape[1:]), shrink)
+    tiles = _Tiles(volume, pointwise, z_start, shrinker, np.float32(output_scale(recipe, layout.dtype)), tissue)
     image = SlabWriter(image_out, layout, z_start, z_stop, threads=threads)
     writers, chunks = [image], [layout.levels[0].chunks]
     if mask_out is not None and mask_layout is not None and tissue is not None:
         writers.append(SlabWriter(mask_out, mask_layout, z_start, z_stop, threads=threads))
         chunks.append(mask_layout.levels[0].chunks)
-    shrinker = TileShrinker((z_stop - z_start, *volume.shape[1:]), shrink)
     depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
     with ExitStack() as stack:
         for writer in writers:
@@ -122,13 +122,12 @@ class _Tiles:
         volume: Volume,
         recipe: Recipe,
         z_start: int,
-        z_stop: int,
-        shrink: int,
+        shrinker: TileShrinker,
         scale: np.float32,
         tissue: TissueSource | None,
     ) -> None:
         self.shape, self.recipe, self.scale, self.tissue = volume.shape, recipe, scale, tissue
-        self.z_start, self.shrink = z_start, shrink
+        self.z_start, self.shrinker = z_start, shrinker
         self.needs_tissue = any(correction.needs_tissue for correction in recipe)
         self.measured: list[Tile] = []
 
@@ -137,7 +136,7 @@ class _Tiles:
         z, y, x = at
         _depth, height, width = part.shape
         rows, columns = slice(y, y + height), slice(x, x + width)
-        tile = Tile((z - self.z_start, y, x), part.shape, self.shrink)
+        tile = self.shrinker.tile((z - self.z_start, y, x), part.shape)
         for first, values in self._runs(part):
             planes = slice(z + first, z + first + len(values))
             inside = self.tissue.block(planes, rows, columns) if self.tissue and self.needs_tissue else None

@@ -104,7 +104,7 @@ class Evaluator:
 
 def _lead(image: np.ndarray | None, out: np.ndarray) -> int:
     """Return how many voxels of `out` lie before whole vectors, or -1 where it is not to be written past the caches."""
-    if image is None or image.ctypes.data == out.ctypes.data or out.nbytes < STREAMED_BYTES:
+    if image is None or out.nbytes < STREAMED_BYTES or image.ctypes.data == out.ctypes.data:
         return -1
     return (-out.ctypes.data // out.itemsize) % WIDE_LANES
 

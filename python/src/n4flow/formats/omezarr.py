@@ -19,7 +19,7 @@ from n4flow.errors import InputError, N4flowError
 from n4flow.formats.grid import FileGrid, listed, store_sizes
 from n4flow.formats.layout import AXES, LevelLayout, StoreLayout, expected_shards
 from n4flow.formats.planning import plan_layout
-from n4flow.formats.shards import CODEC, LEVEL, blosc_fault, disk_error, encoder, shard_fault
+from n4flow.formats.shards import CODEC, LEVEL, blosc_fault, chunk_codec, disk_error, shard_fault
 from n4flow.formats.slab import SlabWriter
 
 __all__ = [
@@ -78,7 +78,7 @@ def create_store(path: str | Path, layout: StoreLayout, attributes: Mapping[str,
                 shards=level.shards,
                 dtype=dtype,
                 fill_value=0,
-                compressors=codec if modern else encoder(),
+                compressors=codec if modern else chunk_codec(),
                 dimension_names=AXES if modern else None,
                 chunk_key_encoding=None if modern else {"name": "v2", "separator": "/"},
             )

@@ -8,9 +8,11 @@ its name only when it is complete.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import struct
+from collections import deque
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -24,13 +26,56 @@ EMPTY = np.uint64(2**64 - 1)  # offset and size of a chunk that a shard does not
 # time of zstd level 3 and leaves files 18 to 26 per cent larger. Codecs are most of the cost of a pass, hence LZ4.
 CODEC: Literal["lz4"] = "lz4"
 LEVEL = 5
+HEADER = 16  # bytes that Blosc adds at most
 
 
-def encoder() -> Any:
-    """Return the codec whose `encode` compresses one chunk; it may be called from several threads."""
+def chunk_codec() -> Any:
+    """Return the codec of every chunk."""
     from numcodecs import Blosc  # type: ignore[import-untyped]
 
     return Blosc(CODEC, LEVEL, Blosc.BITSHUFFLE)
+
+
+class Encoder:
+    """Compresses chunks, each into a buffer that is used again: fresh memory costs half as much as the compression.
+
+    Blosc's own function is called, which writes where it is told; the bytes are those of numcodecs, whose copy of
+    Blosc it is. A build that hides the function is used as it is.
+    """
+
+    def __init__(self) -> None:
+        from numcodecs import blosc
+
+        self._codec = chunk_codec()
+        self._compress = getattr(ctypes.CDLL(blosc.__file__), "blosc_compress_ctx", None)
+        if self._compress is not None:
+            number, size, place = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
+            self._compress.argtypes = [number, number, size, size, place, place, size, ctypes.c_char_p, size, number]
+            self._compress.restype = ctypes.c_int
+        self._free: deque[np.ndarray] = deque()
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Return the bytes of a C-contiguous chunk; several threads may call this. Hand them to `release` when done."""
+        if self._compress is None:
+            return np.frombuffer(self._codec.encode(values), np.uint8)
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = np.empty(0, np.uint8)
+        if buffer.size < values.nbytes + HEADER:
+            buffer = np.empty(values.nbytes + HEADER, np.uint8)
+        places = values.ctypes.data, buffer.ctypes.data, buffer.size
+        settings = LEVEL, self._codec.BITSHUFFLE, values.itemsize, values.nbytes
+        size = self._compress(*settings, *places, CODEC.encode(), 0, 1)  # of blocks its own choice; one thread
+        if size <= 0:
+            msg = f"Blosc failed to compress {values.nbytes} bytes ({size})"
+            raise RuntimeError(msg)
+        return buffer[:size]
+
+    def release(self, payload: np.ndarray) -> None:
+        """Take the memory of a payload back, if `encode` gave it and it was not made read-only since."""
+        if payload.flags.writeable:
+            self._free.append(payload.base)  # type: ignore[arg-type]
 
 
 def disk_error(error: OSError, path: Path) -> OSError:
@@ -65,10 +110,10 @@ class GrowingFile:
         except OSError as error:
             raise disk_error(error, path) from error
 
-    def append(self, index: tuple[int, int, int], payload: bytes) -> bool:
+    def append(self, index: tuple[int, int, int], payload: np.ndarray) -> bool:
         """Write the encoded chunk at position `index` of the shard; True if the file is complete now."""
         try:
-            self._stream.write(payload)
+            self._stream.write(payload.data)
             if self._index is not None:
                 self._index[index] = self._position, len(payload)
                 self._position += len(payload)

@@ -23,7 +23,7 @@ import numpy as np
 from n4flow.errors import InputError, N4flowError
 from n4flow.formats.checksums import Checksums, chunk_checksum
 from n4flow.formats.layout import StoreLayout, expected_shards, file_key, level_slab
-from n4flow.formats.shards import GrowingFile, encoder
+from n4flow.formats.shards import Encoder, GrowingFile
 from n4flow.planes import scratch, workers
 
 Index = tuple[int, int, int]
@@ -54,7 +54,7 @@ class _Done:
     """What a thread made of a chunk: the bytes for its file, if it is complete, and pieces of deeper levels."""
 
     chunk: _Chunk
-    payload: bytes | None
+    payload: np.ndarray | None
     pieces: list[_Piece] = field(default_factory=list)
     saturated: int = 0
     undefined: int = 0
@@ -102,7 +102,8 @@ class SlabWriter:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._dtype = np.dtype(layout.dtype).newbyteorder("<")
         self._mean_dtype = np.dtype(np.float64 if layout.dtype == "float64" else np.float32)
-        self._encode = encoder().encode
+        self._encoder = Encoder()
+        self._constant: dict[tuple[Any, ...], tuple[np.ndarray, int]] = {}
         self._open: dict[tuple[int, Index], _Chunk] = {}
         self._files: dict[str, GrowingFile] = {}
         self._awaited_files = len(expected_shards(layout, z_start, z_stop))
@@ -215,6 +216,7 @@ class SlabWriter:
             if file.append(_triple(i % g for i, g in zip(index, grid, strict=True)), done.payload):
                 del self._files[key]
                 self._awaited_files -= 1
+            self._encoder.release(done.payload)
         self.saturated += done.saturated
         self.undefined += done.undefined
         return done.pieces
@@ -313,17 +315,31 @@ class SlabWriter:
         """Compress a complete chunk and make what it gives to deeper levels."""
         values = chunk.values
         assert values is not None
+        if values.dtype != self._dtype:
+            cast = (np.rint(values) if self._dtype.kind in "iu" else values).astype(self._dtype)
+        else:
+            cast = values
+        constant = _one_value(cast)
         if chunk.level == 0 and self._layout.kind == "labels":
-            pieces = self._picked(chunk, inside)
+            pieces = self._picked(chunk, inside, constant=constant is not None)
         elif chunk.level + 1 < len(self._layout.levels) and self._layout.kind == "image":
             pieces = [self._averaged(chunk, inside)]
         else:
             pieces = []
-        if values.dtype != self._dtype:
-            values = (np.rint(values) if self._dtype.kind in "iu" else values).astype(self._dtype)
-        payload = self._encode(values)
         chunk.values = None
-        return _Done(chunk, payload, pieces, checksum=chunk_checksum(values, inside))
+        payload, checksum = self._encoded(cast, inside, constant)
+        return _Done(chunk, payload, pieces, checksum=checksum)
+
+    def _encoded(self, values: np.ndarray, inside: list[int], constant: bytes | None) -> tuple[np.ndarray, int]:
+        """Return the bytes of a chunk and its checksum; those of chunks of one value, as masks have many, are kept."""
+        if constant is None:
+            return self._encoder.encode(values), chunk_checksum(values, inside)
+        name = (constant, values.shape, *inside)
+        if name not in self._constant:
+            payload = self._encoder.encode(values).copy()
+            payload.flags.writeable = False  # it is not to be released
+            self._constant[name] = payload, chunk_checksum(values, inside)
+        return self._constant[name]
 
     def _averaged(self, chunk: _Chunk, inside: list[int]) -> _Piece:
         from n4flow.formats.kernels import block_mean
@@ -336,7 +352,7 @@ class SlabWriter:
         start = _triple(i * c // s for i, c, s in zip(chunk.index, here.chunks, steps, strict=True))
         return _Piece(chunk.level + 1, start, mean)
 
-    def _picked(self, chunk: _Chunk, inside: list[int]) -> list[_Piece]:
+    def _picked(self, chunk: _Chunk, inside: list[int], *, constant: bool) -> list[_Piece]:
         origin = [i * c for i, c in zip(chunk.index, self._layout.levels[0].chunks, strict=True)]
         pieces = []
         for number, level in enumerate(self._layout.levels[1:], start=1):
@@ -350,11 +366,22 @@ class SlabWriter:
                 picks.append(voxels[held] - first)
             if all(len(pick) for pick in picks):
                 values: Any = chunk.values
-                for axis, pick in enumerate(picks):
-                    values = values[(slice(None),) * axis + (_run(pick),)]
-                values = np.ascontiguousarray(values)
+                if constant:
+                    values = np.broadcast_to(values[0, 0, 0], [len(pick) for pick in picks])
+                else:
+                    for axis, pick in enumerate(picks):
+                        values = values[(slice(None),) * axis + (_run(pick),)]
+                    values = np.ascontiguousarray(values)
                 pieces.append(_Piece(number, _triple(index[0] for index in start), values))
         return pieces
+
+
+def _one_value(values: np.ndarray) -> bytes | None:
+    """Return the bytes of the one value that all voxels of a chunk have, or None."""
+    bits = values.view(f"u{values.itemsize}")
+    if bits.flat[0] != bits.flat[-1] or bits.min() != bits.max():
+        return None
+    return bytes(bits.flat[0].tobytes())
 
 
 def _run(picks: np.ndarray) -> Any:
