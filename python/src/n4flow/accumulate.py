@@ -7,7 +7,6 @@ whatever the number of threads: sums of a column run over its rows in order, and
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -143,27 +142,18 @@ class Tile:
 
     Parameters
     ----------
+    means : TileShrinker
+        Takes the means of blocks that lie in this tile alone.
     at : (z, y, x)
         Place of its first voxel.
     shape : (z, y, x)
-    k : int
-    room : (sums float64, found int32) arrays, optional
-        All zeros, with as many elements as there are blocks; taken instead of fresh memory.
     """
 
-    def __init__(
-        self,
-        at: tuple[int, int, int],
-        shape: tuple[int, ...],
-        k: int,
-        room: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> None:
-        self.at, self.k = at, k
+    def __init__(self, means: TileShrinker, at: tuple[int, int, int], shape: tuple[int, ...]) -> None:
+        self.means, self.at, self.shape, k = means, at, shape, means.k
         rows, columns = (-(-(a + n) // k) - a // k for a, n in zip(at[1:], shape[1:], strict=True))
-        blocks = shape[0], rows, columns
-        if room is None or room[0].shape != blocks:
-            room = np.zeros(blocks), np.zeros(blocks, np.int32)
-        self.sums, self.found = room
+        self.blocks = rows, columns
+        self._sums, self._found = _zeros_of_thread((shape[0], rows, columns))
         self.counts = np.zeros((shape[0], len(PLANE_COUNTS)), np.int64)
         self.extremes = np.tile([np.inf, -np.inf], (shape[0], 1))
 
@@ -172,8 +162,37 @@ class Tile:
         from n4flow import kernels
 
         planes = slice(first, first + len(values))
-        state = (self.sums[planes], self.found[planes], self.counts[planes], self.extremes[planes])
-        kernels.shrink_tile(values, values.view(np.int32), *self.at[1:], self.k, *state)
+        state = (self._sums[planes], self._found[planes], self.counts[planes], self.extremes[planes])
+        kernels.shrink_tile(values, values.view(np.int32), *self.at[1:], self.means.k, *state)
+
+    def settle(self) -> None:
+        """Hand out the means, after the last planes, in the thread that added them; keep what others add to."""
+        from n4flow import kernels
+
+        axes = zip(self.at[1:], self.shape[1:], self.means.shape[1:], strict=True)
+        whole = [_whole_blocks(*axis, self.means.k) for axis in axes]
+        edges = self.shape[0], self.blocks[0] * self.blocks[1] - whole[0] * whole[1]
+        self.edges = np.empty(edges), np.empty(edges, np.int32)
+        planes = slice(self.at[0], self.at[0] + self.shape[0])
+        place = self.at[1:], self.shape[1:], self.means.shape[1:], self.means.k
+        into = self.means.mean[planes], self.means.valid[planes]
+        kernels.settle_tile(self._sums, self._found, *place, *into, *self.edges)
+        del self._sums, self._found
+
+
+def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
+    """Return how many blocks along an axis lie within a tile."""
+    stop = start + extent
+    return max(0, (-(-size // k) if stop == size else stop // k) - -(-start // k))
+
+
+def _zeros_of_thread(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return float64 and int32 zeros, kept by this thread from tile to tile; who takes them leaves zeros behind."""
+    held: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = _tables.__dict__.setdefault("zeros", {})
+    if shape not in held:
+        held.clear()
+        held[shape] = np.zeros(shape), np.zeros(shape, np.int32)
+    return held[shape]
 
 
 class TileShrinker(BlockMeans):
@@ -189,54 +208,42 @@ class TileShrinker(BlockMeans):
 
     def __init__(self, shape: tuple[int, int, int], k: int) -> None:
         super().__init__(shape, k)
-        sizes = [np.minimum(k, n - np.arange(0, n, k)) for n in shape[1:]]
-        self._voxels = sizes[0][:, None] * sizes[1][None]
-        self._open: tuple[slice, np.ndarray, np.ndarray] | None = None
-        self._held: tuple[np.ndarray, np.ndarray] | None = None
-        self._free: deque[tuple[np.ndarray, np.ndarray]] = deque()
-
-    def tile(self, at: tuple[int, int, int], shape: tuple[int, ...]) -> Tile:
-        """Return an empty tile for `merge`; several threads may call this."""
-        try:
-            room = self._free.pop()
-        except IndexError:
-            room = None
-        return Tile(at, shape, self.k, room)
+        self._open: slice | None = None
+        self._shared = np.zeros((2, max(self.mean.shape[1:])), bool)
+        self._sums, self._found = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
-        """Add tiles of the same planes, which are empty then; planes end where tiles of others come."""
+        """Add settled tiles of the same planes; planes end where tiles of others come."""
         from n4flow import kernels
 
-        if self._open is None or self._open[0] != planes:
+        if self._open != planes:
             self.finish()
-            shape = (planes.stop - planes.start, *self.mean.shape[1:])
-            sums, found = self._buffers(shape)
-            self._open = planes, sums[: shape[0]], found[: shape[0]]
-        _planes, sums, found = self._open
+            self._open = planes
+            depth = planes.stop - planes.start
+            if len(self._sums) < depth:
+                shape = (depth, *self.mean.shape[1:])
+                self._sums, self._found = np.zeros(shape), np.zeros(shape, np.int32)
         for tile in sorted(tiles, key=lambda tile: tile.at):
-            at = tile.at[0] - planes.start, tile.at[1] // self.k, tile.at[2] // self.k
-            kernels.move_sums(tile.sums, tile.found, *at, sums, found)
-            inside = slice(tile.at[0], tile.at[0] + len(tile.sums))
+            first = tile.at[0] - planes.start
+            held = self._sums[first : first + tile.shape[0]], self._found[first : first + tile.shape[0]]
+            place = tile.at[1:], tile.shape[1:], self.shape[1:], self.k, tile.blocks
+            kernels.add_edges(*tile.edges, *place, *held, self._shared)
+            inside = slice(tile.at[0], tile.at[0] + tile.shape[0])
             self.counts[inside] += tile.counts
             ends = self.extremes[inside]
             ends[:, 0] = np.minimum(ends[:, 0], tile.extremes[:, 0])
             ends[:, 1] = np.maximum(ends[:, 1], tile.extremes[:, 1])
-            self._free.append((tile.sums, tile.found))
 
     def finish(self) -> None:
         """Turn the sums of the planes that came last into means."""
         from n4flow import kernels
 
         if self._open is not None:
-            planes, sums, found = self._open
-            kernels.mean_of_sums(sums, found, self._voxels, self.mean[planes], self.valid[planes])
+            depth = self._open.stop - self._open.start
+            into = self.mean[self._open], self.valid[self._open]
+            kernels.settle_edges(self._sums[:depth], self._found[:depth], self.shape[1:], self.k, self._shared, *into)
             self._open = None
-
-    def _buffers(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Return sums and counts that are all zeros, kept from planes to planes: fresh pages are slow."""
-        if self._held is None or self._held[0].shape[0] < shape[0]:
-            self._held = np.zeros(shape), np.zeros(shape, np.int32)
-        return self._held
+            self._shared[:] = False
 
 
 class PlaneCounter:

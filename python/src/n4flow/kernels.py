@@ -212,29 +212,95 @@ def shrink_tile(
                 stop = min(n_x, stop + k)
 
 
-@njit(nogil=True, cache=True)
-def move_sums(sums: Any, found: Any, z_start: int, y_start: int, x_start: int, all_sums: Any, all_found: Any) -> None:
-    """Add sums and counts (z, y, x) of a tile to those of whole planes, at a place; leave zeros behind."""
-    for z in range(sums.shape[0]):
-        for y in range(sums.shape[1]):
-            for x in range(sums.shape[2]):
-                all_sums[z_start + z, y_start + y, x_start + x] += sums[z, y, x]
-                all_found[z_start + z, y_start + y, x_start + x] += found[z, y, x]
-                sums[z, y, x] = 0.0
-                found[z, y, x] = 0
+@row_kernel
+def _whole(block: int, k: int, start: int, extent: int, size: int) -> bool:
+    """Return whether a block of `k` along an axis of `size` lies within a tile of `extent` that begins at `start`."""
+    return (block * k >= start) & (min((block + 1) * k, size) <= start + extent)
 
 
-@njit(nogil=True, cache=True)
-def mean_of_sums(sums: Any, found: Any, voxels: Any, mean: Any, valid: Any) -> None:
-    """Turn sums and counts (z, y, x) of blocks of `voxels` (y, x) into means and valid shares; leave zeros behind."""
+@njit(nogil=True, cache=True, error_model="numpy")
+def settle_tile(
+    sums: Any, found: Any, at: Any, extent: Any, size: Any, k: int, mean: Any, valid: Any, edges: Any, edges_found: Any
+) -> None:
+    """Turn the sums (z, y, x) of blocks that lie in one tile into means and valid shares; leave zeros behind.
+
+    The tile begins at row and column `at` and has `extent` rows and columns, of planes of `size`. What it gives to
+    blocks that others touch, too, goes into `edges` and `edges_found` (z, number of such blocks).
+    """
+    first_r, first_c = at[0] // k, at[1] // k
+    n_c = sums.shape[2]
+    own = np.empty(n_c, np.bool_)
+    widths = np.empty(n_c, np.float64)
+    for c in range(n_c):
+        own[c] = _whole(first_c + c, k, at[1], extent[1], size[1])
+        widths[c] = min((first_c + c + 1) * k, size[1]) - (first_c + c) * k
     for z in range(sums.shape[0]):
-        for y in range(sums.shape[1]):
-            for x in range(sums.shape[2]):
-                n = found[z, y, x]
-                mean[z, y, x] = sums[z, y, x] / max(n, 1)
-                valid[z, y, x] = n / voxels[y, x]
-                sums[z, y, x] = 0.0
-                found[z, y, x] = 0
+        edge = 0
+        for r in range(sums.shape[1]):
+            row = first_r + r
+            inside = _whole(row, k, at[0], extent[0], size[0])
+            height = np.float64(min((row + 1) * k, size[0]) - row * k)
+            for c in range(n_c):
+                if not (inside and own[c]):
+                    edges[z, edge], edges_found[z, edge] = sums[z, r, c], found[z, r, c]
+                    edge += 1
+            if inside:
+                first, last = first_c + (0 if own[0] else 1), first_c + n_c - (0 if own[n_c - 1] else 1)
+                for column in range(first, last):
+                    n = np.float64(found[z, r, column - first_c])
+                    mean[z, row, column] = sums[z, r, column - first_c] / (n if n > 0.0 else 1.0)
+                    valid[z, row, column] = n / (height * widths[column - first_c])
+            for c in range(n_c):
+                sums[z, r, c] = 0.0
+                found[z, r, c] = 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def add_edges(
+    edges: Any,
+    edges_found: Any,
+    at: Any,
+    extent: Any,
+    size: Any,
+    k: int,
+    blocks: Any,
+    sums: Any,
+    found: Any,
+    open_: Any,
+) -> None:
+    """Add the edges of a tile of so many `blocks`, see `settle_tile`, to sums and counts of whole planes (z, y, x).
+
+    `open_` (2, n) is set for the rows and columns of blocks that may have several tiles.
+    """
+    first_r, first_c = at[0] // k, at[1] // k
+    for r in range(first_r, first_r + blocks[0]):
+        open_[0, r] |= not _whole(r, k, at[0], extent[0], size[0])
+    for c in range(first_c, first_c + blocks[1]):
+        open_[1, c] |= not _whole(c, k, at[1], extent[1], size[1])
+    for z in range(edges.shape[0]):
+        edge = 0
+        for r in range(first_r, first_r + blocks[0]):
+            inside = _whole(r, k, at[0], extent[0], size[0])
+            for c in range(first_c, first_c + blocks[1]):
+                if not (inside and _whole(c, k, at[1], extent[1], size[1])):
+                    sums[z, r, c] += edges[z, edge]
+                    found[z, r, c] += edges_found[z, edge]
+                    edge += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def settle_edges(sums: Any, found: Any, size: Any, k: int, open_: Any, mean: Any, valid: Any) -> None:
+    """Turn sums and counts of blocks that several tiles may have touched into means; leave zeros behind."""
+    for z in range(sums.shape[0]):
+        for r in range(sums.shape[1]):
+            height = min((r + 1) * k, size[0]) - r * k
+            for c in range(sums.shape[2]):
+                if open_[0, r] | open_[1, c]:
+                    n, width = found[z, r, c], min((c + 1) * k, size[1]) - c * k
+                    mean[z, r, c] = sums[z, r, c] / np.float64(max(n, 1))
+                    valid[z, r, c] = np.float64(n) / np.float64(height * width)
+                    sums[z, r, c] = 0.0
+                    found[z, r, c] = 0
 
 
 @row_kernel

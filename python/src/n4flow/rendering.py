@@ -136,7 +136,7 @@ class _Tiles:
         z, y, x = at
         _depth, height, width = part.shape
         rows, columns = slice(y, y + height), slice(x, x + width)
-        tile = self.shrinker.tile((z - self.z_start, y, x), part.shape)
+        tile = Tile(self.shrinker, (z - self.z_start, y, x), part.shape)
         for first, values in self._runs(part):
             planes = slice(z + first, z + first + len(values))
             inside = self.tissue.block(planes, rows, columns) if self.tissue and self.needs_tissue else None
@@ -145,6 +145,7 @@ class _Tiles:
             if self.scale != 1:
                 values *= self.scale
             yield values
+        tile.settle()
         self.measured.append(tile)
 
     def mask(self, part: np.ndarray, at: tuple[int, int, int]) -> Iterator[np.ndarray]:
