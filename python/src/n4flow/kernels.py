@@ -25,37 +25,29 @@ up: Any = np.uintp
 N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
 
 
-@njit(nogil=True, cache=True)
-def _add_blocks(columns: Any, first: int, k: int, total: Any) -> None:
-    """Add the columns of each block of `k` to `total`, from left to right; the first block begins `first` before."""
-    n_x = columns.size
-    head = min(n_x, k - first)
-    whole = (n_x - head) // k
-    for x in range(head):
-        total[0] += columns[x]
-    # block after block, so that one sum does not wait for itself
-    for i in range(k):
-        for c in range(whole):
-            total[1 + c] += columns[head + c * k + i]
-    for x in range(head + whole * k, n_x):
-        total[1 + whole] += columns[x]
+@njit(nogil=True, cache=True, error_model="numpy")
+def _reduce_columns(sums: Any, found: Any, k: int, rows: int, mean: Any, valid: Any) -> int:
+    """Turn sums and counts of each column over `rows` rows into means and valid shares; leave zeros behind.
 
-
-@njit(nogil=True, cache=True)
-def _reduce_columns(sums: Any, found: Any, k: int, rows: int, mean: Any, valid: Any) -> None:
-    """Turn sums and counts of each column over `rows` rows into means and valid shares; leave zeros behind."""
-    total = np.zeros(mean.size, np.float64)
-    n = np.zeros(mean.size, np.int64)
-    _add_blocks(sums, 0, k, total)
-    _add_blocks(found, 0, k, n)
-    sums[:] = 0
-    found[:] = 0
+    Returns how many voxels were valid.
+    """
+    x, voxels = 0, 0
     for c in range(mean.size):
-        mean[c] = total[c] / n[c] if n[c] else 0.0
-        valid[c] = n[c] / (rows * (min(sums.size, (c + 1) * k) - c * k))
+        total, n, start = 0.0, 0, x
+        while x < min(sums.size, start + k):
+            total += sums[x]
+            n += found[x]
+            x += 1
+        mean[c] = total / np.float64(max(n, 1))
+        valid[c] = np.float64(n) / np.float64(rows * (x - start))
+        voxels += n
+    for x in range(sums.size):
+        sums[x] = 0
+        found[x] = 0
+    return voxels
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def shrink_rows_int(
     rows: Any,
     y_start: int,
@@ -72,33 +64,30 @@ def shrink_rows_int(
     """Add rows of an integer plane, the first being row `y_start` of `n_y`, to the means of k x k blocks.
 
     `sums` and `found` (X,) hold what earlier rows gave to the block row that is not complete yet; they are 0 at first.
-    `mean` and `valid` (blocks down, blocks across) are written where a block row ends.
+    `mean` and `valid` (blocks down, blocks across) are written, and voxels counted, where a block row ends.
     """
     n_x = rows.shape[1]
     low, high = np.int32(2147483647), np.int32(-2147483648)
     for i in range(rows.shape[0]):
-        row = rows[i]
-        n = np.int32(0)
-        negative = np.int32(0)
-        full = np.int32(0)
-        # no branches and 32-bit counts of a row, so that the compiler does several voxels at once
+        # no branches, so that the compiler does several voxels at once
         for x in range(n_x):
-            v = np.int32(row[x])
-            some = np.int32(v != 0)
-            sums[x] += v
-            found[x] += some
-            n += some
-            negative += np.int32(v < 0)
-            full += np.int32(v == saturated)
-            low = min(low, v if v != 0 else np.int32(2147483647))
-            high = max(high, v if v != 0 else np.int32(-2147483648))
-        counts[N_VALID] += n
-        counts[N_ZERO] += n_x - n
-        counts[N_NEGATIVE] += negative
-        counts[N_SATURATED] += full
+            voxel = np.int32(rows[i, x])
+            sums[x] += voxel
+            found[x] += np.int32(voxel != 0)
+        for x in range(n_x):
+            voxel = np.int32(rows[i, x])
+            low = min(low, voxel if voxel != 0 else np.int32(2147483647))
+            high = max(high, voxel if voxel != 0 else np.int32(-2147483648))
         y = y_start + i
         if (y + 1) % k == 0 or y + 1 == n_y:
-            _reduce_columns(sums, found, k, y % k + 1, mean[y // k], valid[y // k])
+            n = _reduce_columns(sums, found, k, y % k + 1, mean[y // k], valid[y // k])
+            counts[N_VALID] += n
+            counts[N_ZERO] += (y % k + 1) * n_x - n
+    if low < 0 or high == saturated:
+        for i in range(rows.shape[0]):
+            for x in range(n_x):
+                counts[N_NEGATIVE] += rows[i, x] < 0
+                counts[N_SATURATED] += rows[i, x] == saturated
     if low <= high:
         extremes[0], extremes[1] = min(extremes[0], low), max(extremes[1], high)
 
