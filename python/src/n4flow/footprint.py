@@ -12,7 +12,7 @@ from n4flow.formats.layout import StoreLayout
 from n4flow.passes import Blocks
 from n4flow.volume import Volume
 
-INTERPRETER = 550_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
+INTERPRETER = 450_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
 MARGIN = 1.2  # allocators round up, and keep some of what is given back
 HISTOGRAM = 3 * 8 * 8192  # of a plane: values and counts of three classes over eight octaves
 
@@ -49,12 +49,14 @@ def pass_bytes(
     chunks = [store.levels[0].chunks for store in (layout, mask_layout)]
     depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
     read, render = Blocks.of(volume, halo=margin), Blocks.of(volume, depth, height, margin)
-    tables = threads * (8 * 3 * 2 * N_BINS + 3 * 4 * STRIP_VOXELS)
+    tables = threads * (2 * 8 * 3 * 2 * N_BINS + 3 * 4 * STRIP_VOXELS)
+    decoding = threads * 2 * math.prod(volume.chunks) * volume.dtype.itemsize
     masks = small * (planes + volume.shape[0] // 8)
     parts = {
-        "SHRINK": 2 * read.nbytes(volume) + planes * small * 8 + 12 * read.depth * volume.shape[2],
-        "PLANE_STATISTICS": 2 * read.nbytes(volume) + tables + masks + 3 * planes * HISTOGRAM,
-        "RENDER": 2 * render.nbytes(volume)
+        "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * 8 + 12 * read.depth * volume.shape[2],
+        "PLANE_STATISTICS": decoding + 2 * read.nbytes(volume) + tables + masks + 3 * planes * HISTOGRAM,
+        "RENDER": decoding
+        + 2 * render.nbytes(volume)
         + planes * small * 8
         + 12 * render.depth * small
         + masks
