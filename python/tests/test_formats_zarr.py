@@ -6,14 +6,18 @@ import shutil
 import warnings
 import zipfile
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
 
 from n4flow.errors import InputError
+from n4flow.formats.shards import EMPTY, shard_index
 from n4flow.volume import missing_chunks, open_volume, write_volume
 
 SHAPE = (13, 29, 37)
+BLOSC = {"compressors": zarr.codecs.BloscCodec(cname="lz4", shuffle="bitshuffle")}
+OLD_BLOSC = {"compressors": numcodecs.Blosc("zstd", 3, numcodecs.Blosc.SHUFFLE)}
 MICRO = "micrometer"
 
 
@@ -62,6 +66,11 @@ def make(path, array, version="0.5", ome=None, **options):
         ("0.5", {"shards": (10, 16, 32), "compressors": "auto"}),
         ("0.5", {"chunk_key_encoding": {"name": "default", "separator": "."}}),
         ("0.5", {"chunk_key_encoding": {"name": "v2", "separator": "/"}}),
+        # chunks of Blosc are decoded by code of ours
+        ("0.4", OLD_BLOSC),
+        ("0.4", {**OLD_BLOSC, "chunk_key_encoding": {"name": "v2", "separator": "."}}),
+        ("0.5", BLOSC),
+        ("0.5", {**BLOSC, "shards": (10, 16, 32)}),
     ],
 )
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", ">f4", "|u1", "<i2", ">f8"])
@@ -84,9 +93,9 @@ def test_every_encoding_gives_the_same_voxels(tmp_path, voxels, version, options
     assert np.array_equal(pickle.loads(pickle.dumps(volume)).data.compute(), array)
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(("version", "options"), [("0.4", {}), ("0.5", {}), ("0.5", BLOSC)])
 @pytest.mark.parametrize("axes", ["zyx", "czyx", "tczyx", "tzyx", "yxz", "xyz", "zyxc", "yx", "cyx"])
-def test_axes_are_found_by_name(tmp_path, voxels, version, axes):
+def test_axes_are_found_by_name(tmp_path, voxels, version, options, axes):
     array = voxels
     if "z" not in axes:
         array = voxels[0]
@@ -96,7 +105,7 @@ def test_axes_are_found_by_name(tmp_path, voxels, version, axes):
     natural = [a for a in "tczyx" if a in axes]
     stored = stored.transpose([natural.index(a) for a in axes])
     chunks = tuple({"t": 1, "c": 2, "z": 5, "y": 8, "x": 16}[a] for a in axes)
-    path = make(tmp_path / "s.zarr", stored, version, {"multiscales": [multiscale(axes)]}, chunks=chunks)
+    path = make(tmp_path / "s.zarr", stored, version, {"multiscales": [multiscale(axes)]}, chunks=chunks, **options)
     given = {"voxel_um": {"z": 9}} if "z" not in axes else {}
     if "c" in axes:
         with pytest.raises(InputError, match="has 2 channels; choose one with channel, 0 to 1"):
@@ -262,7 +271,10 @@ def missing_key(path):
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "cut"])
-@pytest.mark.parametrize(("version", "options"), [("0.4", {}), ("0.5", {}), ("0.5", {"shards": (5, 16, 16)})])
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [("0.4", {}), ("0.4", OLD_BLOSC), ("0.5", {}), ("0.5", BLOSC), ("0.5", {"shards": (5, 16, 16), **BLOSC})],
+)
 def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, options, fault):
     path = make(tmp_path / "s.zarr", voxels, version, fill_value=9, **options)
     assert missing_chunks(path) == []
@@ -272,7 +284,7 @@ def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, o
         (path / key).unlink()
     else:
         (path / key).write_bytes(data[: 0 if fault == "empty" else -9])
-    if fault == "cut" and not options:
+    if fault == "cut" and "shards" not in options:
         # A chunk says nothing of its length, so this shows when it is decoded.
         with pytest.raises(InputError, match="planes 0 to 13 of .*s.zarr cannot be read"):
             open_volume(path).read(slice(None))
@@ -291,6 +303,35 @@ def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, o
     assert volume.metadata["missing_planes"] == [[z * 5, min(z * 5 + 5, 13)]]
     assert np.array_equal(volume.read(slice(None)), expected)
     assert np.array_equal(volume.read(slice(2, 9), slice(3, 20), slice(7, 33)), expected[2:9, 3:20, 7:33])
+
+
+@pytest.mark.parametrize("place", [4, 12])
+def test_a_damaged_chunk_of_a_shard_is_an_error(tmp_path, voxels, place):
+    path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), **BLOSC)
+    shard = path / "0/c/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[place : place + 4] = b"\xff\xff\xff\x7f"  # the stated length of the voxels, and of the chunk
+    shard.write_bytes(data)
+    volume = open_volume(path)
+    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zarr cannot be read: "):
+        volume.read(slice(0, 5))
+    assert np.array_equal(volume.read(slice(5, 13)), voxels[5:])
+
+
+def test_chunks_that_a_shard_leaves_out_hold_the_fill_value(tmp_path, voxels):
+    voxels[:5, :8, :16] = 7
+    voxels[10:] = 7
+    path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), fill_value=7, **BLOSC)
+    index = shard_index(path / "0/c/0/0/0", 3 * 4 * 3)
+    assert (index[:, 0] == EMPTY).sum() == 13
+    assert np.array_equal(open_volume(path).read(slice(None)), voxels)
+
+
+def test_a_store_written_anew_is_read_anew(tmp_path, voxels):
+    for array in (voxels, voxels // 3):
+        path = make(tmp_path / "s.zarr", array, shards=(15, 32, 48), **BLOSC)
+        assert np.array_equal(open_volume(path).read(slice(None)), array)
+        shutil.rmtree(path)
 
 
 def test_missing_files_of_another_channel_do_not_matter(tmp_path, voxels):

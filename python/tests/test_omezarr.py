@@ -7,6 +7,8 @@ import math
 import struct
 import tracemalloc
 
+import google_crc32c
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -22,6 +24,7 @@ from n4flow.formats.omezarr import (
     validate_store,
     write_omero,
 )
+from n4flow.formats.shards import Encoder
 
 SHAPE = (38, 301, 267)  # three different sizes that no chunk divides
 VOXEL = {"z": 25.0, "y": 10.0, "x": 10.0}
@@ -470,3 +473,31 @@ def test_what_is_no_store_is_refused(tmp_path):
     zarr.create_group(tmp_path / "g.zarr")
     with pytest.raises(InputError, match="no OME-Zarr multiscales"):
         validate_store(tmp_path / "g.zarr")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_the_codec_writes_the_bytes_of_numcodecs(dtype):
+    codec = Encoder()
+    rng = np.random.default_rng(0)
+    for shape in ((4, 16, 16), (2, 5, 7), (8, 64, 64), (1, 1, 1)):  # buffers are used again, also too small ones
+        values = rng.normal(100, 20, shape).astype(dtype)
+        payload = codec.encode(values)
+        assert bytes(payload) == numcodecs.Blosc("lz4", 5, numcodecs.Blosc.BITSHUFFLE).encode(values)
+        codec.release(payload)
+
+
+def test_chunks_of_one_value_and_almost_one(tmp_path):
+    values = np.zeros((4, 64, 96), np.float32)
+    values[:, :32, 32:64] = 5
+    values[:, :32, 64:] = np.nan
+    values[0, 33, 0] = -0.0
+    values[2, 50, 50] = 3
+    layout = plan_layout(values.shape, "float32", (1, 1, 1), chunks=(4, 32, 32), slab_planes=4)
+    create_store(tmp_path / "s.zarr", layout)
+    with SlabWriter(tmp_path / "s.zarr", layout, 0, 4) as writer:
+        writer.write(values, 0)
+    stored = zarr.open_array(tmp_path / "s.zarr" / "0", mode="r")[:]
+    assert np.array_equal(stored.view("u4"), values.view("u4"))  # also which zero it is
+    for (z, y, x), checksum in ((map(int, key.split("/")), c) for key, c in writer.checksums["0"].items()):
+        part = values[4 * z : 4 * z + 4, 32 * y : 32 * y + 32, 32 * x : 32 * x + 32]
+        assert checksum == google_crc32c.value(part.tobytes())

@@ -64,7 +64,7 @@ class Encoder:
             buffer = np.empty(0, np.uint8)
         if buffer.size < values.nbytes + HEADER:
             buffer = np.empty(values.nbytes + HEADER, np.uint8)
-        places = values.ctypes.data, buffer.ctypes.data, buffer.size
+        places = values.ctypes.data, buffer.ctypes.data, values.nbytes + HEADER
         settings = LEVEL, self._codec.BITSHUFFLE, values.itemsize, values.nbytes
         size = self._compress(*settings, *places, CODEC.encode(), 0, 1)  # of blocks its own choice; one thread
         if size <= 0:
