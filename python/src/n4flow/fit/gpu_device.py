@@ -10,6 +10,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -18,11 +19,11 @@ import numpy as np
 from n4flow.arrays import array_module
 from n4flow.errors import GpuError, OutOfMemoryError
 from n4flow.fit import gpu_module
-from n4flow.planes import run_tasks
+from n4flow.planes import available_threads, workers
 
 BLOCK_VOXELS = 1 << 22  # of a block of planes, or one plane: 16 MB keep the bus busy
 RETRY_SHARE = 8  # blocks are smaller by this when memory ran short
-COPY_TASKS = 4  # threads that copy to and from page-locked buffers
+COPY_TASKS = 8  # threads at most that copy to and from page-locked buffers; fewer do not keep up with the bus
 
 Result = TypeVar("Result")
 _of_thread = threading.local()
@@ -170,47 +171,47 @@ def stream_planes(
     deep = max(1, voxels // (shape[1] * shape[2] * multiple)) * multiple
     block = (min(deep, shape[0]), *shape[1:])
     slots = [_Slot(stream, block, sources, len(sinks)) for stream in streams()[: -(-shape[0] // deep)]]
-    for number, planes in enumerate(_runs(shape[0], deep)):
-        slot = slots[number % len(slots)]
-        _collect(slot, sinks)
-        n = planes.stop - planes.start
-        for buffer, source in zip(slot.given, sources, strict=True):
-            _copy(buffer[:n], source[planes])
-        with slot.stream:
-            blocks = [raw[:n] for raw in slot.raw]
-            for block, buffer in zip(blocks, slot.given, strict=True):
-                block.set(buffer[:n], stream=slot.stream)
-            results = [result[:n] for result in slot.results]
-            work(blocks, planes, results)
-            for result, buffer in zip(results, slot.taken, strict=True):
-                result.get(stream=slot.stream, out=buffer[:n], blocking=False)
-        slot.planes = planes
-    order = sorted(slots, key=lambda slot: -1 if slot.planes is None else slot.planes.start)
-    for slot in order:
-        _collect(slot, sinks)
+    with workers(min(COPY_TASKS, available_threads())) as copiers:
+        for number, planes in enumerate(_runs(shape[0], deep)):
+            slot = slots[number % len(slots)]
+            _collect(slot, sinks, copiers)
+            n = planes.stop - planes.start
+            for buffer, source in zip(slot.given, sources, strict=True):
+                _copy(buffer[:n], source[planes], copiers)
+            with slot.stream:
+                blocks = [raw[:n] for raw in slot.raw]
+                for block, buffer in zip(blocks, slot.given, strict=True):
+                    block.set(buffer[:n], stream=slot.stream)
+                results = [result[:n] for result in slot.results]
+                work(blocks, planes, results)
+                for result, buffer in zip(results, slot.taken, strict=True):
+                    result.get(stream=slot.stream, out=buffer[:n], blocking=False)
+            slot.planes = planes
+        for slot in sorted(slots, key=lambda slot: -1 if slot.planes is None else slot.planes.start):
+            _collect(slot, sinks, copiers)
 
 
 def _runs(n: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def _collect(slot: _Slot, sinks: Sequence[np.ndarray]) -> None:
+def _collect(slot: _Slot, sinks: Sequence[np.ndarray], copiers: Executor) -> None:
     """Wait for a slot's block and copy its results to where they belong."""
     if slot.planes is None:
         return
     slot.stream.synchronize()
     for buffer, sink in zip(slot.taken, sinks, strict=True):
-        _copy(sink[slot.planes], buffer[: slot.planes.stop - slot.planes.start])
+        _copy(sink[slot.planes], buffer[: slot.planes.stop - slot.planes.start], copiers)
     slot.planes = None
 
 
-def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """Copy between host arrays, by a few threads: one does not keep up with the bus."""
+def _copy(target: np.ndarray, source: np.ndarray, copiers: Executor) -> None:
+    """Copy between host arrays, by a few threads."""
     rows = math.prod(target.shape[:2])
-    cuts = np.linspace(0, rows, COPY_TASKS + 1).astype(int)
     if rows < COPY_TASKS or not (target.flags.c_contiguous and source.flags.c_contiguous):
         np.copyto(target, source, casting="unsafe")
         return
+    cuts = np.linspace(0, rows, COPY_TASKS + 1).astype(int)
     flat, given = target.reshape(rows, -1), source.reshape(rows, -1)
     parts = [slice(a, b) for a, b in pairwise(cuts)]
-    run_tasks(lambda part: np.copyto(flat[part], given[part], casting="unsafe"), parts, COPY_TASKS)
+    list(copiers.map(lambda part: np.copyto(flat[part], given[part], casting="unsafe"), parts))

@@ -13,15 +13,14 @@ static __device__ __forceinline__ float power_of_two(float t) {
 }
 
 // Call finish(z, place, value) for every voxel of a block of planes: the value is the log field's (sign 0) or exp(sign
-// log field); 1 without a lattice, which has room for four controls along every axis.
+// log field); 1 without a lattice, which has room for four controls along every axis. `plane` is shared memory for
+// most_lines * n_c.
 template <class Finish>
 static __device__ __forceinline__ void each_voxel(
-    const float *lattice, int all_lines, int n_c, int most_lines, int n_z, int n_y, int n_x, int run, int n_runs,
-    const int *first_z, const float4 *weights_z, const int *first_y, const float4 *weights_y, const int *first_x,
-    const float4 *weights_x, float sign, Finish finish
+    float *plane, const float *lattice, int all_lines, int n_c, int most_lines, int n_z, int n_y, int n_x, int run,
+    int n_runs, const int *first_z, const float4 *weights_z, const int *first_y, const float4 *weights_y,
+    const int *first_x, const float4 *weights_x, float sign, Finish finish
 ) {
-    ROOM;
-    float *plane = (float *)room;  // most_lines * n_c
     const float log2_e = 1.4426950408889634f, factor = sign * log2_e, limit = 80.0f * log2_e;
     for (int piece = blockIdx.x; piece < n_z * n_runs; piece += gridDim.x) {
         int z = piece / n_runs, y0 = piece % n_runs * run, y1 = min(y0 + run, n_y), line0 = 0;
@@ -62,9 +61,10 @@ extern "C" __global__ void evaluate_block(
     const float4 *__restrict__ weights_y, const int *__restrict__ first_x, const float4 *__restrict__ weights_x,
     float sign, const float *image, float *out
 ) {
+    ROOM;
     each_voxel(
-        lattice, all_lines, n_c, most_lines, n_z, n_y, n_x, run, n_runs, first_z, weights_z, first_y, weights_y, first_x,
-        weights_x, sign,
+        (float *)room, lattice, all_lines, n_c, most_lines, n_z, n_y, n_x, run, n_runs, first_z, weights_z, first_y,
+        weights_y, first_x, weights_x, sign,
         [=](int, size_t place, float value) { out[place] = image ? image[place] * value : value; }
     );
 }
@@ -80,9 +80,10 @@ extern "C" __global__ void render_block(
     const float *__restrict__ segments, float below, const float *__restrict__ gains,
     const unsigned char *__restrict__ tissue, float *block
 ) {
+    ROOM;
     each_voxel(
-        lattice, all_lines, n_c, most_lines, n_z, n_y, n_x, run, n_runs, first_z, weights_z, first_y, weights_y, first_x,
-        weights_x, -1.0f,
+        (float *)room, lattice, all_lines, n_c, most_lines, n_z, n_y, n_x, run, n_runs, first_z, weights_z, first_y,
+        weights_y, first_x, weights_x, -1.0f,
         [=](int z, size_t place, float factor) {
             float v = block[place];
             if (lattice) v *= factor;
