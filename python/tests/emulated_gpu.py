@@ -366,16 +366,18 @@ def _wrapped(function: Any) -> Any:
 @contextmanager
 def emulated(library: ctypes.CDLL) -> Iterator[types.ModuleType]:
     """Let `import cupy` give the stand-in."""
-    from n4flow.fit import gpu_module
+    from n4flow.fit import gpu_device, gpu_module
 
     modules = fake_cupy(library)
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     gpu_module.forget()
+    gpu_device.forget_streams()  # a real device's are no use here, nor ours there
     try:
         yield modules["cupy"]
     finally:
         gpu_module.forget()
+        gpu_device.forget_streams()
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]

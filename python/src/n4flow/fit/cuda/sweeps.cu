@@ -233,13 +233,16 @@ extern "C" __global__ void field_sweep(
             changes[piece] = make_double2(sum, sum2);
         }
     }
+    __shared__ float lowest[32], highest[32];
     low = least_of_warp(low);
     high = greatest_of_warp(high);
-    if (lane == 0) {  // positions are not negative: their bits are in their order
-        atomicMin(words + END_LOW, __float_as_uint(low));
+    if (lane == 0) lowest[warp] = low, highest[warp] = high;
+    __syncthreads();
+    if (t == 0) {  // once for the block, since all blocks wait for the same words
+        for (int k = 1; k < (width >> 5); ++k) low = fminf(low, lowest[k]), high = fmaxf(high, highest[k]);
+        atomicMin(words + END_LOW, __float_as_uint(low));  // positions are not negative: their bits are in their order
         atomicMax(words + END_HIGH, __float_as_uint(high));
     }
-    __syncthreads();
     if (shared)
         for (int i = t; i < (int)grid.fine; i += width)
             if (histogram[i]) atomicAdd(counts + i, histogram[i]);
