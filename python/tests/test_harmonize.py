@@ -16,6 +16,7 @@ import n4flow
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.harmonization import kernels
+from n4flow.harmonization.evidence import FLOOR, Shifts, components
 from n4flow.harmonization.fields import Harmonization
 from n4flow.harmonization.geometry import DEGREES, Geometry, N
 from n4flow.harmonization.system import Chain, D, System
@@ -364,6 +365,48 @@ def test_matching_what_needed_nothing_is_called_out() -> None:
     assert not any(sentence in reason for reason in measured(observed, even, [fields])["reasons"])
 
 
+# --------------------------------------------------------------------------------------------------------- the evidence
+
+
+def shifts_of(gain: float, jitter: float, seed: int, planes: int = 240, long: int = 8) -> Shifts:
+    """Return shifts of known making: anatomy 0.15 of the scatter, ten times as much at three places, and a drift."""
+    rng = np.random.default_rng(seed)
+    section = np.arange(planes) // long
+    scatter = rng.uniform(0.03, 0.06, planes - 1)
+    anatomy = rng.normal(0, 0.15, planes - 1) * scatter
+    anatomy[[40, 41, 150]] *= 10
+    drift = Geometry((planes, 24, 24), np.arange(0, planes + 1, long)).drift
+    anatomy += scatter * (drift[:-1] @ rng.normal(0, 0.2, drift.shape[1]))
+    level = rng.normal(0, gain, section.max() + 1)[section] + rng.normal(0, jitter, planes)
+    depth = ((np.arange(planes) % long) / max(long - 1, 1))[:, None]
+    shift = np.diff(level) + anatomy - 0.5 * np.diff(depth[:, 0])
+    upper = np.arange(planes - 1)
+    return Shifts(
+        shift, scatter, np.full(planes - 1, 1e-6), upper, upper + 1, section, np.diff(depth, axis=0), drift[:-1]
+    )
+
+
+def test_variances_are_told_apart_by_where_shifts_happen() -> None:
+    for seed in range(3):
+        found = components(shifts_of(0.12, 0.03, seed)).sd
+        assert found["gain"] == pytest.approx(0.12, rel=0.35)  # 30 gains tell their sd to 13 %, one sd
+        assert found["plane"] == pytest.approx(0.03, rel=0.25)  # 240 planes, 5 %
+        found = components(shifts_of(0.0, 0.0, seed)).sd
+        assert found["anatomy"] == pytest.approx(
+            0.15, rel=0.4
+        )  # what changed ten times as much does not count as usual
+        assert found["gain"] == FLOOR["gain"]
+        assert found["plane"] == FLOOR["plane"]
+
+
+def test_sections_of_one_plane_tell_gain_from_anatomy_by_going_back() -> None:
+    """Gain and jitter are then one thing; anatomy does not go back."""
+    found = components(shifts_of(0.1, 0.0, 0, long=1)).sd
+    assert np.hypot(found["gain"], found["plane"]) == pytest.approx(0.1, rel=0.25)
+    still = components(shifts_of(0.0, 0.0, 0, long=1)).sd
+    assert np.hypot(still["gain"], still["plane"]) < 2e-3
+
+
 # ---------------------------------------------------------------------------------------------------------- the algebra
 
 
@@ -401,7 +444,8 @@ def test_the_linear_solve_is_that_of_the_dense_system(lengths: tuple[int, ...]) 
     gram, right = factors @ factors.transpose(0, 2, 1) / 50, rng.normal(size=(m - 1, N))
     h, level = rng.random((m, N)), rng.normal(size=m)
     system = System(chain, depth, drift)
-    system.add_pairs(gram, right)
+    scatter = rng.random(m - 1) + 0.5
+    system.add_pairs(gram, right, scatter)
     system.add_levels(h, h.sum(axis=1), level)
     q = len(system.border)
     precisions = np.eye(N) * 2.0, 3.0, np.eye(q)
@@ -427,7 +471,7 @@ def test_the_linear_solve_is_that_of_the_dense_system(lengths: tuple[int, ...]) 
     target = np.zeros(size)
     for k in range(m - 1):
         rows = plane(k + 1) - plane(k)
-        rows[:, gains.stop + D.stop + knots :] = drift[k]
+        rows[:, gains.stop + D.stop + knots :] = scatter[k] * drift[k]
         dense += rows.T @ gram[k] @ rows
         target += rows.T @ right[k]
     for z in range(m):

@@ -18,6 +18,7 @@ CLASSES = 3
 NARROWEST, WIDEST = 0.02, 0.06  # sd of a class in log intensity
 OUTLIER = 0.1  # density of what belongs to no class
 BINS = 400
+CLASS_WEIGHT = 0.002  # neighbouring voxels are not independent: what one of them counts
 TILE = 4  # voxels of the fitted grid
 REACH = 1.5  # sigma of the neighbourhood in plane, tiles
 REACH_Z = 8.0  # and along Z, planes

@@ -30,10 +30,10 @@ def plane_field(lattice, fy, wy, fx, wx, out):
 
 
 @kernel
-def pair_weights(a, b, inside, agreement, middle, scale, factor, out):
+def pair_weights(a, b, inside, middle, scale, factor, out):
     """Write the weight of the log ratio of every voxel of a pair of planes, and return their sum.
 
-    factor exp(-(b - a - middle)^2 / (2 (1.5 scale)^2)) / scale^2 times the probability that both are of one class.
+    factor exp(-(b - a - middle)^2 / (2 (1.5 scale)^2)) / scale^2.
 
     Parameters
     ----------
@@ -41,7 +41,6 @@ def pair_weights(a, b, inside, agreement, middle, scale, factor, out):
         Corrected log intensity of the upper and lower plane.
     inside : (y, x) bool array
         Tissue in both.
-    agreement : (y, x) float32 array, or (0, 0)
     middle, scale, factor : float
     out : (y, x) float32 array
     """
@@ -54,8 +53,6 @@ def pair_weights(a, b, inside, agreement, middle, scale, factor, out):
             if inside[y, x]:
                 difference = np.float64(b[y, x]) - np.float64(a[y, x]) - middle
                 weight = height * np.exp(max(spread * difference * difference, -20.0))
-                if agreement.size:
-                    weight *= agreement[y, x]
             out[y, x] = weight
             total += weight
     return total

@@ -9,9 +9,10 @@ import numpy as np
 from scipy import ndimage
 
 from n4flow.errors import InputError, N4flowWarning
-from n4flow.harmonization.estimator import Estimate, Estimator, estimate
+from n4flow.harmonization.estimator import Estimator
 from n4flow.harmonization.fields import Harmonization
 from n4flow.harmonization.geometry import CONTROLS, DEGREES, Geometry, fit_step
+from n4flow.harmonization.stages import Estimate, estimate
 from n4flow.sections import SectionTable
 
 MODES = ("safe", "auto", "full")
@@ -151,7 +152,7 @@ def _harmonization(
         section[(~live, *place)] = np.interp(middles[~live], middles[live], section[(live, *place)])
     # brightness as a whole is kept: the mean log field over the tissue that took part is 0
     shared = found.shared
-    level = estimator.mean_field(found)
+    level = estimator.mean_field(shared)
     section -= level
     gain = np.where(live, section.mean(axis=(1, 2)), np.nan)
     return Harmonization(
@@ -176,7 +177,7 @@ def doubts(estimator: Estimator, table: SectionTable) -> list[str]:
     steps = np.full(table.n_planes, np.nan)  # from each plane to the next
     for i in pairs:
         if planes[i + 1] == planes[i] + 1:
-            steps[planes[i]] = estimator.ratio(i)[0]
+            steps[planes[i]] = estimator.pairs.ratio(i)[0]
     cuts = np.array([section.z_start - 1 for section in table[1:]], int)
     if len(cuts) < 3 or table.n_planes < 4 * len(table):
         return []

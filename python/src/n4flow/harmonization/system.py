@@ -97,13 +97,20 @@ class System:
         self.border = np.zeros((q, q))
         self.right_lattice, self.right_gain, self.right_border = np.zeros((n_s, N)), np.zeros(m), np.zeros(q)
 
-    def add_pairs(self, gram: np.ndarray, right: np.ndarray) -> None:
-        """Add what the log ratios of pairs say: `gram` (k, n, n), `right` (k, n), in the order of `chain.pairs`."""
+    def add_pairs(self, gram: np.ndarray, right: np.ndarray, scatter: np.ndarray) -> None:
+        """Add what the log ratios of pairs say, in the order of `chain.pairs`.
+
+        Parameters
+        ----------
+        gram, right : (k, n, n), (k, n) arrays
+        scatter : (k,) array
+            By which anatomy's drift b is multiplied.
+        """
         a = self.chain.pairs
         b, row = a + 1, self.chain.row
         gap = np.diff(self.chain.planes)[a].astype(float)
         depth = self.depth[b] - self.depth[a]
-        scalar = np.hstack([self.drift[b] - self.drift[a], self.drift[a] * gap[:, None]])
+        scalar = np.hstack([self.drift[b] - self.drift[a], self.drift[a] * (gap * scatter)[:, None]])
         h, total = gram.sum(axis=2), right.sum(axis=1)
         n = h.sum(axis=1)
         self.gain += np.bincount(a, n, len(self.gain)) + np.bincount(b, n, len(self.gain))
