@@ -34,7 +34,7 @@ workflow {
         device = PROBE_GPU.out.map { file -> answer(file).device }
     }
 
-    // samples: [meta, volume, image, mask, table]; meta = [id: 'brain'], volume = [options, sections, digests]
+    // samples: [meta, volume, image, mask, table, flat]; meta = [id: 'brain'], volume = [options, sections, digests]
     if (params.input == 'phantom') {
         PHANTOM(device)
         samples = PHANTOM.out.volume.map { image, table ->
@@ -46,9 +46,11 @@ workflow {
     }
 
     // plans: [meta, plan], plan = what INSPECT decided: slabs, batches, shrink, slab_planes
-    INSPECT(samples, settings.subMap('bias', 'backend', 'spline_um', 'iterations', 'shrink', 'background_radius_um',
+    INSPECT(samples, settings.subMap('bias', 'harmonize', 'backend', 'spline_um', 'iterations', 'shrink', 'background_radius_um',
         'ome_zarr_version', 'dtype', 'sections_per_task', 'slab_planes'))
-    samples = samples.join(INSPECT.out.flagged).map { sample -> sample[0..3] + [sample[5] ?: sample[4]] }  // lost chunks flag sections
+    inputs = samples
+    flats = samples.map { sample -> [sample[0], sample[5]] }
+    samples = samples.join(INSPECT.out.flagged).map { sample -> sample[0..3] + [sample[6] ?: sample[4]] }  // lost chunks flag sections
     plans = INSPECT.out.plan.map { meta, plan, _files -> [meta, answer(plan)] }
     n_slabs = plans.map { meta, plan -> [meta, plan.slabs.size()] }
     // recipe: [meta, [correction files so far]]; it grows from stage to stage and is what RENDER applies
@@ -81,7 +83,7 @@ workflow {
         recipe = recipe.join(N4_VOLUME.out.bias).map { meta, files, more -> [meta, files + more] }
     }
     if (settings.harmonize != 'off') {
-        HARMONIZE(bias.join(recipe), settings.harmonize)
+        HARMONIZE(bias.join(recipe).join(flats), settings.harmonize)
         recipe = recipe.join(HARMONIZE.out.correction).map { meta, files, more -> [meta, files + more] }
     }
 
@@ -112,7 +114,7 @@ workflow {
     // results appear in outdir in one piece, and then what they came from
     PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)
     done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
-    PROVENANCE(done, described(workflow, samples), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
+    PROVENANCE(done, described(workflow, inputs), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 
     workflow.onError = { explain(workflow.exitStatus, workflow.errorReport)?.with { sentence -> log.error(sentence) } }
 }

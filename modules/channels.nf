@@ -38,7 +38,7 @@ def described(run, samples) {
         work_folder: run.workDir.toString(),
     ]
     return samples
-        .map { _meta, _volume, image, mask, table -> [image, mask, table].flatten()*.toString() }
+        .map { _meta, _volume, image, mask, table, flat -> [image, mask, table, flat].flatten()*.toString() }
         .toSortedList { a, b -> a[0] <=> b[0] }
         .map { paths -> as_json(known + [inputs: paths.flatten().unique()]) }
 }

@@ -4,7 +4,7 @@ process HARMONIZE {
     label 'memory'
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*'), path(flat, stageAs: 'flat_field/*')
     val mode
 
     output:
@@ -13,7 +13,7 @@ process HARMONIZE {
     script:
     """
     n4flow-harmonize shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
-        --mode ${mode} --out 35_harmonization.npz --json 35_harmonization.json --threads ${task.cpus}
+        --mode ${mode} ${flat ? "--flat-field ${flat}" : ''} --out 35_harmonization.npz --json 35_harmonization.json --threads ${task.cpus}
     """
 
     stub:

@@ -4,7 +4,7 @@ process INSPECT {
     label 'small'
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*')
+    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'), path(flat, stageAs: 'flat_field/*')
     val settings
 
     output:
@@ -15,6 +15,7 @@ process INSPECT {
     script:
     """
     n4flow-inspect ${image} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
+        ${flat ? "--flat-field ${flat}" : ''} --harmonize ${settings.harmonize} \\
         --bias ${settings.bias} --backend ${settings.backend} --iterations '${settings.iterations}' \\
         --spline-um ${settings.spline_um ?: 0} --shrink ${settings.shrink ?: 0} --slab-planes ${settings.slab_planes ?: 0} \\
         --background-radius-um ${settings.background_radius_um} \\

@@ -142,12 +142,19 @@ def test_two_pass_fits_sections_and_volume(workflow: Run, phantom_run: PhantomRu
 
 def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phantom_run: PhantomRun, tmp_path: Path):
     sections = phantom_run.phantom.parent / "phantom.sections.tsv"
-    run = workflow("--input", phantom_run.phantom, "--sections", sections, "--harmonize", "auto")
+    height, width = n4flow.open_volume(phantom_run.phantom).shape[1:]
+    flat = tmp_path / "flat.npy"
+    np.save(flat, np.linspace(0.8, 1.2, width, dtype=np.float32) * np.ones((1, height, 1), np.float32))
+    given = ["--sections", sections, "--harmonize", "auto", "--flat_field", flat]
+    run = workflow("--input", phantom_run.phantom, *given)
     assert run.ran() == PROCESSES - {"N4_SECTIONS", "MATCH_HISTOGRAMS", "SMOOTH_Z"} | {"HARMONIZE"}
     recipe = json.loads((run.outdir / "phantom" / "recipe.json").read_text())
     assert [correction["kind"] for correction in recipe["corrections"]] == ["harmonization", "plane_range"]
-    result = n4flow.run(phantom_run.phantom, tmp_path, sections=str(sections), shrink=2, harmonize="auto")
+    asked = {"sections": str(sections), "shrink": 2, "harmonize": "auto", "flat_field": str(flat)}
+    result = n4flow.run(phantom_run.phantom, tmp_path, **asked)
     assert n4flow.open_volume(result.samples[0].store).digest() == n4flow.open_volume(store(run.outdir)).digest()
+    crate = json.loads((run.outdir / "pipeline_info" / "run.json").read_text())
+    assert str(flat) in crate["inputs"]
 
 
 def test_the_other_parser_gives_the_same_voxels(phantom_run: PhantomRun):

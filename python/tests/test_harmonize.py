@@ -320,6 +320,45 @@ def test_the_chain_gives_the_voxels_of_the_function(tmp_path) -> None:
     assert n4flow.open_volume(tmp_path / "again.ome.zarr").digest() == made.digest()
 
 
+def test_a_flat_field_file_is_divided_by_and_called_out_where_it_cannot_be(tmp_path) -> None:
+    truth, tissue = anatomy()
+    sections = cut(48)
+    flat = np.exp(0.4 * np.linspace(-1, 1, SHAPE[1])[:, None] * np.ones(SHAPE[2])).astype(np.float32)
+    observed = imaged(truth, sections) * flat
+    expected, _fields = quiet(observed, tissue, sections, flat_field=flat)
+    places = {"mask": tmp_path / "mask.ome.zarr", "sections": tmp_path / "sections.tsv"}
+    write_volume(tmp_path / "image.ome.zarr", observed, voxel_um=(20, 10, 10))
+    write_volume(places["mask"], tissue.astype(np.uint8), voxel_um=(20, 10, 10))
+    sections.write(places["sections"])
+    flats = {"flat": flat[None], "short": flat[None, 1:], "dark": flat[None] - flat.max(), "many": np.stack([flat] * 2)}
+    for name, plane in flats.items():
+        np.save(tmp_path / f"{name}.npy", plane)
+    (tmp_path / "samples.csv").write_text("sample,image,flat_field\nimage,image.ome.zarr,flat.npy\n")
+    settled = {"normalize": False, "harmonize": "safe", **places}
+    result = n4flow.run(tmp_path / "samples.csv", tmp_path / "out", **settled).samples[0]
+    np.testing.assert_array_equal(n4flow.open_volume(result.store).read(slice(None)), expected)
+    assert result.numbers["plan"]["flat_field"] == "given"
+    field = result.numbers["metrics"]["bias_field"]
+    ratio = np.percentile(observed[tissue] / expected[tissue], [1, 50, 99])  # the flat field is part of what was done
+    assert [field["p1"], field["p50"], field["p99"]] == pytest.approx(ratio, rel=0.01)
+    wrong = {
+        r"flat_field short.npy: the flat field must have the shape of a plane, \(84, 96\)": "short",
+        "flat_field dark.npy: the flat field must be positive and finite everywhere": "dark",
+        "flat_field many.npy has 2 planes; give one plane": "many",
+    }
+    for sentence, name in wrong.items():
+        with pytest.raises(InputError, match=sentence):
+            n4flow.run(tmp_path / "image.ome.zarr", tmp_path / "x", flat_field=tmp_path / f"{name}.npy", **settled)
+    for other, sentence in (
+        ({"harmonize": "off"}, "flat_field cannot be used with harmonize off: harmonize divides by it"),
+        ({"bias": "volume"}, "flat_field cannot be used with bias volume: N4 would fit the same shading before"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            n4flow.run(
+                tmp_path / "image.ome.zarr", tmp_path / "x", flat_field=tmp_path / "flat.npy", **(settled | other)
+            )
+
+
 def test_zeros_and_what_is_not_finite_stay() -> None:
     truth, tissue = anatomy()
     observed = imaged(truth, cut(48))

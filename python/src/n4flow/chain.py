@@ -138,11 +138,17 @@ def _without_fields(mean: np.ndarray, previous: Recipe | None) -> np.ndarray:
 
 
 def harmonization(
-    shrunken: ShrunkenVolume, tissue: TissueSource, sections: SectionTable, mode: str, previous: Recipe | None = None
+    shrunken: ShrunkenVolume,
+    tissue: TissueSource,
+    sections: SectionTable,
+    mode: str,
+    previous: Recipe | None = None,
+    flat_field: np.ndarray | None = None,
 ) -> Harmonization:
     """Estimate all sections together, after the bias fields that `previous` holds; see `estimate_harmonization`."""
     mean = _without_fields(shrunken.mean, previous)
-    return estimate_harmonization(mean, shrunken.valid, tissue.small, sections, shrink=shrunken.shrink, mode=mode)
+    options: dict[str, Any] = {"shrink": shrunken.shrink, "mode": mode, "flat": flat_field}
+    return estimate_harmonization(mean, shrunken.valid, tissue.small, sections, **options)
 
 
 def _fit(

@@ -43,7 +43,7 @@ from n4flow.timing import stage
 
 log = logging.getLogger("n4flow")
 
-COLUMNS = ("sample", "image", "mask", "sections", "voxel_um")
+COLUMNS = ("sample", "image", "mask", "flat_field", "sections", "voxel_um")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run(
     Parameters
     ----------
     input : path
-        A volume, or a CSV with columns sample, image and, optionally, mask, sections, voxel_um.
+        A volume, or a CSV with columns sample, image and, optionally, mask, flat_field, sections, voxel_um.
     outdir : path
         One folder for each sample appears here, complete or not at all.
     threads : int, optional
@@ -110,13 +110,16 @@ def run(
     """
     if dask_scheduler is not None:  # workers have working folders of their own
         input, outdir = Path(input).resolve(), Path(outdir).resolve()
-        parameters = {n: str(Path(v).resolve()) if n == "mask" and v else v for n, v in parameters.items()}
+        parameters = {
+            n: str(Path(v).resolve()) if n in ("mask", "flat_field") and v else v for n, v in parameters.items()
+        }
     resolved = resolve({**parameters, "input": str(input), "outdir": str(outdir)})
     backend = choose_backend(resolved["backend"]) if resolved["bias"] != "off" else resolved["backend"]
     asked = []
     for sample, image, own in read_samples(Path(input)):
         plan = make_plan(image, resolved | own, sample)
-        check_apart(Path(outdir) / plan.sample, [image, (resolved | own)["mask"], (resolved | own)["sections"]])
+        files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
+        check_apart(Path(outdir) / plan.sample, [image, *files])
         asked.append((plan, resolved | own))
     results = []
     for plan, settled in asked:
@@ -161,7 +164,7 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
         ] or [[]]
     names, rows = header, [dict(zip(header, line, strict=False)) for line in lines]
     if set(names) - set(COLUMNS) or not {"sample", "image"} <= set(names):
-        expected = "sample, image and, optionally, mask, sections, voxel_um"
+        expected = "sample, image and, optionally, mask, flat_field, sections, voxel_um"
         msg = f"sample sheet {path.name} has columns {', '.join(names)}; expected {expected}"
         raise InputError(msg)
     if not rows:
@@ -183,8 +186,9 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
 def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """Return the parameters that a row of the sheet sets for its sample."""
     own: dict[str, Any] = {}
-    if row.get("mask"):
-        own["mask"] = str(folder / str(row["mask"]))
+    for name in ("mask", "flat_field"):
+        if row.get(name):
+            own[name] = str(folder / str(row[name]))
     if row.get("voxel_um"):
         own["voxel_um"] = row["voxel_um"]
     if row.get("sections"):
@@ -239,7 +243,8 @@ def _run_sample(
 
     if parameters["harmonize"] != "off":
         with clock("HARMONIZE") as numbers:
-            fields = harmonization(shrunken, tissue, plan.sections, parameters["harmonize"], Recipe(corrections))
+            asked = (parameters["harmonize"], Recipe(corrections), plan.flat_field)
+            fields = harmonization(shrunken, tissue, plan.sections, *asked)
             corrections.append(fields)
             numbers.update(fields.summary())
         stages.append(numbers)

@@ -17,6 +17,7 @@ from n4flow.footprint import pass_bytes
 from n4flow.formats.grid import listed
 from n4flow.formats.omezarr import StoreLayout, plan_layout
 from n4flow.formats.space import store_needs
+from n4flow.harmonization.flat import read_flat
 from n4flow.parameters import iteration_list, voxel_size
 from n4flow.sections import SectionTable
 from n4flow.statistics import choose_shrink
@@ -53,6 +54,8 @@ class Plan:
         What the user should know before the run.
     margin : int
         Rows around a voxel that the recipe looks at.
+    flat_field : (Y, X) float32 array or None
+        Measured shading that every plane has.
     """
 
     sample: str
@@ -66,6 +69,7 @@ class Plan:
     batches: list[tuple[int, int]]
     warnings: list[str]
     margin: int = 0
+    flat_field: np.ndarray | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
@@ -79,6 +83,7 @@ class Plan:
             "voxel_um": volume.voxel_um,
             "origin_um": volume.origin_um,
             "mask": "given" if self.mask is not None else "estimated",
+            "flat_field": "given" if self.flat_field is not None else "not given",
             "sections": len(self.sections),
             "flagged_sections": [section.id for section in self.sections if not section.usable],
             "shrink": self.shrink,
@@ -96,8 +101,9 @@ class Plan:
 
     def _memory(self, threads: int) -> dict[str, int]:
         """Return the peak memory of a task of each streaming process; each further thread adds the same."""
-        layouts = (self.layout, self.mask_layout)
-        return pass_bytes(self.volume, *layouts, self.shrink, margin=self.margin, threads=threads)
+        layouts, flat = (self.layout, self.mask_layout), 0 if self.flat_field is None else self.flat_field.nbytes
+        needs = pass_bytes(self.volume, *layouts, self.shrink, margin=self.margin, threads=threads)
+        return {name: size + flat for name, size in needs.items()}
 
 
 def background_radius(radius_um: float, voxel_um: Mapping[str, float]) -> tuple[float, float]:
@@ -187,6 +193,7 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
         allow_missing_chunks=parameters["allow_missing_chunks"],
     )
     mask = open_mask(parameters["mask"], volume) if parameters["mask"] else None
+    flat_field = _flat_field(parameters, volume)
     sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
     lost = volume.metadata.get("missing_planes", [])
     if lost:
@@ -228,7 +235,22 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
         batches=_runs(len(sections), parameters["sections_per_task"]),
         warnings=warnings,
         margin=_margin(parameters["background_radius_um"], volume.voxel_um),
+        flat_field=flat_field,
     )
+
+
+def _flat_field(parameters: Mapping[str, Any], volume: Volume) -> np.ndarray | None:
+    """Read the flat field; refuse one that nothing would divide by, or that N4 would have to fit first."""
+    if not parameters["flat_field"]:
+        return None
+    for name, works, remedy in (
+        ("harmonize", ("safe", "auto", "full"), "harmonize divides by it; give harmonize safe, auto or full"),
+        ("bias", ("off", None), "N4 would fit the same shading before; give bias off"),
+    ):
+        if parameters[name] not in works:
+            msg = f"flat_field cannot be used with {name} {parameters[name]}: {remedy}, or leave flat_field out"
+            raise InputError(msg)
+    return read_flat(parameters["flat_field"], volume.shape)
 
 
 def _margin(radius_um: float, voxel_um: Mapping[str, float] | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,11 +22,15 @@ def harmonize(
     ],
     out: Out,
     recipe: RecipeDir = None,
+    flat_field: Annotated[
+        Path | None, typer.Option("--flat-field", help="Measured shading that every plane has: a file of one plane.")
+    ] = None,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
     """Even out all sections together: what neighbouring planes prove is taken off, anatomy stays."""
     from n4flow.chain import harmonization
+    from n4flow.harmonization import read_flat
     from n4flow.passes import TissueSource
     from n4flow.recipe import Recipe, save_correction
     from n4flow.sections import SectionTable
@@ -35,6 +40,7 @@ def harmonize(
         shrunken = ShrunkenVolume.concatenate([ShrunkenVolume.load(slab) for slab in parts(slabs, SHRUNKEN)])
         table = SectionTable.coerce(section_argument(sections), shrunken.mean.shape[0])
         previous = Recipe.load(recipe) if recipe else Recipe()
-        correction = harmonization(shrunken, TissueSource.load(masks), table, mode, previous)
+        flat = read_flat(flat_field, shrunken.full_shape) if flat_field else None
+        correction = harmonization(shrunken, TissueSource.load(masks), table, mode, previous, flat)
         save_correction(correction, out)
         numbers.update(correction.summary())

@@ -6,6 +6,7 @@ slow drift along the stack. What anatomy may have done stays, unless it is asked
 
 from n4flow.harmonization.api import harmonize
 from n4flow.harmonization.fields import Harmonization
+from n4flow.harmonization.flat import read_flat
 from n4flow.harmonization.prepare import MODES, estimate_harmonization
 
-__all__ = ["MODES", "Harmonization", "estimate_harmonization", "harmonize"]
+__all__ = ["MODES", "Harmonization", "estimate_harmonization", "harmonize", "read_flat"]

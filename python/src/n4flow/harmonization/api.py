@@ -10,6 +10,7 @@ import numpy as np
 from n4flow.arrays import is_dask, to_numpy
 from n4flow.correction import Where
 from n4flow.errors import InputError
+from n4flow.harmonization.flat import check_flat
 from n4flow.harmonization.prepare import estimate_harmonization
 from n4flow.lazy import apply_lazily
 from n4flow.planes import as_block, as_mask
@@ -80,27 +81,6 @@ def harmonize(
     shrunken = shrink_planes(vol, shrink)
     fields = _estimate(shrunken, _tissue([cover(inside, shrink)]), table, shrink, options)
     return fields.apply(vol.astype(np.float32), Where(0, 0, 0, shape)), fields
-
-
-def check_flat(flat_field: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return a flat field as float32 of mean log 0, None as None.
-
-    Raises
-    ------
-    InputError
-        Not of a plane's shape, or not positive.
-    """
-    if flat_field is None:
-        return None
-    flat = np.asarray(to_numpy(flat_field), np.float64)
-    flat = flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
-    if flat.shape != shape[1:]:
-        msg = f"the flat field must have the shape of a plane, {shape[1:]} (Y, X), got {flat.shape}"
-        raise InputError(msg)
-    if not (np.isfinite(flat) & (flat > 0)).all():
-        msg = "the flat field must be positive and finite everywhere; fill its holes"
-        raise InputError(msg)
-    return np.asarray(flat / np.exp(np.log(flat).mean()), np.float32)
 
 
 def _estimate(

@@ -14,7 +14,7 @@ from n4flow.errors import InputError
 from n4flow.fit import bspline
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.evaluate import Evaluator
-from n4flow.harmonization.geometry import CONTROLS, depth_basis, fit_step
+from n4flow.harmonization.geometry import CONTROLS, block_means, depth_basis, fit_step
 
 
 @dataclass
@@ -85,14 +85,17 @@ class Harmonization(Correction):
         return self._evaluator(where, shape).log_field(np.empty(shape, np.float32), thread_count(threads))
 
     def small_log_field(self, planes: slice, shape: tuple[int, int, int]) -> np.ndarray:
-        """Return the log field of some planes on the shrunken grid of `shape` that it was estimated from."""
+        """Return the log field of some planes on the shrunken grid of `shape`, with that of a given flat field."""
         lattices, per_sample = self.lattices[planes], fit_step(*shape[1:])
         axes = [
             bspline.grid_coordinates(n, samples, CONTROLS, per_sample=per_sample)
             for n, samples in zip(shape[1:], self.grid, strict=True)
         ]
         evaluator = Evaluator.of_planes(lattices, *axes)
-        return evaluator.log_field(np.empty(evaluator.shape, np.float32), thread_count(None))
+        found = evaluator.log_field(np.empty(evaluator.shape, np.float32), thread_count(None))
+        if self.flat is not None:
+            found += np.log(block_means(self.flat[None], self.step // per_sample))
+        return found
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return block / exp(log field); exact zeros and voxels that are not finite stay. See `Correction.apply`."""

@@ -100,3 +100,11 @@ def fit_step(height: int, width: int) -> int:
     (6, 1, 1)
     """
     return max(1, min(math.ceil(max(height, width) / SIDE), min(height, width) // FEWEST_SIDE))
+
+
+def block_means(values: np.ndarray, k: int) -> np.ndarray:
+    """Return means of k x k blocks in plane; those at the border may be smaller."""
+    rows, columns = (np.arange(0, n, k) for n in values.shape[1:])
+    sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), rows, axis=1), columns, axis=2)
+    sizes = np.minimum(k, values.shape[1] - rows)[:, None] * np.minimum(k, values.shape[2] - columns)[None]
+    return np.asarray(sums / sizes, np.float32)

@@ -11,7 +11,7 @@ from scipy import ndimage
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.harmonization.estimator import Estimator
 from n4flow.harmonization.fields import Harmonization
-from n4flow.harmonization.geometry import CONTROLS, DEGREES, Geometry, fit_step
+from n4flow.harmonization.geometry import CONTROLS, DEGREES, Geometry, block_means, fit_step
 from n4flow.harmonization.stages import Estimate, estimate
 from n4flow.sections import SectionTable
 
@@ -132,14 +132,6 @@ def _fitted_grid(
     if inside.any():
         logs = np.where(inside, logs - np.median(logs[inside]), np.float32(0))
     return logs, inside
-
-
-def block_means(values: np.ndarray, k: int) -> np.ndarray:
-    """Return means of k x k blocks in plane; those at the border may be smaller."""
-    rows, columns = (np.arange(0, n, k) for n in values.shape[1:])
-    sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), rows, axis=1), columns, axis=2)
-    sizes = np.minimum(k, values.shape[1] - rows)[:, None] * np.minimum(k, values.shape[2] - columns)[None]
-    return np.asarray(sums / sizes, np.float32)
 
 
 def _harmonization(
