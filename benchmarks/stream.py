@@ -1,16 +1,16 @@
 """The streaming passes beside reading alone and a plain copy of the same store by the same engine, in one run.
 
-    python benchmarks/stream.py --out benchmarks/results/stream.json          # 2 Gvoxel: about half an hour on 2 cores
+    python benchmarks/stream.py --out benchmarks/results/stream.json          # 2 Gvoxel: ten minutes a round on 2 cores
     python benchmarks/stream.py --planes 32 64 --side 512 --repeats 1         # a quick look
     python benchmarks/stream.py --planes 16 --side 10000                      # wide planes
     python benchmarks/stream.py --table benchmarks/results/stream.json        # the results as Markdown
 
-A phantom (uint16) of the most planes is written block by block; shorter volumes are its first planes. Every
+A phantom (uint16) of 32 planes is repeated along Z, block by block; shorter volumes are its first planes. Every
 measurement is a process of its own, after a warm-up on a tiny volume, so peak resident memory is that of one pass with
 Python and compiled kernels in it. Passes take turns; times are medians, ratios are medians of ratios within a round.
 On a machine that others use too, the ratios of CPU seconds say more than those of seconds.
 
-* read: every voxel of level 0 once, by the blocks of the passes.
+* read: every voxel of level 0 once, by the blocks of the passes; `read_zarrs` the same by the zarrs library.
 * copy: read, and written as a store like the input, uint16 with its pyramid; `copy_float32` writes float32.
 * shrink, statistics, render: the passes of the workflow. `render` writes uint16, `render_float32` float32, both with
   the tissue mask beside the image.
@@ -38,12 +38,13 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-PASSES = ("read", "copy", "copy_float32", "shrink", "statistics", "render", "render_float32", "peers")
+PASSES = ("read", "read_zarrs", "copy", "copy_float32", "shrink", "statistics", "render", "render_float32", "peers")
 BESIDE = {
+    "read_zarrs": "read",
     "shrink": "read",
     "statistics": "read",
     "render": "copy",
@@ -52,6 +53,7 @@ BESIDE = {
 }
 PEER_STAGES = 5
 PLANES_PER_SECTION = 8
+PERIOD = 32  # planes of the phantom, which come again and again: only their noise would differ
 WIDE = 1 << 26  # voxels of a plane from which a phantom of it would take too long: noise on a smooth shape instead
 
 
@@ -64,7 +66,12 @@ def write_input(path: Path, planes: int, side: int) -> None:
     from n4flow.phantom_options import PhantomOptions
 
     if side * side < WIDE:
-        Phantom(PhantomOptions(sections=-(-planes // 8), planes=8, size=(side, side), dtype="uint16")).write(path)
+        few = path.with_name(f"period_of_{path.name}")
+        sections = -(-min(planes, PERIOD) // PLANES_PER_SECTION)
+        size = (side, side)
+        Phantom(PhantomOptions(sections=sections, planes=PLANES_PER_SECTION, size=size, dtype="uint16")).write(few)
+        repeat(few, path, planes)
+        shutil.rmtree(few)
         return
     _copy(path, (planes, side, side), "uint16", partial(_noisy_rows, side=side, rng=np.random.default_rng(0)))
 
@@ -91,17 +98,17 @@ def _copy(path: Path, shape: tuple[int, int, int], dtype: str, rows_of: Callable
                     writer.write(rows[: min(8, stop - z)], z, y)
 
 
-def shorten(source: Path, target: Path, planes: int) -> None:
-    """Write the first planes of a store as a store of its own."""
+def repeat(source: Path, target: Path, planes: int) -> None:
+    """Write the planes of a store again and again, so many in all, as a store of its own."""
     from n4flow.volume import open_volume
 
     volume = open_volume(source)
-    _copy(
-        target,
-        (planes, *volume.shape[1:]),
-        "uint16",
-        lambda z, y, rows: volume.read(slice(z, z + 8), slice(y, y + rows)),
-    )
+    period = volume.shape[0]
+
+    def rows_of(z: int, y: int, rows: int) -> np.ndarray:
+        return volume.read(slice(z % period, z % period + 8), slice(y, y + rows))
+
+    _copy(target, (planes, *volume.shape[1:]), "uint16", rows_of)
 
 
 # -------------------------------------------------------------------------------------------------------- what is timed
@@ -149,10 +156,12 @@ class Job:
         for number, correction in enumerate([bias, *found]):
             save_correction(correction, work / f"{20 + 10 * number}_{correction.kind}.npz")
 
-    def read(self) -> None:
-        """Read every voxel."""
+    def read(self, engine: str = "ours") -> None:
+        """Read every voxel; with `zarrs` by that library."""
         from n4flow.passes import stream
 
+        if engine == "zarrs":  # a reader that knows no way of its own
+            cast(Any, self.volume.reader)._chunks = None
         for _block in stream(self.volume, 0, self.volume.shape[0]):
             pass
 
@@ -291,21 +300,18 @@ def drop(store: Path) -> None:
 
 def machine() -> dict[str, Any]:
     """Return the machine in words, and the versions that matter."""
-    model = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
-    )
-    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
     return {
-        "processor": model or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**20, 1),
+        "processor": f"{model or platform.processor()}, {len(os.sched_getaffinity(0))} cores, {vectors}",
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} on {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("n4flow", "numpy", "numba", "zarr", "zarrs", "numcodecs")},
+        "versions": {name: version(name) for name in ("n4flow", "numpy", "numba", "zarr", "zarrs", "numcodecs")},
+        "load_average_at_start": round(os.getloadavg()[0], 1),
     }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def in_process(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]:
@@ -329,7 +335,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     for planes in sorted(arguments.planes):
         store = root / f"volume_{planes}_{arguments.side}.ome.zarr"
         if not store.exists():
-            shorten(longest, store, planes)
+            repeat(longest, store, planes)
         volumes.append(one_volume(store, root / f"work_{planes}", arguments))
         if store != longest:
             shutil.rmtree(store)
@@ -396,7 +402,7 @@ def table(results: dict[str, Any]) -> str:
             cells = (where, "chain", f"{chain['seconds_per_gigavoxel']:.2f}", "", "", "", "")
             lines.append(f"| {' | '.join(cells)} | {chain['peak_bytes'] / 1e6:.0f} |")
         share = 100 * volume["work_bytes"] / volume["raw_bytes"]
-        lines.append(f"\n{where}: work directory beside the result {share:.2f} % of the voxels' bytes.\n")
+        lines.append(f"| {where} | work directory | | | | | | {share:.1f} % of the voxels' bytes |")
     return "\n".join(lines)
 
 
