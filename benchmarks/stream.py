@@ -72,6 +72,7 @@ def write_input(path: Path, planes: int, side: int) -> None:
         Phantom(PhantomOptions(sections=sections, planes=PLANES_PER_SECTION, size=size, dtype="uint16")).write(few)
         repeat(few, path, planes)
         shutil.rmtree(few)
+        few.with_name(few.name.removesuffix(".ome.zarr") + ".sections.tsv").unlink()
         return
     _copy(path, (planes, side, side), "uint16", partial(_noisy_rows, side=side, rng=np.random.default_rng(0)))
 
@@ -168,15 +169,14 @@ class Job:
     def copy(self, dtype: str = "input") -> None:
         """Read, and write a store of the same kind."""
         from n4flow.formats.omezarr import SlabWriter, create_store
-        from n4flow.passes import Blocks, stream
+        from n4flow.passes import parts
 
         layout, out = self.plans[dtype].layout, self.work / "copied"
         create_store(out, layout)
-        blocks = Blocks.of(self.volume, *layout.levels[0].chunks[:2])
         for start, stop in self.plans[dtype].slabs:
             with SlabWriter(out, layout, start, stop) as writer:
-                for z, y, block in stream(self.volume, start, stop, blocks):
-                    writer.write(block, z, y)
+                for z, y, part in parts(self.volume, start, stop, layout.levels[0].chunks):
+                    writer.write(part, z, y)
 
     def shrink(self) -> None:
         """Run SHRINK."""
@@ -419,6 +419,7 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="drop the input from the page cache before each pass")
     parser.add_argument("--work", default="bench-stream", help="folder for the volumes; the longest one is kept")
     parser.add_argument("--out", help="where the results go, as JSON")
+    parser.add_argument("--add", action="store_true", help="keep the other volumes that the results hold already")
     parser.add_argument("--table", help="print the table of results that were written before")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
@@ -431,6 +432,10 @@ def main() -> None:
         print(table(json.loads(Path(arguments.table).read_text(encoding="utf-8"))))
         return
     results = benchmark(arguments)
+    if arguments.add and Path(arguments.out).exists():
+        shapes = [volume["shape"] for volume in results["volumes"]]
+        held = json.loads(Path(arguments.out).read_text(encoding="utf-8"))["volumes"]
+        results["volumes"] = [*(volume for volume in held if volume["shape"] not in shapes), *results["volumes"]]
     text = json.dumps(results, indent=1)
     if arguments.out:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 from n4flow.accumulate import STRIP_VOXELS
 from n4flow.bins import N_BINS
 from n4flow.formats.layout import StoreLayout
-from n4flow.passes import Blocks
+from n4flow.passes import Blocks, in_parts
 from n4flow.volume import Volume
 
 INTERPRETER = 450_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
@@ -52,11 +52,13 @@ def pass_bytes(
     tables = threads * (2 * 8 * 3 * 2 * N_BINS + 3 * 4 * STRIP_VOXELS)
     decoding = threads * 2 * math.prod(volume.chunks) * volume.dtype.itemsize
     masks = small * (planes + volume.shape[0] // 8)
+    whole = not margin and in_parts(volume, 0, layout.levels[0].chunks)
+    held = threads * math.prod(layout.levels[0].chunks) * volume.dtype.itemsize if whole else 2 * render.nbytes(volume)
     parts = {
         "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * 8 + 12 * read.depth * volume.shape[2],
         "PLANE_STATISTICS": decoding + 2 * read.nbytes(volume) + tables + masks + 3 * planes * HISTOGRAM,
         "RENDER": decoding
-        + 2 * render.nbytes(volume)
+        + held
         + planes * small * 8
         + 12 * render.depth * small
         + masks

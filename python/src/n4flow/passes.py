@@ -201,6 +201,50 @@ def stream(
             yield z.start, y.start, values
 
 
+class Part:
+    """A box of a volume that is read piece by piece, by the threads that work on the pieces.
+
+    Parameters
+    ----------
+    volume : Volume
+    z, y : slice
+        Planes and rows, all columns.
+    """
+
+    def __init__(self, volume: Volume, z: slice, y: slice) -> None:
+        self.volume, self.z, self.y = volume, z, y
+        self.shape, self.dtype = (z.stop - z.start, y.stop - y.start, volume.shape[2]), volume.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, piece: tuple[slice, slice, slice]) -> np.ndarray:
+        """Return a piece in a buffer of this thread; slices have whole bounds."""
+        z, y, x = piece
+        out = scratch("piece", tuple(s.stop - s.start for s in piece), self.dtype)
+        first_z, first_y = self.z.start, self.y.start
+        box = slice(first_z + z.start, first_z + z.stop), slice(first_y + y.start, first_y + y.stop), x
+        return self.volume.read(*box, out=out)
+
+
+def parts(volume: Volume, z_start: int, z_stop: int, chunk: tuple[int, int, int]) -> Iterator[tuple[int, int, Part]]:
+    """Yield (first plane, first row, part) between two planes, to be cut into chunks of a result; see `in_parts`."""
+    blocks = Blocks.of(volume, *chunk[:2])
+    cuts = list(blocks.cuts(volume, z_start, z_stop))
+    whole = slice(0, volume.shape[2])
+    for number, (z, y) in enumerate(cuts):
+        for ahead in cuts[number + 1 : number + 2]:
+            volume.reader.expect(*ahead, whole)
+        yield z.start, y.start, Part(volume, z, y)
+
+
+def in_parts(volume: Volume, z_start: int, chunk: tuple[int, int, int]) -> bool:
+    """Return whether chunks of a result are whole chunks of the volume, so that threads may read what they work on."""
+    sizes = zip(chunk, volume.chunks, volume.shape, strict=True)
+    aligned = all(c % own == 0 or c >= size for c, own, size in sizes)
+    return volume.reader.by_chunks and aligned and z_start % volume.chunks[0] == 0
+
+
 def margin_first(recipe: Recipe) -> tuple[Recipe, Recipe]:
     """Split a recipe after the last correction that looks at neighbours: what needs a halo, and what is pointwise."""
     last = max((i + 1 for i, correction in enumerate(recipe) if any(correction.margin)), default=0)

@@ -21,7 +21,7 @@ from n4flow.formats.checksums import Checksums
 from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_layout, validate_store, write_omero
 from n4flow.formats.space import check_space
 from n4flow.normalize import PlaneRange
-from n4flow.passes import TissueSource, margin_first, prepared
+from n4flow.passes import TissueSource, in_parts, margin_first, parts, prepared
 from n4flow.plan import output_dtype
 from n4flow.planes import scratch
 from n4flow.recipe import Recipe
@@ -97,7 +97,11 @@ def render_slab(
     with ExitStack() as stack:
         for writer in writers:
             stack.enter_context(writer)
-        for z, y, block in prepared(volume, z_start, z_stop, around, depth, height):
+        if not around and in_parts(volume, z_start, chunks[0]):
+            blocks: Any = parts(volume, z_start, z_stop, (depth, height, chunks[0][2]))
+        else:
+            blocks = prepared(volume, z_start, z_stop, around, depth, height)
+        for z, y, block in blocks:
             image.write(block, z, y, through=tiles.corrected)
             shrinker.merge(slice(z - z_start, z - z_start + len(block)), tiles.measured)
             tiles.measured.clear()

@@ -98,6 +98,15 @@ class BloscChunks:
         for _done in self._pool.map(lambda index: self._decode(index, box, out), chunks):
             pass
 
+    def expect(self, box: Box) -> None:
+        """Have the system read the chunks of a box ahead, while other work is done."""
+        spans = [range(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.chunk, strict=True)]
+        for index in product(*spans):
+            path, place, size = self._place(index)
+            if size != 0:
+                with path.open("rb", buffering=0) as stream:
+                    os.posix_fadvise(stream.fileno(), place, size or 0, os.POSIX_FADV_WILLNEED)
+
     def _decode(self, index: Index, box: Box, out: np.ndarray) -> None:
         """Put what a chunk holds of a box into `out`."""
         from numcodecs import blosc  # type: ignore[import-untyped]
@@ -111,25 +120,31 @@ class BloscChunks:
         if payload is None:
             out[tuple(target)] = self.fill
             return
-        values = scratch("decoded", self.chunk, self.dtype)
+        whole = all(cut == slice(0, c) for cut, c in zip(inside, self.chunk, strict=True))
+        straight = whole and out.shape == self.chunk  # the chunk is all of the box
+        values = out if straight else scratch("decoded", self.chunk, self.dtype)
         stated = struct.unpack("<III", payload[4:BLOSC_HEADER].tobytes()) if len(payload) >= BLOSC_HEADER else ()
         if not stated or (stated[0], stated[2]) != (values.nbytes, len(payload)):
             msg = f"chunk {index} is cut short or damaged"
             raise ValueError(msg)
         blosc.decompress(payload, values)
-        out[tuple(target)] = values[tuple(inside)]
+        if not straight:
+            out[tuple(target)] = values[tuple(inside)]
+
+    def _place(self, index: Index) -> tuple[Path, int, int | None]:
+        """Return the file of a chunk, where it begins, and its size: None for all of it, 0 for a chunk left out."""
+        counts = [f // c for f, c in zip(self.grid.file, self.chunk, strict=True)]
+        path = self.folder / self.grid.key(tuple(i // n for i, n in zip(index, counts, strict=True)))
+        if not self.sharded:
+            return path, 0, None
+        offset, nbytes = self._index(path, tuple(counts))[tuple(i % n for i, n in zip(index, counts, strict=True))]
+        return (path, 0, 0) if offset == EMPTY else (path, int(offset), int(nbytes))
 
     def _payload(self, index: Index) -> np.ndarray | None:
         """Return the bytes of a chunk in a buffer of this thread; None where a shard leaves it out."""
-        counts = [f // c for f, c in zip(self.grid.file, self.chunk, strict=True)]
-        path = self.folder / self.grid.key(tuple(i // n for i, n in zip(index, counts, strict=True)))
-        place, size = 0, None
-        if self.sharded:
-            entries = self._index(path, tuple(counts))
-            offset, nbytes = entries[tuple(i % n for i, n in zip(index, counts, strict=True))]
-            if offset == EMPTY:
-                return None
-            place, size = int(offset), int(nbytes)
+        path, place, size = self._place(index)
+        if size == 0:
+            return None
         with path.open("rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size if size is None else size
             payload: Any = scratch("payload", (size,), np.uint8)

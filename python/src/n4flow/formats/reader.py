@@ -59,6 +59,15 @@ class Reader(ABC):
         """Read a box into `out`, a C-contiguous array of its shape and of the reader's dtype."""
         np.copyto(out, self.read(z, y, x))
 
+    @property
+    def by_chunks(self) -> bool:
+        """Whether boxes of whole chunks may be read by several threads, each by itself, as fast as larger boxes."""
+        return False
+
+    def expect(self, z: slice, y: slice, x: slice) -> None:
+        """Have the system read a box ahead, where `by_chunks` holds."""
+        raise NotImplementedError
+
 
 class ArrayReader(Reader):
     """An array in memory, or memory mapped, as a volume."""

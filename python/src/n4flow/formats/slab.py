@@ -121,7 +121,7 @@ class SlabWriter:
         else:
             self.abandon()
 
-    def write(self, block: np.ndarray, z: int, y: int = 0, x: int = 0, through: Through | None = None) -> None:
+    def write(self, block: Any, z: int, y: int = 0, x: int = 0, through: Through | None = None) -> None:
         """Write a (z, y, x) block whose first voxel lies at (z, y, x) of level 0.
 
         Each voxel of the slab is written exactly once; the order is free, and plane by plane or tile by tile are
@@ -130,6 +130,7 @@ class SlabWriter:
         Parameters
         ----------
         block : (z, y, x) array
+            Or what has its shape and dtype and gives parts of it: they are taken by the threads that compress them.
         z, y, x : int
         through : function, optional
             Called with a part of the block and, as `at`, the place (z, y, x) of its first voxel; yields what is written
@@ -145,7 +146,6 @@ class SlabWriter:
         DiskFullError
             Space, inodes or a quota are used up.
         """
-        block = np.asarray(block)
         stop = tuple(a + n for a, n in zip((z, y, x), block.shape, strict=True))
         low, high = self._planes[0]
         shape = self._layout.shape
@@ -229,7 +229,7 @@ class SlabWriter:
         return count
 
     def _parts(
-        self, level: int, start: Index, values: np.ndarray, through: Through | None = None
+        self, level: int, start: Index, values: Any, through: Through | None = None
     ) -> Iterator[Callable[[], _Done]]:
         """Yield one task per chunk of `level` that `values`, whose first voxel lies at `start`, takes part in."""
         layout = self._layout.levels[level]
@@ -266,13 +266,14 @@ class SlabWriter:
                 if complete:
                     yield partial(self._finish, chunk, inside)
             else:
-                fill = partial(self._fill, chunk, values[source], target, inside, complete=complete)
+                fill = partial(self._fill, chunk, values, source, target, inside, complete=complete)
                 yield fill if through is None else partial(fill, through=partial(through, at=_triple(low)))
 
     def _fill(
         self,
         chunk: _Chunk,
-        values: np.ndarray,
+        block: Any,
+        source: tuple[slice, ...],
         target: tuple[slice, ...],
         inside: list[int],
         *,
@@ -280,6 +281,7 @@ class SlabWriter:
         through: Callable[[np.ndarray], Iterator[np.ndarray]] | None = None,
     ) -> _Done:
         """Cast voxels into a chunk of level 0. One `write` has one part per chunk, so no two threads share one."""
+        values = np.asarray(block[source])
         if chunk.values is None:
             shape = self._layout.levels[0].chunks
             # a chunk that is filled here at once lies in a buffer of this thread

@@ -125,6 +125,17 @@ class ZarrReader(Reader):
             self._array.get_basic_selection(box, out=buffer)
 
     @property
+    def by_chunks(self) -> bool:
+        """Whether the chunks are decoded by code of ours, in the thread that asks."""
+        return self._chunks is not None and self._select.in_order
+
+    def expect(self, z: slice, y: slice, x: slice) -> None:
+        """Have the system read a box ahead."""
+        if self._chunks is not None:
+            with self._complaining(z):
+                self._chunks.expect(self._select.box(z, y, x))
+
+    @property
     def _array(self) -> Any:
         """The zarr array, opened once in each process."""
         if self._handle is None:
