@@ -107,12 +107,16 @@ def written(folder, estimated, recipe, volume, **options):
 
 
 @pytest.mark.parametrize("cut", [1, 3], indirect=True)
-@pytest.mark.parametrize("chunks", [(12, 70, 90), (1, 70, 90), (5, 16, 11)])
+@pytest.mark.parametrize(
+    ("chunks", "codec"),
+    [((12, 70, 90), "auto"), ((1, 70, 90), "auto"), ((5, 16, 11), "auto"), ((2, 16, 32), zarr.codecs.BloscCodec())],
+)
 @pytest.mark.parametrize("kind", ["whole", "background"])
-def test_every_cut_gives_the_bits_of_the_array_in_memory(tmp_path, estimated, cut, chunks, kind):
-    store = zarr.create_array(tmp_path / "in.zarr", shape=SHAPE, chunks=chunks, dtype="uint16")
+def test_every_cut_gives_the_bits_of_the_array_in_memory(tmp_path, estimated, cut, chunks, codec, kind):
+    store = zarr.create_array(tmp_path / "in.zarr", shape=SHAPE, chunks=chunks, dtype="uint16", compressors=codec)
     store[:] = estimated.values
     volume = open_volume(tmp_path / "in.zarr", voxel_um=VOXEL)
+    assert passes.in_parts(volume, 0, (2, 16, 32)) == (codec != "auto")  # each thread decodes its own
     recipe = estimated.recipes[kind]
     expected = recipe.apply(estimated.values, tissue=tissue_of(estimated))
     for number, options in enumerate([{}, {"chunks": (2, 16, 32), "slab_planes": 4}]):
