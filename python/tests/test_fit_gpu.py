@@ -323,7 +323,7 @@ def test_itks_measure_side_by_side(device, shape, scale):
 def test_the_measure_of_few_voxels(device, n):
     kept = (1e-3 * RNG.standard_normal(n)).astype(np.float32)
     kept[3::11] = gpu.ABSENT
-    padded = np.full(-(-n // 8) * 8, gpu.ABSENT, np.float32)
+    padded = np.full(-(-n // gpu.LANES) * gpu.LANES, gpu.ABSENT, np.float32)
     padded[:n] = kept
     expected = itk_measure(padded, np.uintp(padded.size), 0.0, 0.0, 0.0, 0.0)
     assert device_measure(padded, (0, 0, 0), 0.0)[0] == pytest.approx(expected, rel=1e-4)

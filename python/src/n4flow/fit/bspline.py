@@ -16,6 +16,7 @@ Journal, 2005.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -143,10 +144,11 @@ def refine(lattice: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray
     """
     lattice = np.asarray(lattice, np.float64)
     for axis in range(lattice.ndim) if axes is None else axes:
-        if lattice.shape[axis] >= 4:
-            finer = np.tensordot(_refinement(lattice.shape[axis]), lattice, (1, axis))
-            lattice = np.moveaxis(finer, 0, axis)
-    return np.ascontiguousarray(lattice)
+        before, controls, after = lattice.shape[:axis], lattice.shape[axis], lattice.shape[axis + 1 :]
+        if controls >= 4:
+            stacked = lattice.reshape(math.prod(before), controls, math.prod(after))
+            lattice = (_refinement(controls) @ stacked).reshape(*before, -1, *after)
+    return lattice
 
 
 @functools.lru_cache(maxsize=64)

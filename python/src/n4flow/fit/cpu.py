@@ -69,7 +69,7 @@ class Work(NamedTuple):
     step: np.ndarray
     lines: np.ndarray  # (members, 2, cy * width) float32
     sums: np.ndarray  # (members, cy * width) float32
-    counts: np.ndarray  # (members, 4 * fine) int32
+    counts: np.ndarray  # (members, 2 * fine) int32
     table: np.ndarray  # (fine,) float32
     ones: np.ndarray
     places: np.ndarray  # (records,) int64
@@ -227,7 +227,7 @@ def _shared_room(packed: Packed, settings: FitSettings, members: int) -> dict[st
         "there": packed.unit_voxels.astype(np.float64),
         "ends": np.zeros((units, 2), np.float32),
         "changes": np.zeros((units, 2)),
-        "counts": np.empty((members, 4 * fine), np.int32),
+        "counts": np.empty((members, 2 * fine), np.int32),
         "table": np.empty(fine, np.float32),
         "ones": np.empty(fine, np.float32),
         "places": np.full(RECORDS, -1, np.int64),

@@ -16,7 +16,7 @@ import numpy as np
 from n4flow.fit import bspline
 from n4flow.fit.compiled import pieces, share, worthwhile, writeable
 from n4flow.fit.evaluate_kernels import field_block
-from n4flow.fit.vector import WIDE_LANES
+from n4flow.fit.vector import LANES
 
 Axes = Sequence[np.ndarray]  # parametric coordinates of each axis
 
@@ -106,7 +106,7 @@ def _lead(image: np.ndarray | None, out: np.ndarray) -> int:
     """Return how many voxels of `out` lie before whole vectors, or -1 where it is not to be written past the caches."""
     if image is None or out.nbytes < STREAMED_BYTES or image.ctypes.data == out.ctypes.data:
         return -1
-    return (-out.ctypes.data // out.itemsize) % WIDE_LANES
+    return (-out.ctypes.data // out.itemsize) % LANES
 
 
 def _plain(array: np.ndarray) -> bool:

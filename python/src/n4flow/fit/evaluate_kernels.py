@@ -8,11 +8,12 @@ import numpy as np
 
 from n4flow.fit import vector as v
 from n4flow.fit.compiled import fma, kernel, row_kernel
+from n4flow.fit.vector import blend
 
 up = np.uintp
 f4 = np.float32
 
-LANES = up(v.WIDE_LANES)
+LANES = up(v.LANES)
 AHEAD = up(1024)  # columns that are asked for ahead of their use: the processor's own looking ahead stops at each page
 LOG2_E = f4(1.4426950408889634)
 LARGEST_LOG = f4(80.0)  # of a field or its inverse: float32 ends at 88
@@ -29,26 +30,17 @@ E6 = f4(0.0001540353039338161)
 
 
 @row_kernel
-def blend(lines, at, stride, w0, w1, w2, w3):
-    """Return w0 lines[at] + w1 lines[at + stride] + .. + w3 lines[at + 3 stride] for a vector of columns."""
-    value = v.multiply(w0, v.wide_load(lines, at))
-    value = v.fma(w1, v.wide_load(lines, at + stride), value)
-    value = v.fma(w2, v.wide_load(lines, at + stride + stride), value)
-    return v.fma(w3, v.wide_load(lines, at + stride + stride + stride), value)
-
-
-@row_kernel
 def power_of_two(t):
     """Return 2^t: with k the whole number next to t, 2^(t - k) as a series, times 2^k by the exponent's bits."""
-    rounder = v.wide_splat(ROUNDER)
+    rounder = v.splat(ROUNDER)
     k = v.add(t, rounder)
     f = v.subtract(t, v.subtract(k, rounder))
-    p = v.fma(f, v.wide_splat(E6), v.wide_splat(E5))
-    p = v.fma(f, p, v.wide_splat(E4))
-    p = v.fma(f, p, v.wide_splat(E3))
-    p = v.fma(f, p, v.wide_splat(E2))
-    p = v.fma(f, p, v.wide_splat(E1))
-    return v.times_power_of_two(v.fma(f, p, v.wide_splat(f4(1))), k)
+    p = v.fma(f, v.splat(E6), v.splat(E5))
+    p = v.fma(f, p, v.splat(E4))
+    p = v.fma(f, p, v.splat(E3))
+    p = v.fma(f, p, v.splat(E2))
+    p = v.fma(f, p, v.splat(E1))
+    return v.times_power_of_two(v.fma(f, p, v.splat(f4(1))), k)
 
 
 @kernel
@@ -107,14 +99,14 @@ def field_row(lines, at, width, w, logarithm, out, start, n):
 def correct_vector(lines, at, width, w, image, place):
     """Return a vector of image values, corrected."""
     v.prefetch(image, place + AHEAD)
-    return v.multiply(v.wide_load(image, place), power_of_two(blend(lines, at, width, w[0], w[1], w[2], w[3])))
+    return v.multiply(v.load(image, place), power_of_two(blend(lines, at, width, w[0], w[1], w[2], w[3])))
 
 
 @row_kernel
 def correct_few(lines, at, width, w, image, out, place, n):
     """Correct fewer columns than fill a vector."""
     factor = power_of_two(blend(lines, at, width, w[0], w[1], w[2], w[3]))
-    v.store_first(out, place, v.multiply(v.wide_load_first(image, place, n), factor), n)
+    v.store_first(out, place, v.multiply(v.load_first(image, place, n), factor), n)
 
 
 @row_kernel
@@ -129,10 +121,10 @@ def whole_zeros(n):
 def row_weights(weights, y):
     """Return the four weights of a row."""
     return (
-        v.wide_splat(weights[y, 0]),
-        v.wide_splat(weights[y, 1]),
-        v.wide_splat(weights[y, 2]),
-        v.wide_splat(weights[y, 3]),
+        v.splat(weights[y, 0]),
+        v.splat(weights[y, 1]),
+        v.splat(weights[y, 2]),
+        v.splat(weights[y, 3]),
     )
 
 

@@ -82,7 +82,7 @@ def fit_sweep(member, members, words, rows, n_y, work, tables, weights_y, weight
 def field_sweep(member, members, words, rows, n_y, work, tables, state):
     """Claim pieces and take the new field off them."""
     stride = (up(state[FINE]) + up(64)) & ~up(15)
-    counts = work.counts[member, : up(4) * stride]
+    counts = work.counts[member, : up(2) * stride]
     counts[:] = np.int32(0)
     grid = (f4(state[ORIGIN]), f4(1.0 / state[STEP]), f4(state[FINE]))
     small = state[LARGEST] <= SMALL_STEP
@@ -92,7 +92,7 @@ def field_sweep(member, members, words, rows, n_y, work, tables, state):
             break
         field_unit(up(unit), member, rows, n_y, grid, small, tables, work, counts)
     for f in range(stride):
-        counts[f] += counts[f + stride] + counts[f + stride + stride] + counts[f + stride + stride + stride]
+        counts[f] += counts[f + stride]
 
 
 @kernel

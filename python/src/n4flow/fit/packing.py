@@ -89,10 +89,12 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
     flat_mask = writeable(mask, bool).reshape(n_z * n_y, n_x).view(np.uint8)
 
     first, stop = np.empty(n_z * n_y, np.uintp), np.empty(n_z * n_y, np.uintp)
-    counts = np.empty((n_z * n_y, 3), np.int64)  # in the mask, not finite, not above 0
+    found = np.empty(n_z * n_y, np.int64)  # usable voxels of each row
+    counts = []  # in the mask, not finite
 
     def look(start: int, end: int, values: np.ndarray) -> None:
-        find_hulls(values, flat_mask[start:end], first[start:end], stop[start:end], counts[start:end])
+        rows = slice(start, end)
+        counts.append(find_hulls(values, flat_mask[rows], first[rows], stop[rows], found[rows]))
 
     _by_rows(image, threads, look)
     lengths = -(-(stop - first).astype(np.int64) // LANES) * LANES
@@ -113,18 +115,18 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
         packed_weights = np.empty(log_image.size, np.float32)
         pack_rows(weights.reshape(n_z * n_y, n_x), flat_mask, first, stop, start, packed_weights)
         packed_weights[np.isinf(packed_weights)] = 0
-    masked, nonfinite, nonpositive = (int(n) for n in counts.sum(axis=0))
+    masked, nonfinite = (sum(numbers) for numbers in zip(*counts, strict=True)) if counts else (0, 0)
     low, high, at_high = extremes(log_image)
-    usable = masked - nonfinite - nonpositive
+    ends = np.concatenate(([0], np.cumsum(found)))
+    usable = int(ends[-1])
     survey = Survey(
-        Voxels(masked, nonfinite, nonpositive),
+        Voxels(masked, nonfinite, masked - nonfinite - usable),
         math.exp(low) if usable else 0.0,
         math.exp(high) if usable else 0.0,
         int(at_high),
     )
     units = _units(start, n_y)
-    sums = np.concatenate(([0], np.cumsum(counts[:, 0] - counts[:, 1] - counts[:, 2])))
-    voxels = sums[units[:, 1].astype(np.int64)] - sums[units[:, 0].astype(np.int64)]
+    voxels = ends[units[:, 1].astype(np.int64)] - ends[units[:, 0].astype(np.int64)]
     rows = Rows(log_image, packed_weights, first, start, units)
     return Packed(rows, (n_z, n_y, n_x), (n_x // LANES + 2) * LANES, voxels, survey)
 

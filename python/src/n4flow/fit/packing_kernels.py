@@ -23,25 +23,30 @@ def usable(mask, value):
 
 
 @kernel
-def find_hulls(values, mask, first, stop, counts):
+def find_hulls(values, mask, first, stop, found):
     """Find the stretch of each row that holds its usable voxels.
 
     Parameters
     ----------
     values : (rows, X) float32 array
-    mask : (rows, X) uint8 array
+    mask : (rows, X) uint8 array of 0 and 1
     first, stop : (rows,) uintp arrays
         Written; equal where a row has none.
-    counts : (rows, 3) int64 array
-        Written: voxels in the mask; of those, not finite; of those, finite and not above 0.
+    found : (rows,) int64 array
+        Written: usable voxels.
+
+    Returns
+    -------
+    masked, nonfinite : int
+        Voxels in the mask; of those, not finite.
     """
     n_x = np.uintp(values.shape[1])
+    all_masked, all_finite = np.int64(0), np.int64(0)
     for r in range(np.uintp(values.shape[0])):
-        masked = np.int64(0)
+        masked = np.int32(0)
         for x in range(n_x):
-            masked += mask[r, x] != 0
-        counts[r, 0], counts[r, 1], counts[r, 2] = masked, 0, 0
-        first[r], stop[r] = 0, 0
+            masked += np.int32(mask[r, x])
+        found[r], first[r], stop[r] = 0, 0, 0
         if masked == 0:
             continue
         a, b = np.uintp(0), n_x
@@ -49,17 +54,20 @@ def find_hulls(values, mask, first, stop, counts):
             a += _ONE
         while mask[r, b - _ONE] == 0:
             b -= _ONE
-        finite, positive = np.int64(0), np.int64(0)
+        finite, positive = np.int32(0), np.int32(0)
         for x in range(b - a):
-            finite += (mask[r, a + x] != 0) & (abs(values[r, a + x]) < OUTSIDE)
-            positive += usable(mask[r, a + x], values[r, a + x])
-        counts[r, 1], counts[r, 2] = masked - finite, finite - positive
+            finite += np.int32((mask[r, a + x] != 0) & (abs(values[r, a + x]) < OUTSIDE))
+            positive += np.int32(usable(mask[r, a + x], values[r, a + x]))
+        all_masked += masked
+        all_finite += finite
+        found[r] = positive
         if positive:
             while not usable(mask[r, a], values[r, a]):
                 a += _ONE
             while not usable(mask[r, b - _ONE], values[r, b - _ONE]):
                 b -= _ONE
             first[r], stop[r] = a, b
+    return all_masked, all_masked - all_finite
 
 
 @kernel

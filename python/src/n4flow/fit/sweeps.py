@@ -13,7 +13,7 @@ import numpy as np
 
 from n4flow.fit import vector as v
 from n4flow.fit.compiled import kernel, row_kernel
-from n4flow.fit.vector import highest_of, lowest_of, sum_of
+from n4flow.fit.vector import blend, highest_of, lowest_of, sum_of
 
 up = np.uintp
 f4 = np.float32
@@ -23,15 +23,6 @@ SMALL_STEP = 0.1  # |step of the log field| up to which four terms give expm1 to
 ABSENT = f4(1e9)  # marks voxels outside the mask among the changes
 PRESENT = f4(1e8)  # changes of voxels in the mask are below
 TERMS = 12  # for larger ones: to 1e-7 up to 1, and far above any threshold beyond
-
-
-@row_kernel
-def blend(lines, at, stride, w0, w1, w2, w3):
-    """Return w0 lines[at] + w1 lines[at + stride] + .. + w3 lines[at + 3 stride] for a vector of columns."""
-    value = v.multiply(w0, v.load(lines, at))
-    value = v.fma(w1, v.load(lines, at + stride), value)
-    value = v.fma(w2, v.load(lines, at + stride + stride), value)
-    return v.fma(w3, v.load(lines, at + stride + stride + stride), value)
 
 
 @kernel
@@ -211,14 +202,10 @@ def field_row(
 
 @row_kernel
 def count(index, at, n, counts, stride):
-    """Count indices into four histograms, `stride` apart: equal neighbours would wait for each other in one."""
-    two = stride + stride
-    three = two + stride
-    for x in range(at, at + n, up(4)):
+    """Count indices into two histograms, `stride` apart: equal neighbours would wait for each other in one."""
+    for x in range(at, at + n, up(2)):
         counts[up(index[x])] += np.int32(1)
         counts[up(index[x + up(1)]) + stride] += np.int32(1)
-        counts[up(index[x + up(2)]) + two] += np.int32(1)
-        counts[up(index[x + up(3)]) + three] += np.int32(1)
 
 
 @kernel
@@ -270,7 +257,7 @@ def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
         Log intensity at the start of the fine bins, bins to a unit of it, and the bin of voxels outside the mask.
     small : bool
         Whether the step is small everywhere.
-    counts : (4 * stride,) int32 array
+    counts : (2 * stride,) int32 array
         This member's counts of fine bins.
 
     Writes
@@ -297,7 +284,7 @@ def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
     blend_slabs(work.step, tables.first_z[z] * slab, slab, tables.weight_z[z], steps, low_line, high_line)
     index, kept = work.fine_index, work.kept
     keep = rows.start[end] <= up(kept.size)
-    stride = up(counts.size) // up(4)
+    stride = up(counts.size) // up(2)
     zero = v.splat(f4(0))
     low, high, total, squares = v.splat(grid[2]), zero, zero, zero
     first_low = grid[2]

@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Vectors of eight or sixteen float32 in compiled code.
+"""Vectors of sixteen float32 in compiled code.
 
 The compiler makes vectors of plain loops by itself, but for the sweeps over the voxels that is not enough: rows are
 short, and before each of them it would check at run time whether any of a dozen arrays overlap. A loop written with
@@ -18,37 +18,33 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
-LANES = 8
-WIDE_LANES = 16  # where rows are long and nothing depends on how they are filled up
+from n4flow.fit.compiled import row_kernel
+
+LANES = 16
 
 _INDEX = ir.IntType(32)
 
 
+def _lanes(kind):
+    """Return the LLVM type of as many of a kind as a vector has lanes."""
+    return ir.VectorType(kind, LANES)
+
+
+_FLOATS, _INTS, _FLAGS = _lanes(ir.FloatType()), _lanes(_INDEX), _lanes(ir.IntType(1))
+
+
 class _Vector(types.Type):
-    def __init__(self, lanes):
-        self.lanes = lanes
-        super().__init__(name=f"float32x{lanes}")
-
-    def of(self, kind):
-        """Return as many of another LLVM type."""
-        return ir.VectorType(kind, self.lanes)
-
-    @property
-    def floats(self):
-        return self.of(ir.FloatType())
-
-    @property
-    def ints(self):
-        return self.of(_INDEX)
+    def __init__(self):
+        super().__init__(name=f"float32x{LANES}")
 
 
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, kind.floats)
+        super().__init__(manager, kind, _FLOATS)
 
 
-vector, wide = _Vector(LANES), _Vector(WIDE_LANES)
+vector = _Vector()
 
 
 def _address(context, builder, array_type, array, index, kind=None):
@@ -62,10 +58,10 @@ def _spread(builder, kind, number):
     return builder.shuffle_vector(builder.insert_element(nothing, number, _INDEX(0)), nothing, none)
 
 
-def _first_lanes(builder, kind, number):
+def _first_lanes(builder, number):
     """Return which lanes come before a number of them."""
-    number = _spread(builder, kind.ints, builder.trunc(number, _INDEX))
-    return builder.icmp_unsigned("<", ir.Constant(kind.ints, list(range(kind.lanes))), number)
+    number = _spread(builder, _INTS, builder.trunc(number, _INDEX))
+    return builder.icmp_unsigned("<", ir.Constant(_INTS, list(range(LANES))), number)
 
 
 def _choose(builder, comparison, a, b):
@@ -73,38 +69,29 @@ def _choose(builder, comparison, a, b):
     return builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
 
 
-def _load(kind, array, index):
-    def build(context, builder, signature, values):
-        return builder.load(_address(context, builder, signature.args[0], *values, kind.floats), align=4)
-
-    return kind(array, index), build
-
-
 @intrinsic
 def load(context, array, index):
     """Return array[index : index + LANES]."""
-    return _load(vector, array, index)
+
+    def build(context, builder, signature, values):
+        return builder.load(_address(context, builder, signature.args[0], *values, _FLOATS), align=4)
+
+    return vector(array, index), build
 
 
 @intrinsic
-def wide_load(context, array, index):
-    """Return array[index : index + WIDE_LANES]."""
-    return _load(wide, array, index)
-
-
-@intrinsic
-def wide_load_first(context, array, index, number):
+def load_first(context, array, index, number):
     """Return array[index : index + number] in the first lanes and 0 in the others; what lies there is not read."""
 
     def build(context, builder, signature, values):
-        name = f"llvm.masked.load.v{wide.lanes}f32.p0v{wide.lanes}f32"
-        parameters = [wide.floats.as_pointer(), _INDEX, wide.of(ir.IntType(1)), wide.floats]
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(wide.floats, parameters), name)
-        address = _address(context, builder, signature.args[0], *values[:2], wide.floats)
-        lanes = _first_lanes(builder, wide, values[2])
-        return builder.call(function, [address, _INDEX(4), lanes, ir.Constant(wide.floats, [0.0] * wide.lanes)])
+        name = f"llvm.masked.load.v{LANES}f32.p0v{LANES}f32"
+        parameters = [_FLOATS.as_pointer(), _INDEX, _FLAGS, _FLOATS]
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, parameters), name)
+        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
+        lanes = _first_lanes(builder, values[2])
+        return builder.call(function, [address, _INDEX(4), lanes, ir.Constant(_FLOATS, [0.0] * LANES)])
 
-    return wide(array, index, number), build
+    return vector(array, index, number), build
 
 
 @intrinsic
@@ -112,7 +99,7 @@ def store(context, array, index, value):
     """array[index : index + lanes] = value."""
 
     def build(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values[:2], value.floats)
+        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
         builder.store(values[2], address, align=4)
         return context.get_dummy_value()
 
@@ -124,11 +111,11 @@ def store_first(context, array, index, value, number):
     """array[index : index + number] = the first lanes of the value."""
 
     def build(context, builder, signature, values):
-        name = f"llvm.masked.store.v{value.lanes}f32.p0v{value.lanes}f32"
-        parameters = [value.floats, value.floats.as_pointer(), _INDEX, value.of(ir.IntType(1))]
+        name = f"llvm.masked.store.v{LANES}f32.p0v{LANES}f32"
+        parameters = [_FLOATS, _FLOATS.as_pointer(), _INDEX, _FLAGS]
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), parameters), name)
-        address = _address(context, builder, signature.args[0], *values[:2], value.floats)
-        builder.call(function, [values[2], address, _INDEX(4), _first_lanes(builder, value, values[3])])
+        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
+        builder.call(function, [values[2], address, _INDEX(4), _first_lanes(builder, values[3])])
         return context.get_dummy_value()
 
     return types.void(array, index, value, number), build
@@ -139,8 +126,8 @@ def stream(context, array, index, value):
     """array[index : index + lanes] = value, past the caches; the address must be that of a whole vector."""
 
     def build(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values[:2], value.floats)
-        stored = builder.store(values[2], address, align=4 * value.lanes)
+        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
+        stored = builder.store(values[2], address, align=4 * LANES)
         stored.set_metadata("nontemporal", builder.module.add_metadata([_INDEX(1)]))
         return context.get_dummy_value()
 
@@ -167,8 +154,8 @@ def store_whole(context, array, index, value):
     """array[index : index + lanes] = the values without their fractions, as uint16."""
 
     def build(context, builder, signature, values):
-        shorts = value.of(ir.IntType(16))
-        whole = builder.trunc(builder.fptosi(values[2], value.ints), shorts)
+        shorts = _lanes(ir.IntType(16))
+        whole = builder.trunc(builder.fptosi(values[2], _INTS), shorts)
         builder.store(whole, _address(context, builder, signature.args[0], *values[:2], shorts), align=2)
         return context.get_dummy_value()
 
@@ -180,16 +167,16 @@ def look_up(context, table, array, index):
     """Return table[array[index : index + LANES]]; the array is of uint16."""
 
     def build(context, builder, signature, values):
-        longs, floats = vector.of(ir.IntType(64)), vector.of(ir.FloatType().as_pointer())
-        shorts, flags = vector.of(ir.IntType(16)), vector.of(ir.IntType(1))
+        longs, floats = _lanes(ir.IntType(64)), _lanes(ir.FloatType().as_pointer())
+        shorts, flags = _lanes(ir.IntType(16)), _FLAGS
         base = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
         base = _spread(builder, longs, builder.ptrtoint(base, ir.IntType(64)))
         places = builder.load(_address(context, builder, signature.args[1], *values[1:], shorts), align=2)
         bytes_in = builder.shl(builder.zext(places, longs), ir.Constant(longs, [2] * LANES))
-        kind = ir.FunctionType(vector.floats, [floats, _INDEX, flags, vector.floats])
+        kind = ir.FunctionType(_FLOATS, [floats, _INDEX, flags, _FLOATS])
         name = f"llvm.masked.gather.v{LANES}f32.v{LANES}p0f32"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
-        everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(vector.floats, ir.Undefined)
+        everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(_FLOATS, ir.Undefined)
         addresses = builder.inttoptr(builder.add(base, bytes_in), floats)
         return builder.call(function, [addresses, _INDEX(4), everywhere, nothing])
 
@@ -204,22 +191,20 @@ def pairs_at(context, table, places):
     """
 
     def build(context, builder, signature, values):
-        longs, addresses = vector.of(ir.IntType(64)), vector.of(ir.IntType(64).as_pointer())
-        flags = vector.of(ir.IntType(1))
+        longs, addresses = _lanes(ir.IntType(64)), _lanes(ir.IntType(64).as_pointer())
+        flags = _FLAGS
         base = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
         base = _spread(builder, longs, builder.ptrtoint(base, ir.IntType(64)))
-        bytes_in = builder.shl(
-            builder.zext(builder.fptosi(values[1], vector.ints), longs), ir.Constant(longs, [3] * LANES)
-        )
+        bytes_in = builder.shl(builder.zext(builder.fptosi(values[1], _INTS), longs), ir.Constant(longs, [3] * LANES))
         kind = ir.FunctionType(longs, [addresses, _INDEX, flags, longs])
         name = f"llvm.masked.gather.v{LANES}i64.v{LANES}p0i64"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
         everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(longs, ir.Undefined)
         places = builder.inttoptr(builder.add(base, bytes_in), addresses)
         both = builder.call(function, [places, _INDEX(8), everywhere, nothing])
-        first = builder.trunc(both, vector.ints)
-        second = builder.trunc(builder.lshr(both, ir.Constant(longs, [32] * LANES)), vector.ints)
-        parts = [builder.bitcast(part, vector.floats) for part in (first, second)]
+        first = builder.trunc(both, _INTS)
+        second = builder.trunc(builder.lshr(both, ir.Constant(longs, [32] * LANES)), _INTS)
+        parts = [builder.bitcast(part, _FLOATS) for part in (first, second)]
         return context.make_tuple(builder, signature.return_type, parts)
 
     return types.UniTuple(vector, 2)(table, places), build
@@ -228,15 +213,7 @@ def pairs_at(context, table, places):
 @intrinsic
 def splat(context, number):
     """Return a float32 in every lane."""
-    return vector(types.float32), lambda _context, builder, _signature, values: _spread(
-        builder, vector.floats, values[0]
-    )
-
-
-@intrinsic
-def wide_splat(context, number):
-    """Return a float32 in every lane of a wide vector."""
-    return wide(types.float32), lambda _context, builder, _signature, values: _spread(builder, wide.floats, values[0])
+    return vector(types.float32), lambda _context, builder, _signature, values: _spread(builder, _FLOATS, values[0])
 
 
 @intrinsic
@@ -272,10 +249,19 @@ def fma(context, a, b, c):
     """Return a b + c with one rounding."""
 
     def build(_context, builder, _signature, values):
-        kind = ir.FunctionType(a.floats, [a.floats] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{a.lanes}f32"), values)
+        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), values)
 
     return a(a, b, c), build
+
+
+@row_kernel
+def blend(lines, at, stride, w0, w1, w2, w3):
+    """Return w0 lines[at] + w1 lines[at + stride] + .. + w3 lines[at + 3 stride] for a vector of columns."""
+    value = multiply(w0, load(lines, at))
+    value = fma(w1, load(lines, at + stride), value)
+    value = fma(w2, load(lines, at + stride + stride), value)
+    return fma(w3, load(lines, at + stride + stride + stride), value)
 
 
 @intrinsic
@@ -293,7 +279,7 @@ def where_zero(context, a, value, other):
     """Return `value` where a is 0, else `other`."""
 
     def build(_context, builder, _signature, values):
-        is_zero = builder.fcmp_ordered("==", values[0], ir.Constant(a.floats, [0.0] * a.lanes))
+        is_zero = builder.fcmp_ordered("==", values[0], ir.Constant(_FLOATS, [0.0] * LANES))
         return builder.select(is_zero, *values[1:])
 
     return a(a, value, other), build
@@ -316,16 +302,16 @@ def times_power_of_two(context, value, power):
     """Return value 2^k, k the low bits of `power`, a float32 of 1.5 x 2^23 + k: its exponent's bits are raised by k."""
 
     def build(_context, builder, _signature, values):
-        ints = value.ints
-        raised = builder.shl(builder.bitcast(values[1], ints), ir.Constant(ints, [23] * value.lanes))
-        return builder.bitcast(builder.add(builder.bitcast(values[0], ints), raised), value.floats)
+        ints = _INTS
+        raised = builder.shl(builder.bitcast(values[1], ints), ir.Constant(ints, [23] * LANES))
+        return builder.bitcast(builder.add(builder.bitcast(values[0], ints), raised), _FLOATS)
 
     return value(value, power), build
 
 
-def _halve(builder, value, kind, join):
+def _halve(builder, value, join):
     """Return the lanes joined into one number: the upper half of them with the lower, until one is left."""
-    number = kind.lanes
+    number = LANES
     while number > 1:
         number //= 2
         nothing = ir.Constant(value.type, ir.Undefined)
@@ -338,16 +324,14 @@ def _halve(builder, value, kind, join):
 @intrinsic
 def sum_of(context, value):
     """Return the sum of a vector's lanes, added by halves."""
-    return types.float32(value), lambda _context, builder, _signature, values: _halve(
-        builder, values[0], value, builder.fadd
-    )
+    return types.float32(value), lambda _context, builder, _signature, values: _halve(builder, values[0], builder.fadd)
 
 
 @intrinsic
 def lowest_of(context, value):
     """Return the lowest of a vector's lanes."""
     return types.float32(value), lambda _context, builder, _signature, values: _halve(
-        builder, values[0], value, partial(_choose, builder, "<")
+        builder, values[0], partial(_choose, builder, "<")
     )
 
 
@@ -355,5 +339,5 @@ def lowest_of(context, value):
 def highest_of(context, value):
     """Return the highest of a vector's lanes."""
     return types.float32(value), lambda _context, builder, _signature, values: _halve(
-        builder, values[0], value, partial(_choose, builder, ">")
+        builder, values[0], partial(_choose, builder, ">")
     )
