@@ -15,11 +15,7 @@ from scipy import ndimage
 import n4flow
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError, N4flowWarning
-from n4flow.harmonization import kernels
-from n4flow.harmonization.evidence import FLOOR, Shifts, components
 from n4flow.harmonization.fields import Harmonization
-from n4flow.harmonization.geometry import DEGREES, Geometry, N
-from n4flow.harmonization.system import Chain, D, System
 from n4flow.histogram import SectionLookup
 from n4flow.phantom import Phantom
 from n4flow.phantom_options import PhantomOptions
@@ -36,7 +32,7 @@ PLANES = 6
 
 @cache
 def anatomy(kind: str = "brain") -> tuple[np.ndarray, np.ndarray]:
-    """Return (truth, tissue): a folded brain, the same with dark and bright exchanged, or cut along another axis."""
+    """Return (truth, tissue): a folded brain, the same inverted, with a midline, or cut along another axis."""
     options = PhantomOptions(
         sections=8, planes=6, size=SHAPE[1:], voxel_um=(120, 90, 90), seed=5, speckle=0, padding=False
     )
@@ -44,6 +40,11 @@ def anatomy(kind: str = "brain") -> tuple[np.ndarray, np.ndarray]:
     truth, tissue = block.truth, ndimage.binary_opening(block.tissue)
     if kind == "inverted":
         truth = np.where(tissue, 22000 - truth, truth)
+    if kind == "midline":  # three planes where everything is darker, unevenly
+        pattern = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=SHAPE[1:]), 3)
+        depth = np.array([0.1, 0.25, 0.1])[:, None, None] * (1 + 0.5 * pattern / pattern.std())
+        truth = truth.copy()
+        truth[22:25] *= np.exp(-depth)
     if kind == "sideways":
         truth, tissue = (np.ascontiguousarray(np.moveaxis(array, 2, 0)) for array in (truth, tissue))
     return truth.astype(np.float32), tissue
@@ -137,7 +138,7 @@ def test_gains_are_found_within_their_uncertainty() -> None:
 
 
 @pytest.mark.parametrize("mode", ["safe", "auto"])
-@pytest.mark.parametrize("kind", ["brain", "inverted", "sideways"])
+@pytest.mark.parametrize("kind", ["brain", "inverted", "midline", "sideways"])
 def test_what_needs_nothing_is_left_alone(kind: str, mode: str) -> None:
     truth, tissue = anatomy(kind)
     sections = cut(len(truth))
@@ -402,127 +403,3 @@ def test_matching_what_needed_nothing_is_called_out() -> None:
     assert any(sentence in reason for reason in measured(observed, matched, [lookup])["reasons"])
     even, fields = quiet(observed, tissue, cut(48))
     assert not any(sentence in reason for reason in measured(observed, even, [fields])["reasons"])
-
-
-# --------------------------------------------------------------------------------------------------------- the evidence
-
-
-def shifts_of(gain: float, jitter: float, seed: int, planes: int = 240, long: int = 8) -> Shifts:
-    """Return shifts of known making: anatomy 0.15 of the scatter, ten times as much at three places, and a drift."""
-    rng = np.random.default_rng(seed)
-    section = np.arange(planes) // long
-    scatter = rng.uniform(0.03, 0.06, planes - 1)
-    anatomy = rng.normal(0, 0.15, planes - 1) * scatter
-    anatomy[[40, 41, 150]] *= 10
-    drift = Geometry((planes, 24, 24), np.arange(0, planes + 1, long)).drift
-    anatomy += scatter * (drift[:-1] @ rng.normal(0, 0.2, drift.shape[1]))
-    level = rng.normal(0, gain, section.max() + 1)[section] + rng.normal(0, jitter, planes)
-    depth = ((np.arange(planes) % long) / max(long - 1, 1))[:, None]
-    shift = np.diff(level) + anatomy - 0.5 * np.diff(depth[:, 0])
-    upper = np.arange(planes - 1)
-    return Shifts(
-        shift, scatter, np.full(planes - 1, 1e-6), upper, upper + 1, section, np.diff(depth, axis=0), drift[:-1]
-    )
-
-
-def test_variances_are_told_apart_by_where_shifts_happen() -> None:
-    for seed in range(3):
-        found = components(shifts_of(0.12, 0.03, seed)).sd
-        assert found["gain"] == pytest.approx(0.12, rel=0.35)  # 30 gains tell their sd to 13 %, one sd
-        assert found["plane"] == pytest.approx(0.03, rel=0.25)  # 240 planes, 5 %
-        found = components(shifts_of(0.0, 0.0, seed)).sd
-        assert found["anatomy"] == pytest.approx(
-            0.15, rel=0.4
-        )  # what changed ten times as much does not count as usual
-        assert found["gain"] == FLOOR["gain"]
-        assert found["plane"] == FLOOR["plane"]
-
-
-def test_sections_of_one_plane_tell_gain_from_anatomy_by_going_back() -> None:
-    """Gain and jitter are then one thing; anatomy does not go back."""
-    found = components(shifts_of(0.1, 0.0, 0, long=1)).sd
-    assert np.hypot(found["gain"], found["plane"]) == pytest.approx(0.1, rel=0.25)
-    still = components(shifts_of(0.0, 0.0, 0, long=1)).sd
-    assert np.hypot(still["gain"], still["plane"]) < 2e-3
-
-
-# ---------------------------------------------------------------------------------------------------------- the algebra
-
-
-def weight_matrix(geometry: Geometry) -> np.ndarray:
-    """Return (voxels of a plane, n): the spline weights of every voxel, written out."""
-    fy, wy, fx, wx = geometry.axes
-    side = int(np.sqrt(N))
-    rows, columns = np.zeros((len(fy), side)), np.zeros((len(fx), side))
-    for first, weights, matrix in ((fy, wy, rows), (fx, wx, columns)):
-        for i, (start, four) in enumerate(zip(first, weights, strict=True)):
-            matrix[i, start : start + 4] = four
-    return np.kron(rows, columns)
-
-
-def test_normal_equations_are_those_of_the_written_out_matrix() -> None:
-    rng = np.random.default_rng(0)
-    geometry = Geometry((2, 11, 17), np.array([0, 2]))
-    weights = (rng.random((11, 17)) * (rng.random((11, 17)) > 0.3)).astype(np.float32)
-    target = rng.normal(size=(11, 17)).astype(np.float32)
-    gram, right = np.zeros((N, N)), np.zeros(N)
-    kernels.normal_equations(weights, target, *geometry.axes, gram, right)
-    b = weight_matrix(geometry)
-    np.testing.assert_allclose(gram, b.T @ (weights.reshape(-1, 1) * b), atol=1e-10)
-    np.testing.assert_allclose(right, b.T @ (weights.astype(float) * target).reshape(-1), atol=1e-10)
-
-
-@pytest.mark.parametrize("lengths", [(4, 1, 5, 2), (7,), (1, 1, 1), (2, 3)])
-def test_the_linear_solve_is_that_of_the_dense_system(lengths: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(1)
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    m, knots = len(row), 4
-    chain = Chain(np.arange(m), row, np.arange(m - 1))
-    depth, drift = rng.normal(size=(m, DEGREES)), rng.normal(size=(m, knots))
-    factors = rng.normal(size=(m - 1, N, 50))
-    gram, right = factors @ factors.transpose(0, 2, 1) / 50, rng.normal(size=(m - 1, N))
-    h, level = rng.random((m, N)), rng.normal(size=m)
-    system = System(chain, depth, drift)
-    scatter = rng.random(m - 1) + 0.5
-    system.add_pairs(gram, right, scatter)
-    system.add_levels(h, h.sum(axis=1), level)
-    q = len(system.border)
-    precisions = np.eye(N) * 2.0, 3.0, np.eye(q)
-    system.add_priors(*precisions)
-    found = system.solve()
-
-    # the same equations, one row of unknowns: lattices, gains, border
-    n_s = len(lengths)
-    size = n_s * N + m + q
-    gains = slice(n_s * N, n_s * N + m)
-
-    def plane(z: int) -> np.ndarray:
-        """Return (n, unknowns): the control points of plane z as the unknowns make them."""
-        rows = np.zeros((N, size))
-        rows[:, row[z] * N : (row[z] + 1) * N] = np.eye(N)
-        rows[:, gains.start + z] = 1
-        for i in range(DEGREES):
-            rows[:, gains.stop + i * N : gains.stop + (i + 1) * N] = depth[z, i] * np.eye(N)
-        rows[:, gains.stop + D.stop : gains.stop + D.stop + knots] = drift[z]
-        return rows
-
-    dense = np.diag(np.concatenate([np.full(n_s * N, 2.0), np.full(m, 3.0), np.ones(q)]))
-    target = np.zeros(size)
-    for k in range(m - 1):
-        rows = plane(k + 1) - plane(k)
-        rows[:, gains.stop + D.stop + knots :] = scatter[k] * drift[k]
-        dense += rows.T @ gram[k] @ rows
-        target += rows.T @ right[k]
-    for z in range(m):
-        one = h[z] @ plane(z)
-        dense += np.outer(one, one) / h[z].sum()
-        target += one * level[z]
-    expected, covariance = np.linalg.solve(dense, target), np.linalg.inv(dense)
-    np.testing.assert_allclose(found.lattices.reshape(-1), expected[: n_s * N], atol=1e-8)
-    np.testing.assert_allclose(found.gains, expected[gains], atol=1e-8)
-    np.testing.assert_allclose(found.border, expected[gains.stop :], atol=1e-8)
-    np.testing.assert_allclose(found.gain_variance, np.diag(covariance)[gains], atol=1e-8)
-    np.testing.assert_allclose(found.border_covariance, covariance[gains.stop :, gains.stop :], atol=1e-8)
-    for s in range(n_s):
-        block = slice(s * N, (s + 1) * N)
-        np.testing.assert_allclose(found.lattice_covariance[s], covariance[block, block], atol=1e-8)
