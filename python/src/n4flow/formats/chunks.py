@@ -1,7 +1,7 @@
 """Read Zarr arrays of Blosc chunks, in folders: one chunk at a time, decoded by threads of ours.
 
-A Zarr library hands its threads what it pleases, and decodes a sharded array at about half the speed of its codec. Here
-a thread reads the bytes of a chunk, decodes them into a buffer that stays in its cache, and copies what was asked for.
+A Zarr library hands its threads what it pleases. Here a thread reads the bytes of a chunk and decodes them, so that it
+may go on with the voxels while they are in its cache.
 """
 
 from __future__ import annotations
