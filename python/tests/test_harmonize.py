@@ -44,7 +44,7 @@ def anatomy(kind: str = "brain") -> tuple[np.ndarray, np.ndarray]:
         pattern = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=SHAPE[1:]), 3)
         depth = np.array([0.1, 0.25, 0.1])[:, None, None] * (1 + 0.5 * pattern / pattern.std())
         truth = truth.copy()
-        truth[22:25] *= np.exp(-depth)
+        truth[20:23] *= np.exp(-depth)
     if kind == "sideways":
         truth, tissue = (np.ascontiguousarray(np.moveaxis(array, 2, 0)) for array in (truth, tissue))
     return truth.astype(np.float32), tissue

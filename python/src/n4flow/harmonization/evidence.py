@@ -31,7 +31,7 @@ LARGEST = 3.0
 AGAIN = 0.1  # of the start, at least: from a variance of almost 0 nothing leads away
 PROVEN = 6.6  # twice the log likelihood ratio that one more variance needs: 1 % by chance
 FREEDOM = 4.0  # of Student's t
-REWEIGHTINGS = 4
+REWEIGHTINGS = 3
 
 
 @dataclass(frozen=True)
@@ -76,44 +76,22 @@ class Components:
 
 def components(shifts: Shifts) -> Components:
     """Return the standard deviations that make the shifts most likely."""
-    found = _fit(shifts, (), START)
+    usual, sd = shifts.scatter, START
+    for _pass in range(REWEIGHTINGS):
+        _cost, sd, anatomy = _most_likely(shifts, start=sd)
+        wide = (FREEDOM + (anatomy / (sd["anatomy"] * usual)) ** 2) / (FREEDOM + 1)
+        shifts = replace(shifts, scatter=usual * np.sqrt(np.maximum(wide, FREEDOM / (FREEDOM + 1))))
+    least, sd, _anatomy = _most_likely(shifts, start=sd)
     proof: dict[str, float] = {}
     absent: list[str] = []
     while len(absent) < len(INSTRUMENT):  # the least proven goes first: another may explain what it did
-        without = {n: _fit(shifts, (*absent, n), found.sd, found.widths) for n in INSTRUMENT if n not in absent}
-        proof |= {name: 2 * (fit.cost - found.cost) for name, fit in without.items()}
-        weakest = min(without, key=lambda name: proof[name])
+        proof |= {n: 2 * (_most_likely(shifts, [*absent, n], sd)[0] - least) for n in INSTRUMENT if n not in absent}
+        weakest = min((name for name in INSTRUMENT if name not in absent), key=lambda name: proof[name])
         if proof[weakest] >= PROVEN:
             break
         absent.append(weakest)
-        found = without[weakest]
-    return Components(found.sd, shifts.scatter * np.sqrt(found.widths), proof)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Minus the log likelihood, the standard deviations, and by what the variance of each pair's anatomy is wider."""
-
-    cost: float
-    sd: dict[str, float]
-    widths: np.ndarray
-
-
-def _fit(
-    shifts: Shifts, without: Collection[str], start: Mapping[str, float], widths: np.ndarray | None = None
-) -> _Fit:
-    """Fit with some of the instrument absent, and with Student's t: its widths are those of EM."""
-    widths = np.ones(len(shifts.shift)) if widths is None else widths
-    sd, best = dict(start), None
-    for _pass in range(REWEIGHTINGS):
-        wide = replace(shifts, scatter=shifts.scatter * np.sqrt(widths))
-        cost, sd, anatomy = _most_likely(wide, without, sd)
-        cost += 0.5 * FREEDOM * float((np.log(widths) + 1 / widths).sum())  # what Student's t charges for them
-        if best is None or cost < best.cost:
-            best = _Fit(cost, sd, widths)
-        widths = (FREEDOM + (anatomy / (sd["anatomy"] * shifts.scatter)) ** 2) / (FREEDOM + 1)
-    assert best is not None
-    return best
+        least, sd, _anatomy = _most_likely(shifts, absent, sd)
+    return Components(sd, shifts.scatter, proof)
 
 
 def _windows(shifts: Shifts) -> list[tuple[slice, np.ndarray, dict[str, np.ndarray]]]:
@@ -139,7 +117,7 @@ def _windows(shifts: Shifts) -> list[tuple[slice, np.ndarray, dict[str, np.ndarr
 
 
 def _most_likely(
-    shifts: Shifts, without: Collection[str], start: Mapping[str, float]
+    shifts: Shifts, without: Collection[str] = (), start: Mapping[str, float] = START
 ) -> tuple[float, dict[str, float], np.ndarray]:
     """Return minus the log likelihood, the standard deviations, and what anatomy's own shift of each pair is."""
     windows, names = _windows(shifts), [name for name in START if name not in without]
