@@ -16,6 +16,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 LOCK  := python/requirements.lock
 # In a recipe: the environment's commands come first, and matplotlib needs no home directory.
 USE    = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" MPLCONFIGDIR="$$PWD/$(STATE)/matplotlib"
+# Runs of tests are short: Java compiles for the start, not for the hour.
+QUICK  = NXF_JVM_ARGS='-XX:TieredStopAtLevel=1 -XX:+UseSerialGC'
 # Results of the last run are taken over unless the package has changed since: Nextflow does not look inside it.
 RESUME = $$(test -f .nextflow/history && test -z "$$(find python/src -name '*.py' -newer .nextflow/history)" && echo -resume)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VENV)/bin/uv' pip compile --quiet --universal \
@@ -38,8 +40,10 @@ run: set-up ## Run the workflow on a phantom that it makes, or on INPUT
 	@for report in "$(OUTDIR)"/*/report.html; do sample=$${report%/report.html}; \
 	    echo "Store:  $$sample/$${sample##*/}.ome.zarr"; echo "Report: $$report"; done
 
-test: set-up lint ## Run every check and test
+test: set-up lint ## Run every check and test, and nf-test's suites where it is on PATH
 	@$(USE) pytest $(ARGS)
+	@$(if $(ARGS),,$(USE) $(QUICK) sh -c 'if command -v nf-test >/dev/null; then exec nf-test test --ci; fi; \
+	    echo "nf-test is not on PATH, so its suites did not run; pytest asked the same of the tasks of a run"')
 
 lint: set-up ## ruff, mypy, nextflow lint
 	@$(USE) ruff check .

@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_configure() -> None:
     """Put the commands beside the Python in use first on PATH, as in an activated environment."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    os.environ.setdefault(
+        "NXF_JVM_ARGS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    )  # runs are short, and there are many
 
 
 @dataclass(frozen=True)

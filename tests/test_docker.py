@@ -16,7 +16,8 @@ from docker_engine import Unavailable, build, engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-USER = "12345:23456"  # whom no image knows
+# Whom no image knows; who is not root could not remove what others wrote.
+USER = "12345:23456" if os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}"
 LOCKED = f"--network none --read-only --tmpfs /tmp:size=64m --user {USER} --env HOME=/nowhere"
 # Tasks write as that user into folders that Nextflow made as another.
 CONFIG = """\

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import checks
 import numpy as np
 import pytest
 from conftest import ROOT, PhantomRun, Run
@@ -131,13 +132,15 @@ def test_two_samples_of_a_sheet_keep_apart(workflow: Run, tmp_path: Path):
     assert len((run.outdir / "b" / "sections.tsv").read_text().splitlines()) == 1 + 5
 
 
-def test_two_pass_fits_sections_and_volume(workflow: Run, phantom_run: PhantomRun):
-    sections = phantom_run.phantom.parent / "phantom.sections.tsv"
-    run = workflow("--input", phantom_run.phantom, "--sections", sections, "--bias", "two_pass", "--iterations", "8,8")
+def test_two_pass_fits_sections_and_volume(phantom_run: PhantomRun):
+    options = ["-resume", "--bias", "two_pass", "--iterations", "10,10,10,10"]
+    run = phantom_run.workflow(*options, outdir=phantom_run.first.outdir.parent / "two_pass")
     recipe = json.loads((run.outdir / "phantom" / "recipe.json").read_text())
     kinds = [correction["kind"] for correction in recipe["corrections"]]
     assert kinds == ["bias_field", "bias_field", "plane_range", "section_lookup", "plane_gain"]
     assert {"N4_SECTIONS", "N4_VOLUME"} <= run.ran()
+    fields = sorted(run.folders("N4_VOLUME")[0].glob("30*.npz"))
+    checks.CHECKS["N4_VOLUME"](checks.Case(phantom_run.phantom.parent), fields)
 
 
 def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phantom_run: PhantomRun, tmp_path: Path):
@@ -148,6 +151,8 @@ def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phan
     given = ["--sections", sections, "--harmonize", "auto", "--flat_field", flat]
     run = workflow("--input", phantom_run.phantom, *given)
     assert run.ran() == PROCESSES - {"N4_SECTIONS", "MATCH_HISTOGRAMS", "SMOOTH_Z"} | {"HARMONIZE"}
+    harmonized = sorted(run.folders("HARMONIZE")[0].glob("35*.npz"))
+    checks.CHECKS["HARMONIZE"](checks.Case(phantom_run.phantom.parent), harmonized)
     recipe = json.loads((run.outdir / "phantom" / "recipe.json").read_text())
     assert [correction["kind"] for correction in recipe["corrections"]] == ["harmonization", "plane_range"]
     asked = {"sections": str(sections), "shrink": 2, "harmonize": "auto", "flat_field": str(flat)}
