@@ -49,7 +49,6 @@ workflow {
     INSPECT(samples, settings.subMap('bias', 'harmonize', 'backend', 'spline_um', 'iterations', 'shrink', 'background_radius_um',
         'ome_zarr_version', 'dtype', 'sections_per_task', 'slab_planes'))
     inputs = samples
-    flats = samples.map { sample -> [sample[0], sample[5]] }
     samples = samples.join(INSPECT.out.flagged).map { sample -> sample[0..3] + [sample[6] ?: sample[4]] }  // lost chunks flag sections
     plans = INSPECT.out.plan.map { meta, plan, _files -> [meta, answer(plan)] }
     n_slabs = plans.map { meta, plan -> [meta, plan.slabs.size()] }
@@ -83,7 +82,7 @@ workflow {
         recipe = recipe.join(N4_VOLUME.out.bias).map { meta, files, more -> [meta, files + more] }
     }
     if (settings.harmonize != 'off') {
-        HARMONIZE(bias.join(recipe).join(flats), settings.harmonize)
+        HARMONIZE(bias.join(recipe).join(inputs.map { sample -> [sample[0], sample[5]] }), settings.harmonize)
         recipe = recipe.join(HARMONIZE.out.correction).map { meta, files, more -> [meta, files + more] }
     }
 
