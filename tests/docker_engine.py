@@ -21,6 +21,7 @@ from pathlib import Path
 from daemons import PATH, answer, daemon, wait_until
 
 BASE = "debian:bookworm-slim"  # the default of both Dockerfiles
+BUILD_SECONDS = 1200
 DEBIAN = "n4flow-test:debian"  # the same, made here
 NO_ROUTE = r"Temporary failure|Could not resolve|Failed to fetch|Retrying \(Retry|Connection (?:refused|timed out)"
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT")
@@ -76,14 +77,21 @@ def build(environment: Mapping[str, str], dockerfile: Path, tag: str, *arguments
     Raises
     ------
     Unavailable
-        There is no base image, or no way to Debian's or Python's archive from inside the build.
+        There is no base image, no container runs, or there is no quick way to Debian's or Python's archive from inside.
     AssertionError
         The build fails for another reason; the message holds its last lines.
     """
     base = f"BASE={_base(environment)}"
     command = ["docker", "build", "--network=host", f"--build-arg={base}", *arguments, "--tag", tag, "--file"]
     root = dockerfile.resolve().parents[2]
-    done = subprocess.run([*command, dockerfile, root], env=environment, capture_output=True, text=True, check=False)
+    command += [str(dockerfile), str(root)]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS
+        )
+    except subprocess.TimeoutExpired as late:
+        msg = f"{dockerfile} is not built within {BUILD_SECONDS} s: the archives answer slowly"
+        raise Unavailable(msg) from late
     said = done.stdout + done.stderr
     if done.returncode and (found := re.search(f".*(?:{NO_ROUTE}).*", said)):
         msg = f"the image needs Debian's and Python's archives, and a build does not reach them: {found[0].strip()}"
@@ -105,7 +113,14 @@ def _base(environment: Mapping[str, str]) -> str:
             shutil.copyfile(certificates, Path(folder, "certificates.pem"))
             settings += "COPY certificates.pem /certificates.pem\nENV PIP_CERT=/certificates.pem\n"
         Path(folder, "Dockerfile").write_text(f"FROM {debian}\n{settings}")
-        subprocess.run(["docker", "build", "--tag", tag, folder], env=environment, capture_output=True, check=True)
+        # an engine may answer and yet run nothing, within a container of its own for instance
+        for command in (["build", "--tag", tag, folder], ["run", "--rm", "--network=none", tag, "true"]):
+            done = subprocess.run(["docker", *command], env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                msg = (
+                    f"this engine cannot {command[0]} a container: {(done.stderr.strip() or 'no reason given')[-300:]}"
+                )
+                raise Unavailable(msg)
     return tag
 
 
@@ -119,7 +134,9 @@ def _make_debian(environment: Mapping[str, str]) -> str:
         if not _run(environment, 300, "mmdebstrap", "--variant=minbase", "bookworm", image):
             msg = f"{BASE} cannot be pulled, and mmdebstrap cannot make it: Debian's archive is not reached"
             raise Unavailable(msg)
-        subprocess.run(["docker", "import", image, DEBIAN], env=environment, capture_output=True, check=True)
+        if not _run(environment, 120, "docker", "import", image, DEBIAN):
+            msg = "this engine imports no image"
+            raise Unavailable(msg)
     return DEBIAN
 
 
