@@ -8,9 +8,11 @@ import pytest
 
 import n4flow.commands
 from n4flow.commands import join_lists, main
+from n4flow.commands.finish import whole
 from n4flow.commands.run import read_options
 from n4flow.commands.step import dumps, plane_range, step
 from n4flow.errors import DiskFullError, GpuError, InputError, N4flowWarning
+from n4flow.statistics import shrink_planes
 from n4flow.volume import write_volume
 
 
@@ -141,3 +143,13 @@ def test_planes_outside_the_volume_are_refused(text):
     with pytest.raises(InputError, match=r"planes must be START:STOP within 0:8"):
         plane_range(text, 8)
     assert plane_range("2:8", 8) == (2, 8)
+
+
+def test_slabs_that_are_not_the_volume_are_refused(tmp_path):
+    image = np.random.default_rng(2).uniform(1, 9, (7, 12, 16)).astype(np.float32)
+    slabs = [shrink_planes(image[start : start + 3], 2) for start in (0, 3, 6)]
+    assert np.array_equal(whole(slabs, image.shape, tmp_path).mean, shrink_planes(image, 2).mean)
+    with pytest.raises(InputError, match=rf"^{tmp_path} holds slabs of 4 planes, and the volume has 7; give"):
+        whole(slabs[1:], image.shape, tmp_path)
+    with pytest.raises(InputError, match="slabs of 10 planes"):
+        whole([slabs[0], *slabs], image.shape, tmp_path)

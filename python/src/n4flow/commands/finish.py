@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ from n4flow.commands.step import (
     step,
 )
 from n4flow.commands.tissue_mask import SHRUNKEN
+from n4flow.errors import InputError
+
+if TYPE_CHECKING:
+    from n4flow.statistics import ShrunkenVolume
 
 STAGES = (
     "SHRINK",
@@ -82,8 +86,8 @@ def finish(
         finish_sample(
             out,
             plan,
-            before=ShrunkenVolume.concatenate([ShrunkenVolume.load(slab) for slab in parts(before, SHRUNKEN)]),
-            after=ShrunkenVolume.concatenate([ShrunkenVolume.load(piece / "after.npz") for piece in pieces]),
+            before=whole([ShrunkenVolume.load(slab) for slab in parts(before, SHRUNKEN)], plan.volume.shape, before),
+            after=whole([ShrunkenVolume.load(piece / "after.npz") for piece in pieces], plan.volume.shape, slabs),
             tissue=TissueSource.load(masks, plan.mask),
             recipe=Recipe.load(recipe) if recipe else Recipe(),
             checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
@@ -91,6 +95,24 @@ def finish(
             parameters=resolved,
             version=__version__,
         )
+
+
+def whole(pieces: Sequence[ShrunkenVolume], shape: Sequence[int], folder: Path) -> ShrunkenVolume:
+    """Return the slabs of a folder as one shrunken volume.
+
+    Raises
+    ------
+    InputError
+        Together they are not the volume of that full-size shape (Z, Y, X).
+    """
+    planes = sum(piece.full_shape[0] for piece in pieces)
+    if planes != shape[0]:
+        msg = (
+            f"{folder} holds slabs of {planes} planes, and the volume has {shape[0]}; "
+            "give the folder with every slab once, or run again with -resume"
+        )
+        raise InputError(msg)
+    return pieces[0].concatenate(pieces)
 
 
 def read_numbers(folders: Iterable[Path]) -> list[dict[str, Any]]:
