@@ -64,6 +64,11 @@ def engine(folder: Path) -> Iterator[dict[str, str]]:
                 raise Unavailable(str(error)) from error
             yield environment
     finally:
+        # the engine leaves the namespace of its network mounted, and what is mounted cannot be removed
+        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in mounted:
+            if place.startswith(f"{folder}/"):
+                subprocess.run(["umount", "--lazy", place], capture_output=True, check=False)
         shutil.rmtree(folder / "data", ignore_errors=True)
 
 
