@@ -16,15 +16,17 @@ from pathlib import Path
 
 import pytest
 
+from n4flow.arrays import probe_gpu
+from n4flow.errors import GpuError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
     """Put the commands beside the Python in use first on PATH, as in an activated environment."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    os.environ.setdefault(
-        "NXF_JVM_ARGS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-    )  # runs are short, and there are many
+    # runs are short, and there are many
+    os.environ.setdefault("NXF_JVM_ARGS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,15 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
+
+
+def skip_with_gpu() -> None:
+    """Skip the test that asks for a GPU which is not there, where there is one."""
+    try:
+        probe_gpu()
+    except GpuError:
+        return
+    pytest.skip("this machine has a working GPU")
 
 
 def sentence(run: WorkflowRun) -> str:

@@ -9,11 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PhantomRun, Run, Undisturbed, sentence, wait_for
+from conftest import PhantomRun, Run, Undisturbed, sentence, skip_with_gpu, wait_for
 from slurm_node import missing, slurm
-
-from n4flow.arrays import probe_gpu
-from n4flow.errors import GpuError
 
 pytestmark = pytest.mark.engine
 
@@ -92,12 +89,7 @@ def test_slurm_gives_the_voxels_of_this_machine(submitted: Callable, phantom_run
 
 
 def test_a_gpu_that_is_not_there_ends_the_run_at_once(submitted: Callable, node: dict[str, str]):
-    try:
-        probe_gpu()
-    except GpuError:
-        pass
-    else:
-        pytest.skip("this machine has a working GPU")
+    skip_with_gpu()
     run = submitted("--bias", "volume", "--backend", "gpu", profile="gpu,slurm,test", code=3)
     assert run.ran() <= {"PROBE_GPU"}
     assert "no working GPU: " in sentence(run)

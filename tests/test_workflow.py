@@ -9,7 +9,7 @@ from pathlib import Path
 import checks
 import numpy as np
 import pytest
-from conftest import ROOT, PhantomRun, Run
+from conftest import ROOT, PhantomRun, Run, skip_with_gpu
 
 import n4flow
 from n4flow.parameters import schema
@@ -240,15 +240,7 @@ FAULTS = (
 def test_a_mistake_stops_the_run_before_its_first_task_in_one_sentence(workflow: Run, tmp_path: Path, name: str):
     arguments, sentence = next((a, s) for n, a, s in faults(tmp_path) if n == name)
     if name == "gpu":
-        from n4flow.arrays import probe_gpu
-        from n4flow.errors import GpuError
-
-        try:
-            probe_gpu()
-        except GpuError:
-            pass
-        else:
-            pytest.skip("this machine has a working GPU")
+        skip_with_gpu()
     run = workflow(*arguments, code=CODES.get(name, 1))
     said = [line for line in run.output.splitlines() if sentence in line]
     assert len(said) == 1, run.output

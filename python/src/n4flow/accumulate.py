@@ -108,7 +108,7 @@ class PlaneShrinker(BlockMeans):
     def _rows(
         self, rows: np.ndarray, plane: int, y: int, columns: slice, counts: np.ndarray, extremes: np.ndarray
     ) -> None:
-        from n4flow import kernels
+        from n4flow import block_kernels
 
         sums, found = (held[columns] for held in self._sums[plane])
         blocks = slice(columns.start // self.k, -(-columns.stop // self.k))
@@ -116,14 +116,14 @@ class PlaneShrinker(BlockMeans):
         n_y = self.shape[1]
         if self._native:
             rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
-            kernels.shrink_rows_int(rows, y, n_y, self.k, self._top, *state)
+            block_kernels.shrink_rows_int(rows, y, n_y, self.k, self._top, *state)
             return
         for start, stop in strips(*rows.shape):
             part = rows[start:stop]
             values = scratch("shrink", part.shape, np.float32)
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
                 np.copyto(values, part, casting="unsafe")
-            kernels.shrink_rows_float(values, values.view(np.int32), y + start, n_y, self.k, *state)
+            block_kernels.shrink_rows_float(values, values.view(np.int32), y + start, n_y, self.k, *state)
             if self._top is not None:
                 counts[PLANE_COUNTS.index("n_saturated")] += np.count_nonzero(part == self._top)
 
@@ -159,15 +159,15 @@ class Tile:
 
     def add(self, first: int, values: np.ndarray) -> None:
         """Add planes (z, y, x) float32 of the tile, all its rows and columns, from its plane `first` on."""
-        from n4flow import kernels
+        from n4flow import block_kernels
 
         planes = slice(first, first + len(values))
         state = (self._sums[planes], self._found[planes], self.counts[planes], self.extremes[planes])
-        kernels.shrink_tile(values, values.view(np.int32), *self.at[1:], self.means.k, *state)
+        block_kernels.shrink_tile(values, values.view(np.int32), *self.at[1:], self.means.k, *state)
 
     def settle(self) -> None:
         """Hand out the means, after the last planes, in the thread that added them; keep what others add to."""
-        from n4flow import kernels
+        from n4flow import block_kernels
 
         axes = zip(self.at[1:], self.shape[1:], self.means.shape[1:], strict=True)
         whole = [_whole_blocks(*axis, self.means.k) for axis in axes]
@@ -176,7 +176,7 @@ class Tile:
         planes = slice(self.at[0], self.at[0] + self.shape[0])
         place = self.at[1:], self.shape[1:], self.means.shape[1:], self.means.k
         into = self.means.mean[planes], self.means.valid[planes]
-        kernels.settle_tile(self._sums, self._found, *place, *into, *self.edges)
+        block_kernels.settle_tile(self._sums, self._found, *place, *into, *self.edges)
         del self._sums, self._found
 
 
@@ -214,7 +214,7 @@ class TileShrinker(BlockMeans):
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
         """Add settled tiles of the same planes; planes end where tiles of others come."""
-        from n4flow import kernels
+        from n4flow import block_kernels
 
         if self._open != planes:
             self.finish()
@@ -227,7 +227,7 @@ class TileShrinker(BlockMeans):
             first = tile.at[0] - planes.start
             held = self._sums[first : first + tile.shape[0]], self._found[first : first + tile.shape[0]]
             place = tile.at[1:], tile.shape[1:], self.shape[1:], self.k, tile.blocks
-            kernels.add_edges(*tile.edges, *place, *held, self._shared)
+            block_kernels.add_edges(*tile.edges, *place, *held, self._shared)
             inside = slice(tile.at[0], tile.at[0] + tile.shape[0])
             self.counts[inside] += tile.counts
             ends = self.extremes[inside]
@@ -236,12 +236,14 @@ class TileShrinker(BlockMeans):
 
     def finish(self) -> None:
         """Turn the sums of the planes that came last into means."""
-        from n4flow import kernels
+        from n4flow import block_kernels
 
         if self._open is not None:
             depth = self._open.stop - self._open.start
             into = self.mean[self._open], self.valid[self._open]
-            kernels.settle_edges(self._sums[:depth], self._found[:depth], self.shape[1:], self.k, self._shared, *into)
+            block_kernels.settle_edges(
+                self._sums[:depth], self._found[:depth], self.shape[1:], self.k, self._shared, *into
+            )
             self._open = None
             self._shared[:] = False
 

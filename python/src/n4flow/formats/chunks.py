@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
@@ -87,8 +88,7 @@ class BloscChunks:
         OSError, ValueError, RuntimeError
             A file is missing or damaged.
         """
-        spans = [range(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.chunk, strict=True)]
-        chunks = list(product(*spans))
+        chunks = list(self._touched(box))
         if available_threads() == 1:
             for index in chunks:
                 self._decode(index, box, out)
@@ -100,12 +100,15 @@ class BloscChunks:
 
     def expect(self, box: Box) -> None:
         """Have the system read the chunks of a box ahead, while other work is done."""
-        spans = [range(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.chunk, strict=True)]
-        for index in product(*spans):
+        for index in self._touched(box):
             path, place, size = self._place(index)
             if size != 0:
                 with path.open("rb", buffering=0) as stream:
                     os.posix_fadvise(stream.fileno(), place, size or 0, os.POSIX_FADV_WILLNEED)
+
+    def _touched(self, box: Box) -> Iterator[Index]:
+        """Return the chunks that a box touches."""
+        return product(*(range(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.chunk, strict=True)))
 
     def _decode(self, index: Index, box: Box, out: np.ndarray) -> None:
         """Put what a chunk holds of a box into `out`."""
