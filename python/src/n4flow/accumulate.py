@@ -18,12 +18,14 @@ from n4flow.planes import available_threads, run_tasks, scratch
 PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
 NATIVE = ("u1", "u2", "i2")  # integer types with a compiled loop of their own; others go through float32
 STRIP_VOXELS = 1 << 17  # half a megabyte of float32: what a thread works on stays in its cache
+COUNTED = ("u1", "u2", "i2", "f4")  # types that histograms are counted from; others go through float32
 COLUMNS = 512  # voxels, about, of the narrowest part of a plane that is a task of its own
 MOST_PIECES = 16  # histograms of one plane before they are added up
 
 _tables = threading.local()
 
 Lists = tuple[np.ndarray, ...]
+Tables = tuple[np.ndarray, ...]
 
 
 def strips(height: int, width: int) -> list[tuple[int, int]]:
@@ -259,30 +261,43 @@ class PlaneCounter:
     def __init__(self, n_planes: int) -> None:
         self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
 
-    def add(self, plane: int, pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    def add(
+        self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0, field: Tables | None = None
+    ) -> None:
         """Count rows of a plane; no two threads may add to one plane at a time.
 
         Parameters
         ----------
         plane : int
-        pieces : iterable of (rows, classes)
-            rows (y, X) float32, contiguous; classes (y, X) uint8: 0 tissue, 1 agarose, 2 the rest.
+        rows : (y, X) array
+            Of any real type.
+        classes : (blocks down, blocks across) uint8 array
+            Of each k x k voxels of the plane: 0 tissue, 1 agarose, 2 the rest.
+        k : int
+        y : int
+            The first row's place in the plane.
+        field : tuple of arrays, optional
+            `Evaluator.tables` of the bias field on these rows, by which they are divided first.
         """
         from n4flow import kernels
 
         if not hasattr(_tables, "words"):
             _tables.words = np.zeros((3 * 2 * N_BINS + 1, 2), np.int64)  # it is all zeros between calls
-        touched, room = _untouched(), kernels.PIECE_VOXELS
-        for rows, classes in pieces:
-            step = max(1, kernels.PIECE_VOXELS // rows.shape[1])
-            for start in range(0, rows.shape[0], step):
-                part = rows[start : start + step].reshape(-1)
-                if part.size > room:
-                    self._drain(plane, touched)
-                    touched, room = _untouched(), kernels.PIECE_VOXELS
-                room -= part.size
-                kernels.histogram_rows(part, part.view(np.int32), classes[start : start + step], _tables.words, touched)
-        self._drain(plane, touched)
+        width = rows.shape[1]
+        if rows.dtype.str[1:] not in COUNTED or not rows.dtype.isnative:
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
+                rows = rows.astype(np.float32)
+        _start, step = strips(*rows.shape)[0]
+        room = scratch("values", (1, step, width), np.float32), scratch("classes", (1, step, width), np.uint8)
+        most = max(1, kernels.PIECE_VOXELS // width)
+        for start in range(0, len(rows), most):
+            part = slice(start, min(start + most, len(rows)))
+            lattice, fz, wz, fy, wy, *along_x = kernels.NO_FIELD if field is None else field
+            tables = (lattice, fz, wz, fy[part], wy[part], *along_x)
+            touched = np.array([[N_BINS, -1], [N_BINS, -1]], np.int32)
+            place = classes[None], k, y + start
+            kernels.count_rows(rows[part], tables, *place, *room, _tables.words, touched)
+            self._drain(plane, touched)
 
     def _drain(self, plane: int, touched: np.ndarray) -> None:
         """Take what was counted out of this thread's table."""
@@ -295,10 +310,6 @@ class PlaneCounter:
         """Return (values float32, counts uint32) of a plane for the three classes, and forget them."""
         pieces, self._pieces[plane] = self._pieces[plane], ([], [], [])
         return [pairs_of_bins(*add_up(parts)) for parts in pieces]
-
-
-def _untouched() -> np.ndarray:
-    return np.array([[N_BINS, -1], [N_BINS, -1]], np.int32)
 
 
 def _drained(c: int, touched: np.ndarray) -> list[Lists]:

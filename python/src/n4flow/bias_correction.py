@@ -50,6 +50,16 @@ class BiasCorrection(Correction):
                     field.apply(part, part, where=inside)
         return block
 
+    def on_plane(self, z: int, y: slice) -> tuple[np.ndarray, ...] | None:
+        """Return `Evaluator.tables` of the field on rows of a plane, None where there is none."""
+        number = bisect_right(self._stops, z)
+        if number == len(self.fields):
+            return None
+        z_start, _z_stop, field = self.fields[self._order[number]]
+        if z < z_start or field.reason is not None:
+            return None
+        return self._evaluator(number).part(slice(z - z_start, z - z_start + 1), y, slice(None)).tables
+
     @cached_property
     def _order(self) -> list[int]:
         return sorted(range(len(self.fields)), key=lambda number: self.fields[number][0])

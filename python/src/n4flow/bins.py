@@ -92,10 +92,8 @@ def add_up(parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndar
     if len(parts) == 1:
         bins, counts, sums = parts[0]
         return bins, counts, sums
-    first = min(int(bins[0]) for bins, *_rest in parts)
-    added = np.zeros((2, max(int(bins[-1]) for bins, *_rest in parts) + 1 - first), np.int64)
-    for bins, counts, sums in parts:
-        added[0, bins - first] += counts
-        added[1, bins - first] += sums
-    used = np.flatnonzero(added[0])
-    return used + first, added[0, used], added[1, used]
+    from n4flow import kernels
+
+    bins, counts, sums = (np.concatenate(lists) for lists in zip(*parts, strict=True))
+    first = int(bins.min())
+    return tuple(kernels.add_pieces(bins, counts, sums, first, int(bins.max()) + 1 - first))

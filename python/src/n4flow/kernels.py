@@ -13,6 +13,7 @@ import numpy as np
 from n4flow.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT
 from n4flow.fit import vector as v
 from n4flow.fit.compiled import row_kernel
+from n4flow.fit.evaluate_kernels import field_block
 from n4flow.kernel_cache import njit
 
 # Count and sum of residuals share one 64-bit word: 26 bits of count above 38 bits of sum, enough for 2**25 voxels.
@@ -20,6 +21,9 @@ COUNT_SHIFT = 38
 PIECE_VOXELS = 1 << 25
 
 up: Any = np.uintp
+
+_none, _few = np.empty(0, np.int32), np.empty((0, 4), np.float32)
+NO_FIELD = (np.empty((0, 0, 0), np.float32), _none, _few, _none, _few, _none, np.empty((4, 0), np.float32))
 
 
 @row_kernel
@@ -99,6 +103,61 @@ def histogram_rows(rows: Any, bits: Any, classes: Any, table: Any, touched: Any)
 
 
 @njit(nogil=True, cache=True)
+def expand_rows(small: Any, k: int, y_start: int, x_start: int, out: Any) -> None:
+    """Write a block (z, y, x) of a mask at full resolution from `small` (z, blocks down, blocks across)."""
+    column = np.empty(out.shape[2], np.uint32)
+    for x in range(column.size):
+        column[x] = (x_start + x) // k
+    for z in range(out.shape[0]):
+        held = -1
+        for y in range(out.shape[1]):
+            r = (y_start + y) // k
+            if r == held:
+                for x in range(column.size):
+                    out[z, y, x] = out[z, y - 1, x]
+                continue
+            for x in range(column.size):
+                out[z, y, x] = small[z, r, column[x]]
+            held = r
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_rows(
+    source: Any, field: Any, small: Any, k: int, y_start: int, values: Any, classes: Any, table: Any, touched: Any
+) -> None:
+    """Add rows of a plane, corrected by a bias field, to `table`; what a thread works on stays in its cache.
+
+    Parameters
+    ----------
+    source : (y, X) array
+        uint8, uint16, int16 or float32.
+    field : tuple
+        Lattice and tables of the field on these rows, see `Evaluator.tables`; of a lattice of no size none is applied.
+    small : (1, blocks down, blocks across) uint8 array
+        Classes of k x k voxels of the plane, of which `y_start` is the first row.
+    values, classes : (1, rows, X) float32 and uint8 array
+        Room for the rows that are worked on at a time.
+    table, touched
+        See `histogram_rows`.
+    """
+    n_y, n_x = source.shape
+    lattice, fz, wz, fy, wy, fx, wx = field
+    step = values.shape[1]
+    for start in range(0, n_y, step):
+        stop = min(n_y, start + step)
+        rows = stop - start
+        for y in range(rows):
+            for x in range(n_x):
+                values[0, y, x] = np.float32(source[start + y, x])
+        flat = values.reshape(-1)[: rows * n_x]
+        if lattice.size:
+            along_y, along_x = (fy[start:stop], wy[start:stop]), (fx, wx)
+            field_block(0, 1, 0, rows, lattice, fz, wz, *along_y, *along_x, -1.0, flat, flat, (1, rows, n_x), -1)
+        expand_rows(small, k, y_start + start, 0, classes[:, :rows])
+        histogram_rows(flat, flat.view(np.int32), classes[0, :rows], table, touched)
+
+
+@njit(nogil=True, cache=True)
 def drain(table: Any, start: int, stop: int, shift: int, bins: Any, counts: Any, sums: Any) -> int:
     """Move rows `start` to `stop` of `table` into lists, leaving zeros behind; a row's bin is its place less `shift`.
 
@@ -116,6 +175,25 @@ def drain(table: Any, start: int, stop: int, shift: int, bins: Any, counts: Any,
             table[place, 1] = 0
             n += 1
     return n
+
+
+@njit(nogil=True, cache=True)
+def add_pieces(bins: Any, counts: Any, sums: Any, first: int, span: int) -> tuple[Any, Any, Any]:
+    """Add counts and sums of equal bins, of `span` ones from `first` on; return bins in use, counts and sums."""
+    added = np.zeros((span, 2), np.int64)
+    for i in range(bins.size):
+        added[bins[i] - first, 0] += counts[i]
+        added[bins[i] - first, 1] += sums[i]
+    n = 0
+    for i in range(span):
+        n += added[i, 0] > 0
+    found = np.empty((3, n), np.int64)
+    n = 0
+    for i in range(span):
+        if added[i, 0] > 0:
+            found[0, n], found[1, n], found[2, n] = first + i, added[i, 0], added[i, 1]
+            n += 1
+    return found[0], found[1], found[2]
 
 
 @njit(nogil=True, cache=True)
@@ -143,25 +221,6 @@ def plane_gain(block: Any, tissue: Any, gain: Any) -> None:
             row, inside = block[z, y], tissue[z, y]
             for x in range(row.size):
                 row[x] = row[x] * factor if inside[x] else row[x]
-
-
-@njit(nogil=True, cache=True)
-def expand_rows(small: Any, k: int, y_start: int, x_start: int, out: Any) -> None:
-    """Write a block (z, y, x) of a mask at full resolution from `small` (z, blocks down, blocks across)."""
-    column = np.empty(out.shape[2], np.uint32)
-    for x in range(column.size):
-        column[x] = (x_start + x) // k
-    for z in range(out.shape[0]):
-        held = -1
-        for y in range(out.shape[1]):
-            r = (y_start + y) // k
-            if r == held:
-                for x in range(column.size):
-                    out[z, y, x] = out[z, y - 1, x]
-                continue
-            for x in range(column.size):
-                out[z, y, x] = small[z, r, column[x]]
-            held = r
 
 
 @row_kernel

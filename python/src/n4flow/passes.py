@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from n4flow.accumulate import PlaneCounter, PlaneShrinker, class_rows, strips
+from n4flow.accumulate import PlaneCounter, PlaneShrinker, class_rows
+from n4flow.bias_correction import BiasCorrection
 from n4flow.correction import Where
 from n4flow.mask import expand_mask
-from n4flow.planes import run_tasks, scratch
+from n4flow.planes import crew, run_tasks, scratch
 from n4flow.recipe import Recipe
 from n4flow.statistics import LEAST_COVER, PlaneHistograms, ShrunkenVolume
 from n4flow.volume import Volume
@@ -91,25 +92,24 @@ class TissueSource:
         return expanded
 
     @cached_property
-    def _classes(self) -> np.ndarray:
-        """The classes (Z, y, x) on the shrunken grid, without those of the user's mask."""
-        if self.given is not None:
-            return class_rows(None, self.agarose_small, self.agarose_small.shape)[None]
-        return np.where(self.small, np.uint8(0), class_rows(None, self.agarose_small, self.agarose_small.shape))
+    def _around(self) -> np.ndarray:
+        """The classes (y, x) on the shrunken grid where there is no tissue."""
+        return class_rows(None, self.agarose_small, self.agarose_small.shape)
 
-    def classes(self, z: int, y: slice, width: int, inside: np.ndarray | None) -> np.ndarray:
-        """Return the classes (y, X) of whole rows of a plane, see `PlaneCounter.add`, in a buffer of this thread.
+    def classes(self, z: int, y: int, inside: np.ndarray | None) -> tuple[np.ndarray, int, int]:
+        """Return classes, block size and first row for rows of a plane that begin with `y`, see `PlaneCounter.add`.
 
-        `inside` are the rows (y, X) of the user's mask, where there is one.
+        `inside` are those rows (y, X) of the user's mask, where there is one.
         """
+        if inside is None:
+            outside = ~self.small[z - self.z_start]
+            return self._around * outside, self.shrink, y  # tissue is class 0
         from n4flow import kernels
 
-        plane = z - self.z_start if self.given is None else 0
-        classes = scratch("classes", (1, y.stop - y.start, width), np.uint8)
-        kernels.expand_rows(self._classes[plane : plane + 1], self.shrink, y.start, 0, classes)
-        if inside is not None:
-            classes[0][inside] = 0
-        return classes[0]
+        classes = scratch("given classes", (1, *inside.shape), np.uint8)
+        kernels.expand_rows(self._around[None], self.shrink, y, 0, classes)
+        classes[0][inside] = 0
+        return classes[0], 1, 0
 
 
 @dataclass(frozen=True)
@@ -298,11 +298,12 @@ def shrink_pass(
     shape = (z_stop - z_start, *volume.shape[1:])
     shrinker = PlaneShrinker(shape, shrink, np.dtype(np.float32) if recipe else volume.dtype)
     given = PlaneShrinker(shape, shrink, np.dtype(np.uint8)) if mask is not None else None
-    for z, y, block in prepared(volume, z_start, z_stop, recipe):
-        shrinker.add(block, z - z_start, y)
-        if mask is not None and given is not None:
-            inside = mask.read(slice(z, z + len(block)), slice(y, y + block.shape[1])) > 0
-            given.add(inside.view(np.uint8), z - z_start, y)
+    with crew():
+        for z, y, block in prepared(volume, z_start, z_stop, recipe):
+            shrinker.add(block, z - z_start, y)
+            if mask is not None and given is not None:
+                inside = mask.read(slice(z, z + len(block)), slice(y, y + block.shape[1])) > 0
+                given.add(inside.view(np.uint8), z - z_start, y)
     return ShrunkenVolume.of(shrinker), None if given is None else given.valid >= LEAST_COVER
 
 
@@ -311,23 +312,27 @@ def statistics_pass(
 ) -> PlaneHistograms:
     """Return the histograms of planes `z_start` to `z_stop` after `recipe`: tissue, agarose, all valid voxels."""
     around, pointwise = margin_first(recipe)
-    width = volume.shape[2]
+    first = pointwise[0] if len(pointwise) else None
+    bias = first if isinstance(first, BiasCorrection) and len(pointwise) == 1 else None
     counter = PlaneCounter(z_stop - z_start)
-    for z, y, block in prepared(volume, z_start, z_stop, around):
-        given = None
-        if tissue.given is not None:
-            given = tissue.block(slice(z, z + len(block)), slice(y, y + block.shape[1]), slice(0, width))
-        parts = strips(*block.shape[1:])
+    with crew():
+        for z, y, block in prepared(volume, z_start, z_stop, around):
+            rows, given = slice(y, y + block.shape[1]), None
+            if tissue.given is not None:
+                given = tissue.block(slice(z, z + len(block)), rows, slice(0, volume.shape[2]))
 
-        def rows_of(i: int, block=block, z=z, y=y, given=given, parts=parts) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # type: ignore[no-untyped-def]
-            for start, stop in parts:
-                rows = scratch("statistics", (1, stop - start, width), np.float32)
-                np.copyto(rows[0], block[i, start:stop], casting="unsafe")
-                inside = None if given is None else given[i, start:stop]
-                where = Where(z + i, y + start, 0, volume.shape, None if inside is None else inside[None])
-                rows = pointwise.apply_block(rows, where)
-                yield rows[0], tissue.classes(z + i, slice(y + start, y + stop), width, inside)
+            def count(i: int, block=block, z=z, rows=rows, given=given) -> None:  # type: ignore[no-untyped-def]
+                inside = None if given is None else given[i]
+                values, field = block[i], None
+                if bias is not None:
+                    field = bias.on_plane(z + i, rows)
+                elif len(pointwise):
+                    values = scratch("corrected", (1, *values.shape), np.float32)
+                    np.copyto(values[0], block[i], casting="unsafe")
+                    where = Where(z + i, rows.start, 0, volume.shape, None if inside is None else inside[None])
+                    values = pointwise.apply_block(values, where)[0]
+                counter.add(z + i - z_start, values, *tissue.classes(z + i, rows.start, inside), field)
 
-        run_tasks(lambda i, z=z, rows_of=rows_of: counter.add(z + i - z_start, rows_of(i)), range(len(block)))
-    lists = run_tasks(counter.lists, range(z_stop - z_start))
+            run_tasks(count, range(len(block)))
+        lists = run_tasks(counter.lists, range(z_stop - z_start))
     return PlaneHistograms.of_planes(lists, z_start)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -39,12 +41,30 @@ def _mark() -> None:
     _local.inside = True
 
 
+@contextmanager
+def crew() -> Iterator[None]:
+    """Let `run_tasks` of this thread keep its threads, and what buffers they hold, until the end of the block."""
+    count = available_threads()
+    if count == 1 or getattr(_local, "crew", None) is not None:
+        yield
+        return
+    with workers(count) as pool:
+        _local.crew = pool
+        try:
+            yield
+        finally:
+            _local.crew = None
+
+
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
     """Return `function(task)` for each task, in order, computed by `threads` threads; one within a thread of such."""
     tasks = list(tasks)
     count = 1 if getattr(_local, "inside", False) else min(threads or available_threads(), len(tasks))
     if count <= 1:
         return [function(task) for task in tasks]
+    kept = getattr(_local, "crew", None)
+    if kept is not None and threads is None:
+        return list(kept.map(function, tasks))
     with workers(count) as pool:
         return list(pool.map(function, tasks))
 
@@ -61,7 +81,7 @@ def share_planes(work: Callable[[int, int], None], n: int) -> None:
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return a buffer of this thread, kept from call to call: fresh pages cost more than the arithmetic on them."""
     held: dict[str, np.ndarray] = _local.__dict__.setdefault("held", {})
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     if name not in held or held[name].size < size:
         held[name] = np.empty(size, np.uint8)
     return held[name][:size].view(dtype).reshape(shape)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from n4flow.accumulate import PlaneCounter, PlaneShrinker, TileShrinker, class_rows, plane_numbers, strips
+from n4flow.accumulate import PlaneCounter, PlaneShrinker, TileShrinker, class_rows, plane_numbers
 from n4flow.arrays import array_module, to_numpy
 from n4flow.bins import (
     INFINITY_BITS,
@@ -327,16 +327,7 @@ def _count_rows(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (values, counts) of plane `z` of a host array for the three classes."""
     agarose = agarose[z] if agarose is not None and agarose.ndim == 3 else agarose
-
-    def pieces() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start, stop in strips(*block.shape[1:]):
-            rows = np.ascontiguousarray(block[z, start:stop], np.float32)
-            inside, around = (
-                None if mask is None else mask[start:stop] for mask in (None if tissue is None else tissue[z], agarose)
-            )
-            yield rows, class_rows(inside, around, rows.shape)
-
-    counter.add(z, pieces())
+    counter.add(z, block[z], class_rows(None if tissue is None else tissue[z], agarose, block.shape[1:]))
     return counter.lists(z)
 
 

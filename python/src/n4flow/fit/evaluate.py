@@ -43,6 +43,11 @@ class Evaluator:
         (fz, wz), (fy, wy), (fx, wx) = [(first.astype(np.int32), w.astype(np.float32)) for first, w in tables]
         self._tables = (fz, wz, fy, wy, fx, np.ascontiguousarray(wx.T))
 
+    @property
+    def tables(self) -> tuple[np.ndarray, ...]:
+        """Lattice, and for each axis first controls and weights, as `field_block` takes them."""
+        return (self._lattice, *self._tables)
+
     def part(self, z: slice, y: slice, x: slice) -> Evaluator:
         """Return the evaluator of a part of the grid; the same voxel has the same bits."""
         part = copy(self)

@@ -1,17 +1,19 @@
 """Read Zarr arrays of Blosc chunks, in folders: one chunk at a time, decoded by threads of ours.
 
 A Zarr library hands its threads what it pleases. Here a thread reads the bytes of a chunk and decodes them, so that it
-may go on with the voxels while they are in its cache.
+may go on with the voxels while they are in its cache; and it does so in compiled code, `chunk_kernels`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-import struct
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import product
+from functools import cache
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +24,13 @@ from n4flow.formats.shards import EMPTY, shard_index
 from n4flow.planes import available_threads, scratch, workers
 
 HELD_INDICES = 64  # of shards: those that lie side by side in a block, and more
-BLOSC_HEADER = 16
+MOST_FILES = 256  # open at a time
+
+AXES = 5  # of an array, fewer being filled up in front
+# columns of a job of `chunk_kernels`: file, place and size of the bytes (or LEFT_OUT); first voxel and past the last of
+# the part of the chunk that is wanted; where that begins in the box. Along X these three are bytes.
+FILE, PLACE, SIZE, LOW, HIGH, TARGET = 0, 1, 2, 3, 3 + AXES, 3 + 2 * AXES
+LEFT_OUT = -1
 
 Box = tuple[slice, ...]
 Index = tuple[int, ...]
@@ -57,7 +65,8 @@ class BloscChunks:
     @classmethod
     def of(cls, path: Path, array: Any) -> Self | None:
         """Return the chunks of a zarr array of the store at `path`, or None where they are of another kind."""
-        if not path.is_dir() or array.order != "C" or array.dtype.newbyteorder("<") != array.dtype:
+        native = array.dtype.newbyteorder("<") == array.dtype and array.ndim <= AXES
+        if not path.is_dir() or array.order != "C" or not native or _c_functions() is None:
             return None
         metadata = array.metadata
         if metadata.zarr_format == 2:
@@ -85,18 +94,25 @@ class BloscChunks:
 
         Raises
         ------
-        OSError, ValueError, RuntimeError
+        OSError, ValueError
             A file is missing or damaged.
         """
-        chunks = list(self._touched(box))
-        if available_threads() == 1:
-            for index in chunks:
-                self._decode(index, box, out)
-            return
-        if self._pool is None:
-            self._pool = workers(available_threads())
-        for _done in self._pool.map(lambda index: self._decode(index, box, out), chunks):
-            pass
+        bytes_of = out.reshape(-1).view(np.uint8).reshape(_filled_up([*out.shape[:-1], out.shape[-1] * out.itemsize]))
+        for chunks in batched(self._touched(box), MOST_FILES):
+            with ExitStack() as stack:
+                files: dict[Path, int] = {}
+                jobs = np.array([self._job(index, box, files, stack) for index in chunks])
+                parts = 1 if available_threads() == 1 else min(len(jobs), 4 * available_threads())
+                cuts = [len(jobs) * i // parts for i in range(parts + 1)]
+                if parts == 1:
+                    self._decode(jobs, bytes_of, chunks)
+                    continue
+                if self._pool is None:
+                    self._pool = workers(available_threads())
+                tasks = [self._pool.submit(self._decode, jobs[a:b], bytes_of, chunks[a:b]) for a, b in pairwise(cuts)]
+                wait(tasks)  # files stay open until all are done
+                for task in tasks:
+                    task.result()
 
     def expect(self, box: Box) -> None:
         """Have the system read the chunks of a box ahead, while other work is done."""
@@ -110,29 +126,39 @@ class BloscChunks:
         """Return the chunks that a box touches."""
         return product(*(range(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.chunk, strict=True)))
 
-    def _decode(self, index: Index, box: Box, out: np.ndarray) -> None:
-        """Put what a chunk holds of a box into `out`."""
-        from numcodecs import blosc  # type: ignore[import-untyped]
-
-        inside, target = [], []
+    def _job(self, index: Index, box: Box, files: dict[Path, int], stack: ExitStack) -> list[int]:
+        """Return the row of a chunk for `decode_chunks`; its file is opened and kept in `files`."""
+        low, high, target = [], [], []
         for i, c, s in zip(index, self.chunk, box, strict=True):
-            low, high = max(s.start, i * c), min(s.stop, (i + 1) * c)
-            inside.append(slice(low - i * c, high - i * c))
-            target.append(slice(low - s.start, high - s.start))
-        payload = self._payload(index)
-        if payload is None:
-            out[tuple(target)] = self.fill
-            return
-        whole = all(cut == slice(0, c) for cut, c in zip(inside, self.chunk, strict=True))
-        straight = whole and out.shape == self.chunk  # the chunk is all of the box
-        values = out if straight else scratch("decoded", self.chunk, self.dtype)
-        stated = struct.unpack("<III", payload[4:BLOSC_HEADER].tobytes()) if len(payload) >= BLOSC_HEADER else ()
-        if not stated or (stated[0], stated[2]) != (values.nbytes, len(payload)):
+            first, last = max(s.start, i * c), min(s.stop, (i + 1) * c)
+            low.append(first - i * c)
+            high.append(last - i * c)
+            target.append(first - s.start)
+        for ends in (low, high, target):
+            ends[-1] *= self.dtype.itemsize
+            ends[:0] = [0] * (AXES - len(ends))
+        high[: AXES - len(index)] = [1] * (AXES - len(index))
+        path, place, size = self._place(index)
+        if size == 0:
+            return [0, 0, LEFT_OUT, *low, *high, *target]
+        if path not in files:
+            files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, files[path])
+        return [files[path], place, os.fstat(files[path]).st_size if size is None else size, *low, *high, *target]
+
+    def _decode(self, jobs: np.ndarray, out: np.ndarray, chunks: Sequence[Index]) -> None:
+        """Put what chunks hold of a box into the bytes `out`."""
+        from n4flow.formats.chunk_kernels import decode_chunks
+
+        payload = scratch("payload", (max(1, int(jobs[:, SIZE].max())),), np.uint8)
+        shape = _filled_up([*self.chunk[:-1], self.chunk[-1] * self.dtype.itemsize])
+        found = np.empty(len(jobs), np.int64)
+        fill = np.array([self.fill], self.dtype).view(np.uint8)
+        decode_chunks(jobs, _c_functions(), payload, scratch("decoded", shape, np.uint8), fill, out, found)
+        if found.any():
+            index = chunks[int(np.flatnonzero(found)[0])]
             msg = f"chunk {index} is cut short or damaged"
             raise ValueError(msg)
-        blosc.decompress(payload, values)
-        if not straight:
-            out[tuple(target)] = values[tuple(inside)]
 
     def _place(self, index: Index) -> tuple[Path, int, int | None]:
         """Return the file of a chunk, where it begins, and its size: None for all of it, 0 for a chunk left out."""
@@ -143,20 +169,6 @@ class BloscChunks:
         offset, nbytes = self._index(path, tuple(counts))[tuple(i % n for i, n in zip(index, counts, strict=True))]
         return (path, 0, 0) if offset == EMPTY else (path, int(offset), int(nbytes))
 
-    def _payload(self, index: Index) -> np.ndarray | None:
-        """Return the bytes of a chunk in a buffer of this thread; None where a shard leaves it out."""
-        path, place, size = self._place(index)
-        if size == 0:
-            return None
-        with path.open("rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size if size is None else size
-            payload: Any = scratch("payload", (size,), np.uint8)
-            read = 0
-            while read < size and (more := os.preadv(stream.fileno(), [payload[read:]], place + read)):
-                read += more
-        found: np.ndarray = payload[:read]
-        return found
-
     def _index(self, path: Path, counts: tuple[int, ...]) -> np.ndarray:
         """Return offset and size of each chunk of a shard: (*counts, 2) uint64."""
         found = self._indices.get(path)
@@ -165,3 +177,27 @@ class BloscChunks:
                 self._indices.pop(next(iter(list(self._indices))), None)
             found = self._indices[path] = shard_index(path, int(np.prod(counts))).reshape(*counts, 2)
         return found
+
+
+@cache
+def _c_functions() -> tuple[int, int] | None:
+    """Return the addresses of pread and of Blosc's function that decompresses; None where a build hides one."""
+    from numcodecs import blosc  # type: ignore[import-untyped]
+
+    names = ((None, "pread"), (blosc.__file__, "blosc_decompress_ctx"))
+    read, decompress = (getattr(ctypes.CDLL(path), name, None) for path, name in names)
+    if read is None or decompress is None:
+        return None
+    return ctypes.cast(read, ctypes.c_void_p).value or 0, ctypes.cast(decompress, ctypes.c_void_p).value or 0
+
+
+def _filled_up(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape with ones in front, as `chunk_kernels` wants it."""
+    return (1,) * (AXES - len(shape)) + tuple(shape)
+
+
+def batched(items: Iterable[Index], most: int) -> Iterator[list[Index]]:
+    """Yield runs of at most so many items."""
+    rest = iter(items)
+    while run := list(islice(rest, most)):
+        yield run
