@@ -76,7 +76,7 @@ class PlaneShrinker(BlockMeans):
     def __init__(self, shape: tuple[int, int, int], k: int, dtype: np.dtype) -> None:
         super().__init__(shape, k)
         self._native = dtype.newbyteorder("=").str[1:] in NATIVE
-        self._top = np.iinfo(dtype).max if dtype.kind in "ui" else None
+        self._limits = (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "ui" else None
         self._sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def add(self, block: np.ndarray, z: int = 0, y: int = 0, threads: int | None = None) -> None:
@@ -112,13 +112,13 @@ class PlaneShrinker(BlockMeans):
     ) -> None:
         from n4flow import block_kernels
 
-        sums, found = (held[columns] for held in self._sums[plane])
+        sums, lost = (held[columns] for held in self._sums[plane])
         blocks = slice(columns.start // self.k, -(-columns.stop // self.k))
-        state = (sums, found, self.mean[plane, :, blocks], self.valid[plane, :, blocks], counts, extremes)
+        state = (sums, lost, self.mean[plane, :, blocks], self.valid[plane, :, blocks], counts, extremes)
         n_y = self.shape[1]
         if self._native:
             rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
-            block_kernels.shrink_rows_int(rows, y, n_y, self.k, self._top, *state)
+            block_kernels.shrink_rows_int(rows, y, n_y, self.k, self._limits, *state)
             return
         for start, stop in strips(*rows.shape):
             part = rows[start:stop]
@@ -126,8 +126,8 @@ class PlaneShrinker(BlockMeans):
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
                 np.copyto(values, part, casting="unsafe")
             block_kernels.shrink_rows_float(values, values.view(np.int32), y + start, n_y, self.k, *state)
-            if self._top is not None:
-                counts[PLANE_COUNTS.index("n_saturated")] += np.count_nonzero(part == self._top)
+            if self._limits is not None:
+                counts[PLANE_COUNTS.index("n_saturated")] += np.count_nonzero(part == self._limits[1])
 
 
 def plane_numbers(counts: np.ndarray, extremes: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,7 +155,7 @@ class Tile:
         self.means, self.at, self.shape, k = means, at, shape, means.k
         rows, columns = (-(-(a + n) // k) - a // k for a, n in zip(at[1:], shape[1:], strict=True))
         self.blocks = rows, columns
-        self._sums, self._found = _zeros_of_thread((shape[0], rows, columns))
+        self._sums, self._lost = _zeros_of_thread((shape[0], rows, columns))
         self.counts = np.zeros((shape[0], len(PLANE_COUNTS)), np.int64)
         self.extremes = np.tile([np.inf, -np.inf], (shape[0], 1))
 
@@ -164,7 +164,7 @@ class Tile:
         from n4flow import block_kernels
 
         planes = slice(first, first + len(values))
-        state = (self._sums[planes], self._found[planes], self.counts[planes], self.extremes[planes])
+        state = (self._sums[planes], self._lost[planes], self.counts[planes], self.extremes[planes])
         block_kernels.shrink_tile(values, values.view(np.int32), *self.at[1:], self.means.k, *state)
 
     def settle(self) -> None:
@@ -178,8 +178,8 @@ class Tile:
         planes = slice(self.at[0], self.at[0] + self.shape[0])
         place = self.at[1:], self.shape[1:], self.means.shape[1:], self.means.k
         into = self.means.mean[planes], self.means.valid[planes]
-        block_kernels.settle_tile(self._sums, self._found, *place, *into, *self.edges)
-        del self._sums, self._found
+        block_kernels.settle_tile(self._sums, self._lost, *place, *into, *self.edges)
+        del self._sums, self._lost
 
 
 def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
@@ -212,7 +212,7 @@ class TileShrinker(BlockMeans):
         super().__init__(shape, k)
         self._open: slice | None = None
         self._shared = np.zeros((2, max(self.mean.shape[1:])), bool)
-        self._sums, self._found = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
+        self._sums, self._lost = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
         """Add settled tiles of the same planes; planes end where tiles of others come."""
@@ -224,10 +224,10 @@ class TileShrinker(BlockMeans):
             depth = planes.stop - planes.start
             if len(self._sums) < depth:
                 shape = (depth, *self.mean.shape[1:])
-                self._sums, self._found = np.zeros(shape), np.zeros(shape, np.int32)
+                self._sums, self._lost = np.zeros(shape), np.zeros(shape, np.int32)
         for tile in sorted(tiles, key=lambda tile: tile.at):
             first = tile.at[0] - planes.start
-            held = self._sums[first : first + tile.shape[0]], self._found[first : first + tile.shape[0]]
+            held = self._sums[first : first + tile.shape[0]], self._lost[first : first + tile.shape[0]]
             place = tile.at[1:], tile.shape[1:], self.shape[1:], self.k, tile.blocks
             block_kernels.add_edges(*tile.edges, *place, *held, self._shared)
             inside = slice(tile.at[0], tile.at[0] + tile.shape[0])
@@ -244,7 +244,7 @@ class TileShrinker(BlockMeans):
             depth = self._open.stop - self._open.start
             into = self.mean[self._open], self.valid[self._open]
             block_kernels.settle_edges(
-                self._sums[:depth], self._found[:depth], self.shape[1:], self.k, self._shared, *into
+                self._sums[:depth], self._lost[:depth], self.shape[1:], self.k, self._shared, *into
             )
             self._open = None
             self._shared[:] = False

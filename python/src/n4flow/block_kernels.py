@@ -16,28 +16,67 @@ from n4flow.kernel_cache import njit
 
 # columns of the per-plane counts of `shrink_rows_*`
 N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
+PLAIN, ZEROS, BROKEN = range(3)  # all voxels valid; zeros among them; others that are not finite
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _reduce_columns(sums: Any, found: Any, k: int, rows: int, mean: Any, valid: Any) -> int:
-    """Turn sums and counts of each column over `rows` rows into means and valid shares; leave zeros behind.
+def _any(flags: Any) -> bool:
+    """Return whether one of some whole numbers is not 0."""
+    found = np.int32(0)
+    for i in range(flags.size):
+        found |= flags[i]
+    return found != 0
 
-    Returns how many voxels were valid.
+
+@row_kernel
+def _add_blocks(column, k, ahead, whole, totals, start):  # type: ignore[no-untyped-def]
+    """Add the columns of each block from left to right to totals[start], ..., many blocks at a time.
+
+    So many columns lie `ahead` of the `whole` blocks and belong to one before them, and some to one after them.
     """
-    x, voxels = 0, 0
+    first = start + (1 if ahead else 0)
+    for x in range(min(ahead, column.size)):
+        totals[start] += column[x]
+    for j in range(k):
+        for c in range(whole):
+            totals[first + c] += column[ahead + c * k + j]
+    for x in range(ahead + whole * k, column.size):
+        totals[first + whole] += column[x]
+
+
+@row_kernel
+def _mean_of(total, lost, voxels):  # type: ignore[no-untyped-def]
+    """Return the mean of a block, and the share of it that is valid."""
+    n = np.float64(voxels - lost)
+    return total / (n if n > 0.0 else 1.0), n / np.float64(voxels)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _reduce_columns(sums: Any, lost: Any, k: int, rows: int, mean: Any, valid: Any) -> int:
+    """Turn sums and counts of invalid voxels of each column over `rows` rows into means and valid shares.
+
+    Leaves zeros behind; returns how many voxels were valid.
+    """
+    n_x, whole = sums.size, sums.size // k
+    totals = np.zeros(mean.size, sums.dtype)
+    _add_blocks(sums, k, 0, whole, totals, 0)
+    voxels, last = rows * k, rows * (n_x - whole * k)
+    sums[:] = 0
+    if not _any(lost):
+        for c in range(mean.size):
+            mean[c] = np.float64(totals[c]) / np.float64(voxels)
+            valid[c] = 1.0
+        if whole < mean.size:
+            mean[whole] = np.float64(totals[whole]) / np.float64(last)
+        return rows * n_x
+    gone = np.zeros(mean.size, np.int32)
+    _add_blocks(lost, k, 0, whole, gone, 0)
+    lost[:] = 0
     for c in range(mean.size):
-        total, n, start = 0.0, 0, x
-        while x < min(sums.size, start + k):
-            total += sums[x]
-            n += found[x]
-            x += 1
-        mean[c] = total / np.float64(max(n, 1))
-        valid[c] = np.float64(n) / np.float64(rows * (x - start))
-        voxels += n
-    for x in range(sums.size):
-        sums[x] = 0
-        found[x] = 0
-    return voxels
+        mean[c], valid[c] = _mean_of(totals[c], gone[c], voxels)
+    if whole < mean.size:
+        mean[whole], valid[whole] = _mean_of(totals[whole], gone[whole], last)
+    return rows * n_x - gone.sum()
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -46,9 +85,9 @@ def shrink_rows_int(
     y_start: int,
     n_y: int,
     k: int,
-    saturated: Any,
+    limits: Any,
     sums: Any,
-    found: Any,
+    lost: Any,
     mean: Any,
     valid: Any,
     counts: Any,
@@ -56,33 +95,40 @@ def shrink_rows_int(
 ) -> None:
     """Add rows of an integer plane, the first being row `y_start` of `n_y`, to the means of k x k blocks.
 
-    `sums` and `found` (X,) hold what earlier rows gave to the block row that is not complete yet; they are 0 at first.
-    `mean` and `valid` (blocks down, blocks across) are written, and voxels counted, where a block row ends.
+    `sums` and `lost` (X,), of invalid voxels, hold what earlier rows gave to the block row that is not complete yet;
+    they are 0 at first. `mean` and `valid` (blocks down, blocks across) are written, and voxels counted, where a block
+    row ends.
     """
     n_x = rows.shape[1]
-    low, high = np.int32(2147483647), np.int32(-2147483648)
+    none, one = rows.dtype.type(0), rows.dtype.type(1)
+    bottom, top = rows.dtype.type(limits[0]), rows.dtype.type(limits[1])
+    low, high = top, bottom
     for i in range(rows.shape[0]):
-        # no branches, so that the compiler does several voxels at once
+        # loops of one thing each, in the type of the voxels and without branches, become the longest vectors
         for x in range(n_x):
-            voxel = np.int32(rows[i, x])
-            sums[x] += voxel
-            found[x] += np.int32(voxel != 0)
+            sums[x] += np.int32(rows[i, x])
         for x in range(n_x):
-            voxel = np.int32(rows[i, x])
-            low = min(low, voxel if voxel != 0 else np.int32(2147483647))
-            high = max(high, voxel if voxel != 0 else np.int32(-2147483648))
+            low = min(low, rows[i, x] if rows[i, x] != none else top)
+        for x in range(n_x):
+            high = max(high, rows[i, x] if rows[i, x] != none else bottom)
+        zeros = none
+        for x in range(n_x):
+            zeros = max(zeros, one if rows[i, x] == none else none)
+        if zeros:
+            for x in range(n_x):
+                lost[x] += np.int32(rows[i, x] == none)
         y = y_start + i
         if (y + 1) % k == 0 or y + 1 == n_y:
-            n = _reduce_columns(sums, found, k, y % k + 1, mean[y // k], valid[y // k])
+            n = _reduce_columns(sums, lost, k, y % k + 1, mean[y // k], valid[y // k])
             counts[N_VALID] += n
             counts[N_ZERO] += (y % k + 1) * n_x - n
-    if low < 0 or high == saturated:
+    if low < none or high == top:
         for i in range(rows.shape[0]):
             for x in range(n_x):
-                counts[N_NEGATIVE] += rows[i, x] < 0
-                counts[N_SATURATED] += rows[i, x] == saturated
+                counts[N_NEGATIVE] += rows[i, x] < none
+                counts[N_SATURATED] += rows[i, x] == top
     if low <= high:
-        extremes[0], extremes[1] = min(extremes[0], low), max(extremes[1], high)
+        extremes[0], extremes[1] = min(extremes[0], np.float64(low)), max(extremes[1], np.float64(high))
 
 
 @row_kernel
@@ -100,8 +146,8 @@ def _add_measures(value, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _measure(voxels: Any, counts: Any, extremes: Any) -> bool:
-    """Count float32 voxels (n,), at most 2**24, and widen their extremes; return whether all are valid."""
+def _measure(voxels: Any, counts: Any, extremes: Any) -> int:
+    """Count float32 voxels (n,), at most 2**24, and widen their extremes; return PLAIN, ZEROS or BROKEN."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
     sums = (none, none, none, infinity, v.subtract(none, infinity))
     whole = voxels.size - voxels.size % v.LANES
@@ -117,10 +163,20 @@ def _measure(voxels: Any, counts: Any, extremes: Any) -> bool:
     counts[N_NEGATIVE] += int(v.sum_of(negative))
     extremes[0] = min(extremes[0], v.lowest_of(low))
     extremes[1] = max(extremes[1], v.highest_of(high))
-    return n == voxels.size
+    if n == voxels.size:
+        return PLAIN
+    return ZEROS if int(v.sum_of(finite)) == voxels.size else BROKEN
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
+def _usable(bits):  # type: ignore[no-untyped-def]
+    """Return whether a float32, seen as int32, is finite, and whether it is valid."""
+    magnitude = bits & np.int32(MAGNITUDE)
+    finite = magnitude < np.int32(INFINITY_BITS)
+    return finite, finite & (magnitude != 0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def shrink_rows_float(
     rows: Any,
     bits: Any,
@@ -128,70 +184,97 @@ def shrink_rows_float(
     n_y: int,
     k: int,
     sums: Any,
-    found: Any,
+    lost: Any,
     mean: Any,
     valid: Any,
     counts: Any,
     extremes: Any,
 ) -> None:
     """Do what `shrink_rows_int` does for float32 rows, also seen as int32 `bits`."""
-    plain = _measure(rows.reshape(-1), counts, extremes)
+    state = _measure(rows.reshape(-1), counts, extremes)
     n_x = rows.shape[1]
     for i in range(rows.shape[0]):
-        for x in range(n_x):
-            finite = (bits[i, x] & np.int32(MAGNITUDE)) < np.int32(INFINITY_BITS)
-            sums[x] += np.float64(rows[i, x] if finite else np.float32(0))
-        if plain:
-            found += np.int32(1)
+        if state == PLAIN:
+            for x in range(n_x):
+                sums[x] += np.float64(rows[i, x])
         else:
             for x in range(n_x):
-                magnitude = bits[i, x] & np.int32(MAGNITUDE)
-                found[x] += np.int32((magnitude != 0) & (magnitude < np.int32(INFINITY_BITS)))
+                finite, usable = _usable(bits[i, x])
+                sums[x] += np.float64(rows[i, x] if finite else np.float32(0))
+                lost[x] += np.int32(not usable)
         y = y_start + i
         if (y + 1) % k == 0 or y + 1 == n_y:
-            _reduce_columns(sums, found, k, y % k + 1, mean[y // k], valid[y // k])
+            _reduce_columns(sums, lost, k, y % k + 1, mean[y // k], valid[y // k])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def shrink_tile(
-    tile: Any, bits: Any, y_start: int, x_start: int, k: int, sums: Any, found: Any, counts: Any, extremes: Any
+    tile: Any, bits: Any, y_start: int, x_start: int, k: int, sums: Any, lost: Any, counts: Any, extremes: Any
 ) -> None:
     """Add a float32 tile (z, y, x), also seen as int32 `bits`, to the sums of the k x k blocks that it touches.
 
-    `sums` float64 and `found` int32 are (z, blocks down, blocks across), the first block being the one that holds the
-    tile's first voxel, row `y_start` and column `x_start` of the plane; `counts` is (z, 5), `extremes` (z, 2).
+    `sums` float64 and `lost` int32, of invalid voxels, are (z, blocks down, blocks across), the first block being the
+    one that holds the tile's first voxel, row `y_start` and column `x_start` of the plane; `counts` is (z, 5),
+    `extremes` (z, 2).
     """
     n_z, n_y, n_x = tile.shape
-    column = np.zeros(n_x, np.float64)
-    usable = np.zeros(n_x, np.int32)
+    column, gone = np.zeros(n_x, np.float64), np.zeros(n_x, np.int32)
+    ahead = -x_start % k  # columns before the first block that begins in the tile
+    whole = max(0, n_x - ahead) // k
+    all_sums, all_lost = sums.reshape(-1), lost.reshape(-1)
     for z in range(n_z):
-        plain = _measure(tile[z].reshape(-1), counts[z], extremes[z])
-        for i in range(n_y):
-            for x in range(n_x):
-                finite = (bits[z, i, x] & np.int32(MAGNITUDE)) < np.int32(INFINITY_BITS)
-                column[x] += np.float64(tile[z, i, x] if finite else np.float32(0))
-            if plain:
-                for x in range(n_x):
-                    usable[x] += np.int32(1)
-            else:
-                for x in range(n_x):
-                    magnitude = bits[z, i, x] & np.int32(MAGNITUDE)
-                    usable[x] += np.int32((magnitude != 0) & (magnitude < np.int32(INFINITY_BITS)))
-            if (y_start + i + 1) % k and i + 1 < n_y:
-                continue
+        state = _measure(tile[z].reshape(-1), counts[z], extremes[z])
+        i = 0
+        while i < n_y:
             r = (y_start + i) // k - y_start // k
-            # the columns of each block from left to right; the first block may begin before the tile
-            x, stop = 0, min(n_x, k - x_start % k)
-            for c in range(sums.shape[2]):
-                total, n = sums[z, r, c], found[z, r, c]
-                while x < stop:
-                    total += column[x]
-                    n += usable[x]
-                    column[x] = 0.0
-                    usable[x] = 0
-                    x += 1
-                sums[z, r, c], found[z, r, c] = total, n
-                stop = min(n_x, stop + k)
+            stop = min(n_y, (r + 1 + y_start // k) * k - y_start)
+            if state == BROKEN:
+                _add_valid_rows(tile, bits, z, i, stop, column, gone)
+            else:
+                _add_rows(tile, z, i, stop, column)
+                if state == ZEROS:
+                    _count_zeros(tile, z, i, stop, gone)
+            i = stop
+            at = (z * sums.shape[1] + r) * sums.shape[2]
+            _add_blocks(column, k, ahead, whole, all_sums, at)
+            if state != PLAIN:
+                _add_blocks(gone, k, ahead, whole, all_lost, at)
+
+
+@row_kernel
+def _add_rows(tile, z, start, stop, column):  # type: ignore[no-untyped-def]
+    """Write the sums of the columns of some rows, in the order of the rows; three at a time, to load and store less."""
+    n_x, few = tile.shape[2], start + (stop - start - 1) % 3 + 1
+    for x in range(n_x):
+        column[x] = np.float64(tile[z, start, x])
+    for i in range(start + 1, few):
+        for x in range(n_x):
+            column[x] += np.float64(tile[z, i, x])
+    for i in range(few, stop, 3):
+        for x in range(n_x):
+            total = column[x] + np.float64(tile[z, i, x]) + np.float64(tile[z, i + 1, x])
+            column[x] = total + np.float64(tile[z, i + 2, x])
+
+
+@row_kernel
+def _count_zeros(tile, z, start, stop, gone):  # type: ignore[no-untyped-def]
+    """Write how many voxels of columns are 0."""
+    gone[:] = 0
+    for i in range(start, stop):
+        for x in range(tile.shape[2]):
+            gone[x] += np.int32(tile[z, i, x] == 0)
+
+
+@row_kernel
+def _add_valid_rows(tile, bits, z, start, stop, column, gone):  # type: ignore[no-untyped-def]
+    """Write the sums of the finite voxels of columns, and how many are not valid."""
+    column[:] = 0.0
+    gone[:] = 0
+    for i in range(start, stop):
+        for x in range(tile.shape[2]):
+            finite, usable = _usable(bits[z, i, x])
+            column[x] += np.float64(tile[z, i, x] if finite else np.float32(0))
+            gone[x] += np.int32(not usable)
 
 
 @row_kernel
@@ -200,54 +283,66 @@ def _whole(block: int, k: int, start: int, extent: int, size: int) -> bool:
     return (block * k >= start) & (min((block + 1) * k, size) <= start + extent)
 
 
+@row_kernel
+def _extent(block: int, k: int, size: int) -> int:
+    """Return how many voxels a block has along an axis of `size`."""
+    return min((block + 1) * k, size) - block * k
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def settle_tile(
-    sums: Any, found: Any, at: Any, extent: Any, size: Any, k: int, mean: Any, valid: Any, edges: Any, edges_found: Any
+    sums: Any, lost: Any, at: Any, extent: Any, size: Any, k: int, mean: Any, valid: Any, edges: Any, edges_lost: Any
 ) -> None:
     """Turn the sums (z, y, x) of blocks that lie in one tile into means and valid shares; leave zeros behind.
 
     The tile begins at row and column `at` and has `extent` rows and columns, of planes of `size`. What it gives to
-    blocks that others touch, too, goes into `edges` and `edges_found` (z, number of such blocks).
+    blocks that others touch, too, goes into `edges` and `edges_lost` (z, number of such blocks).
     """
     first_r, first_c = at[0] // k, at[1] // k
     n_c = sums.shape[2]
-    own = np.empty(n_c, np.bool_)
-    widths = np.empty(n_c, np.float64)
-    for c in range(n_c):
-        own[c] = _whole(first_c + c, k, at[1], extent[1], size[1])
-        widths[c] = min((first_c + c + 1) * k, size[1]) - (first_c + c) * k
+    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
+    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else n_c - 1
     for z in range(sums.shape[0]):
         edge = 0
         for r in range(sums.shape[1]):
             row = first_r + r
             inside = _whole(row, k, at[0], extent[0], size[0])
-            height = np.float64(min((row + 1) * k, size[0]) - row * k)
-            for c in range(n_c):
-                if not (inside and own[c]):
-                    edges[z, edge], edges_found[z, edge] = sums[z, r, c], found[z, r, c]
-                    edge += 1
             if inside:
-                first, last = first_c + (0 if own[0] else 1), first_c + n_c - (0 if own[n_c - 1] else 1)
-                for column in range(first, last):
-                    n = np.float64(found[z, r, column - first_c])
-                    mean[z, row, column] = sums[z, r, column - first_c] / (n if n > 0.0 else 1.0)
-                    valid[z, row, column] = n / (height * widths[column - first_c])
-            for c in range(n_c):
-                sums[z, r, c] = 0.0
-                found[z, r, c] = 0
+                height = _extent(row, k, size[0])
+                some = np.int32(0)
+                for c in range(begin, end):
+                    some |= lost[z, r, c]
+                if some == 0:
+                    voxels = np.float64(height * k)
+                    for c in range(begin, end):
+                        mean[z, row, first_c + c] = sums[z, r, c] / voxels
+                        valid[z, row, first_c + c] = 1.0
+                for c in range(begin if some else max(begin, end - 1), end):  # the last one may be narrower
+                    column = first_c + c
+                    voxels = height * _extent(column, k, size[1])
+                    mean[z, row, column], valid[z, row, column] = _mean_of(sums[z, r, c], lost[z, r, c], voxels)
+            # what is inside is left out
+            for c in range(begin if inside else n_c):
+                edges[z, edge], edges_lost[z, edge] = sums[z, r, c], lost[z, r, c]
+                edge += 1
+            for c in range(end if inside else n_c, n_c):
+                edges[z, edge], edges_lost[z, edge] = sums[z, r, c], lost[z, r, c]
+                edge += 1
+    sums[:] = 0.0
+    lost[:] = 0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def add_edges(
     edges: Any,
-    edges_found: Any,
+    edges_lost: Any,
     at: Any,
     extent: Any,
     size: Any,
     k: int,
     blocks: Any,
     sums: Any,
-    found: Any,
+    lost: Any,
     open_: Any,
 ) -> None:
     """Add the edges of a tile of so many `blocks`, see `settle_tile`, to sums and counts of whole planes (z, y, x).
@@ -255,31 +350,36 @@ def add_edges(
     `open_` (2, n) is set for the rows and columns of blocks that may have several tiles.
     """
     first_r, first_c = at[0] // k, at[1] // k
+    n_c = blocks[1]
+    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
+    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else n_c - 1
     for r in range(first_r, first_r + blocks[0]):
         open_[0, r] |= not _whole(r, k, at[0], extent[0], size[0])
-    for c in range(first_c, first_c + blocks[1]):
-        open_[1, c] |= not _whole(c, k, at[1], extent[1], size[1])
+    for c in range(n_c):
+        open_[1, first_c + c] |= c < begin or c >= end
     for z in range(edges.shape[0]):
         edge = 0
         for r in range(first_r, first_r + blocks[0]):
-            inside = _whole(r, k, at[0], extent[0], size[0])
-            for c in range(first_c, first_c + blocks[1]):
-                if not (inside and _whole(c, k, at[1], extent[1], size[1])):
-                    sums[z, r, c] += edges[z, edge]
-                    found[z, r, c] += edges_found[z, edge]
-                    edge += 1
+            c, inside = 0, _whole(r, k, at[0], extent[0], size[0])
+            while c < n_c:
+                if inside and c == begin and begin < end:
+                    c = end
+                    continue
+                sums[z, r, first_c + c] += edges[z, edge]
+                lost[z, r, first_c + c] += edges_lost[z, edge]
+                edge += 1
+                c += 1
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def settle_edges(sums: Any, found: Any, size: Any, k: int, open_: Any, mean: Any, valid: Any) -> None:
+def settle_edges(sums: Any, lost: Any, size: Any, k: int, open_: Any, mean: Any, valid: Any) -> None:
     """Turn sums and counts of blocks that several tiles may have touched into means; leave zeros behind."""
+    every, some = np.arange(sums.shape[2]), np.flatnonzero(open_[1, : sums.shape[2]])
     for z in range(sums.shape[0]):
         for r in range(sums.shape[1]):
-            height = min((r + 1) * k, size[0]) - r * k
-            for c in range(sums.shape[2]):
-                if open_[0, r] | open_[1, c]:
-                    n, width = found[z, r, c], min((c + 1) * k, size[1]) - c * k
-                    mean[z, r, c] = sums[z, r, c] / np.float64(max(n, 1))
-                    valid[z, r, c] = np.float64(n) / np.float64(height * width)
-                    sums[z, r, c] = 0.0
-                    found[z, r, c] = 0
+            height = _extent(r, k, size[0])
+            for c in every if open_[0, r] else some:
+                voxels = height * _extent(c, k, size[1])
+                mean[z, r, c], valid[z, r, c] = _mean_of(sums[z, r, c], lost[z, r, c], voxels)
+                sums[z, r, c] = 0.0
+                lost[z, r, c] = 0
