@@ -39,7 +39,7 @@ SIZES = {  # shape, shrink
     "medium": ((400, 512, 512), 2),
     "large": ((256, 1024, 1024), 4),
 }
-TESTS = ("python/tests/test_fit_gpu.py", "python/tests/test_gpu.py", "python/tests/test_gpu_render.py")
+TESTS = ("python/tests/test_fit_gpu.py", "python/tests/test_gpu.py", "python/tests/test_pointwise.py")
 TEST_SECONDS = 180
 REPEATS = 9
 SWEEP_BYTES = 8  # that an iteration moves for a voxel: its index read; its logarithm read, its index written

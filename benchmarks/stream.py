@@ -176,7 +176,7 @@ class Job:
         for start, stop in self.plans[dtype].slabs:
             with SlabWriter(out, layout, start, stop) as writer:
                 for z, y, part in parts(self.volume, start, stop, layout.levels[0].chunks):
-                    writer.write(part, z, y)
+                    writer.write(part, z, y, wait=False)
 
     def shrink(self) -> None:
         """Run SHRINK."""

@@ -16,12 +16,12 @@ import n4flow
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.harmonization.fields import Harmonization
-from n4flow.histogram import SectionLookup
 from n4flow.phantom import Phantom
 from n4flow.phantom_options import PhantomOptions
 from n4flow.planes import limit_threads
 from n4flow.qc import metrics
 from n4flow.recipe import load_correction, save_correction
+from n4flow.section_lookup import SectionLookup
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics import shrink_planes
 from n4flow.volume import write_volume

@@ -9,16 +9,9 @@ from skimage.exposure import match_histograms
 from n4flow.arrays import probe_gpu
 from n4flow.correction import Where
 from n4flow.errors import GpuError, InputError, N4flowWarning
-from n4flow.histogram import (
-    BORROWED,
-    IDENTITY,
-    MATCHED,
-    SectionLookup,
-    _lookup_arrays,
-    apply_histogram_matching,
-    estimate_lookup,
-)
+from n4flow.histogram import apply_histogram_matching, estimate_lookup
 from n4flow.normalize import estimate_plane_range, normalize_volume
+from n4flow.section_lookup import BORROWED, IDENTITY, MATCHED, SectionLookup, _lookup_arrays
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics import plane_histograms
 

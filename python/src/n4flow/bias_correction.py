@@ -50,15 +50,25 @@ class BiasCorrection(Correction):
                     field.apply(part, part, where=inside)
         return block
 
-    def on_plane(self, z: int, y: slice) -> tuple[np.ndarray, ...] | None:
-        """Return `Evaluator.tables` of the field on rows of a plane, None where there is none."""
-        number = bisect_right(self._stops, z)
+    def run(
+        self, start: int, stop: int, where: Where, extent: tuple[int, ...]
+    ) -> tuple[int, tuple[np.ndarray, ...] | None]:
+        """Return where the first run of planes of one field, or of none, between two planes ends, and the field.
+
+        The field is given as `Evaluator.tables` on the rows and columns of a block at `where`, of such an extent.
+        """
+        number = bisect_right(self._stops, start)
         if number == len(self.fields):
-            return None
-        z_start, _z_stop, field = self.fields[self._order[number]]
-        if z < z_start or field.reason is not None:
-            return None
-        return self._evaluator(number).part(slice(z - z_start, z - z_start + 1), y, slice(None)).tables
+            return stop, None
+        z_start, z_stop, field = self.fields[self._order[number]]
+        if start < z_start:
+            return min(stop, z_start), None
+        stop = min(stop, z_stop)
+        if field.reason is not None:
+            return stop, None
+        (n_y, n_x), y, x = extent, where.y, where.x
+        planes = slice(start - z_start, stop - z_start)
+        return stop, self._evaluator(number).tables(planes, slice(y, y + n_y), slice(x, x + n_x))
 
     @cached_property
     def _order(self) -> list[int]:

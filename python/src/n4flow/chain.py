@@ -20,7 +20,7 @@ from n4flow.formats.layout import StoreLayout, expected_shards
 from n4flow.formats.omezarr import create_store, validate_store, write_omero
 from n4flow.formats.writers import kept_metadata
 from n4flow.harmonization import Harmonization, estimate_harmonization
-from n4flow.histogram import SectionLookup, estimate_lookup
+from n4flow.histogram import estimate_lookup
 from n4flow.mask import agarose_levels, get_agarose_mask, tissue_mask_with_levels
 from n4flow.normalize import PlaneRange
 from n4flow.passes import TissueSource
@@ -29,6 +29,7 @@ from n4flow.qc import metrics, sections_table
 from n4flow.recipe import MASK_NAME, Recipe
 from n4flow.rendering import display_window, extent, output_scale
 from n4flow.report import write_report
+from n4flow.section_lookup import SectionLookup
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics import PlaneHistograms, ShrunkenVolume
 from n4flow.timing import dumps

@@ -1,7 +1,6 @@
 """A recipe on a block that lies on the GPU: what follows each other voxel by voxel is one pass over memory.
 
-The field of bias, the range of a plane, the map of its section and the gain of its tissue come in this order in every
-recipe of the workflow. A kernel takes a voxel through all four; other corrections are applied one by one.
+A kernel takes a voxel through all four corrections of `pointwise.ORDER`; others are applied one by one.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from n4flow.correction import Correction, Where
 from n4flow.errors import InputError
 from n4flow.fit.gpu_apply import render_without_field
 from n4flow.fit.gpu_device import NOTHING, as_float32, guarded, stream_planes
-from n4flow.histogram import SectionLookup
 from n4flow.normalize import PlaneRange
 from n4flow.planes import as_mask
+from n4flow.pointwise import groups
+from n4flow.section_lookup import SectionLookup
 from n4flow.zprofile import PlaneGain
-
-ORDER: tuple[type[Correction], ...] = (BiasCorrection, PlaneRange, SectionLookup, PlaneGain)
 
 
 def render_on_gpu(corrections: Sequence[Correction], block: Any, where: Where) -> Any:
@@ -67,20 +65,6 @@ def render_through_gpu(corrections: Sequence[Correction], array: np.ndarray, whe
 
     guarded(lambda voxels: stream_planes(sources, work, [out], voxels), release=True)
     return out
-
-
-def groups(corrections: Sequence[Correction]) -> list[list[Correction]]:
-    """Cut corrections into runs that are one pass: kinds of `ORDER` in that order, each once; others alone."""
-    found: list[list[Correction]] = []
-    last = len(ORDER)
-    for correction in corrections:
-        rank = ORDER.index(type(correction)) if type(correction) in ORDER else len(ORDER)
-        if rank < len(ORDER) and last < rank:
-            found[-1].append(correction)
-        else:
-            found.append([correction])
-        last = rank
-    return found
 
 
 def _render(group: Sequence[Correction], block: Any, where: Where) -> None:

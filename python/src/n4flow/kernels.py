@@ -23,7 +23,11 @@ PIECE_VOXELS = 1 << 25
 up: Any = np.uintp
 
 _none, _few = np.empty(0, np.int32), np.empty((0, 4), np.float32)
+_no_pairs, _no_plane = np.empty((0, 2), np.float32), np.empty(0, np.float32)
 NO_FIELD = (np.empty((0, 0, 0), np.float32), _none, _few, _none, _few, _none, np.empty((4, 0), np.float32))
+NO_LIMITS = (_no_plane, _no_plane, np.float32(1))
+NO_MAP = (np.float32(0), _no_pairs, _no_pairs)
+NO_GAIN = (_no_plane, np.empty((0, 0, 0), np.bool_))
 
 
 @row_kernel
@@ -266,3 +270,37 @@ def plane_lookup(voxels: Any, threshold: Any, segments: Any, starts: Any) -> Non
         few[: voxels.size - whole] = voxels[whole:]
         v.store(few, 0, _looked_up(v.load(few, 0), below, low, steps, end, starts, segments))
         voxels[whole:] = few[: voxels.size - whole]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def correct_planes(block: Any, field: Any, limits: Any, lookup: Any, gain: Any) -> None:
+    """In place: take planes (z, y, x), float32, through corrections, each plane through all of them in turn.
+
+    Parameters
+    ----------
+    block : (z, y, x) float32 array
+    field : tuple
+        See `count_rows`; NO_FIELD for none.
+    limits : (lower, upper, span)
+        See `plane_range`; NO_LIMITS for none.
+    lookup : (threshold, segments, starts)
+        See `plane_lookup`; NO_MAP for none.
+    gain : (gain, tissue)
+        See `plane_gain`; NO_GAIN for none.
+    """
+    lattice, fz, wz, fy, wy, fx, wx = field
+    lower, upper, span = limits
+    threshold, segments, starts = lookup
+    gains, tissue = gain
+    n_z, n_y, n_x = block.shape
+    voxels = block.reshape(-1)
+    for z in range(n_z):
+        here = slice(z, z + 1)
+        if lattice.size:
+            field_block(z, z + 1, 0, n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x), -1)
+        if lower.size:
+            plane_range(block[here], lower[here], upper[here], span)
+        if starts.size:
+            plane_lookup(voxels[z * n_y * n_x : (z + 1) * n_y * n_x], threshold, segments, starts)
+        if gains.size:
+            plane_gain(block[here], tissue[here], gains[here])

@@ -325,7 +325,8 @@ def statistics_pass(
                 inside = None if given is None else given[i]
                 values, field = block[i], None
                 if bias is not None:
-                    field = bias.on_plane(z + i, rows)
+                    where = Where(z + i, rows.start, 0, volume.shape)
+                    _stop, field = bias.run(z + i, z + i + 1, where, values.shape)
                 elif len(pointwise):
                     values = scratch("corrected", (1, *values.shape), np.float32)
                     np.copyto(values[0], block[i], casting="unsafe")

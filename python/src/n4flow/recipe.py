@@ -18,8 +18,9 @@ from n4flow.errors import InputError
 from n4flow.fit.gpu_device import on_device
 from n4flow.gpu_render import render_on_gpu, render_through_gpu
 from n4flow.harmonization import Harmonization
-from n4flow.histogram import SectionLookup
 from n4flow.normalize import PlaneRange
+from n4flow.pointwise import render_on_host
+from n4flow.section_lookup import SectionLookup
 from n4flow.volume import open_volume
 from n4flow.zprofile import PlaneGain
 
@@ -157,13 +158,10 @@ class Recipe(Sequence[Correction]):
     def apply_block(self, block: Any, where: Where) -> Any:
         """Apply every correction in order to a float32 block, which may be overwritten.
 
-        On a GPU, corrections that follow each other voxel by voxel are one pass, to the same bits.
+        Corrections that follow each other voxel by voxel are one pass, to the same bits.
         """
-        if on_device(block):
-            return render_on_gpu(self._corrections, block, where)
-        for correction in self:
-            block = correction.apply(block, where)
-        return block
+        render: Any = render_on_gpu if on_device(block) else render_on_host
+        return render(self._corrections, block, where)
 
     def apply(
         self,

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from n4flow.formats.space import check_space
 from n4flow.normalize import PlaneRange
 from n4flow.passes import TissueSource, in_parts, margin_first, parts, prepared
 from n4flow.plan import output_dtype
-from n4flow.planes import scratch
+from n4flow.planes import available_threads, scratch, workers
 from n4flow.recipe import Recipe
 from n4flow.statistics import ShrunkenVolume, choose_shrink
 from n4flow.volume import Volume, open_volume
+
+MOST_TILES = 1024  # measured before they are added up
 
 
 @dataclass(frozen=True)
@@ -88,31 +91,40 @@ def render_slab(
     around, pointwise = margin_first(recipe)
     shrinker = TileShrinker((z_stop - z_start, *volume.shape[1:]), shrink)
     tiles = _Tiles(volume, pointwise, z_start, shrinker, np.float32(output_scale(recipe, layout.dtype)), tissue)
-    image = SlabWriter(image_out, layout, z_start, z_stop, threads=threads)
-    writers, chunks = [image], [layout.levels[0].chunks]
-    if mask_out is not None and mask_layout is not None and tissue is not None:
-        writers.append(SlabWriter(mask_out, mask_layout, z_start, z_stop, threads=threads))
-        chunks.append(mask_layout.levels[0].chunks)
-    depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
+    chunks = [layout.levels[0].chunks]
     with ExitStack() as stack:
-        for writer in writers:
-            stack.enter_context(writer)
-        if not around and in_parts(volume, z_start, chunks[0]):
+        pool = stack.enter_context(workers(threads or available_threads()))
+
+        def writer(path: Path, layout: StoreLayout) -> SlabWriter:
+            return stack.enter_context(SlabWriter(path, layout, z_start, z_stop, threads=threads, pool=pool))
+
+        writers = [writer(image_out, layout)]
+        if mask_out is not None and mask_layout is not None and tissue is not None:
+            writers.append(writer(mask_out, mask_layout))
+            chunks.append(mask_layout.levels[0].chunks)
+        depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
+        by_threads = not around and in_parts(volume, z_start, chunks[0])
+        if by_threads:
             blocks: Any = parts(volume, z_start, z_stop, (depth, height, chunks[0][2]))
         else:
             blocks = prepared(volume, z_start, z_stop, around, depth, height)
-        for z, y, block in blocks:
-            image.write(block, z, y, through=tiles.corrected)
-            shrinker.merge(slice(z - z_start, z - z_start + len(block)), tiles.measured)
-            tiles.measured.clear()
-            for mask in writers[1:]:
-                mask.write(np.broadcast_to(np.uint8(0), block.shape), z, y, through=tiles.mask)
+        for (start, n_planes), run in groupby(blocks, key=lambda found: (found[0], len(found[2]))):
+            for z, y, block in run:
+                writers[0].write(block, z, y, through=tiles.corrected, wait=not by_threads)
+                for mask in writers[1:]:
+                    nothing = np.broadcast_to(np.uint8(0), block.shape)
+                    mask.write(nothing, z, y, through=tiles.mask, wait=not by_threads)
+                if len(tiles.measured) >= MOST_TILES:
+                    writers[0].settle()
+                    tiles.merge(start, n_planes)
+            writers[0].settle()
+            tiles.merge(start, n_planes)
     shrinker.finish()
     after = ShrunkenVolume.of(shrinker)
     checksums = {
         path.name: writer.checksums for path, writer in zip((image_out, mask_out), writers, strict=False) if path
     }
-    return RenderedSlab(after, int(image.saturated), *extent(after), checksums)
+    return RenderedSlab(after, int(writers[0].saturated), *extent(after), checksums)
 
 
 class _Tiles:
@@ -151,6 +163,12 @@ class _Tiles:
             yield values
         tile.settle()
         self.measured.append(tile)
+
+    def merge(self, start: int, n_planes: int) -> None:
+        """Add what was measured of some planes; the threads are done with them."""
+        first = start - self.z_start
+        self.shrinker.merge(slice(first, first + n_planes), self.measured)
+        self.measured.clear()
 
     def mask(self, part: np.ndarray, at: tuple[int, int, int]) -> Iterator[np.ndarray]:
         """Yield the tissue mask where `part` lies."""

@@ -41,18 +41,17 @@ class Evaluator:
         self._lattice = np.ascontiguousarray(np.pad(np.asarray(lattice, np.float32), pad))
         tables = [bspline.axis_weights(t, controls) for t, controls in zip(coordinates, lattice.shape, strict=True)]
         (fz, wz), (fy, wy), (fx, wx) = [(first.astype(np.int32), w.astype(np.float32)) for first, w in tables]
-        self._tables = (fz, wz, fy, wy, fx, np.ascontiguousarray(wx.T))
+        self._tables: tuple[np.ndarray, ...] = (fz, wz, fy, wy, fx, np.ascontiguousarray(wx.T))
 
-    @property
-    def tables(self) -> tuple[np.ndarray, ...]:
-        """Lattice, and for each axis first controls and weights, as `field_block` takes them."""
-        return (self._lattice, *self._tables)
+    def tables(self, z: slice, y: slice, x: slice) -> tuple[np.ndarray, ...]:
+        """Return what `field_block` takes of a part of the grid: lattice, first controls and weights of each axis."""
+        fz, wz, fy, wy, fx, wx = self._tables
+        return self._lattice, fz[z], wz[z], fy[y], wy[y], fx[x], np.ascontiguousarray(wx[:, x])
 
     def part(self, z: slice, y: slice, x: slice) -> Evaluator:
         """Return the evaluator of a part of the grid; the same voxel has the same bits."""
         part = copy(self)
-        fz, wz, fy, wy, fx, wx = self._tables
-        part._tables = (fz[z], wz[z], fy[y], wy[y], fx[x], np.ascontiguousarray(wx[:, x]))
+        part._tables = self.tables(z, y, x)[1:]
         part.shape = (part._tables[0].size, part._tables[2].size, part._tables[4].size)
         return part
 

@@ -11,9 +11,11 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,10 +25,13 @@ import numpy as np
 from n4flow.errors import InputError, N4flowError
 from n4flow.formats.checksums import Checksums, chunk_checksum
 from n4flow.formats.layout import StoreLayout, expected_shards, file_key, level_slab
+from n4flow.formats.pyramid import Index, Piece, averaged, picked, triple
 from n4flow.formats.shards import Encoder, GrowingFile
 from n4flow.planes import scratch, workers
 
-Index = tuple[int, int, int]
+TOGETHER = 4  # most chunks that are one task of a thread
+FEWEST_TASKS = 3  # that wait for each thread, so that none is idle
+
 Through = Callable[..., Iterator[np.ndarray]]  # (part of a block, at=(z, y, x)) -> runs of its planes, in order
 
 
@@ -41,21 +46,12 @@ class _Chunk:
 
 
 @dataclass
-class _Piece:
-    """Voxels for a deeper level, with the position of the first."""
-
-    level: int
-    start: Index
-    values: np.ndarray
-
-
-@dataclass
 class _Done:
     """What a thread made of a chunk: the bytes for its file, if it is complete, and pieces of deeper levels."""
 
     chunk: _Chunk
     payload: np.ndarray | None
-    pieces: list[_Piece] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     saturated: int = 0
     undefined: int = 0
     checksum: int = 0
@@ -73,6 +69,8 @@ class SlabWriter:
         A whole number of slabs of the layout.
     threads : int, optional
         Threads that cast and compress; all cores that this process may use if not given.
+    pool : ThreadPoolExecutor, optional
+        So many threads that other writers use, too; the writer's own if not given. See `n4flow.planes.workers`.
 
     Attributes
     ----------
@@ -92,7 +90,13 @@ class SlabWriter:
     """
 
     def __init__(
-        self, path: str | Path, layout: StoreLayout, z_start: int, z_stop: int, threads: int | None = None
+        self,
+        path: str | Path,
+        layout: StoreLayout,
+        z_start: int,
+        z_stop: int,
+        threads: int | None = None,
+        pool: ThreadPoolExecutor | None = None,
     ) -> None:
         self.saturated = 0
         self.undefined = 0
@@ -101,14 +105,17 @@ class SlabWriter:
         self._planes = [level_slab(layout, level, z_start, z_stop) for level in range(len(layout.levels))]
         self._threads = threads or len(os.sched_getaffinity(0))
         self._dtype = np.dtype(layout.dtype).newbyteorder("<")
-        self._mean_dtype = np.dtype(np.float64 if layout.dtype == "float64" else np.float32)
+        limits = np.iinfo(self._dtype) if self._dtype.kind in "iu" else None
+        self._limits = (int(limits.min), int(limits.max)) if limits else (0, 0)
         self._encoder = Encoder()
         self._constant: dict[tuple[Any, ...], tuple[np.ndarray, int]] = {}
         self._open: dict[tuple[int, Index], _Chunk] = {}
         self._files: dict[str, GrowingFile] = {}
         self._awaited_files = len(expected_shards(layout, z_start, z_stop))
         self._seen: set[Index] = set()
-        self._pool = workers(self._threads)
+        self._pool, self._own_pool = pool or workers(self._threads), pool is None
+        self._waiting: deque[Future[list[_Done]]] = deque()  # in the order of submission
+        self._following: deque[Callable[[], _Done]] = deque()  # chunks of deeper levels that are complete
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +128,9 @@ class SlabWriter:
         else:
             self.abandon()
 
-    def write(self, block: Any, z: int, y: int = 0, x: int = 0, through: Through | None = None) -> None:
+    def write(
+        self, block: Any, z: int, y: int = 0, x: int = 0, through: Through | None = None, *, wait: bool = True
+    ) -> None:
         """Write a (z, y, x) block whose first voxel lies at (z, y, x) of level 0.
 
         Each voxel of the slab is written exactly once; the order is free, and plane by plane or tile by tile are
@@ -136,6 +145,9 @@ class SlabWriter:
             Called with a part of the block and, as `at`, the place (z, y, x) of its first voxel; yields what is written
             in its stead, a run of planes at a time. The thread that compresses those voxels calls it, while they are
             in its cache.
+        wait : bool
+            Return when nothing is taken from the block any more. Else threads go on with it, and `settle` waits for
+            them; a fault may be raised by a later call.
 
         Raises
         ------
@@ -156,10 +168,22 @@ class SlabWriter:
             )
             raise InputError(msg)
         try:
-            self._run(self._parts(0, (z, y, x), block, through))
+            together = TOGETHER
+            if wait:  # share out what there is
+                chunks = math.prod(block.shape) // math.prod(self._layout.levels[0].chunks)
+                together = max(1, min(TOGETHER, chunks // (FEWEST_TASKS * self._threads)))
+            self._run(self._parts(0, (z, y, x), block, through), together)
+            if wait:
+                self.settle()
         except BaseException:
             self.abandon()
             raise
+
+    def settle(self) -> None:
+        """Wait until everything that was written is in its files, but for what is not complete yet."""
+        while self._waiting or self._following:
+            self._take_one()
+            self._run(iter(()), 1)
 
     def close(self) -> None:
         """Check that every shard of the slab is complete.
@@ -169,51 +193,60 @@ class SlabWriter:
         N4flowError
             Some voxels were never written; nothing unfinished stays on disk.
         """
+        self.settle()
         if self._open or self._awaited_files:
             low, high = self._planes[0]
             self.abandon()
             msg = f"not every voxel of planes {low} to {high} was written to {self._path}; write the whole slab"
             raise N4flowError(msg)
-        self._pool.shutdown()
+        if self._own_pool:
+            self._pool.shutdown()
 
     def abandon(self) -> None:
         """Drop what is not complete; no unfinished file stays behind."""
-        self._pool.shutdown(cancel_futures=True)
+        for task in self._waiting:
+            task.cancel()
+        wait_for(self._waiting)
+        self._waiting.clear()
+        self._following.clear()
+        if self._own_pool:
+            self._pool.shutdown()
         for file in self._files.values():
             file.abandon()
         self._files.clear()
         self._open.clear()
 
-    def _run(self, parts: Iterator[Callable[[], _Done]]) -> None:
-        """Work through `parts` and what follows from them; results are taken in the order of submission."""
-        waiting: deque[Future[_Done]] = deque()
-        following: deque[Callable[[], _Done]] = deque()
-        more = True
-        while more or following or waiting:
-            # The window bounds how many compressed chunks wait in memory.
-            while len(waiting) < 4 * self._threads and (more or following):
-                task = following.popleft() if following else next(parts, None)
-                if task is None:
-                    more = False
-                else:
-                    waiting.append(self._pool.submit(task))
-            if waiting:
-                for piece in self._take(waiting.popleft().result()):
-                    following.extend(self._parts(piece.level, piece.start, piece.values))
+    def _run(self, parts: Iterator[Callable[[], _Done]], together: int) -> None:
+        """Hand out `parts`, so many `together`, and what follows from them; results are taken in that order."""
+        while True:
+            # Handing out costs as much as a tenth of a chunk. The window bounds how many wait in memory.
+            following = (self._following.popleft() for _each in range(len(self._following)))
+            tasks = list(islice(chain(following, parts), together))
+            if not tasks:
+                return
+            self._waiting.append(self._pool.submit(_done, tasks))
+            if len(self._waiting) >= FEWEST_TASKS * self._threads:
+                self._take_one()
 
-    def _take(self, done: _Done) -> list[_Piece]:
+    def _take_one(self) -> None:
+        """Take the results of the tasks that were handed out first."""
+        for done in self._waiting.popleft().result() if self._waiting else ():
+            for piece in self._take(done):
+                self._following.extend(self._parts(piece.level, piece.start, piece.values))
+
+    def _take(self, done: _Done) -> list[Piece]:
         """Write the bytes of a complete chunk to its file; return the pieces of deeper levels."""
         if done.payload is not None:
             level, index = self._layout.levels[done.chunk.level], done.chunk.index
             self.checksums[level.path]["/".join(map(str, index))] = done.checksum
             # Chunks per file along each axis: 1 without shards.
-            grid = _triple(f // c for f, c in zip(level.files, level.chunks, strict=True))
+            grid = triple(f // c for f, c in zip(level.files, level.chunks, strict=True))
             key = file_key(self._layout, done.chunk.level, [i // g for i, g in zip(index, grid, strict=True)])
             file = self._files.get(key)
             if file is None:
                 file = GrowingFile(self._path / key, grid if level.shards else None, self._awaited(level, index, grid))
                 self._files[key] = file
-            if file.append(_triple(i % g for i, g in zip(index, grid, strict=True)), done.payload):
+            if file.append(triple(i % g for i, g in zip(index, grid, strict=True)), done.payload):
                 del self._files[key]
                 self._awaited_files -= 1
             self._encoder.release(done.payload)
@@ -236,7 +269,7 @@ class SlabWriter:
         first = [a // c for a, c in zip(start, layout.chunks, strict=True)]
         last = [-(-(a + n) // c) for a, n, c in zip(start, values.shape, layout.chunks, strict=True)]
         for offset in np.ndindex(*(b - a for a, b in zip(first, last, strict=True))):
-            index = _triple(a + o for a, o in zip(first, offset, strict=True))
+            index = triple(a + o for a, o in zip(first, offset, strict=True))
             origin = [i * c for i, c in zip(index, layout.chunks, strict=True)]
             inside = [min(c, n - o) for c, n, o in zip(layout.chunks, layout.shape, origin, strict=True)]
             low = [max(a, o) for a, o in zip(start, origin, strict=True)]
@@ -267,7 +300,7 @@ class SlabWriter:
                     yield partial(self._finish, chunk, inside)
             else:
                 fill = partial(self._fill, chunk, values, source, target, inside, complete=complete)
-                yield fill if through is None else partial(fill, through=partial(through, at=_triple(low)))
+                yield fill if through is None else partial(fill, through=partial(through, at=triple(low)))
 
     def _fill(
         self,
@@ -307,10 +340,9 @@ class SlabWriter:
             return 0, 0
         from n4flow.formats.kernels import cast_to_integers
 
-        limits = np.iinfo(self._dtype)
         # float32 holds the limits of short integers exactly
         exact = np.float32 if values.dtype == np.float32 and self._dtype.itemsize <= 2 else np.float64
-        found = cast_to_integers(values, out, exact(limits.min), exact(limits.max))
+        found = cast_to_integers(values, out, exact(self._limits[0]), exact(self._limits[1]))
         return int(found[0]), int(found[1])
 
     def _finish(self, chunk: _Chunk, inside: list[int]) -> _Done:
@@ -323,9 +355,9 @@ class SlabWriter:
             cast = values
         constant = _one_value(cast)
         if chunk.level == 0 and self._layout.kind == "labels":
-            pieces = self._picked(chunk, inside, constant=constant is not None)
+            pieces = picked(self._layout, chunk.index, inside, values, constant=constant is not None)
         elif chunk.level + 1 < len(self._layout.levels) and self._layout.kind == "image":
-            pieces = [self._averaged(chunk, inside)]
+            pieces = [averaged(self._layout, chunk.level, chunk.index, inside, values)]
         else:
             pieces = []
         chunk.values = None
@@ -343,39 +375,9 @@ class SlabWriter:
             self._constant[name] = payload, chunk_checksum(values, inside)
         return self._constant[name]
 
-    def _averaged(self, chunk: _Chunk, inside: list[int]) -> _Piece:
-        from n4flow.formats.kernels import block_mean
 
-        here, after = self._layout.levels[chunk.level], self._layout.levels[chunk.level + 1]
-        steps = [b // a for a, b in zip(here.factors, after.factors, strict=True)]
-        mean = np.empty([-(-n // s) for n, s in zip(inside, steps, strict=True)], self._mean_dtype)
-        # The whole chunk, contiguous, so that one compiled version serves also the chunks at the edge.
-        block_mean(chunk.values, tuple(inside), mean, *steps)
-        start = _triple(i * c // s for i, c, s in zip(chunk.index, here.chunks, steps, strict=True))
-        return _Piece(chunk.level + 1, start, mean)
-
-    def _picked(self, chunk: _Chunk, inside: list[int], *, constant: bool) -> list[_Piece]:
-        origin = [i * c for i, c in zip(chunk.index, self._layout.levels[0].chunks, strict=True)]
-        pieces = []
-        for number, level in enumerate(self._layout.levels[1:], start=1):
-            start, picks = [], []
-            axes = zip(origin, inside, level.factors, level.shape, self._layout.shape, strict=True)
-            for first, extent, factor, samples, size in axes:
-                indices = np.arange(max(0, first // factor - 1), min(samples, (first + extent) // factor + 1))
-                voxels = np.minimum(factor * indices + factor // 2, size - 1)
-                held = (voxels >= first) & (voxels < first + extent)
-                start.append(indices[held][:1])
-                picks.append(voxels[held] - first)
-            if all(len(pick) for pick in picks):
-                values: Any = chunk.values
-                if constant:
-                    values = np.broadcast_to(values[0, 0, 0], [len(pick) for pick in picks])
-                else:
-                    for axis, pick in enumerate(picks):
-                        values = values[(slice(None),) * axis + (_run(pick),)]
-                    values = np.ascontiguousarray(values)
-                pieces.append(_Piece(number, _triple(index[0] for index in start), values))
-        return pieces
+def _done(tasks: list[Callable[[], _Done]]) -> list[_Done]:
+    return [task() for task in tasks]
 
 
 def _one_value(values: np.ndarray) -> bytes | None:
@@ -384,16 +386,3 @@ def _one_value(values: np.ndarray) -> bytes | None:
     if bits.flat[0] != bits.flat[-1] or bits.min() != bits.max():
         return None
     return bytes(bits.flat[0].tobytes())
-
-
-def _run(picks: np.ndarray) -> Any:
-    """Return rising indices as a slice where they are equally far apart: that copies far faster."""
-    steps = np.diff(picks)
-    if not len(steps):
-        return slice(int(picks[0]), int(picks[0]) + 1)
-    return slice(int(picks[0]), int(picks[-1]) + 1, int(steps[0])) if (steps == steps[0]).all() else picks
-
-
-def _triple(values: Any) -> Index:
-    z, y, x = (int(value) for value in values)
-    return z, y, x

@@ -1,4 +1,4 @@
-"""A recipe on the GPU: corrections that follow each other voxel by voxel are one pass, to the CPU's bits."""
+"""Corrections that follow each other voxel by voxel are one pass, on the host and on the GPU, to the same bits."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,11 @@ from gpu_examples import phantom, some_field
 from n4flow.background import SpatialMeanBackground
 from n4flow.bias import BiasCorrection
 from n4flow.correction import Where
-from n4flow.gpu_render import groups
-from n4flow.histogram import SectionLookup
+from n4flow.errors import InputError
 from n4flow.normalize import PlaneRange
+from n4flow.pointwise import groups
 from n4flow.recipe import Recipe
+from n4flow.section_lookup import SectionLookup
 from n4flow.zprofile import PlaneGain
 
 
@@ -46,6 +47,29 @@ def test_corrections_that_follow_each_other_are_one_pass_to_the_same_bits(any_de
     same = np.array_equal if "0" not in chosen else np.allclose  # the background is CuPy's, summed in another order
     assert same(got.get(), expected, equal_nan=True)
     assert np.isnan(got.get()).sum() == 1
+
+
+@pytest.mark.parametrize("chosen", ["01234", "1234", "234", "13", "24", "12", "131"])
+@pytest.mark.parametrize("start", [0, 2])
+def test_one_pass_on_the_host_gives_the_bits_of_one_correction_after_the_other(chosen, start):
+    shape = (9, 30, 37)
+    image = phantom(shape)[0]
+    image.reshape(-1)[::50], image[3, 4, 5], image[5, 6, 7] = 0, np.nan, np.inf
+    corrections = [some_recipe(shape)[int(k)] for k in chosen]
+    part = np.ascontiguousarray(image[start:, 3:28, 4:])
+    where = Where(start, 3, 4, shape, part > 100)
+    expected = part.copy()
+    for correction in corrections:
+        expected = correction.apply(expected, where)
+    assert np.array_equal(Recipe(corrections).apply_block(part.copy(), where), expected, equal_nan=True)
+    assert not np.array_equal(expected, part, equal_nan=True)
+
+
+def test_a_gain_without_its_mask_is_an_error_in_one_pass_too():
+    shape = (9, 30, 37)
+    recipe = Recipe(some_recipe(shape)[3:])
+    with pytest.raises(InputError, match="give the block's tissue mask"):
+        recipe.apply_block(phantom(shape)[0], Where(0, 0, 0, shape))
 
 
 @pytest.mark.parametrize("chosen", ["1234", "12", "4"])
