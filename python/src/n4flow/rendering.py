@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.accumulate import STRIP_VOXELS, Tile, TileShrinker
+from n4flow.accumulate import Tile, TileShrinker
 from n4flow.correction import Where
 from n4flow.errors import InputError
 from n4flow.formats.checksums import Checksums
@@ -29,6 +29,7 @@ from n4flow.recipe import Recipe
 from n4flow.statistics import ShrunkenVolume, choose_shrink
 from n4flow.volume import Volume, open_volume
 
+RUN_VOXELS = 1 << 18  # a megabyte of float32: it stays in a thread's cache, and the interpreter's part is small
 MOST_TILES = 1024  # measured before they are added up
 
 
@@ -179,7 +180,7 @@ class _Tiles:
     def _runs(self, part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first plane, float32 copy in a buffer of this thread) of runs of planes."""
         depth, height, width = part.shape
-        step = max(1, STRIP_VOXELS // (height * width))
+        step = max(1, RUN_VOXELS // (height * width))
         for first in range(0, depth, step):
             planes = part[first : first + step]
             values = scratch("tile", planes.shape, np.float32)
