@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from n4flow.accumulate import STRIP_VOXELS
+from n4flow.accumulate import MOST_TILES, STRIP_VOXELS
 from n4flow.bins import N_BINS
 from n4flow.formats.layout import StoreLayout
+from n4flow.formats.slab import FEWEST_TASKS, TOGETHER
 from n4flow.passes import Blocks, in_parts
 from n4flow.volume import Volume
 
@@ -51,6 +52,7 @@ def pass_bytes(
     read, render = Blocks.of(volume, halo=margin), Blocks.of(volume, depth, height, margin)
     tables = threads * (2 * 8 * 3 * 2 * N_BINS + 3 * 4 * STRIP_VOXELS)
     decoding = threads * 2 * math.prod(volume.chunks) * volume.dtype.itemsize
+    tiles = min(MOST_TILES, math.prod(-(-n // c) for n, c in zip(volume.shape[1:], chunks[0][1:], strict=True)))
     masks = small * (planes + volume.shape[0] // 8)
     whole = not margin and in_parts(volume, 0, layout.levels[0].chunks)
     held = threads * math.prod(layout.levels[0].chunks) * volume.dtype.itemsize if whole else 2 * render.nbytes(volume)
@@ -61,6 +63,7 @@ def pass_bytes(
         + held
         + planes * small * 8
         + 12 * render.depth * small
+        + tiles * 12 * chunks[0][0] * sum(-(-n // shrink) for n in chunks[0][1:])
         + masks
         + sum(_writer_bytes(store, render, volume.shape, threads) for store in (layout, mask_layout)),
     }
@@ -76,7 +79,7 @@ def _writer_bytes(layout: StoreLayout, blocks: Blocks, shape: tuple[int, int, in
     itemsize = np.dtype(layout.dtype).itemsize
     first = layout.levels[0]
     chunk = math.prod(first.chunks)
-    total = threads * chunk * (2 * itemsize + 4) + 4 * threads * chunk * itemsize
+    total = threads * chunk * (2 * itemsize + 4) + FEWEST_TASKS * TOGETHER * threads * chunk * itemsize
     if blocks.depth % first.chunks[0] and blocks.depth < shape[0]:  # blocks that end within chunks
         total += first.chunks[0] * math.prod(shape[1:]) * itemsize
     for level in layout.levels[1:]:

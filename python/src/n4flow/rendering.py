@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.accumulate import Tile, TileShrinker
+from n4flow.accumulate import MOST_TILES, Tile, TileShrinker
 from n4flow.correction import Where
 from n4flow.errors import InputError
 from n4flow.formats.checksums import Checksums
@@ -30,7 +30,6 @@ from n4flow.statistics import ShrunkenVolume, choose_shrink
 from n4flow.volume import Volume, open_volume
 
 RUN_VOXELS = 1 << 18  # a megabyte of float32: it stays in a thread's cache, and the interpreter's part is small
-MOST_TILES = 1024  # measured before they are added up
 
 
 @dataclass(frozen=True)
