@@ -60,18 +60,31 @@ def expand_plane(lattice, w, firsts_x, weights_x, lines, width):
         Columns to a line, X or more.
     """
     flat = np.empty(lattice.shape[2], np.float32)
+    n = up(firsts_x.size)
+    weights = weights_x.reshape(-1)
     for j in range(up(lattice.shape[1])):
         for c in range(up(flat.size)):
             value = w[0] * lattice[0, j, c]
             value = fma(w[1], lattice[1, j, c], value)
             value = fma(w[2], lattice[2, j, c], value)
             flat[c] = fma(w[3], lattice[3, j, c], value)
-        for x in range(up(firsts_x.size)):
+        x = up(0)
+        while x < n:
+            # columns between the same controls, as many as a vector has at a time
             i = up(firsts_x[x])
-            value = weights_x[0, x] * flat[i]
-            value = fma(weights_x[1, x], flat[i + up(1)], value)
-            value = fma(weights_x[2, x], flat[i + up(2)], value)
-            lines[j * width + x] = fma(weights_x[3, x], flat[i + up(3)], value)
+            if x + LANES <= n and up(firsts_x[x + LANES - up(1)]) == i:
+                value = v.multiply(v.load(weights, x), v.splat(flat[i]))
+                value = v.fma(v.load(weights, n + x), v.splat(flat[i + up(1)]), value)
+                value = v.fma(v.load(weights, up(2) * n + x), v.splat(flat[i + up(2)]), value)
+                value = v.fma(v.load(weights, up(3) * n + x), v.splat(flat[i + up(3)]), value)
+                v.store(lines, j * width + x, value)
+                x += LANES
+            else:
+                one = weights_x[0, x] * flat[i]
+                one = fma(weights_x[1, x], flat[i + up(1)], one)
+                one = fma(weights_x[2, x], flat[i + up(2)], one)
+                lines[j * width + x] = fma(weights_x[3, x], flat[i + up(3)], one)
+                x += up(1)
 
 
 @row_kernel
