@@ -109,6 +109,7 @@ class SlabWriter:
         self._limits = (int(limits.min), int(limits.max)) if limits else (0, 0)
         self._encoder = Encoder()
         self._constant: dict[tuple[Any, ...], tuple[np.ndarray, int]] = {}
+        self._spare: deque[np.ndarray] = deque()  # of chunks of deeper levels that are done
         self._open: dict[tuple[int, Index], _Chunk] = {}
         self._files: dict[str, GrowingFile] = {}
         self._awaited_files = len(expected_shards(layout, z_start, z_stop))
@@ -294,13 +295,25 @@ class SlabWriter:
             if level > 0:
                 # Pieces of several chunks meet in one, so they are put in place here and not by the threads.
                 if chunk.values is None:
-                    chunk.values = np.zeros(layout.chunks, values.dtype)
+                    chunk.values = self._room(layout.chunks, values.dtype, inside)
                 chunk.values[target] = values[source]
                 if complete:
                     yield partial(self._finish, chunk, inside)
             else:
                 fill = partial(self._fill, chunk, values, source, target, inside, complete=complete)
                 yield fill if through is None else partial(fill, through=partial(through, at=triple(low)))
+
+    def _room(self, shape: Index, dtype: np.dtype, inside: list[int]) -> np.ndarray:
+        """Return room for a chunk of a deeper level, that of one before where there is such; 0 where nothing comes."""
+        try:
+            values = self._spare.pop()
+        except IndexError:
+            values = np.empty(shape, dtype)
+        if values.shape != shape:
+            values = np.empty(shape, dtype)
+        if tuple(inside) != shape:
+            values[...] = 0
+        return values
 
     def _fill(
         self,
@@ -360,8 +373,10 @@ class SlabWriter:
             pieces = [averaged(self._layout, chunk.level, chunk.index, inside, values)]
         else:
             pieces = []
-        chunk.values = None
         payload, checksum = self._encoded(cast, inside, constant)
+        if chunk.level > 0:
+            self._spare.append(values)
+        chunk.values = None
         return _Done(chunk, payload, pieces, checksum=checksum)
 
     def _encoded(self, values: np.ndarray, inside: list[int], constant: bytes | None) -> tuple[np.ndarray, int]:
