@@ -29,7 +29,8 @@ from n4flow.errors import N4flowError
 from n4flow.passes import TissueSource
 from n4flow.recipe import Recipe, load_correction
 from n4flow.sections import SectionTable
-from n4flow.statistics import PlaneHistograms, ShrunkenVolume
+from n4flow.shrunken import ShrunkenFiles
+from n4flow.statistics import PlaneHistograms
 from n4flow.verify import verify
 from n4flow.volume import open_volume
 
@@ -114,7 +115,8 @@ def inspect(case: Case, files: Sequence[Path]) -> None:
 def shrink(case: Case, files: Sequence[Path]) -> None:
     """Each voxel is the mean of the four, padding left out."""
     for file in files:
-        small = ShrunkenVolume.load(file)
+        files = ShrunkenFiles([file])
+        small = files.part(0, files.shape[0])
         values = case.observed[start(file) : start(file) + len(small.mean)].astype(np.float64)
         blocks = values.reshape(len(values), values.shape[1] // 2, 2, values.shape[2] // 2, 2)
         count = (blocks != 0).sum((2, 4))
@@ -125,7 +127,7 @@ def shrink(case: Case, files: Sequence[Path]) -> None:
 def tissue_mask(case: Case, files: Sequence[Path]) -> None:
     """The mask is the tissue, ventricles closed; what is called agarose in all planes is it in most."""
     (found,) = [TissueSource.load(file) for file in files]
-    mask = found.small.repeat(2, 1).repeat(2, 2)
+    mask = np.asarray(found.small).repeat(2, 1).repeat(2, 2)
     below(0.92, 2 * (mask & case.tissue).sum() / (mask.sum() + case.tissue.sum()), 1, "overlap with the true tissue")
     agarose = found.agarose_small.repeat(2, 0).repeat(2, 1)
     below(0, float(case.tissue[:, agarose].mean()), 0.1, "share of tissue in agarose")
@@ -150,7 +152,7 @@ def volume_field(case: Case, files: Sequence[Path]) -> None:
     task = files[0].parent
     asked = json.loads(files[0].with_suffix(".json").read_text())["command"]
     iterations = tuple(int(number) for number in re.search(r"--iterations (\S+)", asked)[1].split(","))
-    shrunken = ShrunkenVolume.concatenate([ShrunkenVolume.load(file) for file in sorted(task.glob("shrunken/*.npz"))])
+    shrunken = ShrunkenFiles(sorted(task.glob("shrunken/*.npz")))
     before = Recipe.load(task / "recipe") if (task / "recipe").exists() else Recipe()
     settings = BiasSettings(None, iterations, 1e-3, "itk")
     masks, table = (
@@ -340,7 +342,7 @@ def _run(step: str) -> None:
 
 def _mask(case: Case) -> np.ndarray:
     """Return the mask of the phantom that every stage after it was given."""
-    return TissueSource.load(case.folder / "masks.npz").small.repeat(2, 1).repeat(2, 2)
+    return np.asarray(TissueSource.load(case.folder / "masks.npz").small).repeat(2, 1).repeat(2, 2)
 
 
 def _after(file: Path, case: Case) -> np.ndarray:

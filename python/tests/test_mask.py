@@ -8,18 +8,15 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
+from n4flow import mask as mask_module
+from n4flow.agarose import agarose_levels, get_agarose_mask
 from n4flow.errors import GpuError, InputError, N4flowWarning
-from n4flow.mask import (
-    agarose_levels,
-    compute_tissue_mask,
-    expand_mask,
-    get_agarose_mask,
-    otsu_mask,
-    tissue_mask_with_levels,
-)
-from n4flow.morphology import close_along_z, close_plane, smooth_valid
+from n4flow.mask import compute_tissue_mask, expand_mask, otsu_mask, tissue_mask_with_levels
+from n4flow.morphology import close_along_z, close_plane, smooth_planes, smooth_valid
 from n4flow.otsu import otsu_cut, otsu_split
+from n4flow.packed import PackedMask
 from n4flow.sections import Section, SectionTable
+from n4flow.shrunken import ShrunkenFiles
 from n4flow.statistics import plane_histograms, shrink_planes
 
 
@@ -209,6 +206,60 @@ def test_smoothing_is_a_mean_of_valid_voxels() -> None:
     smooth = smooth_valid(values, (2, 3))
     np.testing.assert_allclose(smooth[valid], (total[valid] / weight[valid]), rtol=1e-5)  # float32 sums
     assert (smooth[~valid] == 0).all()
+
+
+@pytest.mark.parametrize("sigmas", [(1.0, 2.0, 2.0), (0.0, 1.5, 3.2), (2.5, 0.0, 0.0)])
+def test_compiled_smoothing_is_scipys(sigmas: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(11)
+    values = rng.normal(0, 3, (9, 40, 47)).astype(np.float32)
+    values[:, :6] = 0
+    values[2:4, 20:25, 7:30] = np.array([np.nan, np.inf, -np.inf, 0, 1e4])[:, None]
+    for weights in (None, rng.random(values.shape).astype(np.float32)):
+        expected = smooth_valid(values, sigmas, weights)
+        found = smooth_planes(values, sigmas, weights, slice(2, 8))
+        # the same sums in the same order; a compiler that contracts multiply and add may move the last bit
+        np.testing.assert_allclose(found, expected[2:8], rtol=3e-7, atol=1e-6)
+        assert ((found == 0) == (expected[2:8] == 0)).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 47), (1, 90), (70, 1), (3, 200)])
+@pytest.mark.parametrize("radius", [1, 3, 20, 70])
+def test_compiled_closing_is_scipys(shape: tuple[int, int], radius: int) -> None:
+    rng = np.random.default_rng(radius)
+    for share in (0.1, 0.4, 0.8):
+        plane = rng.random(shape) < share
+        filled = np.pad(ndimage.binary_fill_holes(plane), 2 * radius)
+        expected = ndimage.binary_closing(filled, disk(radius))[2 * radius : -2 * radius, 2 * radius : -2 * radius]
+        np.testing.assert_array_equal(close_plane(plane, radius), expected)
+
+
+@pytest.mark.parametrize("dark", [0.0, 3000.0])
+def test_masks_do_not_depend_on_runs_files_or_packing(tmp_path, monkeypatch, dark: float) -> None:
+    volume, _tissue = brain(n_z=14, size=(122, 146), radius=40.0, drift=2.0)
+    volume[5:7] *= 1.7
+    volume[:, :9] = 0
+    volume = np.where(volume > 0, volume * 20 + dark, 0).astype(np.uint16)
+    table = SectionTable([Section("a", 0, 5), Section("b", 5, 7, "damaged"), Section("c", 7, 14)], 14)
+    shrunken = shrink_planes(volume, 2)
+    for start, stop in ((0, 3), (3, 9), (9, 14)):
+        shrunken.part(start, stop).save(tmp_path / f"{start:02d}.npz")
+    files = ShrunkenFiles(sorted(tmp_path.glob("*.npz")))
+    expected = tissue_mask_with_levels(shrunken.mean, table, weights=shrunken.valid)
+    agarose, threshold = get_agarose_mask(shrunken.mean)
+    assert expected.mask.any()
+    assert agarose.any()
+    for run in (1, 4, 100):
+        monkeypatch.setattr(mask_module, "RUN_PLANES", run)
+        for source in (shrunken, files):
+            found = tissue_mask_with_levels(source, table)
+            assert isinstance(found.mask, PackedMask)
+            np.testing.assert_array_equal(found.mask[:], expected.mask)
+            np.testing.assert_array_equal(found.mask[4], expected.mask[4])
+            assert found.thresholds == expected.thresholds
+            assert found.mask.mean() == expected.mask.mean()
+    np.testing.assert_array_equal(get_agarose_mask(files)[0], agarose)
+    assert get_agarose_mask(files)[1] == threshold
+    assert agarose_levels(files, agarose, table, found.mask) == agarose_levels(shrunken, agarose, table, expected.mask)
 
 
 def test_otsu_is_scikit_images() -> None:

@@ -107,7 +107,8 @@ def report(path, arrays, sample="brain 1", stages=STAGES, parameters=None, warni
         parameters=parameters if parameters is not None else {"bias": "volume", "spline_um": None, "smooth_z": 2.0},
         metrics=numbers,
         warnings=list(warnings),
-        **arrays,
+        pair=Pair(**arrays),
+        recipe=arrays["recipe"],
     )
     text = path.read_text(encoding="utf-8")
     return text, Page(text), numbers
@@ -242,7 +243,7 @@ def grey_pixels(panel):
 def test_before_and_after_share_one_window_in_the_result_s_units():
     arrays = made()
     pair = Pair(**arrays)
-    views = Views(pair, arrays["recipe"], VOXEL_UM, 1)
+    views = Views(pair, arrays["recipe"], VOXEL_UM)
     window = windows(pair, views)
     assert window["before"] == window["after"]
     low, high = window["after"]
@@ -261,7 +262,7 @@ def test_before_and_after_share_one_window_in_the_result_s_units():
 
 def test_planes_pass_through_tissue_and_cuts_stand_at_their_planes():
     arrays = made(flags=("ok", "missing", "ok"))
-    views = Views(Pair(**arrays), [], VOXEL_UM, 1)
+    views = Views(Pair(**arrays), [], VOXEL_UM)
     z, y, x = views.centre
     assert arrays["tissue"][z, y, x]
     assert arrays["sections"].usable_planes[z]
@@ -281,7 +282,7 @@ def test_planes_pass_through_tissue_and_cuts_stand_at_their_planes():
 
 def test_a_thin_stack_is_stretched_and_says_so(tmp_path):
     arrays = made()
-    views = Views(Pair(**arrays), [], {"z": 1.0, "y": 10.0, "x": 10.0}, 1)
+    views = Views(Pair(**arrays), [], {"z": 1.0, "y": 10.0, "x": 10.0})
     assert views.stacked
     _xy, xz, _yz = views.grey("after", (0, 1))
     assert xz.height / xz.width == pytest.approx(views.z_stretch * 9 / 560)
@@ -292,7 +293,7 @@ def test_a_thin_stack_is_stretched_and_says_so(tmp_path):
 def test_the_bias_field_is_drawn_from_its_values():
     arrays = made()
     field = arrays["recipe"][0].fields[0][2]
-    views = Views(Pair(**arrays), arrays["recipe"], VOXEL_UM, 1)
+    views = Views(Pair(**arrays), arrays["recipe"], VOXEL_UM)
     z, y, x = views.centre
     values = np.exp(field.log_field())
     assert views.images["xy"]["field"] == pytest.approx(values[z], rel=1e-6)

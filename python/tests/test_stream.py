@@ -25,7 +25,8 @@ from n4flow.planes import _limit, limit_threads
 from n4flow.recipe import Recipe
 from n4flow.rendering import render, render_slab
 from n4flow.sections import SectionTable
-from n4flow.statistics import ShrunkenVolume, plane_histograms, shrink_planes
+from n4flow.shrunken import ShrunkenFiles, ShrunkenVolume
+from n4flow.statistics import plane_histograms, shrink_planes
 from n4flow.volume import Volume, open_volume, write_volume
 
 VOXEL = {"z": 20.0, "y": 5.0, "x": 5.0}
@@ -182,16 +183,17 @@ def test_a_batch_needs_its_own_planes_alone(tmp_path, estimated):
     files = [tmp_path / f"shrunken_{start:06d}.npz" for start in (0, 5, 9)]
     for file, start, stop in zip(files, (0, 5, 9), (5, 9, 12), strict=True):
         shrink_planes(estimated.values[start:stop], SHRINK).save(file)
-    files[2].rename(tmp_path / "moved")  # a file of other planes may hold anything
-    np.savez(files[2], full_shape=np.array([3, *SHAPE[1:]]))
-    assert ShrunkenVolume.count_planes(files) == SHAPE[0]
-    some = ShrunkenVolume.load_planes(files, 4, 8)
+    shrunken = ShrunkenFiles(files)
+    files[2].unlink()  # whose planes no one needs
+    assert shrunken.shape == estimated.shrunken.shape
+    some = shrunken.part(4, 8)
     assert np.array_equal(some.mean, estimated.shrunken.mean[4:8])
+    assert np.array_equal(some.valid, estimated.shrunken.valid[4:8])
     assert np.array_equal(some.planes["maximum"], estimated.shrunken.planes["maximum"][4:8])
     masks = TissueSource.load(tmp_path / "masks.npz", planes=(4, 8))
     box = slice(5, 8), slice(9, 40), slice(13, 77)
     assert np.array_equal(masks.block(*box), estimated.source.block(*box))
-    bias = fit_sections(some, masks, estimated.table, (1, 2), VOXEL, estimated.settings)
+    bias = fit_sections(shrunken, masks, estimated.table, (1, 2), VOXEL, estimated.settings)
     assert np.array_equal(bias.fields[0][2].lattice, estimated.bias.fields[1][2].lattice)
 
 

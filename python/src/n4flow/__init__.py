@@ -27,7 +27,7 @@ _HOME = {
     "compute_scale_factors": "normalize",
     "compute_tissue_mask": "mask",
     "fit_bias": "bias",
-    "get_agarose_mask": "mask",
+    "get_agarose_mask": "agarose",
     "harmonize": "harmonization",
     "n4": "bias",
     "n4_correct": "bias",

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.agarose import agarose_levels, get_agarose_mask
 from n4flow.bias import BiasCorrection, fit_shrunken
+from n4flow.comparison import Pair
 from n4flow.errors import InputError
 from n4flow.formats.checksums import Checksums, add_checksums, describe
 from n4flow.formats.layout import StoreLayout, expected_shards
@@ -21,17 +23,19 @@ from n4flow.formats.omezarr import create_store, validate_store, write_omero
 from n4flow.formats.writers import kept_metadata
 from n4flow.harmonization import Harmonization, estimate_harmonization
 from n4flow.histogram import estimate_lookup
-from n4flow.mask import agarose_levels, get_agarose_mask, tissue_mask_with_levels
+from n4flow.mask import tissue_mask_with_levels
 from n4flow.normalize import PlaneRange
+from n4flow.packed import PackedMask
 from n4flow.passes import TissueSource
 from n4flow.plan import Plan
-from n4flow.qc import metrics, sections_table
+from n4flow.qc import pair_metrics, sections_table
 from n4flow.recipe import MASK_NAME, Recipe
 from n4flow.rendering import display_window, extent, output_scale
 from n4flow.report import write_report
 from n4flow.section_lookup import SectionLookup
 from n4flow.sections import Section, SectionTable
-from n4flow.statistics import PlaneHistograms, ShrunkenVolume
+from n4flow.shrunken import Shrunken, ShrunkenFiles, runs
+from n4flow.statistics import PlaneHistograms
 from n4flow.timing import dumps
 from n4flow.zprofile import PlaneGain, estimate_plane_gain
 
@@ -54,20 +58,20 @@ class BiasSettings:
 
 
 def find_masks(
-    shrunken: ShrunkenVolume, sections: SectionTable, given: np.ndarray | None = None
+    shrunken: Shrunken, sections: SectionTable, given: PackedMask | None = None
 ) -> tuple[TissueSource, dict[str, Any]]:
     """Return tissue and agarose masks on the shrunken grid, and their numbers.
 
     Parameters
     ----------
-    shrunken : ShrunkenVolume
+    shrunken : ShrunkenVolume or ShrunkenFiles
     sections : SectionTable
-    given : (Z, y, x) bool array, optional
+    given : (Z, y, x) PackedMask, optional
         The user's mask on the shrunken grid, in place of the estimated one.
     """
     numbers: dict[str, Any] = {"mask": "given" if given is not None else "estimated"}
     if given is None:
-        estimated = tissue_mask_with_levels(shrunken.mean, sections, weights=shrunken.valid)
+        estimated = tissue_mask_with_levels(shrunken, sections)
         tissue = estimated.mask
         numbers.update(
             thresholds=list(estimated.thresholds),
@@ -80,8 +84,8 @@ def find_masks(
     if given is not None and not given.any():
         msg = "the given mask is empty: no voxel is above 0; give a mask that covers the tissue"
         raise InputError(msg)
-    agarose, threshold = get_agarose_mask(shrunken.mean)
-    numbers["tissue_share"] = float(tissue.mean())
+    agarose, threshold = get_agarose_mask(shrunken)
+    numbers["tissue_share"] = tissue.mean()
     numbers["agarose_share"] = float(agarose.mean())
     numbers["agarose_threshold"] = float(threshold)
     numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections, tissue)
@@ -89,7 +93,7 @@ def find_masks(
 
 
 def fit_sections(
-    shrunken: ShrunkenVolume,
+    shrunken: Shrunken,
     tissue: TissueSource,
     sections: SectionTable,
     batch: tuple[int, int],
@@ -99,21 +103,23 @@ def fit_sections(
     """Fit a bias field to each usable section of a batch; a flagged section keeps its intensities.
 
     Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
-    `shrunken` and `tissue` begin with plane `tissue.z_start`, and hold at least the planes of the batch.
+    `tissue` holds at least the planes of the batch.
     """
     if settings.backend != "itk":
         settings = replace(settings, backend="cpu")
     fields = []
     for section in sections[slice(*batch)]:
         if section.usable:
-            planes = slice(section.z_start - tissue.z_start, section.z_stop - tissue.z_start)
-            field = _fit(shrunken, tissue.small, planes, voxel_um, settings, f"section {section.id}")
-            fields.append((section.z_start, section.z_stop, field))
+            planes = section.z_start, section.z_stop
+            part = shrunken.part(*planes)
+            inside = tissue.small_planes(*planes) & (part.valid >= LEAST_VALID)
+            field = _fit(part.mean, inside, shrunken, voxel_um, settings, f"section {section.id}")
+            fields.append((*planes, field))
     return BiasCorrection(tuple(fields))
 
 
 def fit_volume(
-    shrunken: ShrunkenVolume,
+    shrunken: Shrunken,
     tissue: TissueSource,
     sections: SectionTable,
     voxel_um: Mapping[str, float],
@@ -121,25 +127,29 @@ def fit_volume(
     previous: Recipe | None = None,
 ) -> BiasCorrection:
     """Fit one bias field to the whole volume, after those that `previous` holds; flagged sections are left out."""
-    mean = _without_fields(shrunken.mean, previous)
-    mask = tissue.small & sections.usable_planes[:, None, None]
-    even = ShrunkenVolume(mean, shrunken.valid, shrunken.shrink, shrunken.full_shape, shrunken.planes)
-    planes = slice(0, mean.shape[0])
-    return BiasCorrection(((0, mean.shape[0], _fit(even, mask, planes, voxel_um, settings, "the whole volume")),))
+    depth = shrunken.shape[0]
+    mean, inside = np.empty(shrunken.shape, np.float32), np.empty(shrunken.shape, bool)
+    for start, stop in runs(0, depth):
+        part, planes = shrunken.part(start, stop), slice(start, stop)
+        mean[planes] = part.mean
+        inside[planes] = tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
+        inside[planes] &= sections.usable_planes[planes, None, None]
+    _divide_by_fields(mean, previous)
+    return BiasCorrection(((0, depth, _fit(mean, inside, shrunken, voxel_um, settings, "the whole volume")),))
 
 
-def _without_fields(mean: np.ndarray, previous: Recipe | None) -> np.ndarray:
-    """Return a shrunken volume divided by the bias fields that were fitted before."""
+def _divide_by_fields(mean: np.ndarray, previous: Recipe | None) -> None:
+    """Divide a shrunken volume by the bias fields that were fitted before."""
     for correction in previous or ():
         if isinstance(correction, BiasCorrection):
-            mean = mean.copy()
-            for start, stop, field in correction.fields:
-                mean[start:stop] /= np.exp(field.log_field(field.grid_shape))
-    return mean
+            for first, last, field in correction.fields:
+                for start, stop in runs(first, last):
+                    where = slice(start - first, stop - first), slice(None), slice(None)
+                    mean[start:stop] /= np.exp(field.log_field(field.grid_shape, where))
 
 
 def harmonization(
-    shrunken: ShrunkenVolume,
+    shrunken: Shrunken,
     tissue: TissueSource,
     sections: SectionTable,
     mode: str,
@@ -147,23 +157,24 @@ def harmonization(
     flat_field: np.ndarray | None = None,
 ) -> Harmonization:
     """Estimate all sections together, after the bias fields that `previous` holds; see `estimate_harmonization`."""
-    mean = _without_fields(shrunken.mean, previous)
+    whole = shrunken.part(0, shrunken.shape[0])
+    mean = whole.mean if isinstance(shrunken, ShrunkenFiles) else whole.mean.copy()
+    _divide_by_fields(mean, previous)
     options: dict[str, Any] = {"shrink": shrunken.shrink, "mode": mode, "flat": flat_field}
-    return estimate_harmonization(mean, shrunken.valid, tissue.small, sections, **options)
+    return estimate_harmonization(mean, whole.valid, tissue.small[:], sections, **options)
 
 
 def _fit(
-    shrunken: ShrunkenVolume,
-    tissue: np.ndarray,
-    planes: slice,
+    mean: np.ndarray,
+    inside: np.ndarray,
+    shrunken: Shrunken,
     voxel_um: Mapping[str, float],
     settings: BiasSettings,
     name: str,
 ) -> Any:
-    mean = shrunken.mean[planes]
     return fit_shrunken(
         mean,
-        tissue[planes] & (shrunken.valid[planes] >= LEAST_VALID),
+        inside,
         shrink=(1, shrunken.shrink, shrunken.shrink),
         full_shape=(mean.shape[0], *shrunken.full_shape[1:]),
         voxel_um=tuple(voxel_um[axis] for axis in "zyx"),
@@ -237,8 +248,8 @@ def finish(
     folder: Path,
     plan: Plan,
     *,
-    before: ShrunkenVolume,
-    after: ShrunkenVolume,
+    before: Shrunken,
+    after: Shrunken,
     tissue: TissueSource,
     recipe: Recipe,
     checksums: Sequence[Mapping[str, Checksums]],
@@ -253,7 +264,7 @@ def finish(
     folder : path
         Holds `SAMPLE.ome.zarr` and `mask.ome.zarr` with every shard in place.
     plan : Plan
-    before, after : ShrunkenVolume
+    before, after : ShrunkenVolume or ShrunkenFiles
         The input and the result on one shrunken grid.
     tissue : TissueSource
     recipe : Recipe
@@ -277,12 +288,12 @@ def finish(
     validate_store(store)
     validate_store(folder / MASK_NAME)
     recipe.save(folder / "recipe.json", n4flow=version, sample=plan.sample, shape=list(plan.volume.shape))
-    arrays: dict[str, Any] = {"before": before, "after": after, "tissue": tissue.small, "agarose": tissue.agarose_small}
+    pair = Pair(plan.sections, before, after, tissue.small, tissue.agarose_small, recipe)
     numbers: dict[str, Any] = {
         "sample": plan.sample,
         "n4flow": version,
         "plan": plan.summary(),
-        "metrics": metrics(sections=plan.sections, recipe=recipe, **arrays),
+        "metrics": pair_metrics(pair, recipe),
         "stages": [dict(stage) for stage in stages],
         "parameters": dict(parameters),
     }
@@ -292,13 +303,12 @@ def finish(
         folder / "report.html",
         sample=plan.sample,
         volume=plan.summary(),
-        sections=plan.sections,
+        pair=pair,
         recipe=recipe,
         stages=list(stages),
         parameters=dict(parameters),
         metrics=numbers["metrics"],
         warnings=list(dict.fromkeys(warned)),
-        **arrays,
     )
     (folder / "metrics.json").write_text(dumps(numbers) + "\n", encoding="utf-8")
     layouts = {store.name: plan.layout, MASK_NAME: plan.mask_layout}

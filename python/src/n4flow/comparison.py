@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from functools import cached_property
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from n4flow.packed import PackedMask
+from n4flow.planes import run_tasks
 from n4flow.sections import SectionTable
 
 if TYPE_CHECKING:
     from n4flow.bias import BiasCorrection
     from n4flow.correction import Correction
     from n4flow.harmonization import Harmonization
-    from n4flow.statistics import ShrunkenVolume
+    from n4flow.shrunken import Shrunken, ShrunkenVolume
 
 MIN_VALID = 0.5  # share of a block's voxels that must be valid for the block to count
 MIN_PIXELS = 20  # pixels below which a plane, a pair of planes or a class gives no number
 RUN_PLANES = 64  # planes of a bias field that are evaluated at once
+AT_A_TIME = 8  # planes that are read at once
 MAX_SAMPLE = 1 << 22  # tissue pixels from which percentiles and the class threshold are taken
 
 
@@ -56,68 +61,137 @@ class Units:
         return self.level_before, self.level_after
 
 
+class _Planes:
+    """Some planes of a pair.
+
+    Parameters
+    ----------
+    start : int
+        The first one.
+    before, after : ShrunkenVolume
+    tissue : (z, y, x) bool array
+    """
+
+    def __init__(self, start: int, before: ShrunkenVolume, after: ShrunkenVolume, tissue: np.ndarray) -> None:
+        self.start, self.before, self.after, self.tissue = start, before, after, tissue
+        self._usable: dict[int, np.ndarray] = {}
+
+    def usable(self, z: int) -> np.ndarray:
+        """(y, x) bool: see `Pair.valid`."""
+        if z not in self._usable:
+            i = z - self.start
+            finite = np.isfinite(self.before.mean[i]) & np.isfinite(self.after.mean[i])
+            self._usable[z] = finite & (self.before.valid[i] >= MIN_VALID)
+        return self._usable[z]
+
+    def result(self, z: int) -> np.ndarray:
+        """(y, x) float32: see `Pair.after`."""
+        i = z - self.start
+        valid = self.before.valid[i]
+        share = np.minimum(np.divide(self.after.valid[i], valid, out=np.zeros_like(valid), where=valid > 0), 1)
+        return self.after.mean[i] * share
+
+
 class Pair:
     """A volume before and after, plane by plane, on the same pixels.
 
     Parameters
     ----------
     sections : SectionTable
-    before, after : ShrunkenVolume
-        Of shape (Z, y, x), shrunken by the same factor.
-    tissue : (Z, y, x) bool array or None
+    before, after : ShrunkenVolume or ShrunkenFiles
+        Of shape (Z, y, x), shrunken by the same factor. A few planes of them are held at a time.
+    tissue : (Z, y, x) bool array, PackedMask or None
     agarose : (y, x) bool array or None
     recipe : sequence of Correction
         What was applied between the two.
+
+    Attributes
+    ----------
+    planes : dict of (Z,) arrays
+        Pixels of tissue, and before and after: mean and variance of tissue, median of agarose.
+    inside : PackedMask
+        `tissue` of all planes.
+    tissue_sums : (y,) and (x,) int64 arrays
+        Pixels of tissue in each row and column of the usable planes.
     """
 
     def __init__(
         self,
         sections: SectionTable,
-        before: ShrunkenVolume,
-        after: ShrunkenVolume,
-        tissue: np.ndarray | None,
+        before: Shrunken,
+        after: Shrunken,
+        tissue: np.ndarray | PackedMask | None,
         agarose: np.ndarray | None,
         recipe: Sequence[Correction] = (),
     ) -> None:
         self.sections = sections
-        self.shape: tuple[int, int, int] = before.mean.shape
+        self.shape: tuple[int, int, int] = before.shape
         self._before, self._after = before, after
-        self._tissue = np.zeros(self.shape, bool) if tissue is None else np.asarray(tissue, bool)
+        self.shrink, self.voxels = before.shrink, before.planes
+        self._tissue = PackedMask.empty(self.shape) if tissue is None else tissue
+        self.inside = PackedMask.empty(self.shape)
+        self.tissue_sums = np.zeros(self.shape[1], np.int64), np.zeros(self.shape[2], np.int64)
+        self._held: dict[int, _Planes] = {}
+        self._lock = threading.Lock()
         self._agarose = np.zeros(self.shape[1:], bool) if agarose is None else np.asarray(agarose, bool)
         self.planes = self._measure()
         zero_based = any(correction.kind == "plane_range" for correction in recipe)
         self.units = self._units(zero_based)
         self._levels = self._plane_levels(zero_based)
 
+    def _planes(self, z: int) -> _Planes:
+        """Return the planes that are read together with plane `z`; those of two runs are held."""
+        start = z - z % AT_A_TIME
+        with self._lock:
+            if start not in self._held:
+                stop = min(start + AT_A_TIME, self.shape[0])
+                parts = self._before.part(start, stop), self._after.part(start, stop)
+                for old in sorted(self._held, key=lambda held: abs(held - start))[1:]:
+                    del self._held[old]
+                self._held[start] = _Planes(start, *parts, np.asarray(self._tissue[start:stop], bool))
+            return self._held[start]
+
+    def over(self, function: Callable[[int], Any], planes: Iterable[int] | None = None) -> list[Any]:
+        """Return `function(z)` for every plane, or for those in order, by all threads; it may look at plane z + 1."""
+        found = []
+        wanted = range(self.shape[0]) if planes is None else planes
+        for start, group in groupby(wanted, lambda z: z - z % AT_A_TIME):
+            for first in (start, start + AT_A_TIME):  # by all threads, before each looks for itself
+                if first < self.shape[0]:
+                    self._planes(first)
+            found += run_tasks(function, group)
+        return found
+
     def valid(self, z: int) -> np.ndarray:
         """(y, x) bool: pixels of which at least half the voxels were valid in the input."""
-        finite = np.isfinite(self._before.mean[z]) & np.isfinite(self._after.mean[z])
-        return finite & (self._before.valid[z] >= MIN_VALID)
+        return self._planes(z).usable(z)
 
     def tissue(self, z: int) -> np.ndarray:
         """(y, x) bool: valid pixels in the tissue mask."""
-        return self._tissue[z] & self.valid(z)
+        planes = self._planes(z)
+        return planes.tissue[z - planes.start] & planes.usable(z)
 
     def agarose(self, z: int) -> np.ndarray:
         """(y, x) bool: valid pixels in the agarose mask and outside tissue."""
-        return self._agarose & ~self._tissue[z] & self.valid(z)
+        planes = self._planes(z)
+        return self._agarose & ~planes.tissue[z - planes.start] & planes.usable(z)
 
     def input(self, z: int) -> np.ndarray:
         """(y, x) float32: the input, in its own units."""
-        return self._before.mean[z]
+        planes = self._planes(z)
+        return planes.before.mean[z - planes.start]
 
     def before(self, z: int) -> np.ndarray:
         """(y, x) float32: the input in the result's units."""
-        return self._before.mean[z] * np.float32(self.units.scale) + np.float32(self.units.offset)
+        return self.input(z) * np.float32(self.units.scale) + np.float32(self.units.offset)
 
     def after(self, z: int) -> np.ndarray:
         """(y, x) float32: the result's mean over the voxels that were valid in the input.
 
         A voxel that normalisation put to exactly 0 counts as 0 here; a mean over valid voxels would leave it out.
         """
-        valid = self._before.valid[z]
-        share = np.minimum(np.divide(self._after.valid[z], valid, out=np.zeros_like(valid), where=valid > 0), 1)
-        return self._after.mean[z] * share
+        planes = self._planes(z)
+        return planes.result(z)
 
     def signals(self, z: int, *, own_level: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return (y, x) float32 signal before and after: value minus agarose level, both in the result's units.
@@ -127,8 +201,12 @@ class Pair:
         if not own_level:
             level = np.float32(self.units.level_after)
             return self.before(z) - level, self.after(z) - level
-        first, second = self._levels[:, z].astype(np.float32)
-        return (self.input(z) - first) * np.float32(self.units.scale), self.after(z) - second
+        return self._above_own_level(self.input(z), self.after(z), *self._levels[:, z])
+
+    def _above_own_level(self, before: Any, after: Any, first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return signals above levels (of the input, of the result) of values in their own units."""
+        first, second = np.float32(first), np.float32(second)
+        return (before - first) * np.float32(self.units.scale), after - second
 
     @property
     def stride(self) -> int:
@@ -137,28 +215,51 @@ class Pair:
 
     def sample(self, *, own_level: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (n,) plane, signal before and signal after of tissue pixels, evenly spaced over the usable planes."""
-        parts = [np.zeros((3, 0))]
-        for z in np.flatnonzero(self.sections.usable_planes).tolist():
-            inside = self.tissue(z)
-            before, after = (signal[inside][:: self.stride] for signal in self.signals(z, own_level=own_level))
-            parts.append(np.stack([np.full(before.size, z), before, after]))
-        planes, before, after = np.concatenate(parts, axis=1)
-        return planes.astype(int), before, after
+        planes, before, after = self._sampled
+        if own_level:
+            return planes, *self._above_own_level(before, after, *self._levels[:, planes])
+        level, scale, offset = (np.float32(x) for x in (self.units.level_after, self.units.scale, self.units.offset))
+        return planes, before * scale + offset - level, after - level
+
+    @cached_property
+    def _sampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (n,) plane, input and result of the pixels of `sample`."""
+        stride = self.stride
+
+        def pick(z: int) -> tuple[np.ndarray, np.ndarray]:
+            inside = np.flatnonzero(self.tissue(z))[::stride]
+            return self.input(z).reshape(-1)[inside], self.after(z).reshape(-1)[inside]
+
+        chosen = np.flatnonzero(self.sections.usable_planes).tolist()
+        found = [(np.zeros(0, np.float32),) * 2, *self.over(pick, chosen)]
+        sizes = [values.size for values, _after in found[1:]]
+        before, after = (np.concatenate([pair[i] for pair in found]) for i in (0, 1))
+        return np.repeat(np.array(chosen, np.int32), sizes), before, after
 
     def _measure(self) -> dict[str, np.ndarray]:
-        """Return (Z,) pixels of tissue, and before and after: mean and variance of tissue, median of agarose."""
+        """Return `planes`, and fill in what belongs to them."""
         names = [f"{what}_{time}" for what in ("mean", "variance", "agarose") for time in ("before", "after")]
         table = {name: np.full(self.shape[0], np.nan) for name in names}
         table["tissue_pixels"] = np.zeros(self.shape[0], int)
-        for z in range(self.shape[0]):
+
+        def measure(z: int) -> tuple[np.ndarray, np.ndarray]:
             inside, outside = self.tissue(z), self.agarose(z)
-            table["tissue_pixels"][z] = inside.sum()
+            self.inside[z] = inside
+            rows, columns = inside.sum(axis=1), inside.sum(axis=0)
+            table["tissue_pixels"][z] = rows.sum()
             for time, image in (("before", self.input(z)), ("after", self.after(z))):
                 values = image[inside].astype(np.float64)
                 if values.size:
                     table[f"mean_{time}"][z], table[f"variance_{time}"][z] = values.mean(), values.var()
                 if outside.sum() >= MIN_PIXELS:
                     table[f"agarose_{time}"][z] = np.median(image[outside])
+
+            return rows, columns
+
+        for z, sums in enumerate(self.over(measure)):
+            if self.sections.usable_planes[z]:
+                for total, found in zip(self.tissue_sums, sums, strict=True):
+                    total += found
         return table
 
     def _units(self, zero_based: bool) -> Units:

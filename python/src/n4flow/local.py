@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 
 from n4flow.background import SpatialMeanBackground
 from n4flow.chain import (
@@ -29,17 +28,21 @@ from n4flow.chain import (
 from n4flow.correction import Correction
 from n4flow.errors import InputError
 from n4flow.fit.engine import choose_backend
+from n4flow.formats.checksums import Checksums
 from n4flow.formats.space import check_space
 from n4flow.normalize import estimate_plane_range
+from n4flow.packed import PackedMask
 from n4flow.parameters import iteration_list, resolve
 from n4flow.passes import TissueSource, shrink_pass, statistics_pass
 from n4flow.plan import Plan, background_radius, make_plan, sample_name
 from n4flow.provenance import Run, tool_versions, write_provenance
 from n4flow.recipe import Recipe
-from n4flow.rendering import RenderedSlab, published, render_slab
+from n4flow.rendering import published, render_slab
 from n4flow.scatter import Here, workplace
-from n4flow.statistics import PlaneHistograms, ShrunkenVolume
+from n4flow.shrunken import ShrunkenFiles
+from n4flow.statistics import PlaneHistograms
 from n4flow.timing import stage
+from n4flow.volume import Volume
 
 log = logging.getLogger("n4flow")
 
@@ -210,12 +213,14 @@ def _run_sample(
         corrections.append(SpatialMeanBackground(background_radius(parameters["background_radius_um"], voxel_um)))
 
     log.info("%s: %s planes of %s x %s voxels", plan.sample, *volume.shape)
+    work = folder.with_name("work")  # in the folder that is removed at the end, as the workflow's work directory
+    work.mkdir(parents=True)
     with clock("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:
-        shrink = partial(shrink_pass, shrink=plan.shrink, recipe=Recipe(corrections), mask=plan.mask)
-        spans = place.spans(plan.slabs)
-        found = place.results([partial(shrink, volume, *span) for span in spans])
-        shrunken = ShrunkenVolume.concatenate([part for part, _mask in found])
-        given = np.concatenate([mask for _part, mask in found]) if plan.mask is not None else None
+        files = [work / f"shrunken_{start:06d}.npz" for start, _stop in plan.slabs]
+        shrink = partial(_shrink, plan, Recipe(corrections))
+        found = place.results([partial(shrink, *task) for task in zip(plan.slabs, files, strict=True)])
+        shrunken = ShrunkenFiles(files)
+        given = PackedMask.concatenate(found) if plan.mask is not None else None
         counts = ("n_zero", "n_nonfinite", "n_negative", "n_saturated")
         numbers.update({name: int(shrunken.planes[name].sum()) for name in counts})
     stages.append(numbers)
@@ -255,35 +260,43 @@ def _run_sample(
     folder.mkdir(parents=True, exist_ok=True)
     check_space(folder, (plan.layout, plan.mask_layout), 0, n_planes)
     image_out, mask_out = create_stores(folder, plan)
-    parts = [
-        partial(_render, plan, recipe, tissue.part(*slab), slab, image_out, mask_out, threads) for slab in plan.slabs
-    ]
-    rendered, clocked = zip(*place.results(parts), strict=True)
+    files = [work / f"after_{start:06d}.npz" for start, _stop in plan.slabs]
+    render = partial(_render, plan, recipe, image_out, mask_out, threads)
+    tasks = [partial(render, tissue.part(*slab), slab, file) for slab, file in zip(plan.slabs, files, strict=True)]
+    checksums, clocked = zip(*place.results(tasks), strict=True)
     stages += clocked
     return finish(
         folder,
         plan,
         before=shrunken,
-        after=ShrunkenVolume.concatenate([slab.after for slab in rendered]),
+        after=ShrunkenFiles(files),
         tissue=tissue,
         recipe=recipe,
-        checksums=[slab.checksums for slab in rendered],
+        checksums=checksums,
         stages=stages,
         parameters=parameters,
         version=__version__,
     )
 
 
+def _shrink(plan: Plan, recipe: Recipe, slab: tuple[int, int], out: Path) -> PackedMask | None:
+    """Shrink a slab into a file; return the user's mask on the shrunken grid, if there is one."""
+    shrunken, given = shrink_pass(plan.volume, *slab, plan.shrink, recipe=recipe, mask=plan.mask)
+    shrunken.save(out)
+    return None if given is None else PackedMask.of(given)
+
+
 def _render(
     plan: Plan,
     recipe: Recipe,
-    tissue: TissueSource,
-    slab: tuple[int, int],
     image_out: Path,
     mask_out: Path,
     threads: int | None,
-) -> tuple[RenderedSlab, dict[str, Any]]:
-    """Render a slab; return it and the numbers of the stage."""
+    tissue: TissueSource,
+    slab: tuple[int, int],
+    after: Path,
+) -> tuple[dict[str, Checksums], dict[str, Any]]:
+    """Render a slab, and its shrunken copy into a file; return the checksums of its chunks and the stage's numbers."""
     with stage("RENDER", threads=numba.get_num_threads(), planes=list(slab)) as numbers:
         rendered = render_slab(
             plan.volume,
@@ -292,13 +305,18 @@ def _render(
             image_out=image_out,
             layout=plan.layout,
             shrink=plan.shrink,
-            tissue=tissue,
+            tissue=tissue.unpacked(),
             mask_out=mask_out,
             mask_layout=plan.mask_layout,
             threads=threads,
         )
+        rendered.after.save(after)
         numbers.update(rendered.numbers())
-    return rendered, numbers
+    return rendered.checksums, numbers
+
+
+def _count(volume: Volume, recipe: Recipe, tissue: TissueSource, slab: tuple[int, int]) -> PlaneHistograms:
+    return statistics_pass(volume, *slab, recipe=recipe, tissue=tissue.unpacked())
 
 
 def _intensity(
@@ -315,11 +333,8 @@ def _intensity(
     if not parameters["normalize"] and parameters["match"] == "off" and parameters["smooth_z"] == 0:
         return found
     with clock("PLANE_STATISTICS", planes=[0, plan.volume.shape[0]]) as numbers:
-        counts = [
-            partial(statistics_pass, plan.volume, *span, recipe=recipe, tissue=tissue.part(*span))
-            for span in place.spans(plan.slabs)
-        ]
-        histograms = PlaneHistograms.concatenate(place.results(counts))
+        tasks = [partial(_count, plan.volume, recipe, tissue.part(*slab), slab) for slab in plan.slabs]
+        histograms = PlaneHistograms.concatenate(place.results(tasks))
     stages.append(numbers)
     if parameters["normalize"]:
         with clock("NORMALIZE") as numbers:

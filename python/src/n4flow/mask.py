@@ -6,7 +6,9 @@ the border of the volume pull nothing down, and adding padding changes no voxel 
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +18,15 @@ from n4flow.arrays import array_module, probe_gpu, to_numpy
 from n4flow.bins import pool
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.fit.gpu_device import guarded, on_device
-from n4flow.levels import SOURCES, fill_levels, has_evidence
-from n4flow.morphology import close_along_z, close_plane, smooth_valid
+from n4flow.morphology import SMOOTH_REACH, close_along_z, close_plane, smooth_planes, smooth_valid
 from n4flow.otsu import Scale, Split, choose_scale, otsu_cut, otsu_split
-from n4flow.planes import as_block
-from n4flow.sections import SectionTable
-from n4flow.statistics import PlaneHistograms, ShrunkenVolume, plane_histograms
+from n4flow.packed import PackedMask
+from n4flow.planes import as_block, run_tasks
+from n4flow.sections import Section, SectionTable
+from n4flow.shrunken import RUN_PLANES, ShrunkenFiles, ShrunkenVolume
+from n4flow.statistics import PlaneHistograms, plane_histograms
 
 FEW_VOXELS = 100  # a section with fewer valid voxels takes the threshold of the volume
-SMOOTH_REACH = 4.0  # of the Gaussian, in sigma
 GPU_BLOCKS = 8  # of `gpu_device`, that are smoothed at a time: planes around them are smoothed twice
 CONTRAST_SHARE = 0.6  # of the volume's log contrast between tissue and background that a section must show
 
@@ -35,8 +37,8 @@ class TissueMask:
 
     Parameters
     ----------
-    mask : (Z, Y, X) bool array
-        Tissue.
+    mask : (Z, Y, X) bool array or PackedMask
+        Tissue; packed for a shrunken volume.
     thresholds : tuple of float or None
         Threshold each section was cut at, in the intensity unit of the volume; None where nothing was cut.
     origins : tuple of str
@@ -76,15 +78,29 @@ def _cut(own: Split | None, volume: Split | None, count: int) -> tuple[float | N
     return volume.threshold, "volume"
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where planes are computed: where the volume lies, or on the GPU in runs of at most `planes`."""
+class _Smoother:
+    """The smoothed volume, run of planes by run.
 
-    planes: int | None = None
+    Of an array it is kept where the array lies. Of a shrunken volume every run is read and smoothed when it is asked
+    for: then memory does not grow with Z, and the few passes cost less than the pages would.
+
+    Parameters
+    ----------
+    vol : array, ShrunkenVolume or ShrunkenFiles
+    weights : array or None
+    gpu_planes : int or None
+        Compute on the GPU, so many planes at a time; where the volume lies without it.
+    """
+
+    def __init__(self, vol: Any, weights: Any, sigmas: tuple[float, float, float], gpu_planes: int | None) -> None:
+        self.vol, self.weights, self.sigmas, self.gpu_planes = vol, weights, sigmas, gpu_planes
+        self.streamed = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
+        self.on_host = gpu_planes is None and (self.streamed or array_module(vol) is np)
+        self._held: dict[int, Any] = {}
 
     def take(self, array: Any) -> Any:
-        """Return an array there."""
-        if self.planes is None:
+        """Return an array where it is computed."""
+        if self.gpu_planes is None:
             return array
         import cupy
 
@@ -92,35 +108,56 @@ class _Place:
 
     def give(self, array: Any) -> Any:
         """Return a result where the volume lies."""
-        return array if self.planes is None else to_numpy(array)
+        return array if self.gpu_planes is None else to_numpy(array)
 
-    def runs(self, z_start: int, z_stop: int) -> list[tuple[int, int]]:
-        """Cut planes into runs."""
-        step = self.planes or z_stop - z_start
-        return [(z, min(z + step, z_stop)) for z in range(z_start, z_stop, step)]
+    def runs(self, section: Section, scale: Scale) -> Iterator[tuple[int, Any]]:
+        """Yield (first plane, smoothed planes on `scale`) of a section, 0 where a voxel is not valid.
+
+        Smoothing goes along Z within the section only: its neighbours have another gain, and a missing one has none.
+        """
+        step = RUN_PLANES if self.on_host else self.gpu_planes or section.z_stop - section.z_start
+        margin = int(SMOOTH_REACH * self.sigmas[0] + 0.5)
+        for start in range(section.z_start, section.z_stop, step):
+            stop = min(start + step, section.z_stop)
+            first, last = max(section.z_start, start - margin), min(section.z_stop, stop + margin)
+            if start in self._held:
+                yield start, self._held[start]
+                continue
+            smooth = self._smooth(first, last, slice(start - first, stop - first), scale)
+            if not self.streamed:
+                self._held[start] = self.give(smooth)
+            yield start, smooth
+
+    def forget(self) -> None:
+        """Let go of what was smoothed: the scale changes."""
+        self._held.clear()
+
+    def _smooth(self, first: int, last: int, inner: slice, scale: Scale) -> Any:
+        if self.streamed:
+            part = self.vol.part(first, last)
+            values, weights = part.mean, part.valid
+        else:
+            values, weights = self.vol[first:last], None if self.weights is None else self.weights[first:last]
+        if not self.on_host:
+            weights = None if weights is None else self.take(weights)
+            return smooth_valid(scale.forward(self.take(values)), self.sigmas, weights)[inner]
+        scaled = np.empty(values.shape, np.float32)
+
+        def forward(z: int) -> None:
+            scaled[z] = scale.forward(values[z])
+
+        run_tasks(forward, range(len(values)))
+        return smooth_planes(scaled, self.sigmas, weights, inner)
 
 
-def _smooth_sections(
-    vol: Any, table: SectionTable, sigmas: tuple[float, float, float], weights: Any, scale: Scale, place: _Place
-) -> tuple[Any, list[tuple[np.ndarray, np.ndarray]]]:
-    """Return the smoothed volume on `scale`, 0 where it is not valid, and each section's pairs of value and count."""
-    xp = array_module(vol)
-    smooth = xp.empty(vol.shape, xp.float32)
+def _pairs(smoother: _Smoother, table: SectionTable, scale: Scale) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the pairs of smoothed value and count of each section."""
     pairs = []
-    margin = int(SMOOTH_REACH * sigmas[0] + 0.5)
     for section in table:
-        histograms = []
-        for start, stop in place.runs(section.z_start, section.z_stop):
-            # along Z within the section only: its neighbours have another gain, and a missing one has none
-            around = slice(max(section.z_start, start - margin), min(section.z_stop, stop + margin))
-            weight = None if weights is None else place.take(weights[around])
-            part = smooth_valid(scale.forward(place.take(vol[around])), sigmas, weight)
-            part = part[start - around.start : stop - around.start]
-            histograms.append(plane_histograms(part, z_start=start))
-            smooth[start:stop] = place.give(part)
+        histograms = [plane_histograms(smoother.take(part), z_start=z) for z, part in smoother.runs(section, scale)]
         counted = PlaneHistograms.concatenate(histograms)
         pairs.append(counted.pooled(range(section.z_start, section.z_stop)))
-    return smooth, pairs
+    return pairs
 
 
 def _pool(pairs: list[tuple[np.ndarray, np.ndarray]], chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -144,28 +181,31 @@ def tissue_mask_with_levels(
 
     Parameters
     ----------
-    vol : (Z, Y, X) array
-        A volume or a `ShrunkenVolume.mean`; sigma and radius are in its voxels. NumPy or CuPy.
+    vol : (Z, Y, X) array, ShrunkenVolume or ShrunkenFiles
+        Sigma and radius are in its voxels. An array is NumPy or CuPy.
     sections : section table, count or None
         A flagged section gets a mask of its own, and does not enter the threshold of the volume.
     weights : (Z, Y, X) array, optional
-        `ShrunkenVolume.valid`.
+        Weight of each voxel of an array; a shrunken volume brings its shares of valid voxels.
     gpu_planes : int, optional
         Compute an array in host memory on the GPU, so many planes at a time; by default where it lies.
     """
-    vol, place = as_block(vol), _Place(gpu_planes)
+    if not isinstance(vol, (ShrunkenVolume, ShrunkenFiles)):
+        vol = as_block(vol)
     table = SectionTable.coerce(sections, vol.shape[0])
     sigmas = (smoothing_sigma_z, smoothing_sigma, smoothing_sigma)
-    smooth, pairs = _smooth_sections(vol, table, sigmas, weights, Scale(), place)
+    smoother = _Smoother(vol, weights, sigmas, gpu_planes)
+    pairs = _pairs(smoother, table, Scale())
     counted = [i for i, pair in enumerate(pairs) if otsu_split(*pair) is not None]
     counted = [i for i in counted if table[i].usable] or counted
     scale = choose_scale([pairs[i] for i in counted], _pool(pairs, counted))
     if scale.floor is not None:
-        smooth, pairs = _smooth_sections(vol, table, sigmas, weights, scale, place)
+        smoother.forget()
+        pairs = _pairs(smoother, table, scale)
     splits = [otsu_split(*pair, scale=scale) for pair in pairs]
     volume = otsu_split(*_pool(pairs, counted), scale=scale)
     cuts = [_cut(split, volume, int(n.sum())) for split, (_values, n) in zip(splits, pairs, strict=True)]
-    if volume is None and 0 < sum(int(n.sum()) for _values, n in pairs) < vol.size:
+    if volume is None and 0 < sum(int(n.sum()) for _values, n in pairs) < math.prod(vol.shape):
         # one value, and zeros around it: they are all the background there is
         cuts = [(None, "one_class" if origin == "constant" else origin) for _none, origin in cuts]
     if volume is None or volume.one_class:
@@ -176,16 +216,11 @@ def tissue_mask_with_levels(
         )
         msg = f"the volume {what}"
         warnings.warn(msg, N4flowWarning, stacklevel=2)
-    xp = array_module(vol)
-    mask = xp.zeros(vol.shape, bool)
+    mask = PackedMask.empty(vol.shape) if smoother.streamed else array_module(vol).zeros(vol.shape, bool)
     for section, (threshold, origin) in zip(table, cuts, strict=True):
-        planes = smooth[section.planes]
-        if origin == "one_class":
-            mask[section.planes] = planes != 0
-        elif threshold is not None:
-            mask[section.planes] = (planes > threshold) & (planes != 0)
-        for z in range(section.z_start, section.z_stop):
-            mask[z] = place.give(close_plane(place.take(mask[z]), int(closing_radius)))
+        if threshold is not None or origin == "one_class":
+            for z, part in smoother.runs(section, scale):
+                mask[z : z + len(part)] = _inside(smoother, part, threshold, int(closing_radius))
     return TissueMask(
         close_along_z(mask, table, int(z_closing_sections)),
         tuple(None if threshold is None else scale.back(threshold) for threshold, _origin in cuts),
@@ -195,6 +230,18 @@ def tissue_mask_with_levels(
         tuple(None if split is None else scale.back(split.bright) for split in splits),
         scale.name,
     )
+
+
+def _inside(smoother: _Smoother, smooth: Any, threshold: float | None, radius: int) -> Any:
+    """Return the closed mask of smoothed planes: what is above the threshold, every valid voxel without one."""
+
+    def find(z: int) -> Any:
+        plane = smoother.take(smooth[z])
+        above = plane != 0 if threshold is None else (plane > threshold) & (plane != 0)
+        return smoother.give(close_plane(above, radius))
+
+    planes = run_tasks(find, range(len(smooth))) if smoother.on_host else [find(z) for z in range(len(smooth))]
+    return array_module(planes[0]).stack(planes)
 
 
 def compute_tissue_mask(
@@ -289,88 +336,6 @@ def otsu_mask(volume: Any, nbins: int = 200) -> Any:
     counts, edges = (to_numpy(a) for a in xp.histogram(values[finite], nbins, (low, high)))  # synchronize
     centres = (edges[:-1] + edges[1:]) / 2
     return finite & (values > np.float32(centres[otsu_cut(counts, centres)]))
-
-
-def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float]:
-    """Return where the agarose around the tissue is, and the threshold.
-
-    The mean along Z of the valid voxels is smoothed and cut by Otsu; the dark side is agarose. A position that has
-    only mosaic padding is neither agarose nor tissue. A projection of one class (tissue fills the field, or there is
-    none) has no agarose: the mask is all false, the threshold is what Otsu would have taken, and a warning says so.
-
-    Parameters
-    ----------
-    vol : (Z, Y, X) array
-        NumPy or CuPy, any real type.
-    smoothing_sigma : float
-        Sigma of the Gaussian, voxels.
-
-    Returns
-    -------
-    agarose_mask : (Y, X) bool array of the kind of `vol`
-    threshold : float
-        In the intensity unit of `vol`.
-    """
-    vol = as_block(vol)
-    xp = array_module(vol)
-    total = xp.zeros(vol.shape[1:], xp.float64)
-    count = xp.zeros(vol.shape[1:], xp.int64)
-    for plane in vol:  # plane by plane: the memory of one plane
-        valid = xp.isfinite(plane) & (plane != 0)
-        total += xp.where(valid, plane, 0)
-        count += valid
-    mean = xp.where(count > 0, total / xp.maximum(count, 1), 0)
-    scale = Scale()
-    smooth = smooth_valid(mean, (smoothing_sigma, smoothing_sigma))
-    pairs = plane_histograms(smooth[None]).pairs(0)
-    split = otsu_split(*pairs)
-    if split is not None and split.one_class:  # a little agarose beside much tissue shows on the logarithmic scale
-        scale = choose_scale([pairs], pairs)
-        smooth = smooth_valid(scale.forward(mean), (smoothing_sigma, smoothing_sigma))
-        split = otsu_split(*plane_histograms(smooth[None]).pairs(0), scale=scale)
-    threshold = scale.back(split.threshold) if split else float(pairs[0][0]) if len(pairs[0]) else 0.0
-    if split is None or split.one_class:
-        msg = "the mean projection shows no dark side: no agarose is found; give an agarose mask if there is some"
-        warnings.warn(msg, N4flowWarning, stacklevel=2)
-        return xp.zeros(smooth.shape, bool), threshold
-    return (smooth < split.threshold) & (smooth != 0), threshold
-
-
-def agarose_levels(
-    shrunken: ShrunkenVolume, agarose: np.ndarray, sections: Any, tissue: np.ndarray | None = None
-) -> list[dict[str, Any]]:
-    """Return the agarose level of each section of a shrunken volume, for the report.
-
-    Parameters
-    ----------
-    shrunken : ShrunkenVolume
-    agarose : (y, x) bool array
-        Agarose mask on the shrunken grid.
-    sections : section table, count or None
-    tissue : (Z, y, x) bool array, optional
-        Tissue mask on the shrunken grid; what it covers is not agarose.
-
-    Returns
-    -------
-    list of dict
-        section (id), level (median of the section's planes, in the intensity unit of the volume), source (own,
-        borrowed or unknown) and confidence (0 to 1).
-    """
-    table = SectionTable.coerce(sections, shrunken.mean.shape[0])
-    histograms = plane_histograms(shrunken.mean, tissue, agarose)
-    medians = histograms.per_plane("median", "agarose")
-    tops = np.nan_to_num(histograms.per_plane("percentile", "all", 99.9))
-    evidence = has_evidence(medians, histograms.per_plane("count", "agarose"), tops, table.usable_planes)
-    levels = fill_levels(medians, evidence, table)
-    return [
-        {
-            "section": section.id,
-            "level": float(np.median(levels.values[section.planes])),
-            "source": SOURCES[int(levels.source[section.planes].min())],
-            "confidence": float(levels.confidence[section.planes].mean()),
-        }
-        for section in table
-    ]
 
 
 def expand_mask(mask_small: Any, k: int, z: slice, y: slice, x: slice, out: np.ndarray | None = None) -> Any:

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from n4flow.arrays import array_module
+from n4flow.packed import PackedMask
+from n4flow.planes import run_tasks
 from n4flow.sections import SectionTable
+
+SMOOTH_REACH = 4.0  # of the Gaussian, in sigma
 
 
 def _ndimage(xp: ModuleType) -> Any:
@@ -42,6 +46,36 @@ def smooth_valid(values: Any, sigmas: tuple[float, ...], weights: Any = None) ->
     return xp.where(valid & (norm > 0), total / xp.where(norm > 0, norm, 1), 0).astype(xp.float32)
 
 
+def smooth_planes(values: np.ndarray, sigmas: tuple[float, float, float], weights: Any, inner: slice) -> np.ndarray:
+    """Return some planes of `smooth_valid` of a float32 (Z, Y, X) array, the same bits, by compiled loops."""
+    from n4flow import tissue_kernels
+
+    halves = [_half_gaussian(sigma) for sigma in sigmas]
+    total, weight = np.empty_like(values), np.empty_like(values)
+    ones = np.ones((1, 1), np.float32)
+    found = np.empty((inner.stop - inner.start, *values.shape[1:]), np.float32)
+
+    def weigh(z: int) -> None:
+        shares = np.broadcast_to(ones, values.shape[1:]) if weights is None else weights[z]
+        tissue_kernels.weigh(values[z], shares, total[z], weight[z])
+
+    def smooth(z: int) -> None:
+        tissue_kernels.smooth_plane(values, total, weight, z, *halves, found[z - inner.start])
+
+    run_tasks(weigh, range(len(values)))
+    run_tasks(smooth, range(inner.start, inner.stop))
+    return found
+
+
+def _half_gaussian(sigma: float) -> np.ndarray:
+    """Return the Gaussian kernel from its centre outwards, as SciPy makes it; one tap for no sigma."""
+    if sigma <= 1e-15:
+        return np.ones(1)
+    reach = int(SMOOTH_REACH * sigma + 0.5)
+    kernel = np.exp(-0.5 / sigma**2 * np.arange(-reach, reach + 1) ** 2)
+    return (kernel / kernel.sum())[reach:]
+
+
 def _disk(radius: int) -> np.ndarray:
     offset = np.arange(-radius, radius + 1)
     return offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2
@@ -50,6 +84,14 @@ def _disk(radius: int) -> np.ndarray:
 def close_plane(plane: Any, radius: int) -> Any:
     """Fill the holes of a (Y, X) mask and close it with a disk, as if the plane went on empty beyond its border."""
     xp = array_module(plane)
+    if xp is np:
+        from n4flow import tissue_kernels
+
+        closed = plane.astype(np.uint8)
+        tissue_kernels.fill_holes(closed)
+        if radius > 0:
+            tissue_kernels.close_disk(closed, radius)
+        return closed.view(bool)
     ndi = _ndimage(xp)
     plane = ndi.binary_fill_holes(plane)
     if radius <= 0 or not plane.any():
@@ -64,21 +106,21 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int) -> Any:
     """Bridge gaps along Z that are at most `reach` sections long, where the mask is on both sides of the gap.
 
     That is the closing with a line along Z, measured in sections, which may differ in thickness; nothing is taken
-    from the mask at the ends of the stack.
+    from the mask at the ends of the stack. A packed mask is changed in place.
     """
-    xp = array_module(mask)
     if reach <= 0 or len(sections) < 2:
         return mask
-    edges = xp.asarray(
-        np.concatenate(
-            [
-                [0.0],
-                np.cumsum(
-                    np.concatenate([np.full(s.z_stop - s.z_start, 1 / (s.z_stop - s.z_start)) for s in sections])
-                ),
-            ]
-        )
-    )
+    steps = np.concatenate([np.full(s.z_stop - s.z_start, 1 / (s.z_stop - s.z_start)) for s in sections])
+    edges = np.concatenate([[0.0], np.cumsum(steps)])
+    most = reach + 1e-6
+    if isinstance(mask, (np.ndarray, PackedMask)):
+        from n4flow import tissue_kernels
+
+        packed = PackedMask.of(mask) if isinstance(mask, np.ndarray) else mask
+        tissue_kernels.bridge_gaps(packed.bits, edges, most)
+        return packed[:] if isinstance(mask, np.ndarray) else packed
+    xp = array_module(mask)
+    edges = xp.asarray(edges)
     n_planes = mask.shape[0]
     last = xp.full(mask.shape, -1, xp.int32)  # the last plane at or below each voxel that is in the mask
     running = xp.full(mask.shape[1:], -1, xp.int32)
@@ -90,5 +132,5 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int) -> Any:
     for z in range(n_planes - 1, -1, -1):
         following = xp.where(mask[z], xp.int32(z), following)
         gap = edges[xp.minimum(following, n_planes)] - edges[last[z] + 1]
-        closed[z] |= (last[z] >= 0) & (following < n_planes) & (gap <= reach + 1e-6)
+        closed[z] |= (last[z] >= 0) & (following < n_planes) & (gap <= most)
     return closed

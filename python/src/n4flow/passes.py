@@ -16,9 +16,11 @@ from n4flow.accumulate import PlaneCounter, PlaneShrinker, class_rows
 from n4flow.bias_correction import BiasCorrection
 from n4flow.correction import Where
 from n4flow.mask import expand_mask
+from n4flow.packed import PackedMask
 from n4flow.planes import crew, run_tasks, scratch
 from n4flow.recipe import Recipe
-from n4flow.statistics import LEAST_COVER, PlaneHistograms, ShrunkenVolume
+from n4flow.shrunken import ShrunkenVolume
+from n4flow.statistics import LEAST_COVER, PlaneHistograms
 from n4flow.volume import Volume
 
 BLOCK_BYTES = 1 << 25  # of the input's own type: enough chunks for every core, small enough for a laptop
@@ -31,7 +33,7 @@ class TissueSource:
 
     Parameters
     ----------
-    small : (Z, y, x) bool array
+    small : (Z, y, x) bool array or PackedMask
         Mask on the shrunken grid.
     agarose_small : (y, x) bool array
         Agarose mask on the shrunken grid.
@@ -43,7 +45,7 @@ class TissueSource:
         Plane of the volume that `small` begins with.
     """
 
-    small: np.ndarray
+    small: np.ndarray | PackedMask
     agarose_small: np.ndarray
     shrink: int
     given: Volume | None = None
@@ -51,32 +53,42 @@ class TissueSource:
 
     def save(self, path: str | Path) -> None:
         """Write both masks as packed bits; the user's own mask stays where it is."""
+        packed = self.small if isinstance(self.small, PackedMask) else PackedMask.of(self.small)
         with Path(path).open("wb") as stream:
             np.savez_compressed(
                 stream,
                 allow_pickle=False,
-                tissue=np.packbits(self.small.reshape(len(self.small), -1), axis=1),
-                shape=np.array(self.small.shape),
+                tissue=packed.bits,
+                shape=np.array(packed.shape),
                 agarose=self.agarose_small,
                 shrink=np.array(self.shrink),
             )
 
     @classmethod
     def load(cls, path: str | Path, given: Volume | None = None, planes: tuple[int, int] | None = None) -> TissueSource:
-        """Read what `save` wrote, of all planes or of those from one to another.
+        """Read what `save` wrote: all planes, which stay packed, or those from one to another.
 
         `given` is the user's mask, if there is one.
         """
         with np.load(path, allow_pickle=False) as stored:
             n_z, n_y, n_x = (int(n) for n in stored["shape"])
-            start, stop = planes or (0, n_z)
-            bits = np.unpackbits(stored["tissue"][start:stop], axis=1, count=n_y * n_x)
-            small = bits.reshape(stop - start, n_y, n_x).view(bool)
+            whole = PackedMask(stored["tissue"], (n_z, n_y, n_x))
+            start, small = (0, whole) if planes is None else (planes[0], whole[slice(*planes)])
             return cls(small, stored["agarose"].astype(bool), int(stored["shrink"]), given, start)
 
     def part(self, start: int, stop: int) -> TissueSource:
-        """Return the masks of some planes."""
-        return TissueSource(self.small_planes(start, stop), self.agarose_small, self.shrink, self.given, start)
+        """Return the masks of some planes, packed where they are."""
+        planes = slice(start - self.z_start, stop - self.z_start)
+        small: np.ndarray | PackedMask
+        if isinstance(self.small, PackedMask):
+            small = PackedMask(self.small.bits[planes], (stop - start, *self.small.shape[1:]))
+        else:
+            small = self.small[planes]
+        return TissueSource(small, self.agarose_small, self.shrink, self.given, start)
+
+    def unpacked(self) -> TissueSource:
+        """Return the masks as arrays."""
+        return TissueSource(self.small[:], self.agarose_small, self.shrink, self.given, self.z_start)
 
     def small_planes(self, start: int, stop: int) -> np.ndarray:
         """Return planes of the mask on the shrunken grid."""

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -56,8 +56,6 @@ class Views:
     recipe : sequence of Correction
     voxel_um : mapping or None
         Voxel size of the full-resolution volume in micrometres by axis name; cubes of 1 without it.
-    shrink : int
-        In-plane shrink factor of the volumes.
 
     Attributes
     ----------
@@ -67,14 +65,12 @@ class Views:
         Whether xz and yz are flat enough to stand above each other beside xy.
     """
 
-    def __init__(
-        self, pair: Pair, recipe: Sequence[Correction], voxel_um: Mapping[str, float] | None, shrink: int
-    ) -> None:
+    def __init__(self, pair: Pair, recipe: Sequence[Correction], voxel_um: Mapping[str, float] | None) -> None:
         self.pair = pair
         self.known_size = voxel_um is not None
         size = dict(voxel_um) if voxel_um is not None else {"z": 1.0, "y": 1.0, "x": 1.0}
         depth, height, width = pair.shape
-        extent = {"z": depth * size["z"], "y": height * size["y"] * shrink, "x": width * size["x"] * shrink}
+        extent = {"z": depth * size["z"], "y": height * size["y"] * pair.shrink, "x": width * size["x"] * pair.shrink}
         across = max(extent["x"], extent["y"])
         wanted = min(max(extent["z"], FLATTEST * across), TALLEST * across)
         self.z_stretch = float(f"{wanted / extent['z']:.2g}") if wanted != extent["z"] else 1.0
@@ -85,6 +81,7 @@ class Views:
         self.px = {axis: length * self.px_per_um for axis, length in extent.items()}
         self.centre = _centre(pair)
         self.images = self._gather(recipe)
+        self._outlines: dict[tuple[str, str], str] = {}
         self.has_field = bool(np.any([np.any(self.images[plane]["field"] != 1) for plane in PLANES]))
 
     @property
@@ -95,15 +92,15 @@ class Views:
     def _gather(self, recipe: Sequence[Correction]) -> dict[str, dict[str, np.ndarray]]:
         """Return by plane and image the (down, across) pixels; `field` is the bias field, 1 where there is none."""
         pair, (z, y, x) = self.pair, self.centre
-        rows: dict[str, dict[str, Any]] = {plane: {image: [] for image in IMAGES} for plane in ("xz", "yz")}
-        for index in range(pair.shape[0]):
+
+        def lines(index: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             full = {image: getattr(pair, image)(index) for image in IMAGES[:-1]}
-            for image, pixels in full.items():
-                rows["xz"][image].append(pixels[y].copy())  # a view would keep the whole plane
-                rows["yz"][image].append(pixels[:, x].copy())
+            return {image: (pixels[y].copy(), pixels[:, x].copy()) for image, pixels in full.items()}  # not the plane
+
+        rows = pair.over(lines)
         images = {
-            plane: {image: np.array(lines) for image, lines in named.items() if image != "field"}
-            for plane, named in rows.items()
+            plane: {image: np.array([row[image][number] for row in rows]) for image in IMAGES[:-1]}
+            for number, plane in enumerate(("xz", "yz"))
         }
         images["xy"] = {image: np.array(getattr(pair, image)(z)) for image in IMAGES[:-1]}
         for plane in PLANES:
@@ -142,7 +139,6 @@ class Views:
         width, height = self.px[across], self.px[down]
         place = {"xy": ("z", 0), "xz": ("y", 1), "yz": ("x", 2)}[plane]
         scale_x, scale_y = width / pixels.shape[1], height / pixels.shape[0]
-        masks = self.images[plane]
         position = dict(zip("zyx", self.centre, strict=True))
         return Panel(
             name=plane,
@@ -150,13 +146,20 @@ class Views:
             width=width,
             height=height,
             uri=data_uri(pixels),
-            invalid=outline(~masks["valid"], scale_x, scale_y),
-            outlines={name: outline(masks[OUTLINES[name]], scale_x, scale_y) for name in outlined},
+            invalid=self._outline(plane, "invalid", scale_x, scale_y),
+            outlines={name: self._outline(plane, OUTLINES[name], scale_x, scale_y) for name in outlined},
             cuts=self._cuts(scale_y) if down == "z" else (),
             flagged=self._flagged(scale_y) if down == "z" else (),
             marks=((position[across] + 0.5) * scale_x, (position[down] + 0.5) * scale_y),
             bar=self._bar(width) if plane == "xy" else None,
         )
+
+    def _outline(self, plane: str, name: str, scale_x: float, scale_y: float) -> str:
+        """Return the border of a mask, or of what is not valid; each is needed for several pictures."""
+        if (plane, name) not in self._outlines:
+            mask = ~self.images[plane]["valid"] if name == "invalid" else self.images[plane][name]
+            self._outlines[plane, name] = outline(mask, scale_x, scale_y)
+        return self._outlines[plane, name]
 
     def _cuts(self, scale: float) -> tuple[float, ...]:
         return tuple(section.z_start * scale for section in self.pair.sections[1:])
@@ -175,12 +178,7 @@ class Views:
 def _centre(pair: Pair) -> tuple[int, int, int]:
     """Return (z, y, x) of the planes with most tissue near its centre of mass, the volume's middle without tissue."""
     usable = pair.sections.usable_planes
-    counts: list[np.ndarray] = [pair.planes["tissue_pixels"] * usable, np.zeros(pair.shape[1]), np.zeros(pair.shape[2])]
-    for z in np.flatnonzero(counts[0]).tolist():
-        tissue = pair.tissue(z)
-        counts[1] += tissue.sum(axis=1)
-        counts[2] += tissue.sum(axis=0)
-    z, y, x = (_busiest(count) for count in counts)
+    z, y, x = (_busiest(count) for count in (pair.planes["tissue_pixels"] * usable, *pair.tissue_sums))
     return z, y, x
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from n4flow.comparison import MIN_PIXELS, Pair, bias_fields, median, weighted_mean
+from n4flow.otsu import otsu_cut
+from n4flow.planes import run_tasks
 from n4flow.sections import SectionTable
 from n4flow.verdict import section_reasons, volume_reasons
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from n4flow.bias import BiasCorrection
     from n4flow.correction import Correction
     from n4flow.harmonization import Harmonization
-    from n4flow.statistics import ShrunkenVolume
+    from n4flow.packed import PackedMask
+    from n4flow.shrunken import Shrunken
 
 TILE = 16  # pixels along a side within which classes count as neighbours
 HOLE_SHARE = 0.25  # of tissue's median signal, below which a pixel counts as a hole
@@ -32,9 +35,9 @@ TIMES = ("before", "after")
 def metrics(
     *,
     sections: SectionTable,
-    before: ShrunkenVolume,
-    after: ShrunkenVolume,
-    tissue: np.ndarray | None,
+    before: Shrunken,
+    after: Shrunken,
+    tissue: np.ndarray | PackedMask | None,
     agarose: np.ndarray | None,
     recipe: Sequence[Correction] = (),
 ) -> dict[str, Any]:
@@ -44,9 +47,9 @@ def metrics(
     ----------
     sections : SectionTable
         Flagged sections are listed and enter no number of the whole volume.
-    before, after : ShrunkenVolume
+    before, after : ShrunkenVolume or ShrunkenFiles
         The input and the result, shrunken in plane by the same factor; shape (Z, y, x).
-    tissue : (Z, y, x) bool array or None
+    tissue : (Z, y, x) bool array, PackedMask or None
         Tissue on the shrunken grid.
     agarose : (y, x) bool array or None
         Agarose on the shrunken grid.
@@ -58,11 +61,15 @@ def metrics(
     dict
         JSON types only; a number that cannot be given is None, never NaN. See docs/report.md for each.
     """
-    pair = Pair(sections, before, after, tissue, agarose, recipe)
+    return pair_metrics(Pair(sections, before, after, tissue, agarose, recipe), recipe)
+
+
+def pair_metrics(pair: Pair, recipe: Sequence[Correction]) -> dict[str, Any]:
+    """Return what `metrics` does of a pair that exists already."""
     steps, jumps = _steps(pair)
     contrast, kept = _contrast(pair)
     bias, ranges = _bias(pair, recipe)
-    counts = _voxel_counts(pair, before)
+    counts = _voxel_counts(pair)
     summary: dict[str, Any] = {
         "tissue": _tissue(pair),
         "agarose": _agarose(pair),
@@ -146,16 +153,16 @@ def plane_changes(pair: Pair) -> np.ndarray:
     fewer than `MIN_PIXELS` pixels of positive signal.
     """
     changes = np.full((2, pair.shape[0] - 1), np.nan)
-    signals, inside = pair.signals(0), pair.tissue(0)
-    for z in range(pair.shape[0] - 1):
-        signals_above, inside_above = signals, inside
-        signals, inside = pair.signals(z + 1), pair.tissue(z + 1)
-        both = inside & inside_above
-        for signal in (*signals, *signals_above):
-            both &= signal > 0
-        if both.sum() >= MIN_PIXELS:
+
+    def change(z: int) -> None:
+        both = np.flatnonzero(pair.tissue(z) & pair.tissue(z + 1))
+        first, second = ([signal.reshape(-1)[both] for signal in pair.signals(plane)] for plane in (z, z + 1))
+        positive = np.logical_and.reduce([signal > 0 for signal in (*first, *second)])
+        if positive.sum() >= MIN_PIXELS:
             for row in range(2):
-                changes[row, z] = np.median(np.log(signals[row][both] / signals_above[row][both]))
+                changes[row, z] = np.median(np.log(second[row][positive] / first[row][positive]))
+
+    pair.over(change, range(pair.shape[0] - 1))
     return changes
 
 
@@ -198,9 +205,9 @@ def class_thresholds(signal: np.ndarray) -> tuple[float, float]:
     logs = np.log(positive[positive > lowest])
     if logs.size < 2 * MIN_PIXELS or logs.min() == logs.max():
         return math.nan, math.nan
-    from skimage.filters import threshold_otsu
-
-    return lowest, float(np.exp(threshold_otsu(np.minimum(logs, np.percentile(logs, 99.5)), nbins=256)))
+    counts, edges = np.histogram(np.minimum(logs, np.percentile(logs, 99.5)), 256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    return lowest, float(np.exp(centres[otsu_cut(counts, centres)]))
 
 
 def _contrast(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
@@ -246,7 +253,8 @@ def _class_contrast(pair: Pair, lowest: float, threshold: float) -> tuple[np.nda
     rows, columns = (np.arange(size) // TILE for size in pair.shape[1:])
     tiles = rows[:, None] * (columns[-1] + 1) + columns[None]
     near, whole = np.zeros((3, n_sections)), np.zeros((2, 3, n_sections))
-    for z in range(pair.shape[0] if not math.isnan(threshold) else 0):
+
+    def compare(z: int) -> np.ndarray:
         inside = pair.tissue(z)
         before, after = (signal[inside].astype(np.float64) for signal in pair.signals(z, own_level=True))
         dark, bright = (after > lowest) & (after <= threshold), after > threshold
@@ -254,6 +262,9 @@ def _class_contrast(pair: Pair, lowest: float, threshold: float) -> tuple[np.nda
         for number, member in enumerate((dark, bright)):
             for row, values in enumerate((np.ones_like(before), before, after)):
                 sums[number, row] = np.bincount(tiles[inside][member], values[member], minlength=sums.shape[2])
+        return sums
+
+    for z, sums in enumerate(pair.over(compare) if not math.isnan(threshold) else []):
         near[:, owner[z]] += _weighted_logs(sums, MIN_TILE_PIXELS).sum(axis=1)
         whole[:, :, owner[z]] += sums.sum(axis=2)
     return near, _weighted_logs(whole, MIN_PIXELS), whole[:, 0]
@@ -278,8 +289,13 @@ def _bias(pair: Pair, recipe: Sequence[Correction]) -> tuple[dict[str, Any] | No
     ranges = np.full((3, len(pair.sections)), np.nan)
     samples: list[list[np.ndarray]] = [[] for _section in pair.sections]
     for z_start, field in bias_fields(recipe, pair.shape):
-        for z, plane in enumerate(field, start=z_start):
-            samples[pair.sections.section_of_plane[z]].append(plane[pair.tissue(z)][:: pair.stride])
+
+        def pick(z: int, field: np.ndarray = field, z_start: int = z_start) -> np.ndarray:
+            return field[z - z_start][pair.inside[z]][:: pair.stride]
+
+        planes = range(z_start, z_start + len(field))
+        for z, values in zip(planes, run_tasks(pick, planes), strict=True):
+            samples[pair.sections.section_of_plane[z]].append(values)
     joined = [np.concatenate(parts) if parts else np.zeros(0, np.float32) for parts in samples]
     for number, values in enumerate(joined):
         if values.size:
@@ -304,7 +320,7 @@ def _change(pair: Pair, recipe: Sequence[Correction]) -> dict[str, Any]:
     """Return how much tissue changed against itself (robust sd of log after / before), and what made sections alike."""
     _planes, first, second = pair.sample()
     both = (first > 0) & (second > 0)
-    ratio = np.log(second[both] / first[both])
+    ratio = np.log(second[both].astype(np.float64) / first[both])
     spread = 1.4826 * median(np.abs(ratio - median(ratio))) if ratio.size >= MIN_PIXELS else math.nan
     alike = any(step.kind in ("section_lookup", "plane_gain") for step in recipe)
     return {"spread": spread, "sections_alike": alike}
@@ -316,11 +332,11 @@ def _reasons_not_fitted(recipe: Sequence[Correction]) -> list[tuple[int, int, st
     return [(start, stop, str(field.reason)) for start, stop, field in fields if field.reason]
 
 
-def _voxel_counts(pair: Pair, before: ShrunkenVolume) -> dict[str, np.ndarray]:
+def _voxel_counts(pair: Pair) -> dict[str, np.ndarray]:
     """Return (sections,) counts of the input's voxels; those that are not valid enter no statistic."""
     first = [section.z_start for section in pair.sections]
     names = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
-    return {name[2:]: np.add.reduceat(np.asarray(before.planes[name], np.int64), first) for name in names}
+    return {name[2:]: np.add.reduceat(np.asarray(pair.voxels[name], np.int64), first) for name in names}
 
 
 def _section_rows(

@@ -22,14 +22,18 @@ from n4flow.formats.checksums import Checksums
 from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_layout, validate_store, write_omero
 from n4flow.formats.space import check_space
 from n4flow.normalize import PlaneRange
+from n4flow.packed import PackedMask
 from n4flow.passes import TissueSource, in_parts, margin_first, parts, prepared
 from n4flow.plan import output_dtype
 from n4flow.planes import available_threads, scratch, workers
 from n4flow.recipe import Recipe
-from n4flow.statistics import ShrunkenVolume, choose_shrink
+from n4flow.shrunken import Shrunken, ShrunkenVolume, runs
+from n4flow.statistics import choose_shrink
 from n4flow.volume import Volume, open_volume
 
 RUN_VOXELS = 1 << 18  # a megabyte of float32: it stays in a thread's cache, and the interpreter's part is small
+MOST_TILES = 1024  # measured before they are added up
+WINDOW_PIXELS = 1 << 24  # of the shrunken result, that a display window is taken from
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class _Tiles:
             yield first, values
 
 
-def extent(after: ShrunkenVolume) -> tuple[float, float]:
+def extent(after: Shrunken) -> tuple[float, float]:
     """Return the smallest and largest finite intensity; an exact 0 counts, whether agarose or padding."""
     some = after.planes["n_valid"] > 0
     ends = [after.planes["minimum"][some], after.planes["maximum"][some]]
@@ -197,9 +201,18 @@ def extent(after: ShrunkenVolume) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def display_window(after: ShrunkenVolume, tissue: np.ndarray, scale: float = 1.0) -> tuple[float, float]:
-    """Return the window that viewers open the result with: from 0 or below to the 99.9th percentile of tissue."""
-    inside = after.mean[(tissue & (after.valid > 0)) if tissue.any() else after.valid > 0]
+def display_window(after: Shrunken, tissue: np.ndarray | PackedMask, scale: float = 1.0) -> tuple[float, float]:
+    """Return the window that viewers open the result with: from 0 or below to the 99.9th percentile of tissue.
+
+    Large volumes are sampled evenly.
+    """
+    some, step = tissue.any(), max(1, math.prod(after.shape) // WINDOW_PIXELS)
+    found = []
+    for start, stop in runs(0, after.shape[0]):
+        part = after.part(start, stop)
+        inside = part.valid > 0
+        found.append(part.mean[inside & tissue[start:stop] if some else inside][::step])
+    inside = np.concatenate(found)
     if inside.size == 0:
         return 0.0, 1.0
     low, high = min(0.0, float(np.percentile(inside, 0.1))), float(np.percentile(inside, 99.9))

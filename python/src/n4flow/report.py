@@ -19,7 +19,6 @@ from n4flow.verdict import KINDS, headline
 
 if TYPE_CHECKING:
     from n4flow.correction import Correction
-    from n4flow.statistics import ShrunkenVolume
     from n4flow.zprofile import PlaneGain
 
 # Which correction a stage estimates: its numbers are shown once, with the correction.
@@ -53,11 +52,7 @@ def write_report(
     *,
     sample: str,
     volume: Mapping[str, Any],
-    sections: SectionTable,
-    before: ShrunkenVolume,
-    after: ShrunkenVolume,
-    tissue: np.ndarray | None,
-    agarose: np.ndarray | None,
+    pair: Pair,
     recipe: Sequence[Correction],
     stages: Sequence[Mapping[str, Any]],
     parameters: Mapping[str, Any],
@@ -74,11 +69,8 @@ def write_report(
     volume : mapping
         Facts about the input, as `Plan.summary()` gives them: shape, dtype, voxel_um, format, mask, output_dtype. What
         is not there is not shown.
-    sections : SectionTable
-    before, after : ShrunkenVolume
-        The input and the result, shrunken in plane by the same factor; shape (Z, y, x).
-    tissue : (Z, y, x) bool array or None
-    agarose : (y, x) bool array or None
+    pair : Pair
+        The input and the result.
     recipe : sequence of Correction
         In the order in which it was applied.
     stages : sequence of mapping
@@ -86,13 +78,13 @@ def write_report(
     parameters : mapping
         Resolved parameters.
     metrics : mapping
-        What `qc.metrics` returned for the same arrays.
+        What `qc.pair_metrics` returned for the same pair.
     warnings : sequence of str
         Sentences to show at the top.
     """
     from jinja2 import Environment, PackageLoader
 
-    pair = Pair(sections, before, after, tissue, agarose, recipe)
+    sections = pair.sections
     environment = Environment(loader=PackageLoader("n4flow"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
         label=label, number=number, percent=percent, change=change, duration=duration, shown=shown
@@ -105,7 +97,7 @@ def write_report(
         warnings=[*warnings, *(reason for reason in metrics["reasons"] if reason not in warnings)],
         metrics=metrics,
         flagged=[row for row in metrics["sections"] if row["status"] == "warn"],
-        pictures=_pictures(pair, recipe, volume, before.shrink, metrics),
+        pictures=_pictures(pair, recipe, volume, metrics),
         plots=_plots(pair, sections, recipe, metrics),
         stages=grouped(stages, recipe),
         corrections=[(KINDS.get(step.kind, step.kind), plain(step.summary())) for step in recipe],
@@ -203,10 +195,10 @@ def merged(key: str, values: Sequence[Any]) -> Any:
 
 
 def _pictures(
-    pair: Pair, recipe: Sequence[Correction], volume: Mapping[str, Any], shrink: int, metrics: Mapping[str, Any]
+    pair: Pair, recipe: Sequence[Correction], volume: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Return what the template draws, None where no pixel holds anything."""
-    views = Views(pair, recipe, volume.get("voxel_um"), shrink)
+    views = Views(pair, recipe, volume.get("voxel_um"))
     if not any(image["valid"].any() for image in views.images.values()):
         return None
     window = windows(pair, views)

@@ -8,15 +8,9 @@ from typing import Any
 
 from n4flow.errors import InputError
 
-Slab = tuple[int, int]
-
 
 class Here:
     """Parts run in this process, with all its threads each."""
-
-    def spans(self, slabs: Sequence[Slab]) -> list[Slab]:
-        """Return the runs of planes of which a reading pass is made: one, all planes."""
-        return [(slabs[0][0], slabs[-1][1])]
 
     def results(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return what each call returns, in order."""
@@ -33,10 +27,6 @@ class Cluster(Here):
 
     def __init__(self, client: Any) -> None:
         self._client = client
-
-    def spans(self, slabs: Sequence[Slab]) -> list[Slab]:
-        """Return the slabs."""
-        return list(slabs)
 
     def results(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return what each call returns, in order; an error of a worker is raised here."""

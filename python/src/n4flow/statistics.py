@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from n4flow.accumulate import PlaneCounter, PlaneShrinker, TileShrinker, class_rows, plane_numbers
+from n4flow.accumulate import PlaneCounter, PlaneShrinker, class_rows
 from n4flow.arrays import array_module, to_numpy
 from n4flow.bins import (
     INFINITY_BITS,
@@ -34,106 +34,12 @@ from n4flow.bins import (
 )
 from n4flow.errors import InputError
 from n4flow.planes import as_block, as_mask, run_tasks
+from n4flow.shrunken import ShrunkenVolume
 
 CLASSES = ("tissue", "agarose", "other")
 SHRUNKEN_SIDE = 512  # voxels: enough for a mask and a smooth field, and a plane of it is 1 MB
 LEAST_COVER = 0.5  # share of a block that the user's mask covers where the block is tissue
 FEWEST_SIDE = 32  # voxels: below this a shrunken plane no longer shows the tissue
-
-
-@dataclass
-class ShrunkenVolume:
-    """A volume averaged over k x k blocks in plane, from which masks and bias fields are estimated.
-
-    Parameters
-    ----------
-    mean : (Z, y, x) float32 array
-        Mean of the valid voxels of each block, 0 where there are none. y = ceil(Y / k), x = ceil(X / k).
-    valid : (Z, y, x) float32 array
-        Share of valid voxels of each block, from 0 to 1 (of the voxels it has: blocks at the border may be partial).
-    shrink : int
-        k, voxels.
-    full_shape : tuple of int
-        (Z, Y, X) before shrinking.
-    planes : dict of (Z,) arrays
-        Per plane: n_valid, n_zero, n_nonfinite, n_negative and n_saturated (equal to the largest value of an integer
-        type) as int64; minimum and maximum of the valid voxels as float64, 0 where there are none.
-    """
-
-    mean: np.ndarray
-    valid: np.ndarray
-    shrink: int
-    full_shape: tuple[int, int, int]
-    planes: dict[str, np.ndarray]
-
-    @classmethod
-    def of(cls, shrinker: PlaneShrinker | TileShrinker) -> Self:
-        """Take over what was measured of all planes."""
-        numbers = plane_numbers(shrinker.counts, shrinker.extremes)
-        return cls(shrinker.mean, shrinker.valid, int(shrinker.k), shrinker.shape, numbers)
-
-    def save(self, path: str | Path) -> None:
-        """Write to an .npz file that `load` reads."""
-        with Path(path).open("wb") as stream:
-            np.savez_compressed(
-                stream,
-                allow_pickle=False,
-                mean=self.mean,
-                valid=self.valid,
-                shrink=self.shrink,
-                full_shape=self.full_shape,
-                **{f"plane_{name}": values for name, values in self.planes.items()},
-            )
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote."""
-        with np.load(path) as data:
-            planes = {name.removeprefix("plane_"): data[name] for name in data.files if name.startswith("plane_")}
-            z, y, x = (int(n) for n in data["full_shape"])
-            return cls(data["mean"], data["valid"], int(data["shrink"]), (z, y, x), planes)
-
-    @staticmethod
-    def count_planes(paths: Sequence[str | Path]) -> int:
-        """Return how many planes the files of slabs hold together."""
-        total = 0
-        for path in paths:
-            with np.load(path) as data:  # arrays are read when they are asked for
-                total += int(data["full_shape"][0])
-        return total
-
-    @classmethod
-    def load_planes(cls, paths: Sequence[str | Path], z_start: int, z_stop: int) -> Self:
-        """Read planes `z_start` to `z_stop` of a volume from the files of its slabs, in order of Z, and no others."""
-        slabs, start = [], 0
-        for path in paths:
-            stop = start + cls.count_planes([path])
-            if start < z_stop and z_start < stop:
-                slab = cls.load(path)
-                part = slice(max(z_start - start, 0), z_stop - start)
-                planes = {name: values[part] for name, values in slab.planes.items()}
-                mean, valid = slab.mean[part].copy(), slab.valid[part].copy()
-                slabs.append(cls(mean, valid, slab.shrink, (len(mean), *slab.full_shape[1:]), planes))
-            start = stop
-        return cls.concatenate(slabs)
-
-    @classmethod
-    def concatenate(cls, slabs: Sequence[Self]) -> Self:
-        """Put slabs of one volume, in order of Z, back together."""
-        if len(slabs) == 1:
-            return slabs[0]
-        if len({(s.shrink, s.full_shape[1:]) for s in slabs}) != 1:
-            seen = sorted({(s.shrink, *s.full_shape[1:]) for s in slabs})
-            msg = f"slabs of one volume must have one shrink factor and plane size, got {seen}"
-            raise InputError(msg)
-        first = slabs[0]
-        return cls(
-            np.concatenate([s.mean for s in slabs]),
-            np.concatenate([s.valid for s in slabs]),
-            first.shrink,
-            (sum(s.full_shape[0] for s in slabs), *first.full_shape[1:]),
-            {name: np.concatenate([s.planes[name] for s in slabs]) for name in first.planes},
-        )
 
 
 def choose_shrink(shape: tuple[int, int, int]) -> int:

@@ -27,7 +27,7 @@ from n4flow.commands.tissue_mask import SHRUNKEN
 from n4flow.errors import InputError
 
 if TYPE_CHECKING:
-    from n4flow.statistics import ShrunkenVolume
+    from n4flow.shrunken import ShrunkenFiles
 
 STAGES = (
     "SHRINK",
@@ -71,7 +71,6 @@ def finish(
     from n4flow.passes import TissueSource
     from n4flow.plan import make_plan
     from n4flow.recipe import Recipe
-    from n4flow.statistics import ShrunkenVolume
 
     with step("FINISH", threads, json_file):
         resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
@@ -86,8 +85,8 @@ def finish(
         finish_sample(
             out,
             plan,
-            before=whole([ShrunkenVolume.load(slab) for slab in parts(before, SHRUNKEN)], plan.volume.shape, before),
-            after=whole([ShrunkenVolume.load(piece / "after.npz") for piece in pieces], plan.volume.shape, slabs),
+            before=whole(parts(before, SHRUNKEN), plan.volume.shape, before),
+            after=whole([piece / "after.npz" for piece in pieces], plan.volume.shape, slabs),
             tissue=TissueSource.load(masks, plan.mask),
             recipe=Recipe.load(recipe) if recipe else Recipe(),
             checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
@@ -97,7 +96,7 @@ def finish(
         )
 
 
-def whole(pieces: Sequence[ShrunkenVolume], shape: Sequence[int], folder: Path) -> ShrunkenVolume:
+def whole(files: Sequence[Path], shape: Sequence[int], folder: Path) -> ShrunkenFiles:
     """Return the slabs of a folder as one shrunken volume.
 
     Raises
@@ -105,14 +104,17 @@ def whole(pieces: Sequence[ShrunkenVolume], shape: Sequence[int], folder: Path) 
     InputError
         Together they are not the volume of that full-size shape (Z, Y, X).
     """
-    planes = sum(piece.full_shape[0] for piece in pieces)
+    from n4flow.shrunken import ShrunkenFiles
+
+    found = ShrunkenFiles(files)
+    planes = found.shape[0]
     if planes != shape[0]:
         msg = (
             f"{folder} holds slabs of {planes} planes, and the volume has {shape[0]}; "
             "give the folder with every slab once, or run again with -resume"
         )
         raise InputError(msg)
-    return pieces[0].concatenate(pieces)
+    return found
 
 
 def read_numbers(folders: Iterable[Path]) -> list[dict[str, Any]]:

@@ -34,11 +34,11 @@ def harmonize(
     from n4flow.passes import TissueSource
     from n4flow.recipe import Recipe, save_correction
     from n4flow.sections import SectionTable
-    from n4flow.statistics import ShrunkenVolume
+    from n4flow.shrunken import ShrunkenFiles
 
     with step("HARMONIZE", threads, json_file) as numbers:
-        shrunken = ShrunkenVolume.concatenate([ShrunkenVolume.load(slab) for slab in parts(slabs, SHRUNKEN)])
-        table = SectionTable.coerce(section_argument(sections), shrunken.mean.shape[0])
+        shrunken = ShrunkenFiles(parts(slabs, SHRUNKEN))
+        table = SectionTable.coerce(section_argument(sections), shrunken.shape[0])
         previous = Recipe.load(recipe) if recipe else Recipe()
         flat = read_flat(flat_field, shrunken.full_shape) if flat_field else None
         correction = harmonization(shrunken, TissueSource.load(masks), table, mode, previous, flat)

@@ -44,14 +44,13 @@ def n4_sections(
     from n4flow.passes import TissueSource
     from n4flow.recipe import save_correction
     from n4flow.sections import SectionTable
-    from n4flow.statistics import ShrunkenVolume
+    from n4flow.shrunken import ShrunkenFiles
 
     with step("N4_SECTIONS", threads, json_file) as numbers:
-        files = parts(slabs, SHRUNKEN)
-        table = SectionTable.coerce(section_argument(sections), ShrunkenVolume.count_planes(files))
+        shrunken = ShrunkenFiles(parts(slabs, SHRUNKEN))
+        table = SectionTable.coerce(section_argument(sections), shrunken.shape[0])
         first, stop = plane_range(batch, len(table))
         planes = table[first].z_start, table[stop - 1].z_stop
-        shrunken = ShrunkenVolume.load_planes(files, *planes)
         settings = BiasSettings(spline_um or None, iteration_list(iterations), tolerance, backend, threads)
         size = voxel_size(voxel_um) or {}
         correction = fit_sections(

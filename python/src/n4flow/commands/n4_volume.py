@@ -27,11 +27,11 @@ def n4_volume(
     from n4flow.passes import TissueSource
     from n4flow.recipe import Recipe, save_correction
     from n4flow.sections import SectionTable
-    from n4flow.statistics import ShrunkenVolume
+    from n4flow.shrunken import ShrunkenFiles
 
     with step("N4_VOLUME", threads, json_file) as numbers:
-        shrunken = ShrunkenVolume.concatenate([ShrunkenVolume.load(slab) for slab in parts(slabs, SHRUNKEN)])
-        table = SectionTable.coerce(section_argument(sections), shrunken.mean.shape[0])
+        shrunken = ShrunkenFiles(parts(slabs, SHRUNKEN))
+        table = SectionTable.coerce(section_argument(sections), shrunken.shape[0])
         previous = Recipe.load(recipe) if recipe else Recipe()
         settings = BiasSettings(spline_um or None, iteration_list(iterations), tolerance, backend, threads)
         size = voxel_size(voxel_um) or {}

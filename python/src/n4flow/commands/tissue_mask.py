@@ -23,14 +23,15 @@ def tissue_mask(
 ) -> None:
     """Find tissue and agarose on the shrunken volume."""
     from n4flow.chain import find_masks
+    from n4flow.packed import PackedMask
     from n4flow.sections import SectionTable
-    from n4flow.statistics import ShrunkenVolume
+    from n4flow.shrunken import ShrunkenFiles
 
     with step("TISSUE_MASK", threads, json_file) as numbers:
-        shrunken = ShrunkenVolume.concatenate([ShrunkenVolume.load(slab) for slab in parts(slabs, SHRUNKEN)])
-        table = SectionTable.coerce(section_argument(sections), shrunken.mean.shape[0])
+        shrunken = ShrunkenFiles(parts(slabs, SHRUNKEN))
+        table = SectionTable.coerce(section_argument(sections), shrunken.shape[0])
         given = sorted(slabs.glob(GIVEN))
-        user = np.concatenate([np.load(slab) for slab in given]) if given else None
+        user = PackedMask.concatenate([PackedMask.of(np.load(slab)) for slab in given]) if given else None
         tissue, found = find_masks(shrunken, table, user)
         tissue.save(out)
         numbers.update(found)

@@ -15,7 +15,8 @@ from n4flow.harmonization.prepare import estimate_harmonization
 from n4flow.lazy import apply_lazily
 from n4flow.planes import as_block, as_mask
 from n4flow.sections import SectionTable
-from n4flow.statistics import LEAST_COVER, ShrunkenVolume, choose_shrink, shrink_planes
+from n4flow.shrunken import ShrunkenVolume
+from n4flow.statistics import LEAST_COVER, choose_shrink, shrink_planes
 
 
 def harmonize(

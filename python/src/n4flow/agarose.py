@@ -1,0 +1,106 @@
+"""Where is agarose, and how bright is it: from the mean projection of a volume, read a run of planes at a time."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from n4flow.arrays import array_module
+from n4flow.errors import N4flowWarning
+from n4flow.levels import SOURCES, fill_levels, has_evidence
+from n4flow.morphology import smooth_valid
+from n4flow.otsu import Scale, choose_scale, otsu_split
+from n4flow.packed import PackedMask
+from n4flow.planes import as_block
+from n4flow.sections import SectionTable
+from n4flow.shrunken import Shrunken, ShrunkenFiles, runs
+from n4flow.statistics import plane_histograms
+
+
+def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float]:
+    """Return where the agarose around the tissue is, and the threshold.
+
+    The mean along Z of the valid voxels is smoothed and cut by Otsu; the dark side is agarose. A position that has
+    only mosaic padding is neither agarose nor tissue. A projection of one class (tissue fills the field, or there is
+    none) has no agarose: the mask is all false, the threshold is what Otsu would have taken, and a warning says so.
+
+    Parameters
+    ----------
+    vol : (Z, Y, X) array or ShrunkenFiles
+        NumPy or CuPy, any real type. Of a shrunken volume in files, the means.
+    smoothing_sigma : float
+        Sigma of the Gaussian, voxels.
+
+    Returns
+    -------
+    agarose_mask : (Y, X) bool array of the kind of `vol`
+    threshold : float
+        In the intensity unit of `vol`.
+    """
+    vol = vol if isinstance(vol, ShrunkenFiles) else as_block(vol)
+    xp = np if isinstance(vol, ShrunkenFiles) else array_module(vol)
+    total = xp.zeros(vol.shape[1:], xp.float64)
+    count = xp.zeros(vol.shape[1:], xp.int64)
+    for start, stop in runs(0, vol.shape[0]):
+        for plane in vol.part(start, stop).mean if isinstance(vol, ShrunkenFiles) else vol[start:stop]:
+            valid = xp.isfinite(plane) & (plane != 0)
+            total += xp.where(valid, plane, 0)
+            count += valid
+    mean = xp.where(count > 0, total / xp.maximum(count, 1), 0)
+    scale = Scale()
+    smooth = smooth_valid(mean, (smoothing_sigma, smoothing_sigma))
+    pairs = plane_histograms(smooth[None]).pairs(0)
+    split = otsu_split(*pairs)
+    if split is not None and split.one_class:  # a little agarose beside much tissue shows on the logarithmic scale
+        scale = choose_scale([pairs], pairs)
+        smooth = smooth_valid(scale.forward(mean), (smoothing_sigma, smoothing_sigma))
+        split = otsu_split(*plane_histograms(smooth[None]).pairs(0), scale=scale)
+    threshold = scale.back(split.threshold) if split else float(pairs[0][0]) if len(pairs[0]) else 0.0
+    if split is None or split.one_class:
+        msg = "the mean projection shows no dark side: no agarose is found; give an agarose mask if there is some"
+        warnings.warn(msg, N4flowWarning, stacklevel=2)
+        return xp.zeros(smooth.shape, bool), threshold
+    return (smooth < split.threshold) & (smooth != 0), threshold
+
+
+def agarose_levels(
+    shrunken: Shrunken, agarose: np.ndarray, sections: Any, tissue: np.ndarray | PackedMask | None = None
+) -> list[dict[str, Any]]:
+    """Return the agarose level of each section of a shrunken volume, for the report.
+
+    Parameters
+    ----------
+    shrunken : ShrunkenVolume or ShrunkenFiles
+    agarose : (y, x) bool array
+        Agarose mask on the shrunken grid.
+    sections : section table, count or None
+    tissue : (Z, y, x) bool array or PackedMask, optional
+        Tissue mask on the shrunken grid; what it covers is not agarose.
+
+    Returns
+    -------
+    list of dict
+        section (id), level (median of the section's planes, in the intensity unit of the volume), source (own,
+        borrowed or unknown) and confidence (0 to 1).
+    """
+    table = SectionTable.coerce(sections, shrunken.shape[0])
+    medians, counts, tops = (np.zeros(shrunken.shape[0]) for _each in range(3))
+    for start, stop in runs(0, shrunken.shape[0]):
+        part, planes = shrunken.part(start, stop).mean, slice(start, stop)
+        histograms = plane_histograms(part, None if tissue is None else tissue[planes], agarose)
+        medians[planes] = histograms.per_plane("median", "agarose")
+        counts[planes] = histograms.per_plane("count", "agarose")
+        tops[planes] = np.nan_to_num(histograms.per_plane("percentile", "all", 99.9))
+    evidence = has_evidence(medians, counts, tops, table.usable_planes)
+    levels = fill_levels(medians, evidence, table)
+    return [
+        {
+            "section": section.id,
+            "level": float(np.median(levels.values[section.planes])),
+            "source": SOURCES[int(levels.source[section.planes].min())],
+            "confidence": float(levels.confidence[section.planes].mean()),
+        }
+        for section in table
+    ]

@@ -1,0 +1,47 @@
+"""Compiled loops of the shrunken volume's files: means of integers as the whole numbers that they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from n4flow.kernel_cache import njit
+
+LARGEST_SUM = 1 << 30  # so that the difference of two fits into 32 bits
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def sums_of_means(mean: Any, valid: Any, height: Any, width: Any, out: Any) -> bool:
+    """Write a plane's sums into `out` (y, x) uint32, each as its difference to the left one; say whether that works.
+
+    It works where `means_of_sums` gives the same bits. `height` and `width` are the voxels of each block along an axis.
+    Differences are written as 2 d, or -2 d - 1 where they are negative: small ones have empty high bits.
+    """
+    bits = mean.view(np.int32)
+    for y in range(mean.shape[0]):
+        last = np.int64(0)
+        for x in range(mean.shape[1]):
+            n = np.rint(np.float64(valid[y, x]) * np.float64(height[y] * width[x]))
+            total = np.rint(np.float64(mean[y, x]) * n)
+            if not abs(total) < LARGEST_SUM:
+                return False
+            again = np.float32(total / max(n, 1.0))
+            if again != mean[y, x] or (again == 0 and bits[y, x] != 0):
+                return False
+            step = np.int64(total) - last
+            last = np.int64(total)
+            out[y, x] = np.uint32((step << 1) ^ (step >> 63))
+    return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def means_of_sums(steps: Any, valid: Any, height: Any, width: Any, mean: Any) -> None:
+    """Write the means (y, x) float32 that `sums_of_means` was given."""
+    for y in range(mean.shape[0]):
+        total = np.int64(0)
+        for x in range(mean.shape[1]):
+            step = np.int64(steps[y, x])
+            total += (step >> 1) ^ -(step & 1)
+            n = np.rint(np.float64(valid[y, x]) * np.float64(height[y] * width[x]))
+            mean[y, x] = np.float64(total) / max(n, 1.0)

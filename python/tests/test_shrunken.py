@@ -1,0 +1,69 @@
+"""The files of a shrunken volume: the same bits come back, from a plane or all, and they are small."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from n4flow.errors import InputError
+from n4flow.shrunken import ShrunkenFiles, ShrunkenVolume
+from n4flow.statistics import shrink_planes
+
+
+def same_bits(first: np.ndarray, second: np.ndarray) -> bool:
+    return bool((first.view(np.int32) == second.view(np.int32)).all())
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])
+def test_what_is_saved_comes_back(tmp_path, dtype: str, k: int) -> None:
+    rng = np.random.default_rng(k)
+    kind = np.dtype(dtype)
+    ends = np.iinfo(kind) if kind.kind in "ui" else None
+    volume = (rng.integers(ends.min, ends.max, (5, 41, 50)) if ends else rng.normal(0, 1e3, (5, 41, 50))).astype(kind)
+    volume[:, :9] = 0
+    volume[1] = 0
+    if ends is None:
+        volume[2, 20:30, 5:9] = np.nan
+        volume[3, 20:30, 5:9] = np.inf
+        volume[4, 20:30, 5:9] = -0.0
+    shrunken = shrink_planes(volume, k)
+    shrunken.part(0, 2).save(tmp_path / "0.npz")
+    shrunken.part(2, 5).save(tmp_path / "2.npz")
+    files = ShrunkenFiles([tmp_path / "0.npz", tmp_path / "2.npz"])
+    assert (files.shape, files.full_shape, files.shrink) == (shrunken.shape, volume.shape, k)
+    for start, stop in ((0, 5), (1, 3), (4, 5), (2, 2)):
+        part = files.part(start, stop)
+        assert same_bits(part.mean, shrunken.mean[start:stop])
+        assert same_bits(part.valid, shrunken.valid[start:stop])
+        for name, values in shrunken.planes.items():
+            assert np.array_equal(part.planes[name], values[start:stop])
+
+
+def test_any_means_come_back(tmp_path) -> None:
+    """Means that no sum of whole numbers gives, and those at the edge of what is stored as sums."""
+    mean = np.array([[0.1, -0.0, np.nan, np.inf], [2.0**30, 2.0**30 - 64, -(2.0**29), 1.0], [3, 0, 1e-30, 7.5]])
+    planes = {"n_valid": np.zeros(3, np.int64)}
+    for shares in (1.0, 0.5, 0.0):
+        valid = np.full((3, 1, 4), shares, np.float32)
+        shrunken = ShrunkenVolume(mean.astype(np.float32)[:, None], valid, 2, (3, 2, 8), planes)
+        shrunken.save(tmp_path / "slab.npz")
+        assert same_bits(ShrunkenFiles([tmp_path / "slab.npz"]).part(0, 3).mean, shrunken.mean)
+
+
+def test_sums_are_smaller_than_quotients(tmp_path) -> None:
+    """Block means of noise: what they hold is the entropy of their sums, and little is stored beyond."""
+    rng = np.random.default_rng(0)
+    volume = rng.normal(9000, 200, (4, 600, 600)).round().astype(np.uint16)
+    shrunken = shrink_planes(volume, 3)
+    shrunken.save(tmp_path / "slab.npz")
+    bits = np.log2(3 * 200 * np.sqrt(2 * np.pi * np.e))  # of a sum of nine, to the next whole number
+    stored = 8 * (tmp_path / "slab.npz").stat().st_size / shrunken.mean.size
+    assert bits < stored < bits + 1.5
+
+
+def test_slabs_of_two_volumes_are_refused(tmp_path) -> None:
+    for name, k in (("0.npz", 2), ("1.npz", 3)):
+        shrink_planes(np.ones((1, 12, 12), np.uint8), k).save(tmp_path / name)
+    with pytest.raises(InputError, match="one shrink factor and plane size"):
+        ShrunkenFiles([tmp_path / "0.npz", tmp_path / "1.npz"])
