@@ -28,6 +28,7 @@ from n4flow.normalize import PlaneRange
 from n4flow.packed import PackedMask
 from n4flow.passes import TissueSource
 from n4flow.plan import Plan
+from n4flow.planes import crew
 from n4flow.qc import pair_metrics, sections_table
 from n4flow.recipe import MASK_NAME, Recipe
 from n4flow.rendering import display_window, extent, output_scale
@@ -57,6 +58,7 @@ class BiasSettings:
     threads: int | None = None
 
 
+@crew()
 def find_masks(
     shrunken: Shrunken, sections: SectionTable, given: PackedMask | None = None
 ) -> tuple[TissueSource, dict[str, Any]]:
@@ -244,6 +246,7 @@ def link_shards(piece: Path, store: Path) -> None:
             shutil.copyfile(source, target)
 
 
+@crew()
 def finish(
     folder: Path,
     plan: Plan,
