@@ -3,8 +3,11 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
 import zipfile
+from pathlib import Path
 
 import numcodecs
 import numpy as np
@@ -381,3 +384,35 @@ def test_metadata_that_name_a_level_that_is_not_there(tmp_path, voxels):
     file.write_text(json.dumps(attributes))
     with pytest.raises(InputError, match="is not a readable Zarr store: .*scale0/image"):
         open_volume(path)
+
+
+THREADS = """
+import os, sys
+from n4flow.planes import limit_threads
+from n4flow.volume import open_volume
+limit_threads(int(sys.argv[2]))
+before = len(os.listdir("/proc/self/task"))
+open_volume(sys.argv[1], voxel_um=(1, 1, 1)).read(slice(None))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the threads of a process there")
+def test_zarrs_takes_as_many_threads_as_are_asked_for(tmp_path):
+    """Chunks of another codec than Blosc, which the library decodes by threads of its own."""
+    store = zarr.create_array(
+        tmp_path / "gzip.zarr", shape=(8, 64, 64), chunks=(2, 32, 32), dtype="u2", compressors=zarr.codecs.GzipCodec()
+    )
+    store[:] = np.arange(8 * 64 * 64, dtype="u2").reshape(8, 64, 64)
+    started = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", THREADS, str(tmp_path / "gzip.zarr"), count],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for count in ("1", "4")
+    ]
+    assert started[1] - started[0] == 3

@@ -28,8 +28,12 @@ def available_threads() -> int:
 
 
 def limit_threads(threads: int) -> None:
-    """Let the stages of this process use at most so many threads; a job may own fewer cores than it sees."""
+    """Let the stages of this process use at most so many threads; a job may own fewer cores than it sees.
+
+    The zarrs library makes its own threads when it first reads, as many as this variable says.
+    """
     _limit[:] = [max(1, int(threads))]
+    os.environ["RAYON_NUM_THREADS"] = str(_limit[0])
 
 
 def workers(threads: int) -> ThreadPoolExecutor:
