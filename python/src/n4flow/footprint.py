@@ -15,6 +15,7 @@ from n4flow.volume import Volume
 
 INTERPRETER = 450_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
 MARGIN = 1.2  # allocators round up, and keep some of what is given back
+SHRUNKEN = 12  # of a shrunken voxel: its mean, its share of valid voxels, and both as they are packed for a file
 HISTOGRAM = 3 * 8 * 8192  # of a plane: values and counts of three classes over eight octaves
 
 
@@ -57,11 +58,11 @@ def pass_bytes(
     whole = not margin and in_parts(volume, 0, layout.levels[0].chunks)
     held = threads * math.prod(layout.levels[0].chunks) * volume.dtype.itemsize if whole else 2 * render.nbytes(volume)
     parts = {
-        "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * 8 + 12 * read.depth * volume.shape[2],
+        "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * SHRUNKEN + 12 * read.depth * volume.shape[2],
         "PLANE_STATISTICS": decoding + 2 * read.nbytes(volume) + tables + masks + 3 * planes * HISTOGRAM,
         "RENDER": decoding
         + held
-        + planes * small * 8
+        + planes * small * SHRUNKEN
         + 12 * render.depth * small
         + tiles * 12 * chunks[0][0] * sum(-(-n // shrink) for n in chunks[0][1:])
         + masks

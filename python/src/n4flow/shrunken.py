@@ -79,7 +79,11 @@ class ShrunkenVolume:
         pieces = [piece for mean, valid, _whole in packed for piece in (mean, valid)]
         arrays["ends"] = np.cumsum([0, *map(len, pieces)])
         with Path(path).open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays, packed=np.frombuffer(b"".join(pieces), np.uint8))
+            np.savez(stream, allow_pickle=False, **arrays)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (int(arrays["ends"][-1]),)}
+        with zipfile.ZipFile(path, "a") as archive, archive.open("packed.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            member.writelines(pieces)
 
     def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
         return _block_sizes(self.full_shape, self.shrink)
