@@ -112,6 +112,39 @@ def test_everything_off_is_a_bit_identical_passthrough(workflow: Run, phantom_ru
     assert "PLANE_STATISTICS" not in run.ran()
 
 
+def test_an_image_in_several_tiff_files_gives_the_voxels_of_one_store(workflow: Run, tmp_path: Path):
+    """An OME-TIFF names the files that hold its planes; the first one is given."""
+    import tifffile
+
+    from n4flow.volume import write_volume
+
+    values = np.random.default_rng(3).integers(1, 60000, (6, 40, 50)).astype(np.uint16)
+    names = [f"brain_{i}.ome.tif" for i in range(3)]
+    parts = "".join(
+        f'<TiffData FirstZ="{2 * i}" IFD="0" PlaneCount="2"><UUID FileName="{name}">urn:uuid:{i}</UUID></TiffData>'
+        for i, name in enumerate(names)
+    )
+    sizes = 'SizeX="50" SizeY="40" SizeZ="6" SizeC="1" SizeT="1"'
+    lengths = 'PhysicalSizeX="5" PhysicalSizeY="5" PhysicalSizeZ="10"'
+    (tmp_path / "scan").mkdir()
+    for i, name in enumerate(names):
+        ome = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{i}"><Image ID="Image:0">'
+            f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" {sizes} {lengths}>'
+            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{parts}</Pixels></Image></OME>'
+        )
+        planes = values[2 * i : 2 * i + 2]
+        tifffile.imwrite(tmp_path / "scan" / name, planes, description=ome, metadata=None, photometric="minisblack")
+    write_volume(tmp_path / "brain_0.ome.zarr", values, voxel_um=(10, 5, 5))
+    settings = {"sections": 3, "iterations": "3,3", "backend": "cpu", "shrink": 1}
+    one = n4flow.run(tmp_path / "brain_0.ome.zarr", tmp_path / "one", **settings)
+    several = workflow("--input", tmp_path / "scan" / names[0], *options(settings))
+    stated = json.loads((one.samples[0].folder / "checksums.json").read_text())["stores"]
+    assert several.digests("brain_0") == {
+        name: [level["digest"] for level in store["levels"]] for name, store in stated.items()
+    }
+
+
 def test_two_samples_of_a_sheet_keep_apart(workflow: Run, tmp_path: Path):
     from n4flow.volume import write_volume
 
