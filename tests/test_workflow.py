@@ -139,10 +139,9 @@ def test_an_image_in_several_tiff_files_gives_the_voxels_of_one_store(workflow: 
     settings = {"sections": 3, "iterations": "3,3", "backend": "cpu", "shrink": 1}
     one = n4flow.run(tmp_path / "brain_0.ome.zarr", tmp_path / "one", **settings)
     several = workflow("--input", tmp_path / "scan" / names[0], *options(settings))
-    stated = json.loads((one.samples[0].folder / "checksums.json").read_text())["stores"]
-    assert several.digests("brain_0") == {
-        name: [level["digest"] for level in store["levels"]] for name, store in stated.items()
-    }
+    for name in ("brain_0.ome.zarr", "mask.ome.zarr"):
+        own, workflow_s = one.samples[0].folder / name, several.outdir / "brain_0" / name
+        assert n4flow.open_volume(own).digest() == n4flow.open_volume(workflow_s).digest()
 
 
 def test_two_samples_of_a_sheet_keep_apart(workflow: Run, tmp_path: Path):
