@@ -273,8 +273,16 @@ def measure(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) if name == "prepare" else 0
     job.clear()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, "stages": stages, "bytes": size}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak_bytes(), "stages": stages, "bytes": size}
+
+
+def peak_bytes() -> int:
+    """Return the most resident memory of this process; what `getrusage` says may be that of the one it came from."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def warm_up(name: str) -> None:
