@@ -15,7 +15,7 @@ from n4flow.harmonization import kernels
 from n4flow.planes import run_tasks
 
 CLASSES = 3
-NARROWEST, WIDEST = 0.02, 0.06  # sd of a class in log intensity
+NARROWEST, WIDEST = 0.02, 0.12  # sd of a class in log intensity
 OUTLIER = 0.1  # density of what belongs to no class
 BINS = 400
 CLASS_WEIGHT = 0.002  # neighbouring voxels are not independent: what one of them counts

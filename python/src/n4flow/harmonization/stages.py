@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from n4flow.harmonization import kernels
+from n4flow.harmonization.acceleration import Anderson
 from n4flow.harmonization.classes import CLASS_WEIGHT, structure
-from n4flow.harmonization.estimator import Estimator, Terms
+from n4flow.harmonization.estimator import SETTLED, Estimator, Terms
 from n4flow.harmonization.geometry import DEGREES, N
 from n4flow.harmonization.pairs import LEVEL
 from n4flow.planes import run_tasks
 
-PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 25
+PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 60
 SECOND_PASSES = 15  # of levels, once what all planes share is taken off
-SHARED_RELAXATION = 1.9
 ROUNDS = 3
 SHARPER_LEVELS = 0.025  # sharpening with which levels are believed
 SHARPER_SHARED = 0.04, 0.12  # and what all planes share: none of it below the first, all from the second on
@@ -42,6 +42,7 @@ def shared_field(estimator: Estimator, lattice: np.ndarray, variance: float) -> 
     """Fit F from the distance of voxels to their classes; each section's own level is projected out."""
     planes, row, n_s = estimator.chain.planes, estimator.chain.row, estimator.chain.n_sections
     even = estimator.even()
+    weight, steps = estimator.inside.sum(axis=0), Anderson()
     estimator.classes.restart()
     for number in range(SHARED_PASSES):
         estimator.classes.update(np.where(estimator.inside, even - estimator.evaluated(lattice), np.float32(0)))
@@ -62,11 +63,15 @@ def shared_field(estimator: Estimator, lattice: np.ndarray, variance: float) -> 
             gram += own - np.outer(h, h) / n
             right += target - h * (target.sum() / n)
         covariance = np.linalg.inv(gram + estimator.roughness / variance + 1e4 * LEVEL)
-        step = SHARED_RELAXATION if number > 1 else 1.0
-        lattice = lattice + step * (covariance @ right - lattice)
+        found = covariance @ right
+        moved = steps.step(lattice, found) if number > 1 else found
+        change = estimator.evaluated(moved - lattice)
+        lattice = moved
         if number > 1:
             size = lattice @ estimator.roughness @ lattice + (estimator.roughness * covariance).sum()
             variance = float(np.clip(size / (N - 1), 0.003**2, 4))
+        if number > 4 and float(np.sqrt((change**2 * weight).sum() / weight.sum())) < SETTLED:
+            break
     return lattice, variance
 
 
