@@ -10,7 +10,7 @@ The mean log ratio of a plane to the plane above it, its shift, is made of
 
 So their variances can be told apart: those that make the observed shifts most likely (normal; the anatomy of a pair
 has Student's t, as some planes lie where everything changes, such as a midline). Gain, jitter or attenuation whose
-variance the shifts do not need (likelihood ratio) is not there.
+variance the shifts do not need (likelihood ratio) is not there; nor are gains that only one place needs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ AGAIN = 0.1  # of the start, at least: from a variance of almost 0 nothing leads
 PROVEN = 6.6  # twice the log likelihood ratio that one more variance needs: 1 % by chance
 FREEDOM = 4.0  # of Student's t
 REWEIGHTINGS = 3
+FEWEST_CUTS = 5  # with which gains must be proven without their most telling cut
+UNTOLD = 1e3  # by which the scatter of a pair is wider that is not to tell
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,31 @@ def components(shifts: Shifts) -> Components:
     absent: list[str] = []
     while len(absent) < len(INSTRUMENT):  # the least proven goes first: another may explain what it did
         proof |= {n: 2 * (_most_likely(shifts, [*absent, n], sd)[0] - least) for n in INSTRUMENT if n not in absent}
+        if "gain" not in absent and proof["gain"] >= PROVEN:
+            proof["gain"] = min(proof["gain"], _proof_elsewhere(shifts, absent, sd))
         weakest = min((name for name in INSTRUMENT if name not in absent), key=lambda name: proof[name])
         if proof[weakest] >= PROVEN:
             break
         absent.append(weakest)
         least, sd, _anatomy = _most_likely(shifts, absent, sd)
     return Components(sd, shifts.scatter, proof)
+
+
+def _proof_elsewhere(shifts: Shifts, absent: list[str], sd: dict[str, float]) -> float:
+    """Return the proof of gains without the most telling cut and those beside it.
+
+    Where all gains rest on one place, anatomy may lie there: the midline, say, which begins or ends at a cut. With few
+    cuts nothing would be left over, and their own proof stands.
+    """
+    cuts = np.flatnonzero(shifts.section[shifts.upper] != shifts.section[shifts.lower])
+    if len(cuts) < FEWEST_CUTS:
+        return np.inf
+    size = np.abs(shifts.shift[cuts] - np.median(shifts.shift[cuts])) / shifts.scatter[cuts]
+    most = int(np.argmax(size))
+    scatter = shifts.scatter.copy()
+    scatter[cuts[max(most - 1, 0) : most + 2]] *= UNTOLD
+    rest = replace(shifts, scatter=scatter)
+    return 2 * (_most_likely(rest, [*absent, "gain"], sd)[0] - _most_likely(rest, absent, sd)[0])
 
 
 def _windows(shifts: Shifts) -> list[tuple[slice, np.ndarray, dict[str, np.ndarray]]]:

@@ -134,7 +134,9 @@ def _with_levels(
     levelled = estimator.terms
     estimator.take(levelled)
     sharper, _narrowing = sharpening(estimator, before, estimator.even(estimator.shared))
-    numbers["level_sharpening"], numbers["level_trust"] = sharper, trust_in_levels(sharper)
+    # what levels have shown before F was taken off stays shown
+    numbers["level_sharpening"] = sharper
+    numbers["level_trust"] = max(trust_in_levels(sharper), numbers.get("level_trust", 0.0))
     terms = alone.towards(levelled, numbers["level_trust"])
     estimator.take(terms)
     return terms, levelled
