@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from n4flow.harmonization import kernels
-from n4flow.harmonization.evidence import FLOOR, Shifts, components
+from n4flow.harmonization.acceleration import Anderson
+from n4flow.harmonization.evidence import FLOOR, PROVEN, Shifts, components
 from n4flow.harmonization.geometry import DEGREES, Geometry, N
 from n4flow.harmonization.system import Chain, D, System
 
@@ -53,6 +54,47 @@ def test_sections_of_one_plane_tell_gain_from_anatomy_by_going_back() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- the algebra
+
+
+def wild(seed: int, *, size: float, freedom: float, jitter: float = 0.03) -> Shifts:
+    """Return shifts of 12 sections of 8 planes with gains of 0.12, whose anatomy has Student's t."""
+    rng = np.random.default_rng(seed)
+    geometry = Geometry((96, 24, 24), np.arange(0, 97, 8))
+    upper, scatter = np.arange(95), np.full(95, 0.04)
+    anatomy = size * scatter * rng.standard_t(freedom, 95)
+    plane = jitter * rng.standard_normal(96) + 0.12 * rng.standard_normal(12)[geometry.section]
+    plane += 0.25 * geometry.depth[:, 0]
+    depth, drift = np.diff(geometry.depth, axis=0), geometry.drift[upper]
+    return Shifts(
+        np.diff(plane) + anatomy, scatter, np.full(95, 1e-7), upper, upper + 1, geometry.section, depth, drift
+    )
+
+
+@pytest.mark.parametrize(("freedom", "size", "seed"), [(1.5, 0.1, 0), (3.0, 0.1, 2), (3.0, 0.25, 0), (3.0, 0.25, 1)])
+def test_jitter_is_proven_beside_wild_anatomy(freedom: float, size: float, seed: int) -> None:
+    """With widths of Student's t that are fitted again where jitter is absent, none of these is proven."""
+    found = components(wild(seed, size=size, freedom=freedom))
+    assert found.proof["plane"] >= PROVEN
+    assert found.sd["plane"] == pytest.approx(0.03, rel=0.25)
+    assert found.sd["gain"] == pytest.approx(0.12, rel=0.5)  # 12 of them: 20 % are one sd
+    without = components(wild(seed, size=size, freedom=freedom, jitter=0.0))
+    assert without.proof["plane"] < PROVEN
+    assert without.sd["plane"] == FLOOR["plane"]
+
+
+@pytest.mark.parametrize("place", [7, 47, 231])
+def test_gains_that_one_place_alone_needs_are_not_there(place: int) -> None:
+    rng = np.random.default_rng(place)
+    shifts = shifts_of(0.0, 0.0, seed=place)
+    shifts.shift[place] -= 0.25  # a midline begins at a cut and ends in the section
+    shifts.shift[place + 2] += 0.25
+    found = components(shifts)
+    assert found.sd["gain"] == FLOOR["gain"]
+    cuts = np.flatnonzero(np.diff(shifts.section))
+    shifts.shift[cuts] += 0.15 * np.diff(rng.normal(size=30))
+    found = components(shifts)
+    assert found.proof["gain"] >= PROVEN
+    assert found.sd["gain"] == pytest.approx(0.15, rel=0.5)  # 30 gains tell their sd to 13 %, one sd
 
 
 def weight_matrix(geometry: Geometry) -> np.ndarray:
@@ -132,3 +174,19 @@ def test_the_linear_solve_is_that_of_the_dense_system(lengths: tuple[int, ...]) 
     for s in range(n_s):
         block = slice(s * N, (s + 1) * N)
         np.testing.assert_allclose(found.lattice_covariance[s], covariance[block, block], atol=1e-8)
+
+
+def test_anderson_reaches_the_fixed_point_that_plain_steps_creep_to() -> None:
+    rng = np.random.default_rng(4)
+    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    slopes = np.array([0.95, 0.8, 0.5, 0.2, 0.1, 0.0])
+    truth, plain = rng.normal(size=6), np.zeros(6)
+    point, steps = np.zeros(6), Anderson()
+
+    def g(x: np.ndarray) -> np.ndarray:
+        return truth + basis @ (slopes * (basis.T @ (x - truth)))
+
+    for _step in range(25):
+        point, plain = steps.step(point, g(point)), g(plain)
+    assert np.linalg.norm(plain - truth) > 0.02 * np.linalg.norm(truth)  # 0.95 ** 25 is 0.28
+    assert np.linalg.norm(point - truth) < 1e-5 * np.linalg.norm(truth)
