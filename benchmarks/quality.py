@@ -206,6 +206,29 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+ERRORS: dict[str, Callable[[dict[str, float], dict[str, float]], float]] = {  # of a score, given the oracle's
+    "r": lambda score, _best: -score["r"],
+    "contrast": lambda score, _best: abs(score["contrast"] - 1),
+    "within": lambda score, best: abs(score["within"] - best["within"]),
+    "step": lambda score, _best: score["step"],
+    "band": lambda score, _best: score["band"],
+}
+ROUNDING = 5e-4  # of a table of three decimals
+
+
+def poorer(results: dict[str, Any]) -> str:
+    """Return as Markdown where `safe` ends farther from truth than the distorted volume, in any score."""
+    lines = ["| anatomy | case | score | nothing | safe | oracle of safe |", "|---" * 6 + "|"]
+    for row in results["rows"]:
+        scores = row["scores"]
+        for name, error in ERRORS.items():
+            nothing, safe = (error(scores[way], scores["oracle"]) for way in ("nothing", "safe"))
+            if safe > nothing + ROUNDING:
+                cells = " | ".join(f"{scores[way][name]:.3f}" for way in ("nothing", "safe", "oracle of safe"))
+                lines.append(f"| {row['anatomy']} | {row['case']} | {name} | {cells} |")
+    return "\n".join(lines)
+
+
 @contextmanager
 def alone(lock: Path | None) -> Any:
     """Hold a lock file while the machine is shared with others that do the same."""
@@ -231,7 +254,8 @@ def main() -> None:
     parser.add_argument("--lock", type=Path, help="lock file that is held for one case at a time")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(json.loads(arguments.table.read_text())))
+        stored = json.loads(arguments.table.read_text())
+        print(table(stored), poorer(stored), sep="\n\n")
         return
     warnings.simplefilter("ignore", N4flowWarning)  # sections without tissue
     results: dict[str, Any] = {"machine": machine(), "rows": []}

@@ -32,7 +32,7 @@ AGAIN = 0.1  # of the start, at least: from a variance of almost 0 nothing leads
 PROVEN = 6.6  # twice the log likelihood ratio that one more variance needs: 1 % by chance
 FREEDOM = 4.0  # of Student's t
 REWEIGHTINGS = 3
-FEWEST_CUTS = 5  # with which gains must be proven without their most telling cut
+FEWEST_CUTS = 7  # with which gains must be proven without their most telling cut
 UNTOLD = 1e3  # by which the scatter of a pair is wider that is not to tell
 
 

@@ -21,6 +21,7 @@ from n4flow.planes import run_tasks
 PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 60
 SECOND_PASSES = 15  # of levels, once what all planes share is taken off
 ROUNDS = 3
+WORTH_A_ROUND = 0.1  # share of F with which levels are fitted again, and then F
 SHARPER_LEVELS = 0.025  # sharpening with which levels are believed
 SHARPER_SHARED = 0.04, 0.12  # and what all planes share: none of it below the first, all from the second on
 SURER = 0.05  # rms of the pairs' correction with which half of that is believed
@@ -92,10 +93,15 @@ def trust_in_levels(sharpening: float) -> float:
     return float(np.clip(sharpening / SHARPER_LEVELS, 0, 1))
 
 
-def trust_in_shared(sharpening: float, rms_pairs: float) -> float:
-    """Return lambda, the share of F that is taken off in `auto`."""
+def trust_in_shared(sharpening: float) -> float:
+    """Return the share of F that classes that get sharper by it speak for."""
     none, full = SHARPER_SHARED
-    return float(np.clip((sharpening - none) / (full - none), 0, 1)) / (1 + (SURER / max(rms_pairs, 1e-6)) ** 4)
+    return float(np.clip((sharpening - none) / (full - none), 0, 1))
+
+
+def trust_in_instrument(rms_pairs: float) -> float:
+    """Return the share of F that what the pairs had to correct speaks for."""
+    return 1 / (1 + (SURER / max(rms_pairs, 1e-6)) ** 4)
 
 
 def estimate(estimator: Estimator, mode: str) -> Estimate:
@@ -106,20 +112,24 @@ def estimate(estimator: Estimator, mode: str) -> Estimate:
     numbers["rms_adjacent"] = estimator.rms()
     terms, levelled = _with_levels(estimator, alone, alone, LEVEL_PASSES, numbers)
     rms = numbers["rms_pairs"] = estimator.rms()
-    lattice, variance, share = np.zeros(N), 0.1**2, 0.0
+    lattice, variance, share, first = np.zeros(N), 0.1**2, 0.0, terms
+    uneven = 1.0 if mode == "full" else trust_in_instrument(rms)
     for attempt in range(ROUNDS if mode != "safe" else 0):
         lattice, variance = shared_field(estimator, lattice, variance)
         lattice = estimator.centred(lattice)
         shared = estimator.evaluated(lattice)
         numbers["sharpening"], numbers["narrowing"] = sharpening(estimator, estimator.even(), estimator.even(shared))
-        share = 1.0 if mode == "full" else trust_in_shared(numbers["sharpening"], rms)
+        share = 1.0 if mode == "full" else uneven * trust_in_shared(numbers["sharpening"])
         weights = estimator.inside.sum(axis=0)
         numbers["rms_shared"] = float(np.sqrt((shared**2 * weights).sum() / weights.sum()))
         numbers["lambda"] = share
-        if attempt + 1 == ROUNDS or share < 0.5:
+        if attempt + 1 == ROUNDS or share < WORTH_A_ROUND:
             break
-        estimator.shared = np.float32(share) * shared
+        estimator.shared = np.float32(uneven) * shared  # tried in full; how sharp classes are afterwards decides
         terms, levelled = _with_levels(estimator, alone, levelled, SECOND_PASSES, numbers)
+    if share < WORTH_A_ROUND:  # tried and not believed
+        terms = first
+        estimator.take(first)
     return _result(estimator, terms, share * lattice, numbers)
 
 
