@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from n4flow.accumulate import PlaneShrinker, TileShrinker
 
 RUN_PLANES = 16  # read at a time by who works through a volume: some tens of megabytes
-LEVEL = 1  # of zstd: what higher ones save is a twentieth
+LEVEL = 5  # of LZ4 with shuffled bytes: a fifth of the time of zstd, for files that are a seventh larger
 
 
 @dataclass
@@ -198,7 +198,7 @@ def _block_sizes(full_shape: tuple[int, int, int], k: int) -> tuple[np.ndarray, 
 def _codec() -> Any:
     from numcodecs import Blosc  # type: ignore[import-untyped]
 
-    return Blosc("zstd", LEVEL, Blosc.BITSHUFFLE)
+    return Blosc("lz4", LEVEL, Blosc.SHUFFLE)
 
 
 def _pack(mean: np.ndarray, valid: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[bytes, bytes, bool]:
