@@ -210,7 +210,8 @@ def display_window(after: Shrunken, tissue: np.ndarray | PackedMask, scale: floa
     for start, stop in runs(0, after.shape[0]):
         part = after.part(start, stop)
         inside = part.valid > 0
-        found.append(part.mean[inside & tissue[start:stop] if some else inside][::step])
+        chosen = part.mean[inside & tissue[start:stop] if some else inside]
+        found.append(chosen[::step].copy())  # a view would keep all of them
     inside = np.concatenate(found)
     if inside.size == 0:
         return 0.0, 1.0
