@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import google_crc32c
 import numcodecs
 import numpy as np
 import pytest
@@ -416,3 +417,24 @@ def test_zarrs_takes_as_many_threads_as_are_asked_for(tmp_path):
         for count in ("1", "4")
     ]
     assert started[1] - started[0] == 3
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_stored_bytes_may_have_another_order_than_the_array(tmp_path, voxels, sharded):
+    """Zarr v3 states the byte order in a codec, not in the type."""
+    codecs = [zarr.codecs.BytesCodec(endian="big"), zarr.codecs.BloscCodec(typesize=2)]
+    if sharded:
+        codecs = [zarr.codecs.ShardingCodec(chunk_shape=(4, 8, 8), codecs=codecs)]
+    store = zarr.create(store=tmp_path / "a.zarr", shape=SHAPE, chunks=(8, 16, 16), dtype="u2", codecs=codecs)
+    store[:] = voxels
+    volume = open_volume(tmp_path / "a.zarr", require_voxel_um=False)
+    np.testing.assert_array_equal(volume.read(slice(None)), voxels)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(2**64 - 2, 1000), (20, 2**64 - 10)])
+def test_an_index_whose_ends_wrap_around_is_refused(tmp_path, offset, size):
+    index = np.array([offset, size], "<u8").tobytes()
+    checksum = google_crc32c.value(index)
+    (tmp_path / "shard").write_bytes(bytes(4096) + index + checksum.to_bytes(4, "little"))
+    with pytest.raises(ValueError, match="beyond its end"):
+        shard_index(tmp_path / "shard", 1)

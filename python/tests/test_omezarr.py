@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import struct
+import time
 import tracemalloc
 
 import google_crc32c
@@ -503,3 +504,47 @@ def test_chunks_of_one_value_and_almost_one(tmp_path):
     for (z, y, x), checksum in ((map(int, key.split("/")), c) for key, c in writer.checksums["0"].items()):
         part = values[4 * z : 4 * z + 4, 32 * y : 32 * y + 32, 32 * x : 32 * x + 32]
         assert checksum == google_crc32c.value(part.tobytes())
+
+
+def test_blocks_that_end_within_chunks_need_not_be_waited_for(tmp_path):
+    """The second block goes on with a chunk that a thread is still busy with."""
+    array = smooth_noise((8, 64, 64), "uint16")
+    layout = plan_layout(array.shape, array.dtype, VOXEL, chunks=(8, 64, 64))
+    create_store(tmp_path / "a.zarr", layout)
+
+    def slowly(part, at):
+        if at[1] == 0:
+            time.sleep(0.05)
+        yield part
+
+    with SlabWriter(tmp_path / "a.zarr", layout, 0, layout.slab_planes, threads=2) as writer:
+        for y in (0, 32):
+            writer.write(array[:, y : y + 32], 0, y, through=slowly, wait=False)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "a.zarr")["0"][:], array)
+
+
+def test_a_fault_that_shows_on_closing_leaves_nothing_behind(tmp_path):
+    array = smooth_noise((8, 64, 64), "uint16")
+    layout = plan_layout(array.shape, array.dtype, VOXEL, chunks=(8, 16, 16))
+    create_store(tmp_path / "a.zarr", layout)
+
+    def failing(part, at):
+        if at[1:] == (48, 48):
+            msg = "the last chunk"
+            raise ValueError(msg)
+        yield part
+
+    writer = SlabWriter(tmp_path / "a.zarr", layout, 0, layout.slab_planes, threads=2)
+    with pytest.raises(ValueError, match="the last chunk"), writer:
+        writer.write(array, 0, through=failing, wait=False)
+    assert list((tmp_path / "a.zarr").rglob("*.partial")) == []
+
+
+def test_labels_whose_chunks_give_whole_planes_to_the_next_level(tmp_path):
+    """Only Z is halved, and chunks are two planes deep: what is picked is one run of memory."""
+    shape, chunks = (128, 300, 300), (2, 64, 64)
+    array = np.random.default_rng(2).integers(0, 200, shape).astype("uint8")
+    voxel = {"z": 5.0, "y": 10.0, "x": 10.0}
+    layout = write_store(tmp_path / "a.zarr", array, kind="labels", voxel_um=voxel, chunks=chunks)
+    assert layout.levels[1].factors == (2, 1, 1)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "a.zarr")["1"][:], array[1::2])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from n4flow import kernels, planes
+from n4flow.accumulate import Tile, TileShrinker
 from n4flow.bins import RELATIVE_BIN_WIDTH, bin_edges, bin_index, pool, weighted_percentile
 from n4flow.errors import InputError
 from n4flow.planes import as_block, as_mask
@@ -237,3 +238,45 @@ def test_threads_can_be_limited(monkeypatch) -> None:
     assert planes.available_threads() == 1
     planes.limit_threads(10_000)
     assert planes.available_threads() == cores
+
+
+def tiled(volume: np.ndarray, k: int, height: int, width: int) -> TileShrinker:
+    """Return the block means of planes cut into tiles of so many rows and columns."""
+    means, tiles = TileShrinker(volume.shape, k), []
+    for y, x in np.ndindex(-(-volume.shape[1] // height), -(-volume.shape[2] // width)):
+        at = y * height, x * width
+        part = np.ascontiguousarray(volume[:, at[0] : at[0] + height, at[1] : at[1] + width])
+        tiles.append(Tile(means, (0, *at), part.shape))
+        tiles[-1].add(0, part)
+        tiles[-1].settle()
+    means.merge(slice(0, len(volume)), tiles)
+    means.finish()
+    return means
+
+
+@pytest.mark.parametrize(("k", "height", "width"), [(12, 23, 28), (12, 20, 28), (5, 4, 3), (9, 6, 2), (40, 7, 9)])
+def test_tiles_narrower_than_a_block_give_its_mean(k: int, height: int, width: int) -> None:
+    """The last columns of a plane, or every tile, lie within one block that others touch, too."""
+    volume = hostile()
+    small, means = shrink_planes(volume, k), tiled(volume, k, height, width)
+    np.testing.assert_allclose(means.mean, small.mean, rtol=1e-6)  # float64 sums in another order, rounded once
+    np.testing.assert_array_equal(means.valid, small.valid)
+
+
+def test_counts_of_a_tile_are_exact_beyond_the_whole_numbers_of_float32() -> None:
+    volume = np.ones((1, 4100, 4100), np.float32)  # more than 2**24 voxels
+    volume[0, 0, 0] = 0
+    means = tiled(volume, 10, *volume.shape[1:])
+    np.testing.assert_array_equal(means.counts, [[volume.size - 1, 1, 0, 0, 0]])
+    assert means.valid[0, 0, 0] == np.float32(0.99)
+
+
+def test_sums_of_large_blocks_of_integers_do_not_wrap() -> None:
+    small = shrink_planes(np.full((1, 200, 200), 65535, np.uint16), 200)  # 2.6e9 is more than int32 holds
+    np.testing.assert_array_equal(small.mean, [[[65535]]])
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_block_wider_than_the_parts_of_threads(dtype: str) -> None:
+    small = shrink_planes(np.full((1, 40, 1300), 3, dtype), 1300, threads=2)
+    np.testing.assert_array_equal(small.mean, [[[3]]])

@@ -84,8 +84,8 @@ class PlaneShrinker(BlockMeans):
         """Add rows (z, y, X) whose first voxel is row `y` of plane `z`; a plane's rows come in order."""
         n_z, _n_y, n_x = block.shape
         # a few planes are shared out by columns, whole blocks of them
-        parts = max(1, min((threads or available_threads()) // n_z, n_x // COLUMNS))
         blocks = self.mean.shape[2]
+        parts = max(1, min((threads or available_threads()) // n_z, n_x // COLUMNS, blocks))
         cuts = [min(n_x, blocks * i // parts * self.k) for i in range(parts)] + [n_x]
         for plane in range(z, z + n_z):
             if plane not in self._sums:

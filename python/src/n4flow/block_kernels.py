@@ -16,6 +16,7 @@ from n4flow.kernel_cache import njit
 
 # columns of the per-plane counts of `shrink_rows_*`
 N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
+MOST_MEASURED = 1 << 24  # voxels at a time: float32 counts them exactly
 PLAIN, ZEROS, BROKEN = range(3)  # all voxels valid; zeros among them; others that are not finite
 
 
@@ -58,7 +59,7 @@ def _reduce_columns(sums: Any, lost: Any, k: int, rows: int, mean: Any, valid: A
     Leaves zeros behind; returns how many voxels were valid.
     """
     n_x, whole = sums.size, sums.size // k
-    totals = np.zeros(mean.size, sums.dtype)
+    totals = np.zeros(mean.size, np.float64)  # a block of 182 x 182 uint16 may be more than int32 holds; exact for all
     _add_blocks(sums, k, 0, whole, totals, 0)
     voxels, last = rows * k, rows * (n_x - whole * k)
     sums[:] = 0
@@ -147,7 +148,7 @@ def _add_measures(value, sums):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _measure(voxels: Any, counts: Any, extremes: Any) -> int:
-    """Count float32 voxels (n,), at most 2**24, and widen their extremes; return PLAIN, ZEROS or BROKEN."""
+    """Count float32 voxels (n,), at most MOST_MEASURED, and widen their extremes; return PLAIN, ZEROS or BROKEN."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
     sums = (none, none, none, infinity, v.subtract(none, infinity))
     whole = voxels.size - voxels.size % v.LANES
@@ -223,8 +224,10 @@ def shrink_tile(
     whole = max(0, n_x - ahead) // k
     all_sums, all_lost = sums.reshape(-1), lost.reshape(-1)
     for z in range(n_z):
-        state = _measure(tile[z].reshape(-1), counts[z], extremes[z])
-        i = 0
+        voxels, state, i = tile[z].reshape(-1), PLAIN, 0
+        for start in range(0, voxels.size, MOST_MEASURED):
+            part = voxels[start : start + MOST_MEASURED]
+            state = max(state, _measure(part, counts[z], extremes[z]))
         while i < n_y:
             r = (y_start + i) // k - y_start // k
             stop = min(n_y, (r + 1 + y_start // k) * k - y_start)
@@ -301,7 +304,8 @@ def settle_tile(
     first_r, first_c = at[0] // k, at[1] // k
     n_c = sums.shape[2]
     begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
-    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else n_c - 1
+    # one block that reaches beyond the tile on both sides is left out once
+    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
     for z in range(sums.shape[0]):
         edge = 0
         for r in range(sums.shape[1]):
@@ -352,7 +356,8 @@ def add_edges(
     first_r, first_c = at[0] // k, at[1] // k
     n_c = blocks[1]
     begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
-    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else n_c - 1
+    # one block that reaches beyond the tile on both sides is left out once
+    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
     for r in range(first_r, first_r + blocks[0]):
         open_[0, r] |= not _whole(r, k, at[0], extent[0], size[0])
     for c in range(n_c):

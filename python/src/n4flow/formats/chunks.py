@@ -79,6 +79,8 @@ class BloscChunks:
                 plain = settings.get("index_location", "end") == "end" and index == ["bytes", "crc32c"]
                 codecs = [*settings["codecs"], *([] if plain else [{"name": "other"}])]
             plain = [codec["name"] for codec in codecs] == ["bytes", "blosc"]
+            # what is stored has a byte order of its own there, whatever that of the array
+            plain = plain and codecs[0].get("configuration", {}).get("endian", "little") == "little"
         fill = array.fill_value if array.fill_value is not None else 0
         return (
             cls(path / array.path, FileGrid.of(array), array.chunks, array.dtype, fill, array.shards is not None)

@@ -55,7 +55,7 @@ def picked(layout: StoreLayout, index: Index, inside: list[int], chunk: np.ndarr
             else:
                 for axis, pick in enumerate(picks):
                     values = values[(slice(None),) * axis + (_run(pick),)]
-                values = np.ascontiguousarray(values)
+                values = values.copy()  # also where whole planes are picked: the chunk's memory is used again
             pieces.append(Piece(number, triple(first[0] for first in start), values))
     return pieces
 

@@ -163,7 +163,9 @@ def shard_index(path: Path, chunks: int) -> np.ndarray:
     index = np.frombuffer(raw, "<u8").reshape(-1, 2)
     offset, nbytes = index.T
     held = offset != EMPTY
-    if np.any(offset[held] + nbytes[held] > np.uint64(size - length - 4)):
+    end = np.uint64(size - length - 4)
+    # offset + size may be more than 64 bits hold
+    if np.any(offset[held] > end) or np.any(nbytes[held] > end - offset[held]):
         msg = "names chunks beyond its end"
         raise ValueError(msg)
     return index

@@ -169,6 +169,8 @@ class SlabWriter:
             )
             raise InputError(msg)
         try:
+            if any(level == 0 for level, _index in self._open):
+                self.settle()  # threads may be at work on chunks that this block goes on with
             together = TOGETHER
             if wait:  # share out what there is
                 chunks = math.prod(block.shape) // math.prod(self._layout.levels[0].chunks)
@@ -194,7 +196,11 @@ class SlabWriter:
         N4flowError
             Some voxels were never written; nothing unfinished stays on disk.
         """
-        self.settle()
+        try:
+            self.settle()
+        except BaseException:
+            self.abandon()
+            raise
         if self._open or self._awaited_files:
             low, high = self._planes[0]
             self.abandon()
