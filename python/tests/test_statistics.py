@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -233,11 +235,13 @@ def test_pooling_is_the_same_for_pairs_near_and_far() -> None:
 
 def test_threads_can_be_limited(monkeypatch) -> None:
     monkeypatch.setattr(planes, "_limit", [])
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # the value of before is put back
     cores = planes.available_threads()
     planes.limit_threads(1)
     assert planes.available_threads() == 1
     planes.limit_threads(10_000)
     assert planes.available_threads() == cores
+    assert os.environ["RAYON_NUM_THREADS"] == str(cores)
 
 
 def tiled(volume: np.ndarray, k: int, height: int, width: int) -> TileShrinker:

@@ -33,7 +33,7 @@ def limit_threads(threads: int) -> None:
     The zarrs library makes its own threads when it first reads, as many as this variable says.
     """
     _limit[:] = [max(1, int(threads))]
-    os.environ["RAYON_NUM_THREADS"] = str(_limit[0])
+    os.environ["RAYON_NUM_THREADS"] = str(available_threads())  # it would make more than there are cores
 
 
 def workers(threads: int) -> ThreadPoolExecutor:
