@@ -439,3 +439,16 @@ def test_an_index_whose_ends_wrap_around_is_refused(tmp_path, offset, size):
     (tmp_path / "shard").write_bytes(bytes(4096) + index + checksum.to_bytes(4, "little"))
     with pytest.raises(ValueError, match="beyond its end"):
         shard_index(tmp_path / "shard", 1)
+
+
+def test_a_volume_that_was_read_is_read_in_a_forked_process_too(tmp_path, voxels):
+    zarr.create_array(tmp_path / "v.zarr", data=voxels, chunks=(4, 16, 16), **BLOSC)
+    code = (
+        "import os, sys; from n4flow.planes import limit_threads; from n4flow.volume import open_volume\n"
+        f"limit_threads(2); volume = open_volume({str(tmp_path / 'v.zarr')!r}, voxel_um=(1, 1, 1))\n"
+        "sums = [volume.read(slice(0, 13)).sum()]\n"
+        "if (child := os.fork()) == 0: os._exit(int(volume.read(slice(0, 13)).sum() != sums[0]))\n"
+        "print(sums[0], os.waitpid(child, 0)[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == [str(voxels.sum()), "0"]

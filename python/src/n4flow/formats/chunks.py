@@ -60,6 +60,7 @@ class BloscChunks:
     fill: Any
     sharded: bool
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
+    _owner: int = field(default=0, init=False)
     _indices: dict[Path, np.ndarray] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -109,8 +110,8 @@ class BloscChunks:
                 if parts == 1:
                     self._decode(jobs, bytes_of, chunks)
                     continue
-                if self._pool is None:
-                    self._pool = workers(available_threads())
+                if self._pool is None or self._owner != os.getpid():  # threads do not follow into a forked process
+                    self._pool, self._owner = workers(available_threads()), os.getpid()
                 tasks = [self._pool.submit(self._decode, jobs[a:b], bytes_of, chunks[a:b]) for a, b in pairwise(cuts)]
                 wait(tasks)  # files stay open until all are done
                 for task in tasks:

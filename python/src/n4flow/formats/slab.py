@@ -8,7 +8,6 @@ files depend neither on the number of threads nor on how the planes are cut into
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,7 @@ from n4flow.formats.checksums import Checksums, chunk_checksum
 from n4flow.formats.layout import StoreLayout, expected_shards, file_key, level_slab
 from n4flow.formats.pyramid import Index, Piece, averaged, picked, triple
 from n4flow.formats.shards import Encoder, GrowingFile
-from n4flow.planes import scratch, workers
+from n4flow.planes import available_threads, scratch, workers
 
 TOGETHER = 4  # most chunks that are one task of a thread
 FEWEST_TASKS = 3  # that wait for each thread, so that none is idle
@@ -103,7 +102,7 @@ class SlabWriter:
         self.checksums: Checksums = {level.path: {} for level in layout.levels}
         self._path, self._layout = Path(path), layout
         self._planes = [level_slab(layout, level, z_start, z_stop) for level in range(len(layout.levels))]
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or available_threads()
         self._dtype = np.dtype(layout.dtype).newbyteorder("<")
         limits = np.iinfo(self._dtype) if self._dtype.kind in "iu" else None
         self._limits = (int(limits.min), int(limits.max)) if limits else (0, 0)
