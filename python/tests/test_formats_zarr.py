@@ -1,6 +1,7 @@
 """Reading stores that others wrote: Zarr v2 and v3, axes, units, channels, zip files, and stores with faults."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -17,7 +18,6 @@ import zarr
 
 from n4flow.errors import InputError
 from n4flow.formats.shards import EMPTY, shard_index
-from n4flow.planes import available_threads
 from n4flow.volume import missing_chunks, open_volume, write_volume
 
 SHAPE = (13, 29, 37)
@@ -417,7 +417,7 @@ def test_zarrs_takes_as_many_threads_as_are_asked_for(tmp_path):
         )
         for count in ("1", "4")
     ]
-    assert started[1] - started[0] == min(4, available_threads()) - 1
+    assert started[1] - started[0] == min(4, len(os.sched_getaffinity(0))) - 1
 
 
 @pytest.mark.parametrize("sharded", [False, True])
