@@ -138,11 +138,13 @@ class Job:
         from n4flow.normalize import estimate_plane_range
         from n4flow.passes import shrink_pass, statistics_pass
         from n4flow.recipe import Recipe, save_correction
+        from n4flow.shrunken import ShrunkenFiles
 
         plan, work = self.plans["input"], self.work
         work.mkdir(parents=True)
-        shrunken, _given = shrink_pass(self.volume, 0, self.volume.shape[0], plan.shrink, recipe=Recipe())
-        shrunken.save(work / "shrunken.npz")
+        measured, _given = shrink_pass(self.volume, 0, self.volume.shape[0], plan.shrink, recipe=Recipe())
+        measured.save(work / "shrunken.npz")
+        shrunken = ShrunkenFiles([work / "shrunken.npz"])
         tissue, _numbers = find_masks(shrunken, plan.sections)
         tissue.save(work / "masks.npz")
         settings = BiasSettings(None, (1, 1, 1), 0.001, "cpu")
