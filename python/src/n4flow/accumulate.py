@@ -18,7 +18,7 @@ from n4flow.planes import available_threads, run_tasks, scratch
 PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
 NATIVE = ("u1", "u2", "i2")  # integer types with a compiled loop of their own; others go through float32
 STRIP_VOXELS = 1 << 17  # half a megabyte of float32: what a thread works on stays in its cache
-COUNTED = ("u1", "u2", "i2", "f4")  # types that histograms are counted from; others go through float32
+COUNTED = (*NATIVE, "f4")  # types that histograms are counted from; others go through float32
 COLUMNS = 512  # voxels, about, of the narrowest part of a plane that is a task of its own
 MOST_TILES = 1024  # of a render before they are added up
 MOST_PIECES = 16  # histograms of one plane before they are added up

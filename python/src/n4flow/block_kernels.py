@@ -65,10 +65,10 @@ def _reduce_columns(sums: Any, lost: Any, k: int, rows: int, mean: Any, valid: A
     sums[:] = 0
     if not _any(lost):
         for c in range(mean.size):
-            mean[c] = np.float64(totals[c]) / np.float64(voxels)
+            mean[c] = totals[c] / np.float64(voxels)
             valid[c] = 1.0
         if whole < mean.size:
-            mean[whole] = np.float64(totals[whole]) / np.float64(last)
+            mean[whole] = totals[whole] / np.float64(last)
         return rows * n_x
     gone = np.zeros(mean.size, np.int32)
     _add_blocks(lost, k, 0, whole, gone, 0)

@@ -12,7 +12,6 @@ import numpy as np
 
 from n4flow.bias import BiasCorrection
 from n4flow.correction import Correction, Where
-from n4flow.errors import InputError
 from n4flow.fit.gpu_apply import render_without_field
 from n4flow.fit.gpu_device import NOTHING, as_float32, guarded, stream_planes
 from n4flow.normalize import PlaneRange
@@ -109,12 +108,9 @@ class _Pointwise:
             flat = [table.reshape(-1) for table in tables.values()]
             self.segments = cupy.asarray(np.concatenate(flat or [np.zeros(1, np.float32)]).astype(np.float32))
             self.below = np.float32(lookup.below)
-        if isinstance(gain, PlaneGain) and (gain.gain[planes] != 1).any():
-            if where.tissue is None:
-                msg = "the plane gain acts on tissue alone: give the block's tissue mask"
-                raise InputError(msg)
+        if isinstance(gain, PlaneGain) and (tissue := gain.tissue(where, block.shape)) is not None:
             self.gains = cupy.asarray(gain.gain[planes], cupy.float32)
-            self.tissue = cupy.ascontiguousarray(cupy.asarray(as_mask(where.tissue, block.shape, "tissue mask")), bool)
+            self.tissue = cupy.ascontiguousarray(cupy.asarray(tissue), bool)
 
     def of(self, planes: slice) -> tuple[Any, ...]:
         """Return the arguments for some planes of the block."""

@@ -15,9 +15,8 @@ import numpy as np
 from n4flow.arrays import to_numpy
 from n4flow.bias_correction import BiasCorrection
 from n4flow.correction import Correction, Where
-from n4flow.errors import InputError
 from n4flow.normalize import PlaneRange
-from n4flow.planes import as_mask, share_planes
+from n4flow.planes import share_planes
 from n4flow.section_lookup import SectionLookup
 from n4flow.zprofile import PlaneGain
 
@@ -86,11 +85,8 @@ class _Sweep:
             elif isinstance(correction, PlaneGain):
                 self.gain = correction
         self.tissue = None
-        if self.gain is not None and (self.gain.gain[where.z : where.z + len(block)] != 1).any():
-            if where.tissue is None:
-                msg = "the plane gain acts on tissue alone: give the block's tissue mask"
-                raise InputError(msg)
-            self.tissue = np.ascontiguousarray(to_numpy(as_mask(where.tissue, block.shape, "tissue mask")))
+        if self.gain is not None and (tissue := self.gain.tissue(where, block.shape)) is not None:
+            self.tissue = np.ascontiguousarray(to_numpy(tissue))
 
     def __call__(self, start: int, stop: int) -> None:
         """Correct planes from one to another, runs of the same field and the same map at a time."""

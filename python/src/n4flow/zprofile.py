@@ -46,14 +46,10 @@ class PlaneGain(Correction):
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the block with its tissue (`where.tissue`) multiplied; everything else is untouched. In place."""
-        gains = self.gain[where.z : where.z + block.shape[0]]
-        if (gains == 1).all():
+        tissue = self.tissue(where, block.shape)
+        if tissue is None:
             return block
-        if where.tissue is None:
-            msg = "the plane gain acts on tissue alone: give the block's tissue mask"
-            raise InputError(msg)
-        xp = array_module(block)
-        tissue = as_mask(where.tissue, block.shape, "tissue mask")
+        gains, xp = self.gain[where.z : where.z + block.shape[0]], array_module(block)
         if xp is not np:
             return xp.where(xp.asarray(tissue), block * xp.asarray(gains)[:, None, None], block)
         from n4flow import kernels
@@ -61,6 +57,21 @@ class PlaneGain(Correction):
         block, tissue = np.ascontiguousarray(block, np.float32), to_numpy(tissue)
         share_planes(lambda a, b: kernels.plane_gain(block[a:b], tissue[a:b], gains[a:b]), len(block))
         return block
+
+    def tissue(self, where: Where, shape: tuple[int, ...]) -> Any:
+        """Return the tissue mask of a block of such a shape; None where every gain is 1 and none is needed.
+
+        Raises
+        ------
+        InputError
+            `where` has no mask.
+        """
+        if (self.gain[where.z : where.z + shape[0]] == 1).all():
+            return None
+        if where.tissue is None:
+            msg = "the plane gain acts on tissue alone: give the block's tissue mask"
+            raise InputError(msg)
+        return as_mask(where.tissue, shape, "tissue mask")
 
     def map(self, values: np.ndarray, z: int) -> np.ndarray:
         """Return what the float32 `values` of tissue in plane `z` become."""

@@ -310,11 +310,8 @@ class SlabWriter:
 
     def _room(self, shape: Index, dtype: np.dtype, inside: list[int]) -> np.ndarray:
         """Return room for a chunk of a deeper level, that of one before where there is such; 0 where nothing comes."""
-        try:
-            values = self._spare.pop()
-        except IndexError:
-            values = np.empty(shape, dtype)
-        if values.shape != shape:
+        values = self._spare.pop() if self._spare else None
+        if values is None or values.shape != shape:
             values = np.empty(shape, dtype)
         if tuple(inside) != shape:
             values[...] = 0
