@@ -277,6 +277,7 @@ def main() -> None:
                 results["rows"].append({"anatomy": name, "case": case, "tuned": tuned, "scores": scores})
                 print(table({"rows": results["rows"][-1:]}).splitlines()[-1], flush=True)
                 if arguments.pictures and not name.startswith("mouse") and case in EVERYWHERE:
+                    arguments.pictures.mkdir(parents=True, exist_ok=True)
                     label = f"{name} {case}".replace(",", "").replace(" ", "_")
                     picture(views, arguments.pictures / f"quality_{label}.png", f"{name}: {case}")
                 if arguments.out:

@@ -262,7 +262,10 @@ class Job:
 
 
 def measure(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]:
-    """Time one pass in this process; print seconds and peak memory."""
+    """Time one pass in this process, which is set up as n4flow's commands are; return seconds and peak memory."""
+    from n4flow.commands.arenas import limit_arenas
+
+    limit_arenas()
     if name not in ("prepare", "peers"):
         warm_up(name)
     job = Job(store, work)

@@ -1,7 +1,11 @@
 """The command line: exit codes, one sentence for a mistake, numbers as JSON, lists of numbers."""
 
+import ctypes
 import errno
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,3 +159,36 @@ def test_slabs_that_are_not_the_volume_are_refused(tmp_path):
         whole(slabs[1:], image.shape, tmp_path)
     with pytest.raises(InputError, match="slabs of 10 planes"):
         whole([slabs[0], *slabs], image.shape, tmp_path)
+
+
+ARENAS = """
+import ctypes, os, sys, threading
+from n4flow.commands import main
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+try:
+    main(["--version"])
+except SystemExit:
+    pass
+together = threading.Barrier(8)
+def allocate():
+    together.wait()
+    libc.malloc(100_000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.fopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, out)
+libc.fclose(out)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="the C library is not glibc")
+@pytest.mark.parametrize(("asked", "expected"), [(None, max(2, len(os.sched_getaffinity(0)))), ("5", 5)])
+def test_a_command_keeps_an_arena_of_memory_for_each_core(tmp_path, asked, expected):
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    environment |= {"MALLOC_ARENA_MAX": asked} if asked else {}
+    subprocess.run([sys.executable, "-c", ARENAS, tmp_path / "info.xml"], env=environment, check=True)
+    assert (tmp_path / "info.xml").read_text().count("<heap nr=") == min(expected, 9)  # of eight threads and the first

@@ -2,16 +2,20 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from n4flow import comparison
 from n4flow.bias_correction import BiasCorrection
 from n4flow.comparison import Pair, bias_fields
 from n4flow.fit.field import BiasField
 from n4flow.normalize import PlaneRange
+from n4flow.packed import PackedMask
 from n4flow.qc import class_thresholds, metrics, plain, sections_table
 from n4flow.sections import Section, SectionTable
+from n4flow.shrunken import ShrunkenFiles
 from n4flow.statistics import shrink_planes
 from n4flow.verdict import headline
 
@@ -240,6 +244,25 @@ def test_bias_range_is_that_of_the_field_in_tissue():
         part = values[table[1].planes][tissue[table[1].planes]]
         assert numbers["sections"][1][f"bias_{name}"] == pytest.approx(np.percentile(part, q), rel=1e-4)
     assert measured(before, after, tissue, agarose, table)["bias_field"] is None
+
+
+def test_metrics_keep_little_of_a_plane(tmp_path, monkeypatch):
+    """Twice the planes may take what their tissue is as bits, and numbers of each plane, but no plane of floats."""
+    monkeypatch.setattr(comparison, "MAX_SAMPLE", 10_000)
+    peaks, shape = [], (128, 96, 128)
+    values = np.random.default_rng(0).uniform(50, 100, shape).astype(np.float32)
+    shrink_planes(values, 1).save(tmp_path / "part.npz")
+    for parts in (1, 1, 2):  # the first compiles
+        files = ShrunkenFiles([tmp_path / "part.npz"] * parts)
+        depth = parts * len(values)
+        everything = PackedMask.of(np.ones((depth, *shape[1:]), bool))
+        fields = [(z, z + 64, field(0.1, (64, *shape[1:]))) for z in range(0, depth, 64)]
+        options = {"tissue": everything, "agarose": None, "recipe": [BiasCorrection(tuple(fields))]}
+        tracemalloc.start()
+        metrics(sections=SectionTable.equal(depth, depth // 8), before=files, after=files, **options)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < len(values) * math.prod(shape[1:])  # a byte a pixel; of floats it were four
 
 
 def test_the_reason_of_a_field_that_was_not_fitted_is_said_at_its_section():

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import zarr
 
-from n4flow import passes, run
+from n4flow import local, passes, run
 from n4flow.background import SpatialMeanBackground
 from n4flow.chain import BiasSettings, fit_sections, lookup, plane_gain
 from n4flow.errors import DiskFullError, InputError
 from n4flow.formats import space
-from n4flow.formats.omezarr import create_store, plan_layout, write_omero
+from n4flow.formats.omezarr import SlabWriter, create_store, plan_layout, write_omero
 from n4flow.formats.space import store_needs
 from n4flow.normalize import estimate_plane_range
 from n4flow.parameters import resolve
@@ -234,6 +234,28 @@ def test_space_and_inodes_are_looked_at_before_anything_is_written(tmp_path, est
         assert [path.name for path in tmp_path.iterdir()] == ["kept.ome.zarr"]
     monkeypatch.setattr(space.os, "statvfs", lambda _path: SimpleNamespace(**disk))
     render(estimated.volume, Recipe(), tmp_path / "out.ome.zarr", chunks=(4, 32, 32))
+
+
+@pytest.mark.parametrize("chunks", [(1, 8, 8), (3, 17, 19), (16, 64, 64)])
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_mask_of_noise_fits_into_what_is_asked_for_it(tmp_path, chunks, version):
+    layout = plan_layout((20, 150, 140), "uint8", VOXEL, chunks=chunks, kind="labels", version=version)
+    nbytes, _files = store_needs(layout, 0, 20)
+    create_store(tmp_path / "mask", layout)
+    with SlabWriter(tmp_path / "mask", layout, 0, 20) as writer:
+        writer.write(np.random.default_rng(1).integers(0, 2, layout.shape, dtype=np.uint8), 0)
+    files = [path for path in (tmp_path / "mask").rglob("*") if path.is_file()]
+    taken = sum(path.stat().st_size for path in files if path.name[-1].isdigit())  # metadata is .z... or .json
+    assert nbytes / 3 < taken <= nbytes  # chunks at the edges are asked for whole
+
+
+def test_a_run_asks_for_room_before_it_reads(tmp_path, monkeypatch):
+    write_volume(tmp_path / "in.ome.zarr", stack()[0], voxel_um=VOXEL)
+    monkeypatch.setattr(space.os, "statvfs", lambda _p: SimpleNamespace(f_bavail=1, f_frsize=1, f_files=0))
+    monkeypatch.setattr(local, "_shrink", None)
+    with pytest.raises(DiskFullError, match="needs up to .* GB and has"):
+        run(tmp_path / "in.ome.zarr", tmp_path / "out", sections=3)
+    assert not list((tmp_path / "out").iterdir())
 
 
 RENDERED = """

@@ -26,7 +26,7 @@ MIN_VALID = 0.5  # share of a block's voxels that must be valid for the block to
 MIN_PIXELS = 20  # pixels below which a plane, a pair of planes or a class gives no number
 RUN_PLANES = 64  # planes of a bias field that are evaluated at once
 AT_A_TIME = 8  # planes that are read at once
-MAX_SAMPLE = 1 << 22  # tissue pixels from which percentiles and the class threshold are taken
+MAX_SAMPLE = 1 << 20  # tissue pixels from which percentiles and the class threshold are taken
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def _class_contrast(pair: Pair, lowest: float, threshold: float) -> tuple[np.nda
     tiles = rows[:, None] * (columns[-1] + 1) + columns[None]
     near, whole = np.zeros((3, n_sections)), np.zeros((2, 3, n_sections))
 
-    def compare(z: int) -> np.ndarray:
+    def compare(z: int) -> tuple[np.ndarray, np.ndarray]:
         inside = pair.tissue(z)
         before, after = (signal[inside].astype(np.float64) for signal in pair.signals(z, own_level=True))
         dark, bright = (after > lowest) & (after <= threshold), after > threshold
@@ -262,11 +262,11 @@ def _class_contrast(pair: Pair, lowest: float, threshold: float) -> tuple[np.nda
         for number, member in enumerate((dark, bright)):
             for row, values in enumerate((np.ones_like(before), before, after)):
                 sums[number, row] = np.bincount(tiles[inside][member], values[member], minlength=sums.shape[2])
-        return sums
+        return _weighted_logs(sums, MIN_TILE_PIXELS).sum(axis=1), sums.sum(axis=2)
 
-    for z, sums in enumerate(pair.over(compare) if not math.isnan(threshold) else []):
-        near[:, owner[z]] += _weighted_logs(sums, MIN_TILE_PIXELS).sum(axis=1)
-        whole[:, :, owner[z]] += sums.sum(axis=2)
+    for z, (logs, sums) in enumerate(pair.over(compare) if not math.isnan(threshold) else []):
+        near[:, owner[z]] += logs
+        whole[:, :, owner[z]] += sums
     return near, _weighted_logs(whole, MIN_PIXELS), whole[:, 0]
 
 
@@ -291,7 +291,7 @@ def _bias(pair: Pair, recipe: Sequence[Correction]) -> tuple[dict[str, Any] | No
     for z_start, field in bias_fields(recipe, pair.shape):
 
         def pick(z: int, field: np.ndarray = field, z_start: int = z_start) -> np.ndarray:
-            return field[z - z_start][pair.inside[z]][:: pair.stride]
+            return field[z - z_start][pair.inside[z]][:: pair.stride].copy()  # a view would keep the whole plane
 
         planes = range(z_start, z_start + len(field))
         for z, values in zip(planes, run_tasks(pick, planes), strict=True):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TextIO
 import typer
 import typer.main
 
+from n4flow.commands.arenas import limit_arenas
 from n4flow.errors import DiskFullError, N4flowError, N4flowWarning, OutOfMemoryError
 
 USER_COMMANDS = {
@@ -115,6 +116,7 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; end with the exit code that its outcome has."""
+    limit_arenas()
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("n4flow").setLevel(logging.INFO)

@@ -14,10 +14,14 @@ from n4flow.formats.layout import StoreLayout, expected_shards, level_slab
 
 METADATA_FILES = 2  # of the group, at most; every level has one more
 CHUNK_OVERHEAD = 32  # bytes that a chunk of noise grows by: Blosc's header and its place in the index
+INDEX_CHECKSUM = 4  # bytes behind the index of a shard
+# A chunk of a mask has one bit of noise a voxel, the other bits are zeros that shuffling brings together: a seventh of
+# its bytes holds the eighth and the codec's tokens, and 600 bytes what small chunks lose (measured on random masks).
+MASK_PART, MASK_OVERHEAD = 7, 600
 
 
 def store_needs(layout: StoreLayout, z_start: int, z_stop: int) -> tuple[int, int]:
-    """Return the bytes and files that planes of a store take at most: noise does not compress.
+    """Return the bytes and files that planes of a store take at most: noise does not compress, but for a mask's.
 
     Parameters
     ----------
@@ -29,8 +33,12 @@ def store_needs(layout: StoreLayout, z_start: int, z_stop: int) -> tuple[int, in
     for number, level in enumerate(layout.levels):
         start, stop = level_slab(layout, number, z_start, z_stop)
         grid = [-(-n // c) for n, c in zip((stop - start, *level.shape[1:]), level.chunks, strict=True)]
-        total += math.prod(grid) * (math.prod(level.chunks) * np.dtype(layout.dtype).itemsize + CHUNK_OVERHEAD)
+        chunk = math.prod(level.chunks) * np.dtype(layout.dtype).itemsize + CHUNK_OVERHEAD
+        if layout.kind == "labels":
+            chunk = min(chunk, math.prod(level.chunks) // MASK_PART + MASK_OVERHEAD)
+        total += math.prod(grid) * chunk
     keys = expected_shards(layout, z_start, z_stop)
+    total += len(keys) * INDEX_CHECKSUM
     folders = {str(parent) for key in keys for parent in PurePosixPath(key).parents}
     return total, len(keys) + len(folders) + len(layout.levels) + METADATA_FILES
 
