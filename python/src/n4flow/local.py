@@ -215,6 +215,7 @@ def _run_sample(
     log.info("%s: %s planes of %s x %s voxels", plan.sample, *volume.shape)
     work = folder.with_name("work")  # in the folder that is removed at the end, as the workflow's work directory
     work.mkdir(parents=True)
+    check_space(work, (plan.layout, plan.mask_layout), 0, n_planes)  # now, not after hours of estimating
     with clock("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:
         files = [work / f"shrunken_{start:06d}.npz" for start, _stop in plan.slabs]
         shrink = partial(_shrink, plan, Recipe(corrections))
@@ -258,7 +259,6 @@ def _run_sample(
     recipe = Recipe(corrections)
 
     folder.mkdir(parents=True, exist_ok=True)
-    check_space(folder, (plan.layout, plan.mask_layout), 0, n_planes)
     image_out, mask_out = create_stores(folder, plan)
     files = [work / f"after_{start:06d}.npz" for start, _stop in plan.slabs]
     render = partial(_render, plan, recipe, image_out, mask_out, threads)
