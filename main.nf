@@ -4,7 +4,7 @@
 include { check_parameters; check_row } from './modules/parameters'
 include { read_samples; sample_files } from './modules/samples'
 include { answer; gather; spacing; as_json; described; tools } from './modules/channels'
-include { slabs_of } from './modules/slabs'
+include { slabs_of; foreseen } from './modules/slabs'
 include { explain } from './modules/failure'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
@@ -55,14 +55,14 @@ workflow {
     // recipe: [meta, [correction files so far]]; it grows from stage to stage and is what RENDER applies
     recipe = INSPECT.out.plan.map { meta, _plan, files -> [meta, files] }
 
-    // slabs: [meta, volume, image, mask, slab]; slab = [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64, ...]
+    // slabs: [meta, volume, image, mask, slab]; slab = [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64]
     slabs = samples.join(plans).flatMap { meta, volume, image, mask, _table, plan ->
         slabs_of(plan).collect { slab -> [meta, volume, image, mask, slab] }
     }
-    SHRINK(slabs.combine(recipe, by: 0))
+    SHRINK(foreseen(slabs, plans, 'SHRINK').combine(recipe, by: 0))
     shrunken = gather(SHRINK.out.shrunken, n_slabs)                 // [meta, [slab files]]
     tables = samples.map { meta, volume, _image, _mask, table -> [meta, volume, table] }
-    TISSUE_MASK(tables.join(shrunken))
+    TISSUE_MASK(foreseen(tables, plans, 'TISSUE_MASK').join(shrunken))
     masks = TISSUE_MASK.out.masks                                   // [meta, [masks.npz, masks.json]]
 
     // bias: [meta, volume, table, [slab files], [masks]] -> correction files
@@ -73,23 +73,23 @@ workflow {
         batches = plans.flatMap { meta, plan ->
             plan.batches.collect { batch -> [meta, [name: String.format('%06d', batch[0]), sections: batch.join(':')], spacing(plan)] }
         }
-        N4_SECTIONS(bias.combine(batches, by: 0), n4)
+        N4_SECTIONS(foreseen(bias, plans, 'N4_SECTIONS').combine(batches, by: 0), n4)
         fields = gather(N4_SECTIONS.out.bias, plans.map { meta, plan -> [meta, plan.batches.size()] })
         recipe = recipe.join(fields).map { meta, files, more -> [meta, files + more] }
     }
     if (settings.bias in ['volume', 'two_pass']) {
-        N4_VOLUME(bias.join(recipe).join(plans.map { meta, plan -> [meta, spacing(plan)] }), n4)
+        N4_VOLUME(foreseen(bias, plans, 'N4_VOLUME').join(recipe).join(plans.map { meta, plan -> [meta, spacing(plan)] }), n4)
         recipe = recipe.join(N4_VOLUME.out.bias).map { meta, files, more -> [meta, files + more] }
     }
     if (settings.harmonize != 'off') {
-        HARMONIZE(bias.join(recipe).join(inputs.map { sample -> [sample[0], sample[5]] }), settings.harmonize)
+        HARMONIZE(foreseen(bias, plans, 'HARMONIZE').join(recipe).join(inputs.map { sample -> [sample[0], sample[5]] }), settings.harmonize)
         recipe = recipe.join(HARMONIZE.out.correction).map { meta, files, more -> [meta, files + more] }
     }
 
     // histograms are of intensities after the fields: profile = [meta, volume, table, [histograms of each slab]]
     histograms = plans.map { meta, _plan -> [meta, []] }
     if (settings.normalize || settings.smooth_z > 0 || settings.match != 'off') {
-        PLANE_STATISTICS(slabs.combine(masks, by: 0).combine(recipe, by: 0))
+        PLANE_STATISTICS(foreseen(slabs, plans, 'PLANE_STATISTICS').combine(masks, by: 0).combine(recipe, by: 0))
         histograms = gather(PLANE_STATISTICS.out.histograms, n_slabs)
     }
     profile = tables.join(histograms)
@@ -106,9 +106,9 @@ workflow {
         recipe = recipe.join(SMOOTH_Z.out.correction).map { meta, files, more -> [meta, files + more] }
     }
 
-    RENDER(slabs.combine(masks, by: 0).combine(recipe, by: 0), params.ome_zarr_version, params.dtype)
+    RENDER(foreseen(slabs, plans, 'RENDER').combine(masks, by: 0).combine(recipe, by: 0), params.ome_zarr_version, params.dtype)
     rendered = gather(RENDER.out.slab, n_slabs)                     // [meta, [slab folders]]
-    FINISH(samples.join(shrunken).join(masks).join(histograms).join(recipe).join(rendered), as_json(settings))
+    FINISH(foreseen(samples, plans, 'FINISH').join(shrunken).join(masks).join(histograms).join(recipe).join(rendered), as_json(settings))
 
     // results appear in outdir in one piece, and then what they came from
     PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)

@@ -1,7 +1,10 @@
+include { predicted } from './slabs'
+
 // Put the slabs together by hard links, complete and check the store, write recipe, tables and report.
 process FINISH {
     tag "${meta.id}"
     label 'memory'
+    ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*'), path(slabs, stageAs: 'slabs/*')

@@ -1,7 +1,10 @@
+include { predicted } from './slabs'
+
 // All sections together, from the shrunken volume: what neighbouring planes prove is taken off, anatomy stays.
 process HARMONIZE {
     tag "${meta.id}"
     label 'memory'
+    ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*'), path(flat, stageAs: 'flat_field/*')

@@ -1,7 +1,10 @@
+include { predicted } from './slabs'
+
 // N4 bias field of each section of a batch, on CPU nodes.
 process N4_SECTIONS {
     tag "${meta.id} ${batch.sections}"
     label 'cpu'
+    ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch), val(voxel_um)

@@ -1,7 +1,10 @@
+include { predicted } from './slabs'
+
 // N4 bias field of the whole volume, on GPU nodes where the gpu profile says so; same output as N4_SECTIONS.
 process N4_VOLUME {
     tag "${meta.id}"
     label 'gpu'
+    ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*'), val(voxel_um)

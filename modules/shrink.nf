@@ -4,7 +4,7 @@ include { predicted } from './slabs'
 process SHRINK {
     tag "${meta.id} ${slab.planes}"
     label 'stream'
-    ext memory_bytes: { predicted(slab, 'SHRINK', task.cpus) }
+    ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(recipe, stageAs: 'recipe/*')

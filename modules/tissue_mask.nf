@@ -1,7 +1,10 @@
+include { predicted } from './slabs'
+
 // Tissue mask, agarose mask and background level of each section, from the shrunken volume.
 process TISSUE_MASK {
     tag "${meta.id}"
     label 'memory'
+    ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
     tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*')

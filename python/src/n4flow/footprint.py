@@ -1,4 +1,4 @@
-"""Peak memory of the streaming passes, from shapes and types alone: what a task asks its scheduler for."""
+"""Peak memory of the stages, from shapes and types alone: what a task asks its scheduler for."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from n4flow.volume import Volume
 INTERPRETER = 450_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
 MARGIN = 1.2  # allocators round up, and keep some of what is given back
 SHRUNKEN = 12  # of a shrunken voxel: its mean, its share of valid voxels, and both as they are packed for a file
+FITTED = 12  # of a shrunken voxel that a bias field is fitted to, or that is harmonized; measured 11.5 and 11.4
+FITTED_BY_ITK = 56  # measured 54.7
+HELD_PLANES = 48  # of shrunken planes that a stage reads, smooths or measures at a time, with those around them
 HISTOGRAM = 3 * 8 * 8192  # of a plane: values and counts of three classes over eight octaves
 
 
@@ -73,6 +76,38 @@ def pass_bytes(
         rows = min(render.height + 2 * margin, volume.shape[1])
         around = (4 * render.depth * render.height + 48 * threads * rows) * volume.shape[2]
     return {name: int(INTERPRETER + MARGIN * (size + around)) for name, size in parts.items()}
+
+
+def shrunken_bytes(
+    shape: tuple[int, int, int], shrink: int, longest_section: int, backend: str = "auto"
+) -> dict[str, int]:
+    """Return the peak memory of a task of each process that works on the shrunken volume, in bytes.
+
+    TISSUE_MASK and FINISH hold a few planes and the masks as bits; N4_SECTIONS one section, in N4_VOLUME and HARMONIZE
+    the whole shrunken volume.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Z, Y, X) of full resolution.
+    shrink : int
+        In-plane block size of the shrunken volume.
+    longest_section : int
+        Planes.
+    backend : str
+        What fits bias fields. What a GPU's libraries take beside it is not in here.
+    """
+    small = math.prod(-(-n // shrink) for n in shape[1:])
+    planes = HELD_PLANES * small * SHRUNKEN + 2 * shape[0] * -(-small // 8)
+    fitted = small * (FITTED_BY_ITK if backend == "itk" else FITTED)
+    sizes = {
+        "TISSUE_MASK": planes,
+        "N4_SECTIONS": longest_section * fitted,
+        "N4_VOLUME": shape[0] * fitted,
+        "HARMONIZE": shape[0] * small * FITTED,
+        "FINISH": planes,
+    }
+    return {name: int(INTERPRETER + MARGIN * size) for name, size in sizes.items()}
 
 
 def _writer_bytes(layout: StoreLayout, blocks: Blocks, shape: tuple[int, int, int], threads: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from n4flow.background import SpatialMeanBackground
 from n4flow.errors import InputError
-from n4flow.footprint import pass_bytes
+from n4flow.footprint import pass_bytes, shrunken_bytes
 from n4flow.formats.grid import listed
 from n4flow.formats.omezarr import StoreLayout, plan_layout
 from n4flow.formats.space import store_needs
@@ -56,6 +56,8 @@ class Plan:
         Rows around a voxel that the recipe looks at.
     flat_field : (Y, X) float32 array or None
         Measured shading that every plane has.
+    backend : str
+        What fits bias fields.
     """
 
     sample: str
@@ -70,6 +72,7 @@ class Plan:
     warnings: list[str]
     margin: int = 0
     flat_field: np.ndarray | None = None
+    backend: str = "auto"
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
@@ -100,10 +103,12 @@ class Plan:
         }
 
     def _memory(self, threads: int) -> dict[str, int]:
-        """Return the peak memory of a task of each streaming process; each further thread adds the same."""
+        """Return the peak memory of a task of each process; each further thread adds the same."""
         layouts, flat = (self.layout, self.mask_layout), 0 if self.flat_field is None else self.flat_field.nbytes
         needs = pass_bytes(self.volume, *layouts, self.shrink, margin=self.margin, threads=threads)
-        return {name: size + flat for name, size in needs.items()}
+        longest = max(section.z_stop - section.z_start for section in self.sections)
+        others = shrunken_bytes(self.volume.shape, self.shrink, longest, self.backend)
+        return {name: size + flat for name, size in needs.items()} | others
 
 
 def background_radius(radius_um: float, voxel_um: Mapping[str, float]) -> tuple[float, float]:
@@ -236,6 +241,7 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
         warnings=warnings,
         margin=_margin(parameters["background_radius_um"], volume.voxel_um),
         flat_field=flat_field,
+        backend=parameters["backend"],
     )
 
 
