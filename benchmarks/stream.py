@@ -3,6 +3,7 @@
     python benchmarks/stream.py --out benchmarks/results/stream.json          # 2 Gvoxel: ten minutes a round on 2 cores
     python benchmarks/stream.py --planes 32 64 --side 512 --repeats 1         # a quick look
     python benchmarks/stream.py --planes 16 --side 10000                      # wide planes
+    python benchmarks/stream.py --planes 640 --side 5632 --linked --passes    # 20 Gvoxel, the chain alone; 55 GB free
     python benchmarks/stream.py --table benchmarks/results/stream.json        # the results as Markdown
 
 A phantom (uint16) of 32 planes is repeated along Z, block by block; shorter volumes are its first planes. Every
@@ -18,6 +19,7 @@ On a machine that others use too, the ratios of CPU seconds say more than those 
 * peers: what a stage costs that reads the volume and writes it again by Zarr's own pipeline. A chain of them has
   five: bias field, normalisation, matching, smoothing along Z, and the pyramid.
 
+`--linked` makes the files of the longer volume links to those of the phantom: it then takes the room of 32 planes.
 `--cold` drops the files from the page cache before each measurement, as a volume larger than memory would be.
 """
 
@@ -97,6 +99,27 @@ def _copy(path: Path, shape: tuple[int, int, int], dtype: str, rows_of: Callable
                 for y in range(0, shape[1], 256):
                     rows = rows_of(z, y, min(256, shape[1] - y))
                     writer.write(rows[: min(8, stop - z)], z, y)
+
+
+def link(source: Path, target: Path, planes: int) -> None:
+    """Make a store of so many planes, level 0 alone, whose files are links to those of `source`, again and again."""
+    array, group = (json.loads((source / part / "zarr.json").read_text()) for part in ("0", "."))
+    depth = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+    period, odd = divmod(array["shape"][0], depth)
+    if odd or planes % depth:
+        msg = f"files of {source} are {depth} planes deep: --linked needs a multiple of that"
+        raise SystemExit(msg)
+    array["shape"][0] = planes
+    image = group["attributes"]["ome"]["multiscales"][0]
+    image["datasets"] = image["datasets"][:1]
+    for z in range(planes // depth):
+        for file in (source / "0" / "c" / str(z % period)).rglob("*"):
+            if file.is_file():
+                place = target / "0" / "c" / str(z) / file.relative_to(source / "0" / "c" / str(z % period))
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file, place)
+    for part, described in (("0", array), (".", group)):
+        (target / part / "zarr.json").write_text(json.dumps(described))
 
 
 def repeat(source: Path, target: Path, planes: int) -> None:
@@ -341,14 +364,15 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that was asked for, volume by volume."""
     root = Path(arguments.work)
     root.mkdir(parents=True, exist_ok=True)
-    longest = root / f"volume_{max(arguments.planes)}_{arguments.side}.ome.zarr"
+    kept = PERIOD if arguments.linked else max(arguments.planes)
+    longest, more = root / f"volume_{kept}_{arguments.side}.ome.zarr", link if arguments.linked else repeat
     if not longest.exists():
-        write_input(longest, max(arguments.planes), arguments.side)
+        write_input(longest, kept, arguments.side)
     volumes = []
     for planes in sorted(arguments.planes):
         store = root / f"volume_{planes}_{arguments.side}.ome.zarr"
         if not store.exists():
-            repeat(longest, store, planes)
+            more(longest, store, planes)
         volumes.append(one_volume(store, root / f"work_{planes}", arguments))
         if store != longest:
             shutil.rmtree(store)
@@ -360,9 +384,9 @@ def one_volume(store: Path, work: Path, arguments: argparse.Namespace) -> dict[s
     shutil.rmtree(work, ignore_errors=True)
     shape = json.loads((store / "0" / "zarr.json").read_text())["shape"]
     stored = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
-    prepared = in_process("prepare", store, work, cold=False)
+    prepared = in_process("prepare", store, work, cold=False) if arguments.passes else {"bytes": None}
     rounds: list[dict[str, dict[str, Any]]] = []
-    for _round in range(arguments.repeats):
+    for _round in range(arguments.repeats if arguments.passes else 0):
         rounds.append({name: in_process(name, store, work, cold=arguments.cold) for name in arguments.passes})
         print(shape[0], {k: round(v["seconds"], 2) for k, v in rounds[-1].items()}, file=sys.stderr, flush=True)
     gigavoxels = float(np.prod(shape)) / 1e9
@@ -414,8 +438,9 @@ def table(results: dict[str, Any]) -> str:
             chain = volume["chain"]
             cells = (where, "chain", f"{chain['seconds_per_gigavoxel']:.2f}", "", "", "", "")
             lines.append(f"| {' | '.join(cells)} | {chain['peak_bytes'] / 1e6:.0f} |")
-        share = 100 * volume["work_bytes"] / volume["raw_bytes"]
-        lines.append(f"| {where} | work directory | | | | | | {share:.1f} % of the voxels' bytes |")
+        if volume["work_bytes"]:
+            share = 100 * volume["work_bytes"] / volume["raw_bytes"]
+            lines.append(f"| {where} | work directory | | | | | | {share:.1f} % of the voxels' bytes |")
     return "\n".join(lines)
 
 
@@ -427,8 +452,9 @@ def main() -> None:
     )
     parser.add_argument("--side", type=int, default=1408, help="voxels of a plane along Y and X")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
-    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--passes", nargs="*", choices=PASSES, default=list(PASSES))
     parser.add_argument("--chain", action=argparse.BooleanOptionalAction, default=True, help="the whole chain too")
+    parser.add_argument("--linked", action="store_true", help="make long volumes of links to one short one")
     parser.add_argument("--cold", action="store_true", help="drop the input from the page cache before each pass")
     parser.add_argument("--work", default="bench-stream", help="folder for the volumes; the longest one is kept")
     parser.add_argument("--out", help="where the results go, as JSON")
