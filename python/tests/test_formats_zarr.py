@@ -310,6 +310,18 @@ def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, o
     assert np.array_equal(volume.read(slice(2, 9), slice(3, 20), slice(7, 33)), expected[2:9, 3:20, 7:33])
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that opens and cannot be read")
+def test_what_the_system_says_of_a_chunk_that_cannot_be_read_is_said(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), **BLOSC)
+    volume = open_volume(path)
+    assert np.array_equal(volume.read(slice(5, 13)), voxels[5:])  # the index of the shard is held now
+    shard = path / "0/c/0/0/0"
+    shard.unlink()
+    shard.symlink_to("/proc/self/mem")  # nothing lies at its first addresses
+    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zarr cannot be read: .*Input/output error"):
+        volume.read(slice(0, 5))
+
+
 @pytest.mark.parametrize("place", [4, 12])
 def test_a_damaged_chunk_of_a_shard_is_an_error(tmp_path, voxels, place):
     path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), **BLOSC)

@@ -39,12 +39,15 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
     threshold : float
         In the intensity unit of `vol`.
     """
-    vol = vol if isinstance(vol, ShrunkenFiles) else as_block(vol)
-    xp = np if isinstance(vol, ShrunkenFiles) else array_module(vol)
+    if isinstance(vol, ShrunkenFiles):
+        xp, read = np, lambda start, stop: vol.part(start, stop).mean
+    else:
+        vol = as_block(vol)
+        xp, read = array_module(vol), lambda start, stop: vol[start:stop]
     total = xp.zeros(vol.shape[1:], xp.float64)
     count = xp.zeros(vol.shape[1:], xp.int64)
     for start, stop in runs(0, vol.shape[0]):
-        for plane in vol.part(start, stop).mean if isinstance(vol, ShrunkenFiles) else vol[start:stop]:
+        for plane in read(start, stop):
             valid = xp.isfinite(plane) & (plane != 0)
             total += xp.where(valid, plane, 0)
             count += valid

@@ -151,7 +151,7 @@ class BloscChunks:
 
     def _decode(self, jobs: np.ndarray, out: np.ndarray, chunks: Sequence[Index]) -> None:
         """Put what chunks hold of a box into the bytes `out`."""
-        from n4flow.formats.chunk_kernels import decode_chunks
+        from n4flow.formats.chunk_kernels import UNREAD, decode_chunks
 
         payload = scratch("payload", (max(1, int(jobs[:, SIZE].max())),), np.uint8)
         shape = _filled_up([*self.chunk[:-1], self.chunk[-1] * self.dtype.itemsize])
@@ -159,8 +159,10 @@ class BloscChunks:
         fill = np.array([self.fill], self.dtype).view(np.uint8)
         decode_chunks(jobs, _c_functions(), payload, scratch("decoded", shape, np.uint8), fill, out, found)
         if found.any():
-            index = chunks[int(np.flatnonzero(found)[0])]
-            msg = f"chunk {index} is cut short or damaged"
+            first = int(np.flatnonzero(found)[0])
+            if found[first] == UNREAD:
+                os.pread(int(jobs[first, FILE]), 1, int(jobs[first, PLACE]))  # raises what the system has to say
+            msg = f"chunk {chunks[first]} is cut short or damaged"
             raise ValueError(msg)
 
     def _place(self, index: Index) -> tuple[Path, int, int | None]:
