@@ -113,9 +113,10 @@ def link(source: Path, target: Path, planes: int) -> None:
     image = group["attributes"]["ome"]["multiscales"][0]
     image["datasets"] = image["datasets"][:1]
     for z in range(planes // depth):
-        for file in (source / "0" / "c" / str(z % period)).rglob("*"):
+        folder = source / "0" / "c" / str(z % period)
+        for file in folder.rglob("*"):
             if file.is_file():
-                place = target / "0" / "c" / str(z) / file.relative_to(source / "0" / "c" / str(z % period))
+                place = target / "0" / "c" / str(z) / file.relative_to(folder)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.link(file, place)
     for part, described in (("0", array), (".", group)):

@@ -76,7 +76,7 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
-        volume, memory = self.volume, self._memory(2)
+        volume, memory, of_three = self.volume, self._memory(2), self._memory(3)
         needs = [store_needs(layout, 0, volume.shape[0]) for layout in (self.layout, self.mask_layout)]
         return {
             "sample": self.sample,
@@ -98,7 +98,7 @@ class Plan:
             "output_gigabytes": round(math.prod(volume.shape) * np.dtype(self.layout.dtype).itemsize / 1e9, 3),
             "needs": dict(zip(("bytes", "files"), map(sum, zip(*needs, strict=True)), strict=True)),
             "memory_bytes": memory,
-            "memory_bytes_per_thread": {name: self._memory(3)[name] - size for name, size in memory.items()},
+            "memory_bytes_per_thread": {name: of_three[name] - size for name, size in memory.items()},
             "warnings": self.warnings,
         }
 
