@@ -12,7 +12,7 @@ from n4flow import mask as mask_module
 from n4flow.agarose import agarose_levels, get_agarose_mask
 from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.mask import compute_tissue_mask, expand_mask, otsu_mask, tissue_mask_with_levels
-from n4flow.morphology import close_along_z, close_plane, smooth_planes, smooth_valid
+from n4flow.morphology import Norms, close_along_z, close_plane, smooth_planes, smooth_valid
 from n4flow.otsu import otsu_cut, otsu_split
 from n4flow.packed import PackedMask
 from n4flow.sections import Section, SectionTable
@@ -214,12 +214,18 @@ def test_compiled_smoothing_is_scipys(sigmas: tuple[float, float, float]) -> Non
     values = rng.normal(0, 3, (9, 40, 47)).astype(np.float32)
     values[:, :6] = 0
     values[2:4, 20:25, 7:30] = np.array([np.nan, np.inf, -np.inf, 0, 1e4])[:, None]
-    for weights in (None, rng.random(values.shape).astype(np.float32)):
-        expected = smooth_valid(values, sigmas, weights)
-        found = smooth_planes(values, sigmas, weights, slice(2, 8))
-        # the same sums in the same order; a compiler that contracts multiply and add may move the last bit
-        np.testing.assert_allclose(found, expected[2:8], rtol=3e-7, atol=1e-6)
-        assert ((found == 0) == (expected[2:8] == 0)).all()
+    norms = Norms()  # what it keeps of planes with some weights must not be taken for planes with others
+    padded = np.where(np.arange(47) < 5, 0, values).astype(np.float32)
+    padded[:5, -3:] = 0
+    whole = np.full_like(values, 7.0)
+    for image in (whole, values, padded, whole, -padded):
+        for weights in (None, rng.random(values.shape).astype(np.float32)):
+            expected = smooth_valid(image, sigmas, weights)
+            for inner in (slice(0, 9), slice(2, 8), slice(8, 9)):
+                found = smooth_planes(image, sigmas, weights, inner, norms)
+                # the same sums in the same order; a compiler that contracts multiply and add may move the last bit
+                np.testing.assert_allclose(found, expected[inner], rtol=3e-7, atol=1e-6)
+                assert ((found == 0) == (expected[inner] == 0)).all()
 
 
 @pytest.mark.parametrize("shape", [(40, 47), (1, 90), (70, 1), (3, 200)])
@@ -231,6 +237,17 @@ def test_compiled_closing_is_scipys(shape: tuple[int, int], radius: int) -> None
         filled = np.pad(ndimage.binary_fill_holes(plane), 2 * radius)
         expected = ndimage.binary_closing(filled, disk(radius))[2 * radius : -2 * radius, 2 * radius : -2 * radius]
         np.testing.assert_array_equal(close_plane(plane, radius), expected)
+
+
+def test_a_winding_way_out_of_a_hole_is_found_to_its_end() -> None:
+    plane = np.zeros((41, 150), bool)
+    plane[[0, -1]] = plane[:, [0, -1]] = True
+    plane[2::2] = True  # corridors of one row, joined at alternate ends
+    plane[2:-1:4, -2] = plane[4:-1:4, 1] = False
+    assert close_plane(plane, 0).all()
+    plane[39, 0] = False  # a way out at the end of the last one
+    np.testing.assert_array_equal(close_plane(plane, 0), plane)
+    np.testing.assert_array_equal(close_plane(plane.T, 0), plane.T)
 
 
 @pytest.mark.parametrize("dark", [0.0, 3000.0])

@@ -9,7 +9,7 @@ import pytest
 
 from n4flow import comparison
 from n4flow.bias_correction import BiasCorrection
-from n4flow.comparison import Pair, bias_fields
+from n4flow.comparison import Pair, bias_fields, middle
 from n4flow.fit.field import BiasField
 from n4flow.normalize import PlaneRange
 from n4flow.packed import PackedMask
@@ -72,6 +72,13 @@ def test_steps_between_sections_are_the_log_ratio_of_their_gains():
     assert numbers["steps"]["largest_before"] == pytest.approx(math.log(1.3 / 0.8), abs=1e-5)
     assert numbers["steps"]["largest_at_before"] == "s2"
     assert (numbers["steps"]["cuts"], numbers["steps"]["measured"]) == (2, 2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100, 1001])
+def test_the_middle_of_values_is_numpys_median(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for values in (rng.integers(0, 9, size).astype(np.float32) / 7, rng.normal(0, 1, size)):
+        assert middle(values) == np.median(values)
 
 
 def test_a_step_is_measured_against_the_change_that_is_usual_inside_sections():

@@ -18,7 +18,7 @@ from n4flow.arrays import array_module, probe_gpu, to_numpy
 from n4flow.bins import pool
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.fit.gpu_device import guarded, on_device
-from n4flow.morphology import SMOOTH_REACH, close_along_z, close_plane, smooth_planes, smooth_valid
+from n4flow.morphology import SMOOTH_REACH, Norms, close_along_z, close_plane, smooth_planes, smooth_valid
 from n4flow.otsu import Scale, Split, choose_scale, otsu_cut, otsu_split
 from n4flow.packed import PackedMask
 from n4flow.planes import as_block, run_tasks
@@ -97,6 +97,7 @@ class _Smoother:
         self.streamed = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
         self.on_host = gpu_planes is None and (self.streamed or array_module(vol) is np)
         self._held: dict[int, Any] = {}
+        self._norms = Norms()
 
     def take(self, array: Any) -> Any:
         """Return an array where it is computed."""
@@ -147,7 +148,7 @@ class _Smoother:
             scaled[z] = scale.forward(values[z])
 
         run_tasks(forward, range(len(values)))
-        return smooth_planes(scaled, self.sigmas, weights, inner)
+        return smooth_planes(scaled, self.sigmas, weights, inner, self._norms)
 
 
 def _pairs(smoother: _Smoother, table: SectionTable, scale: Scale) -> list[tuple[np.ndarray, np.ndarray]]:

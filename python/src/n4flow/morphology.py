@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import groupby
 from types import ModuleType
 from typing import Any
 
@@ -46,24 +48,70 @@ def smooth_valid(values: Any, sigmas: tuple[float, ...], weights: Any = None) ->
     return xp.where(valid & (norm > 0), total / xp.where(norm > 0, norm, 1), 0).astype(xp.float32)
 
 
-def smooth_planes(values: np.ndarray, sigmas: tuple[float, float, float], weights: Any, inner: slice) -> np.ndarray:
-    """Return some planes of `smooth_valid` of a float32 (Z, Y, X) array, the same bits, by compiled loops."""
-    from n4flow import tissue_kernels
+class Norms:
+    """Smoothed weights of planes, kept while planes have the same weights: most have those of the plane before.
 
+    Whole volumes are valid everywhere, or lack the same mosaic padding in every plane of a section.
+    """
+
+    def __init__(self) -> None:
+        self.weights: np.ndarray | None = None
+        self.found: dict[tuple[int, ...], np.ndarray] = {}  # by how many planes lie on either side within reach
+
+    def of(self, weights: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
+        """Return what is known of planes that all have these (y, x) weights, to be added to."""
+        from n4flow import tissue_kernels
+
+        if self.weights is None or not tissue_kernels.alike(self.weights, weights):
+            self.weights, self.found = weights.copy(), {}
+        return self.found
+
+
+def smooth_planes(
+    values: np.ndarray, sigmas: tuple[float, float, float], weights: Any, inner: slice, norms: Norms
+) -> np.ndarray:
+    """Return some planes of `smooth_valid` of a float32 (Z, Y, X) array, the same bits, by compiled loops.
+
+    `norms` are those of other planes of the volume, for the same sigmas.
+    """
+    from n4flow import tissue_kernels
+    from n4flow.fit.vector import LANES
+
+    n_z, n_y, n_x = values.shape
     halves = [_half_gaussian(sigma) for sigma in sigmas]
-    total, weight = np.empty_like(values), np.empty_like(values)
-    ones = np.ones((1, 1), np.float32)
-    found = np.empty((inner.stop - inner.start, *values.shape[1:]), np.float32)
+    total, weight = (np.empty((n_z, n_y, -(-n_x // LANES) * LANES), np.float32) for _each in range(2))
+    ones = np.broadcast_to(np.ones((1, 1), np.float32), values.shape[1:])
+    found = np.empty((inner.stop - inner.start, n_y, n_x), np.float32)
 
     def weigh(z: int) -> None:
-        shares = np.broadcast_to(ones, values.shape[1:]) if weights is None else weights[z]
-        tissue_kernels.weigh(values[z], shares, total[z], weight[z])
+        tissue_kernels.weigh(values[z], ones if weights is None else weights[z], total[z], weight[z])
 
-    def smooth(z: int) -> None:
-        tissue_kernels.smooth_plane(values, total, weight, z, *halves, found[z - inner.start])
+    def differs(z: int) -> bool:
+        return z > 0 and not tissue_kernels.alike(weight[z - 1], weight[z])
 
-    run_tasks(weigh, range(len(values)))
-    run_tasks(smooth, range(inner.start, inner.stop))
+    def norm(z: int) -> np.ndarray:
+        smooth = np.empty((n_y, n_x), np.float32)
+        tissue_kernels.smooth(weight, z, *halves, smooth)
+        return smooth
+
+    run_tasks(weigh, range(n_z))
+    kind = np.cumsum(run_tasks(differs, range(n_z)))
+    reach = len(halves[0]) - 1
+    ends = [(max(z - reach, 0), min(z + reach, n_z - 1)) for z in range(n_z)]
+    uniform = [bool(kind[first] == kind[last]) for first, last in ends]
+    around = [tuple(sorted((z - first, last - z))) for z, (first, last) in enumerate(ends)]  # kernels are symmetric
+
+    def smooth(z: int, known: dict[tuple[int, ...], np.ndarray]) -> None:
+        out = found[z - inner.start]
+        tissue_kernels.smooth(total, z, *halves, out)
+        tissue_kernels.divide(values[z], known[around[z]] if uniform[z] else norm(z), out)
+
+    for (_kind, same), group in groupby(range(inner.start, inner.stop), lambda z: (kind[z], uniform[z])):
+        planes = list(group)
+        known = norms.of(weight[planes[0]]) if same else {}
+        missing = {around[z]: z for z in planes if same and around[z] not in known}
+        known.update(zip(missing, run_tasks(norm, missing.values()), strict=True))
+        run_tasks(partial(smooth, known=known), planes)
     return found
 
 
@@ -87,10 +135,8 @@ def close_plane(plane: Any, radius: int) -> Any:
     if xp is np:
         from n4flow import tissue_kernels
 
-        closed = plane.astype(np.uint8)
-        tissue_kernels.fill_holes(closed)
-        if radius > 0:
-            tissue_kernels.close_disk(closed, radius)
+        closed = np.array(plane, np.uint8, order="C")
+        tissue_kernels.fill_and_close(closed, max(0, radius))
         return closed.view(bool)
     ndi = _ndimage(xp)
     plane = ndi.binary_fill_holes(plane)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from n4flow.comparison import MIN_PIXELS, Pair, bias_fields, median, weighted_mean
+from n4flow import qc_kernels
+from n4flow.comparison import MIN_PIXELS, Pair, bias_fields, median, middle, weighted_mean
 from n4flow.otsu import otsu_cut
 from n4flow.planes import run_tasks
 from n4flow.sections import SectionTable
@@ -66,8 +67,10 @@ def metrics(
 
 def pair_metrics(pair: Pair, recipe: Sequence[Correction]) -> dict[str, Any]:
     """Return what `metrics` does of a pair that exists already."""
-    steps, jumps = _steps(pair)
-    contrast, kept = _contrast(pair)
+    thresholds = class_thresholds(pair.sample(own_level=True)[2])
+    changes, near, classes = _walk(pair, *thresholds)
+    steps, jumps = _steps(pair, changes)
+    contrast, kept = _contrast(pair, thresholds, near, classes)
     bias, ranges = _bias(pair, recipe)
     counts = _voxel_counts(pair)
     summary: dict[str, Any] = {
@@ -146,29 +149,49 @@ def _plane_table(pair: Pair) -> dict[str, Any]:
     }
 
 
-def plane_changes(pair: Pair) -> np.ndarray:
-    """Return (2, Z - 1): how brightness changes from each plane to the next, before and after.
+def _walk(pair: Pair, lowest: float, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Go through all planes once, for how brightness changes along Z and for the contrast between two classes.
 
-    The median over pixels that are tissue in both planes of log(signal of plane z + 1 / signal of plane z); NaN with
-    fewer than `MIN_PIXELS` pixels of positive signal.
+    Returns
+    -------
+    changes : (2, Z - 1) array
+        How brightness changes from each plane to the next, before and after: the median over pixels that are tissue in
+        both planes of log(signal of plane z + 1 / signal of plane z); NaN with fewer than `MIN_PIXELS` pixels of
+        positive signal.
+    near : (3, sections) array
+        Sums over the tiles of each section's planes of `_weighted_logs`.
+    classes : (2, 3, sections) array
+        Of the dark class, from `lowest`, and of the bright one, from `threshold`: pixels, and sums of the signal before
+        and after.
     """
-    changes = np.full((2, pair.shape[0] - 1), np.nan)
+    owner, n_sections = pair.sections.section_of_plane, len(pair.sections)
+    tiles = math.prod(-(-size // TILE) for size in pair.shape[1:])
 
-    def change(z: int) -> None:
-        both = np.flatnonzero(pair.tissue(z) & pair.tissue(z + 1))
-        first, second = ([signal.reshape(-1)[both] for signal in pair.signals(plane)] for plane in (z, z + 1))
-        positive = np.logical_and.reduce([signal > 0 for signal in (*first, *second)])
-        if positive.sum() >= MIN_PIXELS:
-            for row in range(2):
-                changes[row, z] = np.median(np.log(second[row][positive] / first[row][positive]))
+    def measure(z: int) -> tuple[tuple[float, float], np.ndarray, np.ndarray]:
+        inside, change = pair.tissue(z), (math.nan, math.nan)
+        if z + 1 < pair.shape[0]:
+            both = np.flatnonzero(inside & pair.tissue(z + 1))
+            first, second = pair.signals(z, both), pair.signals(z + 1, both)
+            positive = np.logical_and.reduce([signal > 0 for signal in (*first, *second)])
+            if positive.sum() >= MIN_PIXELS:
+                before, after = (middle(np.log(b[positive] / a[positive])) for a, b in zip(first, second, strict=True))
+                change = before, after
+        sums = np.zeros((2, 3, tiles))
+        if not math.isnan(threshold):
+            qc_kernels.class_sums(*pair.own_signals(z), inside, lowest, threshold, TILE, sums)
+        return change, _weighted_logs(sums, MIN_TILE_PIXELS).sum(axis=1), sums.sum(axis=2)
 
-    pair.over(change, range(pair.shape[0] - 1))
-    return changes
+    found = pair.over(measure)
+    near, classes = np.zeros((3, n_sections)), np.zeros((2, 3, n_sections))
+    for z, (_change, logs, sums) in enumerate(found):
+        near[:, owner[z]] += logs
+        classes[:, :, owner[z]] += sums
+    return np.array([change for change, _logs, _sums in found[:-1]]).reshape(-1, 2).T, near, classes
 
 
-def _steps(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
+def _steps(pair: Pair, changes: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Return the summary of steps at cuts, and (2, sections): the step at the top of each, before and after."""
-    changes, sections = plane_changes(pair), pair.sections
+    sections = pair.sections
     usable = sections.usable_planes
     ordinary = (np.diff(sections.section_of_plane) == 0) & usable[:-1] & usable[1:]
     jumps = np.full((2, len(sections)), np.nan)
@@ -210,16 +233,17 @@ def class_thresholds(signal: np.ndarray) -> tuple[float, float]:
     return lowest, float(np.exp(centres[otsu_cut(counts, centres)]))
 
 
-def _contrast(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
+def _contrast(
+    pair: Pair, thresholds: tuple[float, float], near: np.ndarray, classes: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray]:
     """Return the summary of contrast between two tissue classes, and (sections,): contrast kept nearby in each.
 
     Contrast between classes that lie side by side does not see shading, which changes slowly, so it shows what the maps
     of intensity did. Contrast over whole sections also moves when shading is removed or wide anatomy is flattened.
     """
-    thresholds = class_thresholds(pair.sample(own_level=True)[2])
     usable = np.array([section.usable for section in pair.sections])
-    near, wide, pixels = _class_contrast(pair, *thresholds)
-    dark, bright = (pixels * usable).sum(axis=1)
+    wide = _weighted_logs(classes, MIN_PIXELS)
+    dark, bright = (classes[:, 0] * usable).sum(axis=1)
     summary: dict[str, Any] = {
         "threshold": thresholds[1] + pair.units.level_after,
         "bright_share": _ratio(bright, bright + dark),
@@ -236,38 +260,6 @@ def _contrast(pair: Pair) -> tuple[dict[str, Any], np.ndarray]:
         summary[f"{name}_kept"] = None if number is None else kept[number]
         summary[f"{name}_kept_in"] = None if number is None else pair.sections[number].id
     return summary, kept
-
-
-def _class_contrast(pair: Pair, lowest: float, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Part tissue by the signal after, dark from `lowest` and bright from `threshold`, and compare mean signals.
-
-    Returns
-    -------
-    near, wide : (3, sections) arrays
-        Sums over the tiles of each section's planes, or over the section as one tile: weight w = n0 n1 / (n0 + n1) of
-        the classes' pixels, and w log(mean signal of the bright / of the dark class) before and after.
-    pixels : (2, sections) array
-        Pixels of the dark and of the bright class.
-    """
-    owner, n_sections = pair.sections.section_of_plane, len(pair.sections)
-    rows, columns = (np.arange(size) // TILE for size in pair.shape[1:])
-    tiles = rows[:, None] * (columns[-1] + 1) + columns[None]
-    near, whole = np.zeros((3, n_sections)), np.zeros((2, 3, n_sections))
-
-    def compare(z: int) -> tuple[np.ndarray, np.ndarray]:
-        inside = pair.tissue(z)
-        before, after = (signal[inside].astype(np.float64) for signal in pair.signals(z, own_level=True))
-        dark, bright = (after > lowest) & (after <= threshold), after > threshold
-        sums = np.zeros((2, 3, tiles[-1, -1] + 1))  # class; pixels, before, after; tile
-        for number, member in enumerate((dark, bright)):
-            for row, values in enumerate((np.ones_like(before), before, after)):
-                sums[number, row] = np.bincount(tiles[inside][member], values[member], minlength=sums.shape[2])
-        return _weighted_logs(sums, MIN_TILE_PIXELS).sum(axis=1), sums.sum(axis=2)
-
-    for z, (logs, sums) in enumerate(pair.over(compare) if not math.isnan(threshold) else []):
-        near[:, owner[z]] += logs
-        whole[:, :, owner[z]] += sums
-    return near, _weighted_logs(whole, MIN_PIXELS), whole[:, 0]
 
 
 def _weighted_logs(sums: np.ndarray, fewest: int) -> np.ndarray:

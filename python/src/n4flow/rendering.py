@@ -32,7 +32,7 @@ from n4flow.statistics import choose_shrink
 from n4flow.volume import Volume, open_volume
 
 RUN_VOXELS = 1 << 18  # a megabyte of float32: it stays in a thread's cache, and the interpreter's part is small
-WINDOW_PIXELS = 1 << 24  # of the shrunken result, that a display window is taken from
+WINDOW_PIXELS = 1 << 22  # of the shrunken result, that a display window is taken from
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,13 @@ def sums_of_means(mean: Any, valid: Any, height: Any, width: Any, out: Any) -> b
 @njit(nogil=True, cache=True, error_model="numpy")
 def means_of_sums(steps: Any, valid: Any, height: Any, width: Any, mean: Any) -> None:
     """Write the means (y, x) float32 that `sums_of_means` was given."""
+    total = np.empty(mean.shape[1])
     for y in range(mean.shape[0]):
-        total = np.int64(0)
-        for x in range(mean.shape[1]):
-            step = np.int64(steps[y, x])
-            total += (step >> 1) ^ -(step & 1)
+        last = np.int32(0)
+        for x in range(total.size):
+            step = np.int32(steps[y, x] >> np.uint32(1)) ^ -np.int32(steps[y, x] & np.uint32(1))
+            last += step
+            total[x] = last
+        for x in range(total.size):  # apart, so that the divisions become vector instructions
             n = np.rint(np.float64(valid[y, x]) * np.float64(height[y] * width[x]))
-            mean[y, x] = np.float64(total) / max(n, 1.0)
+            mean[y, x] = total[x] / max(n, 1.0)

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.fit import vector as v
+from n4flow.fit.compiled import row_kernel
 from n4flow.kernel_cache import njit
-
-up: Any = np.uintp  # an index that cannot count from the end: loops over it become vector instructions
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def weigh(values: Any, weights: Any, total: Any, weight: Any) -> None:
-    """Write value times weight, and weight, of the valid voxels of a plane (y, x), 0 elsewhere."""
+    """Write value times weight, and weight, of the valid voxels of a plane (y, x), 0 elsewhere.
+
+    Rows of `total` and `weight` may be longer than those of the plane: the rest of them is 0.
+    """
     none = np.float32(0)
     for y in range(values.shape[0]):
         for x in range(values.shape[1]):
@@ -22,127 +25,136 @@ def weigh(values: Any, weights: Any, total: Any, weight: Any) -> None:
             share = np.float32(weights[y, x]) if valid else none
             total[y, x] = value * share if valid else none
             weight[y, x] = share
+        total[y, values.shape[1] :] = none
+        weight[y, values.shape[1] :] = none
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _add_pairs(rows: Any, at: Any, kernel: Any, sums: Any) -> None:
-    """Write the filtered row into `sums` (X,) float64: `rows[at[r - d]] + rows[at[r + d]]` by kernel[d], d from r to 1.
+@njit(nogil=True, cache=True)
+def alike(first: Any, second: Any) -> bool:
+    """Return whether two planes (y, x) are the same, float32 by float32."""
+    for y in range(first.shape[0]):
+        differs = 0
+        for x in range(first.shape[1]):
+            differs |= first[y, x] != second[y, x]
+        if differs:
+            return False
+    return True
 
-    Two taps at a time, so that sums stay in registers; they are added in order all the same.
+
+@row_kernel
+def _taps(lines, places, at, kernel):  # type: ignore[no-untyped-def]
+    """Return a vector of columns, from `at` on, of a filtered line: sums from the outside to the centre.
+
+    Line d around it begins at `places[reach + d]` of the flat `lines`; one that begins below 0 is a line of zeros.
     """
-    n, reach = up(sums.size), up(kernel.size - 1)
-    centre = up(at[reach])
-    for x in range(n):
-        sums[x] = rows[centre, x] * kernel[0]
-    d = reach
-    while d > up(1):
-        a, b, c, e = up(at[reach - d]), up(at[reach + d]), up(at[reach - d + up(1)]), up(at[reach + d - up(1)])
-        outer, inner = kernel[d], kernel[d - up(1)]
-        for x in range(n):
-            sums[x] = (sums[x] + (rows[a, x] + rows[b, x]) * outer) + (rows[c, x] + rows[e, x]) * inner
-        d -= up(2)
-    if d == up(1):
-        a, b, outer = up(at[reach - up(1)]), up(at[reach + up(1)]), kernel[1]
-        for x in range(n):
-            sums[x] += (rows[a, x] + rows[b, x]) * outer
+    reach = kernel.size - 1
+    total = v.multiply(v.widen(v.load(lines, places[reach] + at)), v.splat(kernel[0]))
+    for d in range(reach, 0, -1):
+        first, second = places[reach - d], places[reach + d]
+        if first < 0 and second < 0:
+            continue
+        pair = v.widen(v.load(lines, max(first, second) + at))
+        if first >= 0 and second >= 0:
+            pair = v.add(v.widen(v.load(lines, min(first, second) + at)), pair)
+        total = v.add(total, v.multiply(pair, v.splat(kernel[d])))
+    return total
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _along_x(wide: Any, kernel: Any, sums: Any) -> None:
-    """Filter a row that has zeros around it, as `_add_pairs` does."""
-    n, reach = up(sums.size), up(kernel.size - 1)
-    for x in range(n):
-        sums[x] = wide[reach + x] * kernel[0]
-    d = reach
-    while d > up(1):
-        outer, inner = kernel[d], kernel[d - up(1)]
-        for x in range(n):
-            here = reach + x
-            near = (wide[here - d + up(1)] + wide[here + d - up(1)]) * inner
-            sums[x] = (sums[x] + (wide[here - d] + wide[here + d]) * outer) + near
-        d -= up(2)
-    if d == up(1):
-        outer = kernel[1]
-        for x in range(n):
-            sums[x] += (wide[reach + x - up(1)] + wide[reach + x + up(1)]) * outer
+def smooth(planes: Any, z: Any, along_z: Any, along_y: Any, along_x: Any, out: Any) -> None:
+    """Filter plane `z` of (z, y, x) `planes` along Z, Y and X into `out` (y, columns), a row at a time.
 
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _smooth(planes: Any, z: Any, along_z: Any, along_y: Any, along_x: Any, out: Any) -> None:
-    """Filter plane `z` of (z, y, x) `planes` along Z, Y and X into `out` (y, x), a row at a time."""
-    n_z, n_y, n_x = planes.shape
+    Rows of `planes` are whole vectors long and 0 beyond the columns of `out`; beyond the border all is 0. Kernels are
+    halves from the centre outwards. Sums are float64, and float32 between the axes, as SciPy's `gaussian_filter` takes
+    them.
+    """
+    n_z, n_y, width = planes.shape
+    n_x = out.shape[1]
     deep, high, across = along_z.size - 1, along_y.size - 1, along_x.size - 1
-    column = np.zeros((2 * deep + 1, n_x))  # a row of the planes around
-    ring = np.zeros((2 * high + 2, n_x))  # rows around that are filtered along Z; the last one stays 0
-    wide, sums = np.zeros(n_x + 2 * across), np.empty(n_x)
-    in_order, at = np.arange(2 * deep + 1), np.empty(2 * high + 1, np.int64)
+    lines = 2 * high + 1
+    ring = np.zeros((lines, width))  # rows around that are filtered along Z
+    wide, found = np.zeros(width + 2 * across), np.empty(width, np.float32)
+    in_z, in_ring, in_row = np.empty(2 * deep + 1, np.int64), np.empty(lines, np.int64), np.arange(2 * across + 1)
     for ahead in range(n_y + high):
         if ahead < n_y:
             for d in range(-deep, deep + 1):
-                if 0 <= z + d < n_z:
-                    for x in range(n_x):
-                        column[deep + d, x] = planes[z + d, ahead, x]
-            _add_pairs(column, in_order, along_z, sums)
-            slot = ahead % (2 * high + 1)
-            for x in range(n_x):
-                ring[slot, x] = np.float32(sums[x])
+                in_z[deep + d] = ((z + d) * n_y + ahead) * width if 0 <= z + d < n_z else -1
+            for x in range(0, width, v.LANES):
+                mean = v.widen(v.narrow(_taps(planes, in_z, x, along_z)))
+                v.store(ring, ahead % lines * width + x, mean)
         y = ahead - high
         if y < 0:
             continue
         for d in range(-high, high + 1):
-            at[high + d] = (y + d) % (2 * high + 1) if 0 <= y + d < n_y else 2 * high + 1
-        _add_pairs(ring, at, along_y, sums)
+            in_ring[high + d] = (y + d) % lines * width if 0 <= y + d < n_y else -1
+        for x in range(0, width, v.LANES):
+            v.store(wide, across + x, v.widen(v.narrow(_taps(ring, in_ring, x, along_y))))
+        for x in range(0, width, v.LANES):
+            v.store(found, x, v.narrow(_taps(wide, in_row, x, along_x)))
         for x in range(n_x):
-            wide[across + x] = np.float32(sums[x])
-        _along_x(wide, along_x, sums)
-        for x in range(n_x):
-            out[y, x] = sums[x]
+            out[y, x] = found[x]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def smooth_plane(
-    values: Any, total: Any, weight: Any, z: Any, along_z: Any, along_y: Any, along_x: Any, out: Any
-) -> None:
-    """Write plane `z` of the Gaussian mean of (z, y, x) `values` into `out` (y, x), 0 where the voxel is not valid.
-
-    `total` and `weight` come from `weigh`; kernels are halves from the centre outwards. Sums are float64 from the
-    outside to the centre, and float32 between the axes, as SciPy's `gaussian_filter` takes them.
-    """
-    norm = np.empty_like(out)
-    _smooth(weight, z, along_z, along_y, along_x, norm)
-    _smooth(total, z, along_z, along_y, along_x, out)
+def divide(values: Any, norm: Any, out: Any) -> None:
+    """Divide `out` (y, x) by the smoothed weights in place; 0 where the voxel of `values` is not valid."""
     none = np.float32(0)
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
-            inside = np.isfinite(values[z, y, x]) and values[z, y, x] != none and norm[y, x] > none
+            inside = np.isfinite(values[y, x]) & (values[y, x] != none) & (norm[y, x] > none)
             out[y, x] = out[y, x] / norm[y, x] if inside else none
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def fill_holes(mask: Any) -> None:
-    """Put what is outside a mask (y, x) uint8 and cut off from the border inside; neighbours share an edge."""
-    n_y, n_x = mask.shape
-    outside = np.zeros((n_y, n_x), np.uint8)
-    stack = np.empty(n_y * n_x, np.int32)
-    n = 0
+def _spread(free: Any, outside: Any) -> bool:
+    """Spread what is outside along a row of 64 pixels a word, over free pixels; say whether that changed anything."""
+    one, top = np.uint64(1), np.uint64(63)
+    n, carry, changed = free.size, np.uint64(0), False
+    for i in range(n):  # towards higher bits: adding to the lowest bit of a run of ones carries to its end
+        seeds = outside[i] | (free[i] & carry)
+        total = free[i] + seeds
+        carry = one if total < seeds else np.uint64(0)
+        found = ((total ^ free[i]) & free[i]) | seeds
+        changed |= found != outside[i]
+        outside[i] = found
+    carry = np.uint64(0)
+    for i in range(n - 1, -1, -1):  # towards lower bits: one pixel, two, four ...
+        found, run = outside[i] | (free[i] & (carry << top)), free[i]
+        shift = one
+        while shift < np.uint64(64):
+            found |= run & (found >> shift)
+            run &= run >> shift
+            shift <<= one
+        carry = found & one
+        changed |= found != outside[i]
+        outside[i] = found
+    return changed
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fill_holes(rows: Any) -> None:
+    """Put what is cut off from the border inside a mask (y, words) of bits; neighbours share an edge.
+
+    What is outside is spread row by row, down and up in turn, until nothing changes.
+    """
+    n_y, n_words = rows.shape
+    free, outside = ~rows, np.zeros_like(rows)
+    outside[0], outside[-1] = free[0], free[-1]
+    outside[:, 0] |= free[:, 0] & np.uint64(1)
+    outside[:, -1] |= free[:, -1] & (np.uint64(1) << np.uint64(63))
+    changed = True
+    while changed:
+        changed = False
+        for y in range(n_y):
+            if y:
+                outside[y] |= outside[y - 1] & free[y]
+            changed |= _spread(free[y], outside[y])
+        for y in range(n_y - 2, -1, -1):
+            outside[y] |= outside[y + 1] & free[y]
+            changed |= _spread(free[y], outside[y])
     for y in range(n_y):
-        for x in range(n_x) if y in (0, n_y - 1) else range(0, n_x, max(1, n_x - 1)):
-            if not mask[y, x] and not outside[y, x]:
-                outside[y, x] = 1
-                stack[n] = y * n_x + x
-                n += 1
-    while n:
-        n -= 1
-        y, x = divmod(stack[n], n_x)
-        for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            j, i = y + dy, x + dx
-            if 0 <= j < n_y and 0 <= i < n_x and not mask[j, i] and not outside[j, i]:
-                outside[j, i] = 1
-                stack[n] = j * n_x + i
-                n += 1
-    for y in range(n_y):
-        for x in range(n_x):
-            mask[y, x] = 1 - outside[y, x]
+        for i in range(n_words):
+            rows[y, i] = ~outside[y, i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -167,26 +179,35 @@ def _grow(rows: Any, radius: Any, grown: Any) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def close_disk(mask: Any, radius: Any) -> None:
-    """Close a mask (y, x) uint8 with a disk, in place, as if the plane went on empty beyond its border."""
+def fill_and_close(mask: Any, radius: Any) -> None:
+    """Fill the holes of a mask (y, x) uint8 of 0 and 1 and close it with a disk, in place.
+
+    The plane goes on empty beyond its border.
+    """
     n_y, n_x = mask.shape
-    margin = 2 * radius  # the erosion sees what was added beyond the border: it takes back no more than that
-    one = np.uint64(1)
-    rows = np.zeros((n_y + 2 * margin, (n_x + 2 * margin + 63) // 64), np.uint64)
-    grown, shrunk = np.zeros_like(rows), np.zeros_like(rows)
+    margin = 2 * radius + 1  # the erosion sees what was added beyond the border: it takes back no more than that
+    before, n_words = (margin + 63) // 64, (n_x + 63) // 64
+    rows = np.zeros((n_y + 2 * margin, n_words + 2 * before), np.uint64)
     for y in range(n_y):
-        for x in range(n_x):
-            if mask[y, x]:
-                rows[margin + y, (margin + x) // 64] |= one << np.uint64((margin + x) % 64)
-    _grow(rows, radius, grown)
-    for y in range(grown.shape[0]):
-        for i in range(grown.shape[1]):
-            grown[y, i] = ~grown[y, i]
-    _grow(grown, radius, shrunk)
+        for i in range(n_words):
+            word, pixels = np.uint64(0), mask[y, 64 * i : 64 * i + 64]
+            for x in range(pixels.size):
+                word |= np.uint64(pixels[x]) << np.uint64(x)
+            rows[margin + y, before + i] = word
+    _fill_holes(rows)
+    if radius:
+        grown, shrunk = np.zeros_like(rows), np.zeros_like(rows)
+        _grow(rows, radius, grown)
+        for y in range(grown.shape[0]):
+            for i in range(grown.shape[1]):
+                grown[y, i] = ~grown[y, i]
+        _grow(grown, radius, shrunk)
+        rows = ~shrunk
     for y in range(n_y):
-        for x in range(n_x):
-            outside = (shrunk[margin + y, (margin + x) // 64] >> np.uint64((margin + x) % 64)) & one
-            mask[y, x] = 1 - np.uint8(outside)
+        for i in range(n_words):
+            word, pixels = rows[margin + y, before + i], mask[y, 64 * i : 64 * i + 64]
+            for x in range(pixels.size):
+                pixels[x] = np.uint8(word >> np.uint64(x)) & np.uint8(1)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

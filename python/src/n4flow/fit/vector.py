@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Vectors of sixteen float32 in compiled code.
+"""Vectors of sixteen float32, or float64, in compiled code.
 
 The compiler makes vectors of plain loops by itself, but for the sweeps over the voxels that is not enough: rows are
 short, and before each of them it would check at run time whether any of a dozen arrays overlap. A loop written with
@@ -31,20 +31,27 @@ def _lanes(kind):
 
 
 _FLOATS, _INTS, _FLAGS = _lanes(ir.FloatType()), _lanes(_INDEX), _lanes(ir.IntType(1))
+_DOUBLES = _lanes(ir.DoubleType())
 
 
 class _Vector(types.Type):
-    def __init__(self):
-        super().__init__(name=f"float32x{LANES}")
+    def __init__(self, number, lanes):
+        self.lanes = lanes
+        super().__init__(name=f"{number}x{LANES}")
 
 
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, kind.lanes)
 
 
-vector = _Vector()
+vector, doubles = _Vector(types.float32, _FLOATS), _Vector(types.float64, _DOUBLES)
+
+
+def _vector_of(number):
+    """Return the type of a vector of float32 or of float64."""
+    return doubles if number == types.float64 else vector
 
 
 def _address(context, builder, array_type, array, index, kind=None):
@@ -71,12 +78,13 @@ def _choose(builder, comparison, a, b):
 
 @intrinsic
 def load(context, array, index):
-    """Return array[index : index + LANES]."""
+    """Return array[index : index + LANES], float32 or float64."""
+    kind = _vector_of(array.dtype)
 
     def build(context, builder, signature, values):
-        return builder.load(_address(context, builder, signature.args[0], *values, _FLOATS), align=4)
+        return builder.load(_address(context, builder, signature.args[0], *values, kind.lanes), align=4)
 
-    return vector(array, index), build
+    return kind(array, index), build
 
 
 @intrinsic
@@ -96,10 +104,10 @@ def load_first(context, array, index, number):
 
 @intrinsic
 def store(context, array, index, value):
-    """array[index : index + lanes] = value."""
+    """array[index : index + lanes] = value, of the same kind."""
 
     def build(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
+        address = _address(context, builder, signature.args[0], *values[:2], signature.args[2].lanes)
         builder.store(values[2], address, align=4)
         return context.get_dummy_value()
 
@@ -212,8 +220,25 @@ def pairs_at(context, table, places):
 
 @intrinsic
 def splat(context, number):
-    """Return a float32 in every lane."""
-    return vector(types.float32), lambda _context, builder, _signature, values: _spread(builder, _FLOATS, values[0])
+    """Return a float32, or a float64, in every lane."""
+    kind = _vector_of(number)
+    return kind(number), lambda _context, builder, _signature, values: _spread(builder, kind.lanes, values[0])
+
+
+@intrinsic
+def widen(context, value):
+    """Return float32, or float64, as float64."""
+
+    def build(_context, builder, signature, values):
+        return values[0] if signature.args[0] == doubles else builder.fpext(values[0], _DOUBLES)
+
+    return doubles(value), build
+
+
+@intrinsic
+def narrow(context, value):
+    """Return float64 rounded to float32."""
+    return vector(doubles), lambda _context, builder, _signature, values: builder.fptrunc(values[0], _FLOATS)
 
 
 @intrinsic
