@@ -265,18 +265,19 @@ class PlaneCounter:
     def add(
         self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0, field: Tables | None = None
     ) -> None:
-        """Count rows of a plane; no two threads may add to one plane at a time.
+        """Count rows of some planes; no two threads may add to one plane at a time.
 
         Parameters
         ----------
         plane : int
-        rows : (y, X) array
+            The first one.
+        rows : (z, y, X) array
             Of any real type.
-        classes : (blocks down, blocks across) uint8 array
-            Of each k x k voxels of the plane: 0 tissue, 1 agarose, 2 the rest.
+        classes : (z, blocks down, blocks across) uint8 array
+            Of each k x k voxels of the planes: 0 tissue, 1 agarose, 2 the rest.
         k : int
         y : int
-            The first row's place in the plane.
+            The first row's place below the first row of `classes`.
         field : tuple of arrays, optional
             `Evaluator.tables` of the bias field on these rows, by which they are divided first.
         """
@@ -284,49 +285,38 @@ class PlaneCounter:
 
         if not hasattr(_tables, "words"):
             _tables.words = np.zeros((3 * 2 * N_BINS + 1, 2), np.int64)  # it is all zeros between calls
-        width = rows.shape[1]
+        n_z, n_y, width = rows.shape
         if rows.dtype.str[1:] not in COUNTED or not rows.dtype.isnative:
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
                 rows = rows.astype(np.float32)
-        _start, step = strips(*rows.shape)[0]
+        _start, step = strips(n_y, width)[0]
         room = scratch("values", (1, step, width), np.float32), scratch("classes", (1, step, width), np.uint8)
+        ends = np.empty((n_z, 3, 2), np.int64)
         most = max(1, kernels.PIECE_VOXELS // width)
-        for start in range(0, len(rows), most):
-            part = slice(start, min(start + most, len(rows)))
+        for start in range(0, n_y, most):
+            part = slice(start, min(start + most, n_y))
             lattice, fz, wz, fy, wy, *along_x = kernels.NO_FIELD if field is None else field
             tables = (lattice, fz, wz, fy[part], wy[part], *along_x)
-            touched = np.array([[N_BINS, -1], [N_BINS, -1]], np.int32)
-            place = classes[None], k, y + start
-            kernels.count_rows(rows[part], tables, *place, *room, _tables.words, touched)
-            self._drain(plane, touched)
+            out = scratch("counted", (3, rows[:, part].size), np.int64)  # little of it is written
+            kernels.count_planes(rows[:, part], tables, classes, k, y + start, *room, _tables.words, out, ends)
+            self._keep(plane, out[:, : ends[-1, -1, -1]].copy(), ends.tolist())
 
-    def _drain(self, plane: int, touched: np.ndarray) -> None:
-        """Take what was counted out of this thread's table."""
-        for c, lists in enumerate(self._pieces[plane]):
-            lists.extend(_drained(c, touched))
-            if len(lists) > MOST_PIECES:
-                lists[:] = [add_up(lists)]
+    def _keep(self, plane: int, counted: np.ndarray, ends: list[list[list[int]]]) -> None:
+        """Put the lists of planes, classes and signs to what was counted before."""
+        begin = 0
+        for pieces, plane_ends in zip(self._pieces[plane : plane + len(ends)], ends, strict=True):
+            for lists, class_ends in zip(pieces, plane_ends, strict=True):
+                for end in class_ends:
+                    if end > begin:
+                        lists.append(tuple(counted[:, begin:end]))
+                    begin = end
+                if len(lists) > MOST_PIECES:
+                    lists[:] = [add_up(lists)]
 
     def lists(self, plane: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (values float32, counts uint32) of a plane for the three classes, and forget them."""
         pieces, self._pieces[plane] = self._pieces[plane], ([], [], [])
         return [pairs_of_bins(*add_up(parts)) for parts in pieces]
-
-
-def _drained(c: int, touched: np.ndarray) -> list[Lists]:
-    """Take what class `c` counted out of this thread's table: bins, counts and sums, of each sign that was seen."""
-    from n4flow import kernels
-
-    found = []
-    for sign, (low, high) in enumerate(touched.tolist()):
-        if low > high:
-            continue
-        first = (2 * c + sign) * N_BINS
-        lists = np.empty((3, high + 1 - low), np.int64)
-        n = kernels.drain(_tables.words, first + low, first + high + 1, 2 * c * N_BINS, *lists)
-        if n:
-            found.append(tuple(lists[:, :n].copy()))
-    return found
 
 
 def class_rows(tissue: Any, agarose: Any, shape: tuple[int, int]) -> np.ndarray:

@@ -126,44 +126,67 @@ def expand_rows(small: Any, k: int, y_start: int, x_start: int, out: Any) -> Non
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def count_rows(
-    source: Any, field: Any, small: Any, k: int, y_start: int, values: Any, classes: Any, table: Any, touched: Any
+def count_planes(
+    source: Any,
+    field: Any,
+    small: Any,
+    k: int,
+    y_start: int,
+    values: Any,
+    classes: Any,
+    table: Any,
+    out: Any,
+    ends: Any,
 ) -> None:
-    """Add rows of a plane, corrected by a bias field, to `table`; what a thread works on stays in its cache.
+    """Count rows of planes, corrected by a bias field; what a thread works on stays in its cache.
 
     Parameters
     ----------
-    source : (y, X) array
+    source : (z, y, X) array
         uint8, uint16, int16 or float32.
     field : tuple
         Lattice and tables of the field on these rows, see `Evaluator.tables`; of a lattice of no size none is applied.
-    small : (1, blocks down, blocks across) uint8 array
-        Classes of k x k voxels of the plane, of which `y_start` is the first row.
+    small : (z, blocks down, blocks across) uint8 array
+        Classes of k x k voxels of the planes, of which `y_start` is the first row.
     values, classes : (1, rows, X) float32 and uint8 array
         Room for the rows that are worked on at a time.
-    table, touched
-        See `histogram_rows`.
+    table
+        See `histogram_rows`; all zeros, before and after.
+    out : (3, n) int64 array
+        Written: bins, counts and sums, one list behind the other; n at least the number of voxels.
+    ends : (z, 3, 2) int64 array
+        Written: where the list of each plane, class and sign ends.
     """
-    n_y, n_x = source.shape
+    n_z, n_y, n_x = source.shape
     lattice, fz, wz, fy, wy, fx, wx = field
-    step = values.shape[1]
-    for start in range(0, n_y, step):
-        stop = min(n_y, start + step)
-        rows = stop - start
-        for y in range(rows):
-            for x in range(n_x):
-                values[0, y, x] = np.float32(source[start + y, x])
-        flat = values.reshape(-1)[: rows * n_x]
-        if lattice.size:
-            along_y, along_x = (fy[start:stop], wy[start:stop]), (fx, wx)
-            field_block(0, 1, 0, rows, lattice, fz, wz, *along_y, *along_x, -1.0, flat, flat, (1, rows, n_x), -1)
-        expand_rows(small, k, y_start + start, 0, classes[:, :rows])
-        histogram_rows(flat, flat.view(np.int32), classes[0, :rows], table, touched)
+    step, n = values.shape[1], 0
+    touched = np.empty((2, 2), np.int32)
+    for z in range(n_z):
+        touched[:, 0], touched[:, 1] = np.int32(N_BINS), np.int32(-1)
+        for start in range(0, n_y, step):
+            stop = min(n_y, start + step)
+            rows = stop - start
+            for y in range(rows):
+                for x in range(n_x):
+                    values[0, y, x] = np.float32(source[z, start + y, x])
+            flat = values.reshape(-1)[: rows * n_x]
+            if lattice.size:
+                along = (fz[z : z + 1], wz[z : z + 1], fy[start:stop], wy[start:stop], fx, wx)
+                field_block(0, 1, 0, rows, lattice, *along, -1.0, flat, flat, (1, rows, n_x), -1)
+            expand_rows(small[z : z + 1], k, y_start + start, 0, classes[:, :rows])
+            histogram_rows(flat, flat.view(np.int32), classes[0, :rows], table, touched)
+        for c in range(3):
+            for sign in range(2):
+                low, high = touched[sign]
+                if low <= high:
+                    first = (2 * c + sign) * N_BINS
+                    n += _drain(table, first + low, first + high + 1, 2 * c * N_BINS, out[:, n:])
+                ends[z, c, sign] = n
 
 
 @njit(nogil=True, cache=True)
-def drain(table: Any, start: int, stop: int, shift: int, bins: Any, counts: Any, sums: Any) -> int:
-    """Move rows `start` to `stop` of `table` into lists, leaving zeros behind; a row's bin is its place less `shift`.
+def _drain(table: Any, start: int, stop: int, shift: int, out: Any) -> int:
+    """Move rows `start` to `stop` of `table` into a list, leaving zeros behind; a row's bin is its place less `shift`.
 
     Returns how many bins were in use.
     """
@@ -171,10 +194,10 @@ def drain(table: Any, start: int, stop: int, shift: int, bins: Any, counts: Any,
     for place in range(start, stop):
         word, other = table[place, 0], table[place, 1]
         if word | other:
-            bins[n] = place - shift
-            counts[n] = (word >> COUNT_SHIFT) + (other >> COUNT_SHIFT)
             rest = (np.int64(1) << COUNT_SHIFT) - 1
-            sums[n] = (word & rest) + (other & rest)
+            out[0, n] = place - shift
+            out[1, n] = (word >> COUNT_SHIFT) + (other >> COUNT_SHIFT)
+            out[2, n] = (word & rest) + (other & rest)
             table[place, 0] = 0
             table[place, 1] = 0
             n += 1
@@ -280,7 +303,7 @@ def correct_planes(block: Any, field: Any, limits: Any, lookup: Any, gain: Any) 
     ----------
     block : (z, y, x) float32 array
     field : tuple
-        See `count_rows`; NO_FIELD for none.
+        See `count_planes`; NO_FIELD for none.
     limits : (lower, upper, span)
         See `plane_range`; NO_LIMITS for none.
     lookup : (threshold, segments, starts)

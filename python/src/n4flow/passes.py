@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +17,14 @@ from n4flow.bias_correction import BiasCorrection
 from n4flow.correction import Where
 from n4flow.mask import expand_mask
 from n4flow.packed import PackedMask
-from n4flow.planes import crew, run_tasks, scratch
+from n4flow.planes import available_threads, crew, lent_crew, run_tasks, scratch
 from n4flow.recipe import Recipe
 from n4flow.shrunken import ShrunkenVolume
 from n4flow.statistics import LEAST_COVER, PlaneHistograms
 from n4flow.volume import Volume
 
 BLOCK_BYTES = 1 << 25  # of the input's own type: enough chunks for every core, small enough for a laptop
+TASKS_OF_THREAD = 4  # that a block is cut into, so that a slow one delays little
 READ_BYTES = 1 << 28  # of the input's own type: what may be read at once so that chunks are decoded only once
 
 
@@ -108,20 +109,22 @@ class TissueSource:
         """The classes (y, x) on the shrunken grid where there is no tissue."""
         return class_rows(None, self.agarose_small, self.agarose_small.shape)
 
-    def classes(self, z: int, y: int, inside: np.ndarray | None) -> tuple[np.ndarray, int, int]:
-        """Return classes, block size and first row for rows of a plane that begin with `y`, see `PlaneCounter.add`.
+    def classes(self, z: slice, y: slice, inside: np.ndarray | None) -> tuple[np.ndarray, int, int]:
+        """Return classes, block size and first row of a box of whole rows, see `PlaneCounter.add`.
 
-        `inside` are those rows (y, X) of the user's mask, where there is one.
+        `inside` is that box (z, y, X) of the user's mask, where there is one.
         """
+        first, last = y.start // self.shrink, -(-y.stop // self.shrink)
+        around = self._around[first:last]
+        below = y.start - first * self.shrink
         if inside is None:
-            outside = ~self.small[z - self.z_start]
-            return self._around * outside, self.shrink, y  # tissue is class 0
+            return around * ~self.small_planes(z.start, z.stop)[:, first:last], self.shrink, below  # tissue is class 0
         from n4flow import kernels
 
-        classes = scratch("given classes", (1, *inside.shape), np.uint8)
-        kernels.expand_rows(self._around[None], self.shrink, y, 0, classes)
-        classes[0][inside] = 0
-        return classes[0], 1, 0
+        classes = scratch("given classes", inside.shape, np.uint8)
+        kernels.expand_rows(np.broadcast_to(around, (len(inside), *around.shape)), self.shrink, below, 0, classes)
+        classes[inside] = 0
+        return classes, 1, 0
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ def stream(
         shape = z.stop - z.start, y.stop - y.start, volume.shape[2]
         return volume.read(z, y, out=buffers[number % 2][: math.prod(shape)].reshape(shape))
 
-    with ThreadPoolExecutor(max_workers=1) as reader:
+    with ThreadPoolExecutor(max_workers=1, initializer=lent_crew()) as reader:
         ahead = reader.submit(read, 0)
         for number, (z, y) in enumerate(cuts):
             values = ahead.result()
@@ -333,19 +336,27 @@ def statistics_pass(
             if tissue.given is not None:
                 given = tissue.block(slice(z, z + len(block)), rows, slice(0, volume.shape[2]))
 
-            def count(i: int, block=block, z=z, rows=rows, given=given) -> None:  # type: ignore[no-untyped-def]
-                inside = None if given is None else given[i]
-                values, field = block[i], None
-                if bias is not None:
-                    where = Where(z + i, rows.start, 0, volume.shape)
-                    _stop, field = bias.run(z + i, z + i + 1, where, values.shape)
-                elif len(pointwise):
-                    values = scratch("corrected", (1, *values.shape), np.float32)
-                    np.copyto(values[0], block[i], casting="unsafe")
-                    where = Where(z + i, rows.start, 0, volume.shape, None if inside is None else inside[None])
-                    values = pointwise.apply_block(values, where)[0]
-                counter.add(z + i - z_start, values, *tissue.classes(z + i, rows.start, inside), field)
+            def count(planes: tuple[int, int], block=block, z=z, rows=rows, given=given) -> None:  # type: ignore[no-untyped-def]
+                start, last = planes
+                while start < last:
+                    where = Where(z + start, rows.start, 0, volume.shape)
+                    stop, field = last, None
+                    if bias is not None:
+                        stop, field = bias.run(z + start, z + last, where, block.shape[1:])
+                        stop -= z
+                    elif len(pointwise):
+                        stop = start + 1  # the copy stays in cache
+                    values, inside = block[start:stop], None if given is None else given[start:stop]
+                    if bias is None and len(pointwise):
+                        values = scratch("corrected", values.shape, np.float32)
+                        np.copyto(values, block[start:stop], casting="unsafe")
+                        values = pointwise.apply_block(values, replace(where, tissue=inside))
+                    found = tissue.classes(slice(z + start, z + stop), rows, inside)
+                    counter.add(z + start - z_start, values, *found, field)
+                    start = stop
 
-            run_tasks(count, range(len(block)))
+            # what the interpreter does is the same for several planes as for one
+            step = max(1, len(block) // (TASKS_OF_THREAD * available_threads()))
+            run_tasks(count, [(i, min(i + step, len(block))) for i in range(0, len(block), step)])
         lists = run_tasks(counter.lists, range(z_stop - z_start))
     return PlaneHistograms.of_planes(lists, z_start)

@@ -60,6 +60,22 @@ def crew() -> Iterator[None]:
             _local.crew = None
 
 
+def crew_at_hand() -> ThreadPoolExecutor | None:
+    """Return the threads that `crew` keeps for this thread."""
+    crew: ThreadPoolExecutor | None = getattr(_local, "crew", None)
+    return crew
+
+
+def lent_crew() -> Callable[[], None]:
+    """Return an initializer for a thread that is to share the crew of this one, so that cores are not fought for."""
+    pool = crew_at_hand()
+
+    def join() -> None:
+        _local.crew = pool
+
+    return join
+
+
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
     """Return `function(task)` for each task, in order, computed by `threads` threads; one within a thread of such."""
     tasks = list(tasks)

@@ -233,7 +233,8 @@ def _count_rows(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (values, counts) of plane `z` of a host array for the three classes."""
     agarose = agarose[z] if agarose is not None and agarose.ndim == 3 else agarose
-    counter.add(z, block[z], class_rows(None if tissue is None else tissue[z], agarose, block.shape[1:]))
+    classes = class_rows(None if tissue is None else tissue[z], agarose, block.shape[1:])
+    counter.add(z, block[z : z + 1], classes[None])
     return counter.lists(z)
 
 

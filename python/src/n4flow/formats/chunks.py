@@ -21,7 +21,7 @@ import numpy as np
 
 from n4flow.formats.grid import FileGrid
 from n4flow.formats.shards import EMPTY, shard_index
-from n4flow.planes import available_threads, scratch, workers
+from n4flow.planes import available_threads, crew_at_hand, scratch, workers
 
 HELD_INDICES = 64  # of shards: those that lie side by side in a block, and more
 MOST_FILES = 256  # open at a time
@@ -110,12 +110,17 @@ class BloscChunks:
                 if parts == 1:
                     self._decode(jobs, bytes_of, chunks)
                     continue
-                if self._pool is None or self._owner != os.getpid():  # threads do not follow into a forked process
-                    self._pool, self._owner = workers(available_threads()), os.getpid()
-                tasks = [self._pool.submit(self._decode, jobs[a:b], bytes_of, chunks[a:b]) for a, b in pairwise(cuts)]
+                pool = crew_at_hand() or self._threads()
+                tasks = [pool.submit(self._decode, jobs[a:b], bytes_of, chunks[a:b]) for a, b in pairwise(cuts)]
                 wait(tasks)  # files stay open until all are done
                 for task in tasks:
                     task.result()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Return threads for who has none: they are kept, but do not follow into a forked process."""
+        if self._pool is None or self._owner != os.getpid():
+            self._pool, self._owner = workers(available_threads()), os.getpid()
+        return self._pool
 
     def expect(self, box: Box) -> None:
         """Have the system read the chunks of a box ahead, while other work is done."""
