@@ -252,7 +252,6 @@ def tiled(volume: np.ndarray, k: int, height: int, width: int) -> TileShrinker:
         part = np.ascontiguousarray(volume[:, at[0] : at[0] + height, at[1] : at[1] + width])
         tiles.append(Tile(means, (0, *at), part.shape))
         tiles[-1].add(0, part)
-        tiles[-1].settle()
     means.merge(slice(0, len(volume)), tiles)
     means.finish()
     return means

@@ -6,6 +6,7 @@ whatever the number of threads: sums of a column run over its rows in order, and
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -156,7 +157,12 @@ class Tile:
         self.means, self.at, self.shape, k = means, at, shape, means.k
         rows, columns = (-(-(a + n) // k) - a // k for a, n in zip(at[1:], shape[1:], strict=True))
         self.blocks = rows, columns
-        self._sums, self._lost = _zeros_of_thread((shape[0], rows, columns))
+        axes = zip(at[1:], shape[1:], means.shape[1:], strict=True)
+        inside = math.prod(_whole_blocks(*axis, k) for axis in axes)
+        self.edges = (
+            np.empty((shape[0], rows * columns - inside)),
+            np.empty((shape[0], rows * columns - inside), np.int32),
+        )
         self.counts = np.zeros((shape[0], len(PLANE_COUNTS)), np.int64)
         self.extremes = np.tile([np.inf, -np.inf], (shape[0], 1))
 
@@ -165,37 +171,16 @@ class Tile:
         from n4flow import block_kernels
 
         planes = slice(first, first + len(values))
-        state = (self._sums[planes], self._lost[planes], self.counts[planes], self.extremes[planes])
-        block_kernels.shrink_tile(values, values.view(np.int32), *self.at[1:], self.means.k, *state)
-
-    def settle(self) -> None:
-        """Hand out the means, after the last planes, in the thread that added them; keep what others add to."""
-        from n4flow import block_kernels
-
-        axes = zip(self.at[1:], self.shape[1:], self.means.shape[1:], strict=True)
-        whole = [_whole_blocks(*axis, self.means.k) for axis in axes]
-        edges = self.shape[0], self.blocks[0] * self.blocks[1] - whole[0] * whole[1]
-        self.edges = np.empty(edges), np.empty(edges, np.int32)
-        planes = slice(self.at[0], self.at[0] + self.shape[0])
-        place = self.at[1:], self.shape[1:], self.means.shape[1:], self.means.k
-        into = self.means.mean[planes], self.means.valid[planes]
-        block_kernels.settle_tile(self._sums, self._lost, *place, *into, *self.edges)
-        del self._sums, self._lost
+        inside = slice(self.at[0] + first, self.at[0] + first + len(values))
+        place = self.at[1:], self.means.shape[1:], self.means.k, self.means.mean[inside], self.means.valid[inside]
+        state = (part[planes] for part in (*self.edges, self.counts, self.extremes))
+        block_kernels.shrink_tile(values, values.view(np.int32), *place, *state)
 
 
 def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
     """Return how many blocks along an axis lie within a tile."""
     stop = start + extent
     return max(0, (-(-size // k) if stop == size else stop // k) - -(-start // k))
-
-
-def _zeros_of_thread(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return float64 and int32 zeros, kept by this thread from tile to tile; who takes them leaves zeros behind."""
-    held: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = _tables.__dict__.setdefault("zeros", {})
-    if shape not in held:
-        held.clear()
-        held[shape] = np.zeros(shape), np.zeros(shape, np.int32)
-    return held[shape]
 
 
 class TileShrinker(BlockMeans):
@@ -216,7 +201,7 @@ class TileShrinker(BlockMeans):
         self._sums, self._lost = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
-        """Add settled tiles of the same planes; planes end where tiles of others come."""
+        """Add tiles of the same planes, all planes of which were added; planes end where tiles of others come."""
         from n4flow import block_kernels
 
         if self._open != planes:

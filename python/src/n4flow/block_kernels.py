@@ -208,40 +208,32 @@ def shrink_rows_float(
             _reduce_columns(sums, lost, k, y % k + 1, mean[y // k], valid[y // k])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def shrink_tile(
-    tile: Any, bits: Any, y_start: int, x_start: int, k: int, sums: Any, lost: Any, counts: Any, extremes: Any
-) -> None:
-    """Add a float32 tile (z, y, x), also seen as int32 `bits`, to the sums of the k x k blocks that it touches.
-
-    `sums` float64 and `lost` int32, of invalid voxels, are (z, blocks down, blocks across), the first block being the
-    one that holds the tile's first voxel, row `y_start` and column `x_start` of the plane; `counts` is (z, 5),
-    `extremes` (z, 2).
-    """
-    n_z, n_y, n_x = tile.shape
-    column, gone = np.zeros(n_x, np.float64), np.zeros(n_x, np.int32)
+@row_kernel
+def _sum_blocks(tile, bits, z, y_start, x_start, k, sums, lost, counts, extremes, column, gone):  # type: ignore[no-untyped-def]
+    """Add a plane of a tile to the sums (blocks down, blocks across) of blocks that it touches; return its state."""
+    n_y, n_x = tile.shape[1:]
     ahead = -x_start % k  # columns before the first block that begins in the tile
     whole = max(0, n_x - ahead) // k
     all_sums, all_lost = sums.reshape(-1), lost.reshape(-1)
-    for z in range(n_z):
-        voxels, state, i = tile[z].reshape(-1), PLAIN, 0
-        for start in range(0, voxels.size, MOST_MEASURED):
-            part = voxels[start : start + MOST_MEASURED]
-            state = max(state, _measure(part, counts[z], extremes[z]))
-        while i < n_y:
-            r = (y_start + i) // k - y_start // k
-            stop = min(n_y, (r + 1 + y_start // k) * k - y_start)
-            if state == BROKEN:
-                _add_valid_rows(tile, bits, z, i, stop, column, gone)
-            else:
-                _add_rows(tile, z, i, stop, column)
-                if state == ZEROS:
-                    _count_zeros(tile, z, i, stop, gone)
-            i = stop
-            at = (z * sums.shape[1] + r) * sums.shape[2]
-            _add_blocks(column, k, ahead, whole, all_sums, at)
-            if state != PLAIN:
-                _add_blocks(gone, k, ahead, whole, all_lost, at)
+    voxels, state, i = tile[z].reshape(-1), PLAIN, 0
+    for start in range(0, voxels.size, MOST_MEASURED):
+        part = voxels[start : start + MOST_MEASURED]
+        state = max(state, _measure(part, counts, extremes))
+    while i < n_y:
+        r = (y_start + i) // k - y_start // k
+        stop = min(n_y, (r + 1 + y_start // k) * k - y_start)
+        if state == BROKEN:
+            _add_valid_rows(tile, bits, z, i, stop, column, gone)
+        else:
+            _add_rows(tile, z, i, stop, column)
+            if state == ZEROS:
+                _count_zeros(tile, z, i, stop, gone)
+        i = stop
+        at = r * sums.shape[1]
+        _add_blocks(column, k, ahead, whole, all_sums, at)
+        if state != PLAIN:
+            _add_blocks(gone, k, ahead, whole, all_lost, at)
+    return state
 
 
 @row_kernel
@@ -293,47 +285,67 @@ def _extent(block: int, k: int, size: int) -> int:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def settle_tile(
-    sums: Any, lost: Any, at: Any, extent: Any, size: Any, k: int, mean: Any, valid: Any, edges: Any, edges_lost: Any
+def shrink_tile(
+    tile: Any,
+    bits: Any,
+    at: Any,
+    size: Any,
+    k: int,
+    mean: Any,
+    valid: Any,
+    edges: Any,
+    edges_lost: Any,
+    counts: Any,
+    extremes: Any,
 ) -> None:
-    """Turn the sums (z, y, x) of blocks that lie in one tile into means and valid shares; leave zeros behind.
+    """Write means and valid shares of the k x k blocks that lie in a float32 tile (z, y, x), also seen as int32 `bits`.
 
-    The tile begins at row and column `at` and has `extent` rows and columns, of planes of `size`. What it gives to
-    blocks that others touch, too, goes into `edges` and `edges_lost` (z, number of such blocks).
+    Parameters
+    ----------
+    at, size : (int, int)
+        Row and column of the plane that the tile begins at; rows and columns of the plane.
+    mean, valid : (z, blocks down, blocks across) array
+        Of whole planes.
+    edges, edges_lost : (z, n) float64 and int32 array
+        Written: what the tile gives to blocks that others touch, too: sums, and voxels that are not valid.
+    counts, extremes : (z, 5) and (z, 2) array
+        Added to.
     """
+    extent = tile.shape[1:]
     first_r, first_c = at[0] // k, at[1] // k
-    n_c = sums.shape[2]
+    n_r, n_c = -(-(at[0] + extent[0]) // k) - first_r, -(-(at[1] + extent[1]) // k) - first_c
     begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
     # one block that reaches beyond the tile on both sides is left out once
     end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
-    for z in range(sums.shape[0]):
+    sums, lost = np.zeros((n_r, n_c)), np.zeros((n_r, n_c), np.int32)
+    column, gone = np.zeros(extent[1], np.float64), np.zeros(extent[1], np.int32)
+    for z in range(tile.shape[0]):
+        state = _sum_blocks(tile, bits, z, at[0], at[1], k, sums, lost, counts[z], extremes[z], column, gone)
         edge = 0
-        for r in range(sums.shape[1]):
+        for r in range(n_r):
             row = first_r + r
             inside = _whole(row, k, at[0], extent[0], size[0])
             if inside:
                 height = _extent(row, k, size[0])
-                some = np.int32(0)
-                for c in range(begin, end):
-                    some |= lost[z, r, c]
-                if some == 0:
-                    voxels = np.float64(height * k)
-                    for c in range(begin, end):
-                        mean[z, row, first_c + c] = sums[z, r, c] / voxels
-                        valid[z, row, first_c + c] = 1.0
-                for c in range(begin if some else max(begin, end - 1), end):  # the last one may be narrower
-                    column = first_c + c
-                    voxels = height * _extent(column, k, size[1])
-                    mean[z, row, column], valid[z, row, column] = _mean_of(sums[z, r, c], lost[z, r, c], voxels)
+                means, shares, totals = mean[z, row, first_c:], valid[z, row, first_c:], sums[r]
+                if state == PLAIN:
+                    for c in range(begin, end - 1):
+                        means[c] = totals[c] / np.float64(height * k)
+                        shares[c] = 1.0
+                # the last one may be narrower
+                for c in range(begin if state != PLAIN else max(begin, end - 1), end):
+                    voxels = height * _extent(first_c + c, k, size[1])
+                    means[c], shares[c] = _mean_of(totals[c], lost[r, c], voxels)
             # what is inside is left out
             for c in range(begin if inside else n_c):
-                edges[z, edge], edges_lost[z, edge] = sums[z, r, c], lost[z, r, c]
+                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
                 edge += 1
             for c in range(end if inside else n_c, n_c):
-                edges[z, edge], edges_lost[z, edge] = sums[z, r, c], lost[z, r, c]
+                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
                 edge += 1
-    sums[:] = 0.0
-    lost[:] = 0
+        sums[:] = 0.0
+        if state != PLAIN:
+            lost[:] = 0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -349,7 +361,7 @@ def add_edges(
     lost: Any,
     open_: Any,
 ) -> None:
-    """Add the edges of a tile of so many `blocks`, see `settle_tile`, to sums and counts of whole planes (z, y, x).
+    """Add the edges of a tile of so many `blocks`, see `shrink_tile`, to sums and counts of whole planes (z, y, x).
 
     `open_` (2, n) is set for the rows and columns of blocks that may have several tiles.
     """

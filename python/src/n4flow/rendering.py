@@ -164,7 +164,6 @@ class _Tiles:
             if self.scale != 1:
                 values *= self.scale
             yield values
-        tile.settle()
         self.measured.append(tile)
 
     def merge(self, start: int, n_planes: int) -> None:
