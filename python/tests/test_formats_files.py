@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import re
 from pathlib import Path
 
 import nibabel
@@ -93,6 +94,16 @@ def test_nifti_without_unit_or_size(tmp_path, voxels, name):
     assert open_volume(path, voxel_um=(3, 2, 1)).voxel_um == {"z": 3.0, "y": 2.0, "x": 1.0}
 
 
+def test_nifti_size_of_zero_is_not_taken_for_one(tmp_path, voxels):
+    path = nifti(tmp_path / "a.nii", voxels.T)
+    raw = bytearray(path.read_bytes())
+    raw[80:84] = np.array(0, "<f4").tobytes()  # pixdim[1] of NIfTI-1
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match=f"has no voxel size along x; {re.escape(OPTION)}"):
+        open_volume(path)
+    assert open_volume(path, voxel_um={"x": 5}).voxel_um == {"z": 100.0, "y": 20.0, "x": 5.0}
+
+
 def test_nifti_with_more_axes(tmp_path, voxels):
     several = np.stack([voxels.T, voxels.T + 1], axis=3)
     path = nifti(tmp_path / "a.nii", several)
@@ -154,6 +165,27 @@ def test_affine_survives_also_by_way_of_ome_zarr(tmp_path, voxels, between):
     assert np.array_equal(again.get_fdata(), voxels.T)
     # The turn is float32 in the header, which is all that the sizes can differ by.
     assert open_volume(tmp_path / "b.nii.gz").voxel_um == pytest.approx({"z": 100, "y": 20, "x": 50}, rel=1e-6)
+
+
+@pytest.mark.parametrize("between", [None, "m.ome.zarr"])
+def test_a_sform_into_another_space_survives_beside_the_qform(tmp_path, voxels, between):
+    scanner, template = np.diag([0.05, 0.02, 0.1, 1]), np.diag([0.5, 0.2, 1.0, 1])
+    scanner[:3, 3], template[:3, 3], template[0, 1] = (1, 2, 3), (-7, -8, -9), 0.1
+    image = nibabel.Nifti1Image(voxels.T, scanner)
+    image.set_qform(scanner, 1)
+    image.set_sform(template, 4)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, tmp_path / "a.nii")
+    like = open_volume(tmp_path / "a.nii")
+    assert like.voxel_um == {"z": 100.0, "y": 20.0, "x": 50.0}
+    if between:
+        write_volume(tmp_path / between, voxels, like=like)
+        like = open_volume(tmp_path / between)
+    write_volume(tmp_path / "b.nii", voxels, like=like)
+    header = nibabel.load(tmp_path / "b.nii").header
+    assert np.allclose(header.get_qform(), scanner, atol=1e-6)
+    assert np.allclose(header.get_sform(), template, atol=1e-6)
+    assert open_volume(tmp_path / "b.nii").voxel_um == like.voxel_um
 
 
 def test_size_given_by_hand_corrects_the_affine(tmp_path, voxels):
@@ -282,6 +314,71 @@ def test_ome_tiff_channels(tmp_path, voxels):
     assert np.array_equal(open_volume(path, channel=1).read(slice(4, 9)), voxels[4:9] + 1)
 
 
+@pytest.mark.parametrize("unit", ["\u00c5", "\u212b"])  # the letter, and the sign that looks like it
+def test_ome_tiff_in_angstrom(tmp_path, voxels, unit):
+    sizes = {f"PhysicalSize{axis}{part}": value for axis in "ZYX" for part, value in (("", 2e4), ("Unit", unit))}
+    metadata = {"axes": "ZYX", **sizes}
+    tifffile.imwrite(tmp_path / "a.ome.tif", voxels, ome=True, photometric="minisblack", metadata=metadata)
+    assert open_volume(tmp_path / "a.ome.tif").voxel_um == {"z": 2.0, "y": 2.0, "x": 2.0}
+
+
+@pytest.mark.parametrize("options", [{"ome": True}, {"bigtiff": True}])
+def test_tiff_with_a_pyramid_is_read_at_full_resolution(tmp_path, options):
+    array = np.random.default_rng(3).integers(0, 2**16, (5, 64, 48)).astype("uint16")
+    shared = {"photometric": "minisblack", "tile": (16, 16)}
+    with tifffile.TiffWriter(tmp_path / "a.tif", **options) as tif:
+        tif.write(array, subifds=2, metadata={"axes": "ZYX"} if "ome" in options else None, **shared)
+        for step in (2, 4):
+            tif.write(array[:, ::step, ::step], subfiletype=1, metadata=None, **shared)
+    volume = open_volume(tmp_path / "a.tif", voxel_um=(1, 1, 1))
+    assert np.array_equal(volume.read(slice(1, 4), slice(7, 60)), array[1:4, 7:60])
+
+
+def test_ome_tiff_of_a_file_for_each_plane(tmp_path):
+    array = np.random.default_rng(3).integers(0, 2**16, (4, 40, 30)).astype("uint16")
+    array[0] = 0  # its file is much shorter than the others
+    files = [f"z{z}.ome.tif" for z in range(4)]
+    data = "".join(
+        f'<TiffData IFD="0" FirstZ="{z}" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{z}</UUID></TiffData>'
+        for z, name in enumerate(files)
+    )
+    size = "".join(f'Size{axis}="{n}" ' for axis, n in zip("XYZCT", (30, 40, 4, 1, 1), strict=True))
+    pixels = f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" {size} PhysicalSizeX="2">{data}</Pixels>'
+    for z, name in enumerate(files):
+        xml = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{z}">'
+            f'<Image ID="Image:0">{pixels}</Image></OME>'
+        )
+        tifffile.imwrite(tmp_path / name, array[z], description=xml, metadata=None, compression="zlib")
+    volume = open_volume(tmp_path / files[0], voxel_um={"z": 1, "y": 1})
+    assert volume.voxel_um == {"z": 1.0, "y": 1.0, "x": 2.0}
+    assert np.array_equal(volume.read(slice(None)), array)
+    whole = (tmp_path / files[2]).read_bytes()
+    (tmp_path / files[2]).write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(InputError, match=r"z2.ome.tif is cut short"):
+        open_volume(tmp_path / files[0], voxel_um=(1, 1, 1))
+    (tmp_path / files[2]).unlink()
+    with pytest.raises(InputError, match=r"z0.ome.tif lacks pages of its image of shape \(4, 40, 30\)"):
+        open_volume(tmp_path / files[0], voxel_um=(1, 1, 1))
+
+
+def test_tiff_whose_codec_is_not_installed(tmp_path, voxels, monkeypatch):
+    def absent(_codecs, name):
+        msg = f"{name!r} requires the 'imagecodecs' package"
+        raise KeyError(msg)
+
+    path = ome(tmp_path / "a.ome.tif", voxels, compression="zlib")
+    monkeypatch.setattr(type(tifffile.TIFF.DECOMPRESSORS), "__getitem__", absent)
+    with pytest.raises(InputError, match=r"cannot be decoded: .* requires the 'imagecodecs' package; install it, or"):
+        open_volume(path)
+
+
+def test_tiff_without_an_image(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + b"\xff" * 100)
+    with pytest.raises(InputError, match="is not a readable TIFF file: it holds no image"):
+        open_volume(tmp_path / "a.tif", voxel_um=(1, 1, 1))
+
+
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"bigtiff": True}, {"byteorder": ">"}])
 def test_plain_pages_are_a_stack(tmp_path, voxels, options):
     pages = {key: options.pop(key) for key in ("compression",) if key in options}
@@ -387,13 +484,66 @@ def test_itk_header_without_spacing(tmp_path, name, header):
     assert np.array_equal(volume.read(slice(None)), np.arange(24).reshape(4, 3, 2))
 
 
-def test_nrrd_unit(tmp_path):
-    header = (
-        'NRRD0004\ntype: uint8\ndimension: 3\nspace dimension: 3\nsizes: 2 3 4\nspace units: "um" "um" "um"\n'
-        "space directions: (2,0,0) (0,3,0) (0,0,4)\nencoding: raw\n\n"
-    )
-    (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(24))
-    assert open_volume(tmp_path / "a.nrrd").voxel_um == {"z": 4.0, "y": 3.0, "x": 2.0}
+def nrrd(path, fields, sizes="2 3 4"):
+    count = np.prod([int(n) for n in sizes.split()])
+    head = ["NRRD0005", "type: uint8", f"dimension: {len(sizes.split())}", f"sizes: {sizes}", *fields, "encoding: raw"]
+    path.write_bytes("\n".join([*head, "", ""]).encode() + bytes(range(count)))
+    return path
+
+
+UPRIGHT = ["space dimension: 3", "space directions: (2,0,0) (0,3,0) (0,0,4)", "space origin: (10,20,30)"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ([*UPRIGHT, 'space units: "um" "um" "um"'], (4, 3, 2)),
+        ([*UPRIGHT, "units:=um"], (4e3, 3e3, 2e3)),  # a field of the writer's own
+        (["spacings: 2 3 0.004", 'units: "um" "um" "mm"'], (4, 3, 2)),
+        (["spacings: 2 3 4", 'units: "" "" ""'], (4e3, 3e3, 2e3)),
+    ],
+)
+def test_nrrd_units(tmp_path, fields, expected):
+    volume = open_volume(nrrd(tmp_path / "a.nrrd", fields))
+    assert volume.voxel_um == dict(zip("zyx", expected, strict=True))
+
+
+def test_nrrd_units_of_an_array_with_components(tmp_path):
+    fields = ["kinds: vector domain domain domain", "spacings: nan 2 3 4", 'units: "" "um" "um" "um"']
+    volume = open_volume(nrrd(tmp_path / "a.nrrd", fields, "2 2 3 4"), channel=1)
+    assert volume.voxel_um == {"z": 4.0, "y": 3.0, "x": 2.0}
+    assert np.array_equal(volume.read(slice(None)).ravel(), np.arange(1, 48, 2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["spacings: 2 3 4", 'units: "pixel" "pixel" "pixel"'], "axis z has the unit 'pixel'"),
+        ([*UPRIGHT, 'space units: "voxel" "voxel" "voxel"'], "axis x has the unit 'voxel'"),
+        ([*UPRIGHT, 'space units: "um" "um" "mm"'], "its space units differ: um, um, mm"),
+        (["spacings: 2 3 nan"], "no voxel size along z"),
+        (["spacings: 2 3 -4"], "no voxel size along z"),
+    ],
+)
+def test_nrrd_sizes_that_are_not_known(tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        open_volume(nrrd(tmp_path / "a.nrrd", fields))
+
+
+@pytest.mark.parametrize("between", ["m.nrrd", "m.mha", "m.nii", "m.ome.zarr"])
+def test_nrrd_origin_in_another_unit_than_millimetres(tmp_path, between):
+    volume = open_volume(nrrd(tmp_path / "a.nrrd", [*UPRIGHT, 'space units: "um" "um" "um"']))
+    assert volume.origin_um == {"z": 30.0, "y": 20.0, "x": 10.0}
+    write_volume(tmp_path / between, volume.read(slice(None)), like=volume)
+    write_volume(tmp_path / "b.nrrd", volume.read(slice(None)), like=open_volume(tmp_path / between))
+    assert open_volume(tmp_path / "b.nrrd").origin_um == pytest.approx(volume.origin_um)
+
+
+def test_metaimage_size_of_zero(tmp_path):
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementSpacing = 1 1 0\nElementType = MET_UCHAR\n"
+    (tmp_path / "a.mha").write_bytes(header.encode() + b"ElementDataFile = LOCAL\n" + bytes(24))
+    with pytest.raises(InputError, match=f"has no voxel size along z; {re.escape(OPTION)}"):
+        open_volume(tmp_path / "a.mha")
 
 
 @pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
@@ -429,3 +579,7 @@ def test_npy(tmp_path, voxels):
         (tmp_path / "e.npy").write_bytes(data[:keep])
         with pytest.raises(InputError, match="is not a readable .npy array"):
             open_volume(tmp_path / "e.npy", voxel_um=(1, 2, 3))
+    np.savez(tmp_path / "f.npz", voxels)
+    (tmp_path / "f.npz").rename(tmp_path / "f.npy")
+    with pytest.raises(InputError, match="is not a readable .npy array"):
+        open_volume(tmp_path / "f.npy", voxel_um=(1, 2, 3))

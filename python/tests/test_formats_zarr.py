@@ -138,6 +138,18 @@ def test_channels_by_label(tmp_path, voxels):
     assert np.array_equal(volume.read(slice(None)), voxels // 2)
 
 
+def test_channel_may_be_any_whole_number(tmp_path, voxels):
+    path = make(
+        tmp_path / "s.zarr",
+        np.stack([voxels, voxels + 1]),
+        chunks=(1, 5, 8, 16),
+        ome={"multiscales": [multiscale("czyx")]},
+    )
+    assert np.array_equal(open_volume(path, channel=np.int64(1)).read(slice(None)), voxels + 1)
+    with pytest.raises(InputError, match="has 2 channels, got channel 0.5; choose 0 to 1"):
+        open_volume(path, channel=0.5)
+
+
 def test_time_series_is_refused(tmp_path, voxels):
     path = make(
         tmp_path / "s.zarr", np.stack([voxels] * 3), ome={"multiscales": [multiscale("tzyx")]}, chunks=(1, 5, 8, 16)
@@ -197,6 +209,54 @@ def test_transformations_of_the_whole_image_follow_those_of_the_level(tmp_path, 
     assert volume.origin_um == {"z": 110.0, "y": 0.0, "x": 12.5}
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"type": "rotation", "rotation": [[1, 0, 0], [0, 0, 1], [0, 1, 0]]},
+        {"type": "scale", "path": "factors"},
+        {"type": "scale", "scale": [2, 2]},
+    ],
+)
+def test_a_size_that_an_unknown_transformation_would_change_is_not_taken(tmp_path, voxels, other):
+    described = multiscale()
+    described["coordinateTransformations"] = [other]
+    path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [described]})
+    with pytest.raises(InputError, match="has no voxel size .a transformation is .*, expected scale and translation"):
+        open_volume(path)
+    assert np.array_equal(open_volume(path, voxel_um=(1, 1, 1)).read(slice(None)), voxels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"axes": 5},
+        {"axes": [{"type": "space"}] * 3},
+        {"datasets": [{}]},
+        {"datasets": "0"},
+        {"coordinateTransformations": {"type": "scale"}},
+        {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": ["a", "b", "c"]}]}]},
+    ],
+)
+def test_metadata_of_another_form_are_an_error_and_no_traceback(tmp_path, voxels, change):
+    path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [{**multiscale(), **change}]})
+    with pytest.raises(InputError, match="has OME-Zarr metadata of another form than the specification's"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "", "{bad"])
+def test_metadata_that_are_no_json_object(tmp_path, voxels, text):
+    path = make(tmp_path / "s.zarr", voxels)
+    (path / "zarr.json").write_text(text)
+    with pytest.raises(InputError, match="is not a readable Zarr store"):
+        open_volume(path)
+
+
+def test_metadata_that_are_null_count_as_absent(tmp_path, voxels):
+    described = {**multiscale(), "coordinateTransformations": None}
+    path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [described], "omero": None})
+    assert open_volume(path).voxel_um == {"z": 25.0, "y": 10.0, "x": 6.5}
+
+
 def test_old_images_without_transformations(tmp_path, voxels):
     ome = {"multiscales": [{"version": "0.3", "axes": ["z", "y", "x"], "datasets": [{"path": "0"}]}]}
     path = make(tmp_path / "s.zarr", voxels, "0.4", ome)
@@ -220,6 +280,20 @@ def test_plain_array(tmp_path, voxels, zarr_format):
 def test_plain_array_with_named_dimensions(tmp_path, voxels):
     zarr.create_array(tmp_path / "a.zarr", data=voxels.transpose(2, 0, 1), dimension_names=("x", "z", "y"))
     assert np.array_equal(open_volume(tmp_path / "a.zarr", voxel_um=(3, 2, 1)).read(slice(None)), voxels)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_dimension_names_of_plain_arrays(tmp_path, voxels, zarr_format):
+    def named(*names):
+        kept = {"dimension_names": names} if zarr_format == 3 else {"attributes": {"_ARRAY_DIMENSIONS": list(names)}}
+        path = tmp_path / "-".join(map(str, names))
+        zarr.create_array(path, data=voxels, zarr_format=zarr_format, **kept)
+        return open_volume(path, voxel_um=(1, 1, 1)).read(slice(None))
+
+    assert np.array_equal(named("X", "Y", "Z"), voxels.T)
+    assert np.array_equal(named("dim_0", "dim_1", "dim_2"), voxels)
+    with pytest.raises(InputError, match="has dimensions named time, y, x; expected z, y, x"):
+        named("time", "y", "x")
 
 
 def test_bioformats2raw_folder(tmp_path, voxels):
@@ -367,7 +441,7 @@ def test_pyramid_levels(tmp_path):
     assert volume.shape == (5, 135, 31)
     assert volume.voxel_um == {"z": 25.0, "y": 20.0, "x": 10.0}
     assert volume.origin_um == {"z": 0.0, "y": 5.0, "x": 0.0}
-    with pytest.raises(InputError, match="has pyramid levels 0 to 1, got level 2"):
+    with pytest.raises(InputError, match="has 2 pyramid levels, counted from 0, got level 2"):
         open_volume(tmp_path / "s.zarr", level=2)
 
 
@@ -442,6 +516,14 @@ def test_stored_bytes_may_have_another_order_than_the_array(tmp_path, voxels, sh
     store[:] = voxels
     volume = open_volume(tmp_path / "a.zarr", require_voxel_um=False)
     np.testing.assert_array_equal(volume.read(slice(None)), voxels)
+
+
+def test_an_index_of_another_byte_order_is_no_damage(tmp_path, voxels):
+    inner = [zarr.codecs.BytesCodec(), zarr.codecs.BloscCodec()]
+    index = [zarr.codecs.BytesCodec(endian="big"), zarr.codecs.Crc32cCodec()]
+    sharding = zarr.codecs.ShardingCodec(chunk_shape=(5, 8, 8), codecs=inner, index_codecs=index)
+    path = make(tmp_path / "s.zarr", voxels, chunks=(5, 16, 16), serializer=sharding, compressors=None)
+    assert np.array_equal(open_volume(path).read(slice(None)), voxels)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(2**64 - 2, 1000), (20, 2**64 - 10)])

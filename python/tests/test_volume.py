@@ -183,6 +183,8 @@ def test_what_cannot_be_written(tmp_path, name, array, options, message):
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(InputError, match=r"nothing.nii does not exist; check the path"):
         open_volume(tmp_path / "nothing.nii")
+    with pytest.raises(InputError, match=r"is an address \(s3\) and no path; copy or mount the volume"):
+        open_volume("s3://bucket/brain.ome.zarr")
     (tmp_path / "link.nii").symlink_to("gone.nii")
     with pytest.raises(InputError, match=r"link.nii is a link to gone.nii, which does not exist"):
         open_volume(tmp_path / "link.nii")
@@ -206,7 +208,7 @@ def test_voxel_sizes_that_make_no_sense(tmp_path, voxels, given):
 
 def test_level_only_where_there_is_a_pyramid(tmp_path, voxels):
     np.save(tmp_path / "a.npy", voxels)
-    with pytest.raises(InputError, match="has no pyramid levels; level must be 0, got 1"):
+    with pytest.raises(InputError, match="read from OME-Zarr alone, not from .*; level must be 0, got 1"):
         open_volume(tmp_path / "a.npy", level=1, voxel_um=(1, 1, 1))
 
 

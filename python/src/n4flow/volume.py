@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -233,6 +234,9 @@ def missing_chunks(path: str | Path) -> list[str]:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
+        if scheme := re.match(r"(\w{2,}):/", str(path)):  # of the two slashes of an address a path keeps one
+            msg = f"{path} is an address ({scheme[1]}) and no path; copy or mount the volume, and give its path"
+            raise InputError(msg)
         target = f" is a link to {os.readlink(path)}, which" if path.is_symlink() else ""
         msg = f"{path}{target} does not exist; check the path"
         raise InputError(msg)
@@ -249,7 +253,7 @@ def _reader(path: Path, level: int, channel: int | str | None, *, allow_missing_
         msg = f"{path} is a folder without Zarr metadata, it holds {held}; expected {FORMATS}"
         raise InputError(msg)
     if level != 0:
-        msg = f"{path} has no pyramid levels; level must be 0, got {level}"
+        msg = f"pyramid levels are read from OME-Zarr alone, not from {path}; level must be 0, got {level}"
         raise InputError(msg)
     if name.endswith((".nii", ".nii.gz")):
         return NiftiReader(path, channel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def _channel(path: Path, count: int, channel: int | str | None, labels: Sequence
         raise InputError(msg)
     if isinstance(channel, str) and channel in labels:
         return list(labels).index(channel)
-    number = int(channel) if isinstance(channel, int) or channel.isdigit() else -1
+    number = int(channel) if isinstance(channel, int | np.integer) or str(channel).isdigit() else -1
     if not 0 <= number < count:
         msg = f"{path} has {count} channels{named}, got channel {channel}; choose 0 to {count - 1}"
         raise InputError(msg)
@@ -140,14 +141,20 @@ def spacing(described: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, f
     scale, translation = np.ones(len(axes)), np.zeros(len(axes))
     stated = False
     # Transformations follow each other: those of the level, then those of the whole image.
-    for transform in described["transforms"]:
-        if transform.get("type") == "scale" and len(transform.get("scale", [])) == len(axes):
-            factor = np.asarray(transform["scale"], float)
-            scale, translation, stated = scale * factor, translation * factor, True
-        elif transform.get("type") == "translation" and len(transform.get("translation", [])) == len(axes):
-            translation = translation + np.asarray(transform["translation"], float)
     voxel: dict[str, float] = {}
     origin, reasons = dict.fromkeys("zyx", 0.0), []
+    if not axes:
+        return voxel, origin, "its metadata name no axes" if described["transforms"] else ""
+    for transform in described["transforms"]:
+        kind = transform.get("type")
+        numbers = transform.get(kind)
+        if kind == "scale" and isinstance(numbers, list) and len(numbers) == len(axes):
+            factor = np.asarray(numbers, float)
+            scale, translation, stated = scale * factor, translation * factor, True
+        elif kind == "translation" and isinstance(numbers, list) and len(numbers) == len(axes):
+            translation = translation + np.asarray(numbers, float)
+        elif kind != "identity":  # left out, it would make the others wrong
+            return voxel, origin, f"a transformation is {json.dumps(transform)}, expected scale and translation"
     if not stated:
         return voxel, origin, ""
     for number, axis in enumerate(axes):

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from n4flow.formats.grid import FileGrid
-from n4flow.formats.shards import EMPTY, shard_index
+from n4flow.formats.shards import EMPTY, plain_index, shard_index
 from n4flow.planes import available_threads, crew_at_hand, scratch, workers
 
 HELD_INDICES = 64  # of shards: those that lie side by side in a block, and more
@@ -76,9 +76,7 @@ class BloscChunks:
             codecs = [codec.to_dict() for codec in metadata.codecs]
             if [codec["name"] for codec in codecs] == ["sharding_indexed"]:
                 settings = codecs[0]["configuration"]
-                index = [codec["name"] for codec in settings["index_codecs"]]
-                plain = settings.get("index_location", "end") == "end" and index == ["bytes", "crc32c"]
-                codecs = [*settings["codecs"], *([] if plain else [{"name": "other"}])]
+                codecs = [*settings["codecs"], *([] if plain_index(settings) else [{"name": "other"}])]
             plain = [codec["name"] for codec in codecs] == ["bytes", "blosc"]
             # what is stored has a byte order of its own there, whatever that of the array
             plain = plain and codecs[0].get("configuration", {}).get("endian", "little") == "little"

@@ -5,6 +5,7 @@ The voxels are held in memory once read: these files come compressed, in one pie
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 HEADER_BYTES = 2**16
-SPACING_FIELDS = (b"spacings:", b"space directions:", b"elementspacing", b"elementsize")
+DOMAIN = ("domain", "space", "time", "none", "???")  # kinds of axes of NRRD; others are components of a voxel
 
 
 class ItkReader(Reader):
@@ -53,18 +54,23 @@ class ItkReader(Reader):
         self.shape = self._select.volume(shape)
         self.dtype = _dtype(path, reader.GetPixelID())
         self.chunks = plane_chunks(self.shape, self.dtype)
-        unit_um, stated = _header(path)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
         direction = np.reshape(reader.GetDirection(), (len(size), len(size)))
-        if stated:
-            self.voxel_um = {a: to_micrometres(s, unit_um) for a, s in zip("xyz", reader.GetSpacing(), strict=False)}
-            # Turned axes have no origin along them; it is kept beside the directions.
-            if np.allclose(direction, np.eye(len(size)), atol=1e-9):
-                corner = zip("xyz", reader.GetOrigin(), strict=False)
-                self.origin_um.update({a: to_micrometres(v, unit_um) for a, v in corner})
-        else:
-            self.reason = "its header states no spacing"
-        self.metadata = {"format": "itk", "direction": direction.ravel().tolist(), "origin": list(reader.GetOrigin())}
+        units, self.reason = _units(_header(path), len(size))
+        for axis, spacing, unit_um in zip("xyz", reader.GetSpacing(), units, strict=False):
+            if unit_um is not None and spacing > 0:
+                self.voxel_um[axis] = to_micrometres(spacing, unit_um)
+        # ITK has the origin in the unit of the spacing, along the axes of the space; where the axes of the image are
+        # turned against those it is no origin along them, and kept beside the directions.
+        shared = units[0] if len(set(units[:3])) == 1 else None
+        origin_um = [to_micrometres(v, shared) if shared is not None else 0.0 for v in reader.GetOrigin()]
+        if np.allclose(direction, np.eye(len(size)), atol=1e-9):
+            self.origin_um.update(zip("xyz", origin_um, strict=False))
+        self.metadata = {
+            "format": "itk",
+            "direction": direction.ravel().tolist(),
+            "origin": [v / 1e3 for v in origin_um],  # millimetres
+        }
 
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
@@ -115,19 +121,46 @@ def _dtype(path: Path, pixel: int) -> np.dtype:
     raise InputError(msg)
 
 
-def _header(path: Path) -> tuple[float, bool]:
-    """Return the micrometres in a unit of the header, and whether it states a spacing, for which ITK takes 1."""
+def _header(path: Path) -> dict[str, str]:
+    """Return the fields of a NRRD or MetaImage header, names in lower case."""
     with path.open("rb") as stream:
-        lines = stream.read(HEADER_BYTES).lower().splitlines()
-    stated, unit_um = False, 1e3
+        lines = stream.read(HEADER_BYTES).splitlines()
+    sign = ":" if lines[0].startswith(b"NRRD") else "="
+    fields: dict[str, str] = {}
     for line in lines:
-        if not line or line.startswith(b"elementdatafile"):
+        name, _sign, value = line.decode("utf-8", errors="replace").partition(sign)
+        if not line or name.strip().lower() == "elementdatafile":
             break
-        stated = stated or line.startswith(SPACING_FIELDS)
-        if line.startswith((b"space units:", b"units:")):
-            name = line.partition(b":")[2].split()[0].strip(b'"').decode(errors="replace")
-            unit_um = micrometres_per(name) or unit_um
-    return unit_um, stated
+        if not value.startswith("="):  # of `key:=value` the key is the writer's own
+            fields[name.strip().lower()] = value.strip()
+    return fields
+
+
+def _units(fields: dict[str, str], count: int) -> tuple[list[float | None], str]:
+    """Return the micrometres in the unit of each axis, x first, and why some have none.
+
+    ITK says neither: it drops the units, and takes 1 for a spacing that is not stated.
+    """
+    if "elementspacing" in fields or "elementsize" in fields:
+        return [1e3] * count, ""
+    kinds = fields.get("kinds", "").lower().split()
+    axes = [axis for axis, kind in enumerate(kinds) if kind in DOMAIN] or list(range(count))
+    directions = re.findall(r"none|\([^)]*\)", fields.get("space directions", ""))
+    spacings = directions or fields.get("spacings", "").lower().split()
+    names = re.findall(r'"([^"]*)"', fields.get("space units" if directions else "units", ""))
+    if directions and len(set(names)) > 1:
+        return [None] * count, f"its space units differ: {', '.join(names)}"
+    if directions:
+        names = names[:1] * len(directions)
+    units: list[float | None] = []
+    reasons = [] if spacings else ["its header states no spacing"]
+    for axis, letter in zip(axes, "xyzt", strict=False):
+        stated = axis < len(spacings) and spacings[axis] not in ("nan", "none")
+        name = names[axis] if axis < len(names) else ""
+        units.append((micrometres_per(name) if name else 1e3) if stated else None)
+        if stated and units[-1] is None and letter != "t":
+            reasons.append(f"axis {letter} has the unit {name!r}")
+    return units, "; ".join(reasons)
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

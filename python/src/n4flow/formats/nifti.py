@@ -68,13 +68,18 @@ class NiftiReader(Reader):
         self._select = select(path, [""] * (len(shape) - len(named)) + named, shape, channel, [])
         self.shape = self._select.volume(shape)
         self.chunks = plane_chunks(self.shape, self.dtype)
-        self._describe(header, np.asarray(image.affine, float))
+        self._describe(image)
 
-    def _describe(self, header: Any, affine: np.ndarray) -> None:
+    def _describe(self, image: Any) -> None:
+        from nibabel.openers import ImageOpener
+
+        header, affine = image.header, np.asarray(image.affine, float)
         unit = header.get_xyzt_units()[0]
         unit_um = UNITS_UM.get(unit)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
-        zooms = [_meant(zoom) for zoom in header.get_zooms()[:3]]
+        with ImageOpener(str(self.path)) as stream:
+            stated = image.header_class.from_fileobj(stream, check=False)  # checked, a size of 0 would have become 1
+        zooms = [_meant(abs(zoom)) for zoom in stated["pixdim"][1 : 1 + min(3, len(image.shape))]]
         if unit_um is None:
             self.reason = "its header names no unit of length"
         else:
@@ -91,6 +96,7 @@ class NiftiReader(Reader):
             "affine": affine.tolist(),
             "affine_unit": unit,
             "affine_codes": [int(header["qform_code"]), int(header["sform_code"])],
+            "qform": _qform(header, affine).tolist(),
         }
 
     def _check_length(self) -> None:
@@ -140,7 +146,7 @@ class NiftiReader(Reader):
 
 
 def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
-    """Write a (Z, Y, X) array as NIfTI, with the affine, codes and unit of the NIfTI file that `like` came from.
+    """Write a (Z, Y, X) array as NIfTI, with the affines, codes and unit of the NIfTI file that `like` came from.
 
     Without one the affine is diagonal, in millimetres, with the origin of `like`. An axis longer than NIfTI-1 can
     count makes it NIfTI-2.
@@ -158,18 +164,32 @@ def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like:
         origin = like.origin_um if like is not None else dict.fromkeys("xyz", 0.0)
         affine = np.diag([*size, 1.0])
         affine[:3, 3] = [origin[axis] / 1e3 for axis in "xyz"]
+        qform = affine
     else:
-        affine = np.array(affine, float)
-        stated = np.linalg.norm(affine[:3, :3], axis=0)
+        affine, qform = np.array(affine, float), np.array(metadata.get("qform", affine), float)
+        # The qform has the size of a voxel. The sform may lead to another space, in which voxels have another size.
+        stated = np.linalg.norm(qform[:3, :3], axis=0)
         if unit in UNITS_UM and size is not None and not np.allclose(size, stated, rtol=1e-6, atol=0):
-            affine[:3, :3] *= size / stated  # a voxel size given by hand; directions and origin stay
+            for matrix in (affine, qform):
+                matrix[:3, :3] *= size / stated  # a voxel size given by hand; directions and origin stay
     kind = nibabel.Nifti2Image if max(array.shape) > NIFTI1_LONGEST else nibabel.Nifti1Image
     image = kind(array.T, affine, dtype=array.dtype)
-    image.set_qform(affine, int(codes[0]))
+    image.set_qform(qform, int(codes[0]))
     image.set_sform(affine, int(codes[1]))
     image.header.set_xyzt_units(unit)
     image.header.set_slope_inter(1.0, 0.0)
     nibabel.save(image, path)
+
+
+def _qform(header: Any, affine: np.ndarray) -> np.ndarray:
+    """Return the affine of the header's voxel size and quaternion, or `affine` where those make none."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        qform = np.asarray(header.get_qform(), float)
+    except (HeaderDataError, ValueError):
+        return affine
+    return qform if np.isfinite(qform).all() else affine
 
 
 def _meant(value: np.floating) -> float:

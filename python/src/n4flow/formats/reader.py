@@ -93,7 +93,7 @@ class NpyReader(ArrayReader):
 
     def __init__(self, path: Path) -> None:
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(path, mode="r")  # numpy.load would take an archive for an array, too
         except (ValueError, EOFError, OSError) as error:
             msg = f"{path} is not a readable .npy array: {error}; write it again with numpy.save"
             raise InputError(msg) from error

@@ -13,6 +13,7 @@ import errno
 import os
 import struct
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -169,6 +170,22 @@ def shard_index(path: Path, chunks: int) -> np.ndarray:
         msg = "names chunks beyond its end"
         raise ValueError(msg)
     return index
+
+
+def plain_index(settings: Mapping[str, Any]) -> bool:
+    """Return whether the index is one that `shard_index` reads: at the end, little-endian, with its checksum.
+
+    Nearly all writers choose that.
+
+    Parameters
+    ----------
+    settings : mapping
+        Configuration of the codec `sharding_indexed`.
+    """
+    codecs = settings.get("index_codecs", [])
+    little = [codec.get("configuration", {}).get("endian", "little") for codec in codecs[:1]] == ["little"]
+    named = [codec["name"] for codec in codecs] == ["bytes", "crc32c"]
+    return settings.get("index_location", "end") == "end" and named and little
 
 
 def shard_fault(path: Path, chunks: int) -> str | None:

@@ -46,10 +46,8 @@ class TiffReader(Reader):
             self._stored = np.dtype(series.dtype).newbyteorder(tif.byteorder)
             self._stored_shape = shape
             self._offset = series.dataoffset
-            size = path.stat().st_size
-            if _data_end(series) > size:
-                msg = f"{path} is cut short: it has {size} bytes and refers to {_data_end(series)}; copy it again"
-                raise InputError(msg)
+            _check_length(path, series)
+            _check_codec(path, series.keyframe)
             self.voxel_um, self.reason, labels, flavour = _physical(tif, series)
         self.dtype = self._stored.newbyteorder("=")
         self.origin_um = dict.fromkeys("zyx", 0.0)
@@ -75,7 +73,7 @@ class TiffReader(Reader):
 
         tif = TiffFile(self.path)
         weakref.finalize(self, tif.close)  # the array reads from the open file as long as this reader lives
-        return zarr.open_array(_series(self.path, tif).aszarr(), mode="r")
+        return zarr.open_array(_series(self.path, tif).aszarr(level=0), mode="r")
 
 
 @contextmanager
@@ -112,6 +110,9 @@ def _opened(path: Path) -> Iterator[Any]:
 def _series(path: Path, tif: Any) -> Any:
     """Return the one image of a file."""
     series = tif.series
+    if not series:
+        msg = f"{path} is not a readable TIFF file: it holds no image; write or copy it again"
+        raise InputError(msg)
     if len(series) != 1:
         shapes = [f"{i}: {item.axes} {item.shape}" for i, item in enumerate(series)]
         msg = f"{path} holds {len(series)} images ({listed(shapes)}); expected one volume, so save it by itself"
@@ -129,16 +130,33 @@ def _axes(series: Any) -> list[str]:
     return ["z" if name == "?" and "z" not in names and names.count("?") == 1 else name for name in names]
 
 
-def _data_end(series: Any) -> int:
-    """Return the first byte after the voxels of a series."""
+def _check_length(path: Path, series: Any) -> None:
+    """Compare the end of the voxels with the length of each file that holds some: OME-TIFF may have one per plane."""
+    ends = {path: 0}
     if series.dataoffset is not None:
-        return int(series.dataoffset + series.size * series.dtype.itemsize)
-    ends = [
-        offset + count
-        for page in series.pages
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
-    ]
-    return int(max(ends, default=0))
+        ends[path] = int(series.dataoffset + series.size * series.dtype.itemsize)
+    else:
+        for page in series.pages:
+            file = path.with_name(page.parent.filehandle.name)
+            spans = zip(page.dataoffsets, page.databytecounts, strict=False)
+            ends[file] = max([ends.get(file, 0), *(offset + count for offset, count in spans)])
+    for file, end in ends.items():
+        size = file.stat().st_size
+        if end > size:
+            msg = f"{file} is cut short: it has {size} bytes and refers to {end}; copy it again"
+            raise InputError(msg)
+
+
+def _check_codec(path: Path, page: Any) -> None:
+    """Refuse pages whose codec or predictor is not installed, before any of them is read."""
+    from tifffile import TIFF
+
+    for codecs, name in ((TIFF.DECOMPRESSORS, page.compression), (TIFF.UNPREDICTORS, page.predictor)):
+        try:
+            codecs[name]
+        except KeyError as error:
+            msg = f"{path} cannot be decoded: {error.args[0]}; install it, or save the file uncompressed or with zlib"
+            raise InputError(msg) from error
 
 
 def _physical(tif: Any, series: Any) -> tuple[dict[str, float], str, list[str], str]:

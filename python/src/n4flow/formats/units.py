@@ -5,7 +5,8 @@ from __future__ import annotations
 # Names of OME-NGFF (UDUNITS-2) and OME-XML, and the short forms that ImageJ and others write.
 MICROMETRES = {
     "angstrom": 1e-4,
-    "å": 1e-4,
+    "Å": 1e-4,  # letter
+    "\N{ANGSTROM SIGN}": 1e-4,
     "picometer": 1e-6,
     "pm": 1e-6,
     "nanometer": 1e-3,

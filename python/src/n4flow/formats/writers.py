@@ -45,7 +45,7 @@ def write_volume(
     array : (Z, Y, X) array
         Bool is written as uint8, and as labels to OME-Zarr.
     like : Volume, optional
-        Gives voxel size and origin, and the affine and codes of a NIfTI file.
+        Gives voxel size and origin, and the affines and codes of a NIfTI file.
     voxel_um : dict by axis name, or (z, y, x), optional
         Micrometres; takes the place of that of `like`.
     ome_zarr_version : str
@@ -148,7 +148,7 @@ def write_zarr(
 
 def kept_metadata(like: Volume | None) -> dict[str, Any]:
     """Return what an OME-Zarr keeps of the file it comes from, so that it can go back to that format."""
-    keep = ("affine", "affine_unit", "affine_codes", "direction", "origin")
+    keep = ("affine", "affine_unit", "affine_codes", "qform", "direction", "origin")
     return {key: like.metadata[key] for key in keep if key in like.metadata} if like is not None else {}
 
 

@@ -17,7 +17,7 @@ from n4flow.formats.axes import select, spacing
 from n4flow.formats.chunks import BloscChunks
 from n4flow.formats.grid import FileGrid, listed, store_sizes
 from n4flow.formats.reader import Reader, check_dtype
-from n4flow.formats.shards import shard_fault
+from n4flow.formats.shards import plain_index, shard_fault
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 ZIPPED = (".zip", ".ozx")
@@ -63,7 +63,8 @@ class ZarrReader(Reader):
         self.shape = self._select.volume(array.shape)
         self.chunks = self._select.volume(array.chunks, clip=self.shape)
         self.shards = self._select.volume(array.shards) if array.shards is not None else None
-        self.voxel_um, self.origin_um, self.reason = spacing(described)
+        with _well_formed(path):
+            self.voxel_um, self.origin_um, self.reason = spacing(described)
         self.metadata = {
             "format": "ome-zarr" if described["version"] else "zarr",
             "ome_zarr_version": described["version"],
@@ -185,10 +186,8 @@ def faulty_files(path: Path, array: Any) -> dict[tuple[int, ...], str]:
 
 
 def _plain_index(array: Any) -> bool:
-    """Return whether shards end in an index with a checksum, which nearly all writers choose."""
-    sharding = array.metadata.codecs[0].to_dict().get("configuration", {})
-    names = [codec["name"] for codec in sharding.get("index_codecs", [])]
-    return sharding.get("index_location", "end") == "end" and names == ["bytes", "crc32c"]
+    """Return whether `shard_fault` can read the index of the array's shards."""
+    return plain_index(array.metadata.codecs[0].to_dict().get("configuration", {}))
 
 
 def open_node(path: Path, inside: str | None = None) -> Any:
@@ -220,7 +219,7 @@ def open_node(path: Path, inside: str | None = None) -> Any:
             # Where it does not know a codec it says so in a warning and leaves the array to Zarr's own pipeline.
             warnings.simplefilter("ignore")
             return zarr.open_array(store, path=where, mode="r")
-    except (FileNotFoundError, KeyError, ValueError, TypeError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+    except (OSError, AttributeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         msg = f"{path} is not a readable Zarr store: {reason}; give an OME-Zarr image or a Zarr array"
         raise InputError(msg) from error
@@ -257,10 +256,18 @@ def _zip_root(path: Path) -> str:
 
 
 def default_axes(path: Path, array: Any) -> list[str]:
-    """Return axis names of an array without OME metadata: its dimension names, or (T, C, Z, Y, X) from the end."""
-    names = getattr(array.metadata, "dimension_names", None)
-    if names and all(isinstance(name, str) and name.lower() in "tczyx" for name in names):
-        return [name.lower() for name in names]
+    """Return axis names of an array without OME metadata: its dimension names, or (T, C, Z, Y, X) from the end.
+
+    Zarr v2 has no dimension names of its own; xarray keeps them as an attribute.
+    """
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    known = [name.lower() for name in names if isinstance(name, str) and name.lower() in ("t", "c", "z", "y", "x")]
+    if known and len(known) == len(names):
+        return known
+    if known:  # which of the others is which would be a guess
+        listing = ", ".join(map(str, names))
+        msg = f"{path} has dimensions named {listing}; expected z, y, x, and t or c at most, or names for none"
+        raise InputError(msg)
     if not 2 <= array.ndim <= 5:
         msg = f"{path} has shape {array.shape}; expected a volume (Z, Y, X)"
         raise InputError(msg)
@@ -278,29 +285,41 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
             raise InputError(msg)
         return node, nothing
     attributes = dict(node.attrs)
-    ome = attributes.get("ome", attributes)
-    multiscales = ome.get("multiscales")
-    if not multiscales:
-        return find_level(path, _only_child(path, node, ome), level)
-    multiscale = multiscales[0]
-    datasets = multiscale["datasets"]
-    if not 0 <= level < len(datasets):
-        msg = f"{path} has pyramid levels 0 to {len(datasets) - 1}, got level {level}"
+    with _well_formed(path):
+        ome = attributes.get("ome", attributes)
+        multiscales = ome.get("multiscales")
+        if not multiscales:
+            return find_level(path, _only_child(path, node, ome), level)
+        multiscale = multiscales[0]
+        paths = [dataset["path"] for dataset in multiscale["datasets"]]
+        own, channels = attributes.get("n4flow"), (ome.get("omero") or {}).get("channels") or []
+        described = {
+            "axes": [_axis(axis) for axis in multiscale.get("axes") or []],
+            "labels": [str(channel.get("label", i)) for i, channel in enumerate(channels)],
+            "version": str(ome.get("version") or multiscale.get("version") or "unknown"),
+            "levels": len(paths),
+            "extra": dict(own) if isinstance(own, Mapping) else {},
+        }
+    if not 0 <= level < len(paths):
+        msg = f"{path} has {len(paths)} pyramid levels, counted from 0, got level {level}"
         raise InputError(msg)
-    inside = "/".join(part for part in (node.path, datasets[level]["path"]) if part)
-    array = open_node(path, inside)
-    own = attributes.get("n4flow")
-    return array, {
-        "axes": [_axis(axis) for axis in multiscale.get("axes", [])],
-        "transforms": [
-            *datasets[level].get("coordinateTransformations", []),
-            *multiscale.get("coordinateTransformations", []),
-        ],
-        "labels": [str(channel.get("label", i)) for i, channel in enumerate(ome.get("omero", {}).get("channels", []))],
-        "version": str(ome.get("version") or multiscale.get("version") or "unknown"),
-        "levels": len(datasets),
-        "extra": dict(own) if isinstance(own, Mapping) else {},
-    }
+    of_level = multiscale["datasets"][level].get("coordinateTransformations") or []
+    of_image = multiscale.get("coordinateTransformations") or []
+    array = open_node(path, "/".join(part for part in (node.path, paths[level]) if part))
+    return array, {**described, "transforms": [*of_level, *of_image]}
+
+
+@contextmanager
+def _well_formed(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with OME metadata of another form than the specification's into an error that says so."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        msg = f"{path} has OME-Zarr metadata of another form than the specification's ({fault}); write them again"
+        raise InputError(msg) from error
 
 
 def _axis(axis: Any) -> dict[str, Any]:
