@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,7 @@ from n4flow.plan import make_plan
 from n4flow.planes import _limit, limit_threads
 from n4flow.recipe import Recipe
 from n4flow.rendering import render, render_slab
+from n4flow.scatter import Here
 from n4flow.sections import SectionTable
 from n4flow.shrunken import ShrunkenFiles, ShrunkenVolume
 from n4flow.statistics import plane_histograms, shrink_planes
@@ -368,6 +370,17 @@ def test_a_dask_cluster_of_two_workers_gives_the_same_bits(tmp_path):
     assert np.array_equal(*voxels)
     assert voxels[0].max() > 0.5
     assert len(here.samples[0].numbers["plan"]["slabs"]) == 3
+
+
+def test_a_cluster_does_not_change_the_name_of_a_linked_sample(tmp_path, monkeypatch):
+    values, _tissue = stack()
+    write_volume(tmp_path / "stored.ome.zarr", values, voxel_um=VOXEL)
+    (tmp_path / "brain.ome.zarr").symlink_to("stored.ome.zarr")
+    monkeypatch.setattr("n4flow.local.workplace", lambda _scheduler: nullcontext(Here()))
+    monkeypatch.chdir(tmp_path)
+    result = run("brain.ome.zarr", "out", dask_scheduler="tcp://somewhere:8786", sections=3, bias="off", match="off")
+    assert [sample.sample for sample in result.samples] == ["brain"]
+    assert (tmp_path / "out/brain/brain.ome.zarr").is_dir()
 
 
 def test_an_address_without_a_scheduler_is_said(tmp_path):

@@ -268,6 +268,8 @@ def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
     if tuple(bias_field.shape) != tuple(vol.shape):
         msg = f"the bias field must have the shape of the image, {tuple(vol.shape)}, got {tuple(bias_field.shape)}"
         raise InputError(msg)
+    if is_dask(vol) and is_dask(bias_field):
+        bias_field = bias_field.rechunk(vol.chunks)  # dask would cut the volume where either has a cut
     lazy = is_dask(vol) or is_dask(bias_field)
     xp = np if lazy else array_module(vol)
     return vol.astype(np.float32) / xp.maximum(bias_field, floor).astype(np.float32)

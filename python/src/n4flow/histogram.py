@@ -203,6 +203,7 @@ def apply_histogram_matching(
     (Z, Y, X) float32 array of the kind of `vol`.
     """
     cls = "all" if mask is None else "tissue"
+    vol = as_block(vol)
     if use_gpu:
         probe_gpu()
     if is_dask(vol):
@@ -213,7 +214,6 @@ def apply_histogram_matching(
         histograms = count_lazily(vol, tissue=mask)
         result = apply_lazily(vol, histograms.then(estimate_lookup, (), n_serial_slices, n_bins, tissue_threshold, cls))
         return result.map_blocks(to_numpy, meta=np.empty((0, 0, 0), np.float32)) if use_gpu else result
-    vol = as_block(vol)
     tissue = None if mask is None else as_mask(mask, vol.shape)
     options = (n_serial_slices, n_bins, tissue_threshold, cls)
     if on_device(vol):

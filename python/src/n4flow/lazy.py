@@ -33,11 +33,16 @@ class LazyHistograms:
         return dask.delayed(estimate, pure=False)(self.delayed, *args, **kwargs)
 
 
+def whole_planes(vol: Any) -> Any:
+    """Return a (Z, Y, X) dask array in chunks of whole planes, those along Z as they are, without empty ones."""
+    return vol.rechunk((tuple(n for n in vol.chunks[0] if n), -1, -1))
+
+
 def count_lazily(vol: Any, tissue: Any = None, agarose: Any = None) -> LazyHistograms:
     """Return the plane histograms of a dask array as a delayed object; masks may be NumPy or dask."""
     import dask
 
-    whole = vol.rechunk({1: -1, 2: -1})
+    whole = whole_planes(vol)
     starts = np.cumsum((0, *whole.chunks[0]))
     pieces = whole.to_delayed().reshape(-1)
     masks: list[list[Any]] = []
@@ -68,7 +73,8 @@ def _apply_chunk(
     block: Any, correction: Correction, tissue: Any = None, *, shape: tuple[int, int, int], block_info: Any = None
 ) -> Any:
     z, y, x = (start for start, _stop in block_info[0]["array-location"])
-    return correction.apply(block.astype(np.float32), Where(z, y, x, shape, tissue))
+    values = block.astype(np.float32)
+    return correction.apply(values, Where(z, y, x, shape, tissue)) if values.size else values
 
 
 def apply_lazily(vol: Any, correction: Any, tissue: Any = None) -> Any:

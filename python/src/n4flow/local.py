@@ -112,9 +112,9 @@ def run(
         Backend `gpu` was asked for and no GPU works.
     """
     if dask_scheduler is not None:  # workers have working folders of their own
-        input, outdir = Path(input).resolve(), Path(outdir).resolve()
+        input, outdir = Path(input).absolute(), Path(outdir).absolute()  # a link's own name is that of the sample
         parameters = {
-            n: str(Path(v).resolve()) if n in ("mask", "flat_field") and v else v for n, v in parameters.items()
+            n: str(Path(v).absolute()) if n in ("mask", "flat_field") and v else v for n, v in parameters.items()
         }
     resolved = resolve({**parameters, "input": str(input), "outdir": str(outdir)})
     backend = choose_backend(resolved["backend"]) if resolved["bias"] != "off" else resolved["backend"]

@@ -174,11 +174,11 @@ def normalize_volume(
     background : (Z,) float32 array
         Agarose level of each plane. Both are of the kind of `vol`; background is NumPy for NumPy and CuPy input.
     """
+    vol = as_block(vol)
     if is_dask(vol):
         histograms = count_lazily(vol, agarose=agarose_mask)
         correction = histograms.then(estimate_plane_range, sections, percentile_max)
         return apply_lazily(vol, correction), lazy_vector(correction, "lower", vol.shape[0])
-    vol = as_block(vol)
     correction = estimate_plane_range(plane_histograms(vol, agarose=agarose_mask), sections, percentile_max)
     return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape))), correction.lower
 

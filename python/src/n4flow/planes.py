@@ -123,8 +123,16 @@ def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
 
 
 def as_block(block: Any, name: str = "volume") -> Any:
-    """Return `block` if it is a (Z, Y, X) array of real numbers with at least one voxel; else an InputError."""
+    """Return `block` if it is a (Z, Y, X) array of real numbers with at least one voxel; else an InputError.
+
+    Of a dask array every size must be known, which a selection by a lazy mask leaves open.
+    """
     block = block if hasattr(block, "dtype") else np.asarray(block)
+    if any(n != n for n in block.shape):  # dask's size of what is not known yet is NaN
+        msg = (
+            f"{name} has the shape {tuple(block.shape)}, with sizes not known yet; call its compute_chunk_sizes() first"
+        )
+        raise InputError(msg)
     if block.ndim != 3 or 0 in block.shape or block.dtype.kind not in "buif":
         msg = f"{name} must be a (Z, Y, X) array of real numbers, not empty, got {tuple(block.shape)} {block.dtype}"
         raise InputError(msg)

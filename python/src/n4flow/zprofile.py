@@ -187,11 +187,10 @@ def apply_zprofile_smoothing(
     -------
     (Z, Y, X) float32 array of the kind of `vol`.
     """
-    if is_dask(vol):
-        mask = as_mask(mask, vol.shape)
-        histograms = count_lazily(vol, tissue=mask)
-        return apply_lazily(vol, histograms.then(estimate_plane_gain, (), sections, sigma, min_tissue_voxels), mask)
     vol = as_block(vol)
     mask = as_mask(mask, vol.shape)
+    if is_dask(vol):
+        histograms = count_lazily(vol, tissue=mask)
+        return apply_lazily(vol, histograms.then(estimate_plane_gain, (), sections, sigma, min_tissue_voxels), mask)
     correction = estimate_plane_gain(plane_histograms(vol, mask), (), sections, sigma, min_tissue_voxels)
     return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape), mask))

@@ -118,7 +118,7 @@ def _series(path: Path, tif: Any) -> Any:
         msg = f"{path} holds {len(series)} images ({listed(shapes)}); expected one volume, so save it by itself"
         raise InputError(msg)
     if series[0].dataoffset is None and any(page is None for page in series[0].pages):
-        msg = f"{path} lacks pages of its image of shape {series[0].shape}; export it again"
+        msg = f"{path} lacks pages of its image of shape {series[0].shape}; put the files that hold them beside it"
         raise InputError(msg)
     return series[0]
 

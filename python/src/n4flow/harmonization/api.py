@@ -9,10 +9,9 @@ import numpy as np
 
 from n4flow.arrays import is_dask, to_numpy
 from n4flow.correction import Where
-from n4flow.errors import InputError
 from n4flow.harmonization.flat import check_flat
 from n4flow.harmonization.prepare import estimate_harmonization
-from n4flow.lazy import apply_lazily
+from n4flow.lazy import apply_lazily, whole_planes
 from n4flow.planes import as_block, as_mask
 from n4flow.sections import SectionTable
 from n4flow.shrunken import ShrunkenVolume
@@ -69,16 +68,13 @@ def harmonize(
     Neighbours must be aligned to about a voxel of the fitted grid (the plane's longer side over 96). Time and memory
     are proportional to the number of planes; memory is a few times the shrunken volume.
     """
+    vol = as_block(vol)
     shape = tuple(vol.shape)
-    if len(shape) != 3:
-        msg = f"vol must have three axes (Z, Y, X), got shape {shape}"
-        raise InputError(msg)
     table, shrink = SectionTable.coerce(sections, shape[0]), choose_shrink(shape)
     flat = check_flat(flat_field, shape)
     options = {"mode": mode, "exclude": exclude, "flat": flat}
     if is_dask(vol):
         return _lazily(vol, mask, table, shrink, options)
-    vol = as_block(vol)
     inside = to_numpy(as_mask(mask, shape))
     shrunken = shrink_planes(vol, shrink)
     fields = _estimate(shrunken, _tissue([cover(inside, shrink)]), table, shrink, options)
@@ -95,7 +91,7 @@ def _lazily(vol: Any, mask: Any, table: SectionTable, shrink: int, options: dict
     """Shrink runs of planes as delayed tasks, estimate once, apply chunk by chunk."""
     import dask
 
-    whole = vol.rechunk({1: -1, 2: -1})
+    whole = whole_planes(vol)
     inside = mask if hasattr(mask, "ndim") else np.asarray(mask)
     inside = as_mask(inside, vol.shape)
     if is_dask(inside):
