@@ -136,6 +136,12 @@ def test_image_has_a_display_window(tmp_path, voxels):
     assert (window["min"], window["max"]) == (np.nanmin(voxels), np.nanmax(voxels))
 
 
+def test_window_of_a_constant_image_lies_within_its_range(tmp_path):
+    write_volume(tmp_path / "a.ome.zarr", np.full(SHAPE, 7, "uint8"), voxel_um=VOXEL)
+    window = dict(zarr.open_group(tmp_path / "a.ome.zarr").attrs)["ome"]["omero"]["channels"][0]["window"]
+    assert window["min"] <= window["start"] < window["end"] <= window["max"]
+
+
 def test_an_existing_file_or_store_is_replaced_in_one_piece(tmp_path, voxels, monkeypatch):
     for name in ("a.nii", "a.mhd", "a.ome.zarr"):
         write_volume(tmp_path / name, voxels, voxel_um=VOXEL)

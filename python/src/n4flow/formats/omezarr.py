@@ -118,8 +118,8 @@ def write_omero(path: str | Path, window: tuple[float, float], range: tuple[floa
         "inverted": False,
         "label": label,
         "window": {
-            "min": float(range[0]),
-            "max": float(range[1]),
+            "min": float(min(range[0], window[0])),  # viewers cut a window to this, also that of a constant image
+            "max": float(max(range[1], window[1])),
             "start": float(window[0]),
             "end": float(window[1]),
         },
