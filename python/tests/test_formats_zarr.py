@@ -343,6 +343,17 @@ def test_zip_files_that_are_no_store(tmp_path, voxels):
         open_volume(zipped(path, tmp_path / "c.zip"))
 
 
+def test_a_damaged_member_of_a_zip_file_is_an_error(tmp_path, voxels):
+    path = zipped(make(tmp_path / "s.zarr", voxels), tmp_path / "s.zip")
+    with zipfile.ZipFile(path) as archive:
+        member = next(entry for entry in archive.infolist() if entry.filename.endswith("0/c/0/0/0"))
+    data = bytearray(path.read_bytes())
+    data[member.header_offset + 30 + len(member.filename) + 20] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zip cannot be read: Bad CRC-32 for file '.*0/c/0/0/0'"):
+        open_volume(path).read(slice(0, 5))
+
+
 def missing_key(path):
     """Return the key of a file in the middle of level 0."""
     files = sorted(str(file.relative_to(path)) for file in (path / "0").rglob("*") if file.is_file())
@@ -352,7 +363,17 @@ def missing_key(path):
 @pytest.mark.parametrize("fault", ["missing", "empty", "cut"])
 @pytest.mark.parametrize(
     ("version", "options"),
-    [("0.4", {}), ("0.4", OLD_BLOSC), ("0.5", {}), ("0.5", BLOSC), ("0.5", {"shards": (5, 16, 16), **BLOSC})],
+    [
+        ("0.4", {}),
+        ("0.4", OLD_BLOSC),
+        ("0.4", {"compressors": None}),
+        ("0.5", {}),
+        ("0.5", BLOSC),
+        ("0.5", {"compressors": None}),
+        ("0.5", {"compressors": zarr.codecs.GzipCodec()}),
+        ("0.5", {"compressors": [zarr.codecs.ZstdCodec(checksum=True)]}),
+        ("0.5", {"shards": (5, 16, 16), **BLOSC}),
+    ],
 )
 def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, options, fault):
     path = make(tmp_path / "s.zarr", voxels, version, fill_value=9, **options)
@@ -363,8 +384,8 @@ def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, o
         (path / key).unlink()
     else:
         (path / key).write_bytes(data[: 0 if fault == "empty" else -9])
-    if fault == "cut" and "shards" not in options:
-        # A chunk says nothing of its length, so this shows when it is decoded.
+    if fault == "cut" and isinstance(options.get("compressors"), zarr.codecs.GzipCodec):
+        # A chunk of gzip says nothing of its length, so this shows when it is decoded.
         with pytest.raises(InputError, match="planes 0 to 13 of .*s.zarr cannot be read"):
             open_volume(path).read(slice(None))
         return

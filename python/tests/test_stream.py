@@ -206,17 +206,37 @@ def test_lost_chunks_are_an_error_or_flag_their_sections(tmp_path):
     store[:] = values
     (tmp_path / "in.zarr/c/2/0/0").unlink()
     (tmp_path / "in.zarr/c/3/1/0").write_bytes(b"")
+    cut = tmp_path / "in.zarr/c/2/1/0"
+    cut.write_bytes(cut.read_bytes()[:-1])
     settings = {"sections": 3, "bias": "off", "voxel_um": "20 5 5"}
-    with pytest.raises(InputError, match=r"lacks 2 files, .*: c/2/0/0, c/3/1/0; copy the store again"):
+    with pytest.raises(InputError, match=r"lacks 3 files, .*: c/2/0/0, c/2/1/0, c/3/1/0; copy the store again"):
         run(tmp_path / "in.zarr", tmp_path / "out", **settings)
     result = run(tmp_path / "in.zarr", tmp_path / "out", allow_missing_chunks=True, **settings)
     numbers = result.samples[0].numbers
     assert numbers["plan"]["flagged_sections"] == ["s001"]
-    assert "c/2/0/0, c/3/1/0; flagged sections: s001" in numbers["plan"]["warnings"][0]
+    assert "c/2/0/0, c/2/1/0, c/3/1/0; flagged sections: s001" in numbers["plan"]["warnings"][0]
     voxels = open_volume(result.samples[0].store).read(slice(None))
-    assert not voxels[4:6, :35].any()
+    assert not voxels[4:6].any()
     assert not voxels[6:8, 35:].any()
     assert voxels[6:8, 10:35].any()
+
+
+def test_lost_chunks_of_the_mask_are_no_tissue_and_flag_their_sections(tmp_path):
+    values, tissue = stack()
+    write_volume(tmp_path / "in.ome.zarr", values, voxel_um=VOXEL)
+    mask = zarr.create_array(
+        tmp_path / "mask.zarr", shape=SHAPE, chunks=(2, 35, 45), dtype="uint8", config={"write_empty_chunks": True}
+    )
+    mask[:] = tissue
+    (tmp_path / "mask.zarr/c/4/0/1").unlink()
+    settings = {"sections": 3, "bias": "off", "mask": tmp_path / "mask.zarr"}
+    with pytest.raises(InputError, match=r"mask.zarr lacks 1 files, .*: c/4/0/1; copy the store again, or allow"):
+        run(tmp_path / "in.ome.zarr", tmp_path / "out", **settings)
+    result = run(tmp_path / "in.ome.zarr", tmp_path / "out", allow_missing_chunks=True, **settings).samples[0]
+    assert result.numbers["plan"]["flagged_sections"] == ["s002"]
+    assert "c/4/0/1; flagged sections: s002" in result.numbers["plan"]["warnings"][0]
+    tissue[8:10, :35, 45:] = False
+    assert np.array_equal(open_volume(result.folder / "mask.ome.zarr").read(slice(None)) > 0, tissue)
 
 
 def test_space_and_inodes_are_looked_at_before_anything_is_written(tmp_path, estimated, monkeypatch):

@@ -123,15 +123,15 @@ def output_dtype(dtype: str, volume_dtype: np.dtype) -> str:
     return str(np.dtype(volume_dtype).newbyteorder("=")) if volume_dtype.kind in "iu" else "float32"
 
 
-def open_mask(path: str | Path, volume: Volume) -> Volume:
-    """Open a user's tissue mask for `volume`.
+def open_mask(path: str | Path, volume: Volume, *, allow_missing_chunks: bool = False) -> Volume:
+    """Open a user's tissue mask for `volume`; where chunks may be missing, no tissue is there.
 
     Raises
     ------
     InputError
         The mask has another shape; the message gives both.
     """
-    mask = open_volume(path, require_voxel_um=False)
+    mask = open_volume(path, require_voxel_um=False, allow_missing_chunks=allow_missing_chunks)
     if mask.shape != volume.shape:
         msg = (
             f"mask {Path(path).name} has shape {mask.shape}, the volume has {volume.shape} (Z, Y, X); "
@@ -191,19 +191,16 @@ def check_name(sample: str) -> None:
 
 def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
     warnings = []
-    volume = open_volume(
-        image,
-        channel=parameters["channel"],
-        voxel_um=voxel_size(parameters["voxel_um"]),
-        allow_missing_chunks=parameters["allow_missing_chunks"],
-    )
-    mask = open_mask(parameters["mask"], volume) if parameters["mask"] else None
+    allow = {"allow_missing_chunks": parameters["allow_missing_chunks"]}
+    volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
+    mask = open_mask(parameters["mask"], volume, **allow) if parameters["mask"] else None
     flat_field = _flat_field(parameters, volume)
     sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
-    lost = volume.metadata.get("missing_planes", [])
-    if lost:
-        sections = sections.flagged(lost, "damaged")
-        keys = listed(volume.metadata["missing_chunks"])
+    incomplete = [file for file in (volume, mask) if file is not None and "missing_planes" in file.metadata]
+    if incomplete:
+        for file in incomplete:
+            sections = sections.flagged(file.metadata["missing_planes"], "damaged")
+        keys = listed([key for file in incomplete for key in file.metadata["missing_chunks"]])
         damaged = ", ".join(section.id for section in sections if not section.usable)
         warnings.append(f"lost chunks are treated as invalid voxels: {keys}; flagged sections: {damaged}")
     if len(sections) == 1 and volume.shape[0] > 1:

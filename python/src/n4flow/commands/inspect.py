@@ -91,6 +91,6 @@ def _inspected(image: Path, sample: str | None, given: dict[str, Any], out: Path
         if radius > 0 and plan.volume.voxel_um is not None:
             background = SpatialMeanBackground(background_radius(radius, plan.volume.voxel_um))
             save_correction(background, out / "10_background.npz")
-        if plan.volume.metadata.get("missing_planes"):
+        if any(file is not None and "missing_planes" in file.metadata for file in (plan.volume, plan.mask)):
             plan.sections.write(out / "sections.tsv")
     return {"plan": plan.summary()}

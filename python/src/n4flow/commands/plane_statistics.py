@@ -47,7 +47,9 @@ def plane_statistics(
             image, channel=channel, voxel_um=voxel_size(voxel_um), allow_missing_chunks=allow_missing_chunks
         )
         start, stop = plane_range(planes, volume.shape[0])
-        tissue = TissueSource.load(masks, open_mask(mask, volume) if mask else None, (start, stop))
+        tissue = TissueSource.load(
+            masks, open_mask(mask, volume, allow_missing_chunks=allow_missing_chunks) if mask else None, (start, stop)
+        )
         before = Recipe.load(recipe) if recipe else Recipe()
         statistics_pass(volume, start, stop, recipe=before, tissue=tissue).save(out)
         numbers.update(planes=[start, stop])

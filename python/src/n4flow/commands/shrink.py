@@ -49,7 +49,7 @@ def shrink(
         )
         start, stop = plane_range(planes, volume.shape[0])
         before = Recipe.load(recipe) if recipe else Recipe()
-        given = open_mask(mask, volume) if mask else None
+        given = open_mask(mask, volume, allow_missing_chunks=allow_missing_chunks) if mask else None
         shrunken, tissue = shrink_pass(volume, start, stop, factor, recipe=before, mask=given)
         shrunken.save(out)
         if mask_out is not None and tissue is not None:

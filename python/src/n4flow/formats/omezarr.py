@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 from n4flow.errors import InputError, N4flowError
+from n4flow.formats.faults import file_check
 from n4flow.formats.grid import FileGrid, listed, store_sizes
 from n4flow.formats.layout import AXES, LevelLayout, StoreLayout, expected_shards
 from n4flow.formats.planning import plan_layout
-from n4flow.formats.shards import CODEC, LEVEL, blosc_fault, chunk_codec, disk_error, shard_fault
+from n4flow.formats.shards import CODEC, LEVEL, chunk_codec, disk_error
 from n4flow.formats.slab import SlabWriter
 
 __all__ = [
@@ -271,12 +272,9 @@ def _check_files(folder: Path, array: Any) -> None:
     grid, sizes = FileGrid.of(array), store_sizes(folder, "")
     keys = list(grid.keys())
     faults = [f"{key} is missing" for key in keys if not sizes.get(key)]
-    compressor = getattr(array.metadata, "compressor", None)
-    if not faults and array.shards is not None:
-        chunks = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
-        faults = [f"{key} {fault}" for key in keys if (fault := shard_fault(folder / key, chunks))]
-    elif not faults and getattr(compressor, "codec_id", None) == "blosc":
-        faults = [f"{key} {fault}" for key in keys if (fault := blosc_fault(folder / key))]
+    check = file_check(array)
+    if not faults and check is not None:
+        faults = [f"{key} {fault}" for key in keys if (fault := check(folder / key))]
     if faults:
         msg = f"{folder} has {len(faults)} faulty files: {listed(faults)}; write the store again"
         raise N4flowError(msg)

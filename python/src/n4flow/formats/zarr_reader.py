@@ -6,6 +6,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +16,13 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.formats.axes import select, spacing
 from n4flow.formats.chunks import BloscChunks
+from n4flow.formats.faults import file_check
 from n4flow.formats.grid import FileGrid, listed, store_sizes
 from n4flow.formats.reader import Reader, check_dtype
-from n4flow.formats.shards import plain_index, shard_fault
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 ZIPPED = (".zip", ".ozx")
+MOST_LOOKED_AT = 16  # files at a time
 
 
 def is_zarr(path: Path) -> bool:
@@ -148,7 +150,7 @@ class ZarrReader(Reader):
         """Turn what goes wrong into an error that names the planes."""
         try:
             yield
-        except (RuntimeError, ValueError, OSError, KeyError) as error:
+        except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
             msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
             raise InputError(msg) from error
@@ -171,23 +173,18 @@ class ZarrReader(Reader):
 
 
 def faulty_files(path: Path, array: Any) -> dict[tuple[int, ...], str]:
-    """Return position and key of the files of an array that are absent, empty, or shards with a broken index."""
+    """Return position and key of the files of an array that are absent, empty, or cut short as far as they tell."""
     grid = FileGrid.of(array)
     sizes = store_sizes(path, array.path)
     faults = {index: grid.key(index) for index in grid.indices() if not sizes.get(grid.key(index))}
-    if array.shards is None or not path.is_dir() or not _plain_index(array):
+    check = file_check(array) if path.is_dir() else None
+    if check is None:
         return faults
-    chunks = int(np.prod([s // c for s, c in zip(array.shards, array.chunks, strict=True)]))
-    for index in grid.indices():
-        key = grid.key(index)
-        if index not in faults and shard_fault(path / array.path / key, chunks):
-            faults[index] = key
-    return faults
-
-
-def _plain_index(array: Any) -> bool:
-    """Return whether `shard_fault` can read the index of the array's shards."""
-    return plain_index(array.metadata.codecs[0].to_dict().get("configuration", {}))
+    there = [index for index in grid.indices() if index not in faults]
+    with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:  # what takes time is to wait for the disks of a cluster
+        found = pool.map(lambda index: check(path / array.path / grid.key(index)), there)
+        faults |= {index: grid.key(index) for index, fault in zip(there, found, strict=True) if fault}
+    return dict(sorted(faults.items()))
 
 
 def open_node(path: Path, inside: str | None = None) -> Any:
