@@ -9,6 +9,7 @@ include { explain } from './modules/failure'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
 include { INSPECT          } from './modules/inspect'
+include { WITH_ROOM        } from './modules/room'
 include { SHRINK           } from './modules/shrink'
 include { TISSUE_MASK      } from './modules/tissue_mask'
 include { N4_SECTIONS      } from './modules/n4_sections'
@@ -26,7 +27,6 @@ include { PROVENANCE       } from './modules/provenance'
 workflow {
     schema = file("${projectDir}/nextflow_schema.json")
     settings = check_parameters(params, schema)
-
     // a GPU that was asked for answers before anything else runs
     device = channel.value('cpu')
     if (params.backend == 'gpu' && settings.bias != 'off') {
@@ -50,7 +50,7 @@ workflow {
         'ome_zarr_version', 'dtype', 'sections_per_task', 'slab_planes'))
     inputs = samples
     samples = samples.join(INSPECT.out.flagged).map { sample -> sample[0..3] + [sample[6] ?: sample[4]] }  // lost chunks flag sections
-    plans = INSPECT.out.plan.map { meta, plan, _files -> [meta, answer(plan)] }
+    plans = WITH_ROOM(INSPECT.out.plan.map { meta, plan, _files -> [meta, answer(plan)] }, params.outdir, params.publish_mode)
     n_slabs = plans.map { meta, plan -> [meta, plan.slabs.size()] }
     // recipe: [meta, [correction files so far]]; it grows from stage to stage and is what RENDER applies
     recipe = INSPECT.out.plan.map { meta, _plan, files -> [meta, files] }

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -57,10 +58,10 @@ def nothing_published(outdir: Path) -> bool:
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
+def small_disk(folder: Path, options: str) -> Iterator[Path]:
     """Mount a small file system in memory."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "n4flow-test", folder]
+    command = ["mount", "-t", "tmpfs", "-o", options, "n4flow-test", folder]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("no small disk: only root may mount one, and not in every container")
     try:
@@ -69,8 +70,14 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def enlarge(folder: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,size=1g", folder], check=True)
+def fill(disk: Path, work: Path, left: int) -> Callable[[subprocess.Popen], None]:
+    """Return what takes all but so many kilobytes of a disk while a run is reading."""
+
+    def disturb(_process: subprocess.Popen) -> None:
+        wait_for(lambda: pythons("n4flow-shrink", work))
+        (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - (left << 10)))
+
+    return disturb
 
 
 @contextmanager
@@ -139,24 +146,58 @@ def test_a_killed_nextflow_publishes_nothing_and_is_resumed(workflow: Run, undis
     assert resumed.digests("brain") == undisturbed.digests
 
 
-def test_a_full_outdir(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
-    with small_disk(tmp_path / "disk", "400k") as disk:
-        run = workflow(*undisturbed.arguments, outdir=disk, code=1)
+@pytest.mark.parametrize(
+    ("options", "small", "says"),
+    [
+        ("size=4m", "outdir", r"outdir needs up to 0\.02\d GB for the results and has 0\.004 GB free"),
+        ("size=4m", "work", r"work needs up to 0\.02\d GB for the work directory and has 0\.004 GB free"),
+        ("size=40m", "both", r"work needs up to 0\.04\d GB for the work directory and a copy in outdir and has"),
+        ("size=60m,nr_inodes=30", "outdir", r"outdir needs up to \d\d files for the results and has inodes for \d\d"),
+    ],
+)
+def test_a_disk_too_small_is_said_before_anything_is_read(
+    workflow: Run, undisturbed: Undisturbed, tmp_path: Path, options: str, small: str, says: str
+):
+    with small_disk(tmp_path / "disk", options) as disk:
+        places = {name: disk / name for name in ("outdir", "work") if small in (name, "both")}
+        run = workflow(*undisturbed.arguments, **places, code=5)
+        assert re.search(says + ".*; free some, or choose another -work-dir or --outdir", sentence(run)), run.output
+        assert "SHRINK" not in run.output
+
+
+def test_a_run_that_was_granted_room_is_resumed_in_what_is_left_of_it(
+    workflow: Run, undisturbed: Undisturbed, tmp_path: Path
+):
+    with small_disk(tmp_path / "disk", "size=60m") as disk:
+        workflow(*undisturbed.arguments, work=disk / "work")
+        (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - (200 << 10)))
+        assert workflow(*undisturbed.arguments, "-resume", work=disk / "work").ran() == {"PUBLISH"}
+
+
+def test_results_on_another_disk_cannot_be_links(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    with small_disk(tmp_path / "disk", "size=60m") as disk:
+        run = workflow(*undisturbed.arguments, "--publish_mode", "link", outdir=disk, code=2)
+        assert "publish_mode link needs the work directory and outdir on one disk" in sentence(run), run.output
+
+
+def test_an_outdir_that_others_fill(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    with small_disk(tmp_path / "disk", "size=60m") as disk:
+        run = workflow(*undisturbed.arguments, outdir=disk, during=fill(disk, tmp_path / "work", 200), code=1)
         assert "task PUBLISH (brain) found no space left" in sentence(run), run.output
         assert nothing_published(run.outdir)
-        enlarge(disk)
+        (disk / "others").unlink()
         again = workflow(*undisturbed.arguments, "-resume", outdir=disk)
         assert again.ran() - {"PROVENANCE"} == {"PUBLISH"}
         assert again.digests("brain") == undisturbed.digests
         subprocess.run(["n4flow", "verify", disk], check=True)
 
 
-def test_a_full_work_directory(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
-    with small_disk(tmp_path / "disk", "400k") as disk:
-        run = workflow(*undisturbed.arguments, work=disk / "work", code=1)
+def test_a_work_directory_that_others_fill(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
+    with small_disk(tmp_path / "disk", "size=60m") as disk:
+        run = workflow(*undisturbed.arguments, work=disk / "work", during=fill(disk, disk / "work", 800), code=1)
         assert "found no space left" in sentence(run), run.output
         assert nothing_published(run.outdir)
-        enlarge(disk)
+        (disk / "others").unlink()
         again = workflow(*undisturbed.arguments, "-resume", work=disk / "work")
         assert again.ran("CACHED")
         assert again.digests("brain") == undisturbed.digests

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.engine
 
 PROCESSES = {
     "INSPECT",
+    "WITH_ROOM:ROOM",
     "SHRINK",
     "TISSUE_MASK",
     "N4_SECTIONS",

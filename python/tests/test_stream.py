@@ -15,7 +15,7 @@ from n4flow import local, passes, run
 from n4flow.background import SpatialMeanBackground
 from n4flow.chain import BiasSettings, fit_sections, lookup, plane_gain
 from n4flow.errors import DiskFullError, InputError
-from n4flow.footprint import shrunken_bytes
+from n4flow.footprint import shrunken_bytes, work_needs
 from n4flow.formats import space
 from n4flow.formats.omezarr import SlabWriter, create_store, plan_layout, write_omero
 from n4flow.formats.space import store_needs
@@ -241,7 +241,7 @@ def test_lost_chunks_of_the_mask_are_no_tissue_and_flag_their_sections(tmp_path)
 
 def test_space_and_inodes_are_looked_at_before_anything_is_written(tmp_path, estimated, monkeypatch):
     layout = plan_layout(SHAPE, "float32", VOXEL, chunks=(4, 32, 32))
-    nbytes, files = store_needs(layout, 0, SHAPE[0])
+    nbytes, files = store_needs([layout], 0, SHAPE[0])
     render(estimated.volume, Recipe(), tmp_path / "kept.ome.zarr", chunks=(4, 32, 32))
     taken = list((tmp_path / "kept.ome.zarr").rglob("*"))
     assert sum(path.stat().st_size for path in taken if path.is_file() and path.suffix != ".json") <= nbytes
@@ -263,7 +263,7 @@ def test_space_and_inodes_are_looked_at_before_anything_is_written(tmp_path, est
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_a_mask_of_noise_fits_into_what_is_asked_for_it(tmp_path, chunks, version):
     layout = plan_layout((20, 150, 140), "uint8", VOXEL, chunks=chunks, kind="labels", version=version)
-    nbytes, _files = store_needs(layout, 0, 20)
+    nbytes, _files = store_needs([layout], 0, 20)
     create_store(tmp_path / "mask", layout)
     with SlabWriter(tmp_path / "mask", layout, 0, 20) as writer:
         writer.write(np.random.default_rng(1).integers(0, 2, layout.shape, dtype=np.uint8), 0)
@@ -272,13 +272,42 @@ def test_a_mask_of_noise_fits_into_what_is_asked_for_it(tmp_path, chunks, versio
     assert nbytes / 3 < taken <= nbytes  # chunks at the edges are asked for whole
 
 
-def test_a_run_asks_for_room_before_it_reads(tmp_path, monkeypatch):
+def test_a_run_asks_for_the_room_of_all_its_samples_before_it_reads(tmp_path, monkeypatch):
     write_volume(tmp_path / "in.ome.zarr", stack()[0], voxel_um=VOXEL)
-    monkeypatch.setattr(space.os, "statvfs", lambda _p: SimpleNamespace(f_bavail=1, f_frsize=1, f_files=0))
+    (tmp_path / "sheet.csv").write_text("sample,image\na,in.ome.zarr\nb,in.ome.zarr\n")
+    needs = make_plan(tmp_path / "in.ome.zarr", resolve({"sections": 3})).needs()
+    enough = {f"f_{name}": 2 * needs[n] + needs[f"work_{n}"] for name, n in (("bavail", "bytes"), ("favail", "files"))}
+    disk = {"f_frsize": 1, "f_files": 10**6} | enough
     monkeypatch.setattr(local, "_shrink", None)
-    with pytest.raises(DiskFullError, match="needs up to .* GB and has"):
-        run(tmp_path / "in.ome.zarr", tmp_path / "out", sections=3)
-    assert not list((tmp_path / "out").iterdir())
+    for lacking, says in (("f_bavail", "out needs up to .* GB and has"), ("f_favail", "out needs up to .* inodes for")):
+        lacks = SimpleNamespace(**disk | {lacking: enough[lacking] - 1})
+        monkeypatch.setattr(space.os, "statvfs", lambda _path, lacks=lacks: lacks)
+        with pytest.raises(DiskFullError, match=says):
+            run(tmp_path / "sheet.csv", tmp_path / "out", sections=3)
+        assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(space.os, "statvfs", lambda _path: SimpleNamespace(**disk))
+    with pytest.raises(TypeError, match="first argument must be callable"):  # there is room: it begins to shrink
+        run(tmp_path / "sheet.csv", tmp_path / "out", sections=3)
+
+
+@pytest.mark.parametrize(("kind", "shrink"), [("float32", 1), ("float32", 3), ("uint16", 2), ("uint8", 1)])
+def test_files_of_noise_between_the_stages_fit_into_what_is_asked_for_them(tmp_path, kind, shrink):
+    rng = np.random.default_rng(1)
+    values = (rng.gamma(2, 30, (6, 65, 70)) * (rng.random((6, 65, 70)) < 0.5)).astype(kind)
+    layout = plan_layout(values.shape, "float32", VOXEL, slab_planes=3)
+    bits = rng.random((6, -(-65 // shrink), -(-70 // shrink))) < 0.5
+    TissueSource(bits, bits[0], shrink).save(tmp_path / "masks.npz")
+    for start in (0, 3):
+        shrunken = shrink_planes(values[start : start + 3], shrink)
+        for name in ("before", "after"):
+            shrunken.save(tmp_path / f"{name}_{start}.npz")
+        inside = bits[0].repeat(shrink, axis=0).repeat(shrink, axis=1)[:65, :70]
+        tissue = np.broadcast_to(inside, (3, 65, 70))
+        plane_histograms(values[start : start + 3], tissue, ~inside, start).save(tmp_path / f"numbers_{start}.npz")
+    nbytes, files = work_needs(layout.shape, shrink, 2)
+    taken = list(tmp_path.iterdir())
+    assert sum(path.stat().st_size for path in taken) <= nbytes
+    assert len(taken) == files
 
 
 PEAK = """

@@ -1,4 +1,4 @@
-"""Peak memory of the stages, from shapes and types alone: what a task asks its scheduler for."""
+"""Peak memory of the stages and room for their files, from shapes and types alone: what is asked for beforehand."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ FITTED = 12  # of a shrunken voxel that a bias field is fitted to, or that is ha
 FITTED_BY_ITK = 56  # measured 54.7
 HELD_PLANES = 48  # of shrunken planes that a stage reads, smooths or measures at a time, with those around them
 HISTOGRAM = 3 * 8 * 8192  # of a plane: values and counts of three classes over eight octaves
+PAIR = 12  # of a histogram: the value and the count of a bin that has at least one voxel
+SHRUNKEN_FILE = 8  # of a shrunken voxel in a file, where neither its mean nor its share of valid voxels compresses
+PLANE_FILE = 160  # of a plane's counts, and of the headers of what is compressed
+ARCHIVE = 8192  # headers and names of the arrays of one file
 
 
 def pass_bytes(
@@ -108,6 +112,24 @@ def shrunken_bytes(
         "FINISH": planes,
     }
     return {name: int(INTERPRETER + MARGIN * size) for name, size in sizes.items()}
+
+
+def work_needs(shape: tuple[int, int, int], shrink: int, slabs: int) -> tuple[int, int]:
+    """Return the bytes and files that lie between the stages at most: shrunken volumes, histograms and masks.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Z, Y, X) of full resolution.
+    shrink : int
+        In-plane block size of the shrunken volume.
+    slabs : int
+        Each of which has a file of the shrunken input, one of the shrunken result and one of histograms.
+    """
+    small = math.prod(-(-n // shrink) for n in shape[1:])
+    histograms = min(HISTOGRAM, PAIR * math.prod(shape[1:]))
+    plane = 2 * (SHRUNKEN_FILE * small + PLANE_FILE) + histograms + -(-small // 8)
+    return shape[0] * plane + small + 3 * slabs * ARCHIVE, 3 * slabs + 1
 
 
 def _writer_bytes(layout: StoreLayout, blocks: Blocks, shape: tuple[int, int, int], threads: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,7 +125,8 @@ def run(
         check_apart(Path(outdir) / plan.sample, [image, *files])
         asked.append((plan, resolved | own))
     results = []
-    for plan, settled in asked:
+    for number, (plan, settled) in enumerate(asked):
+        _check_room(Path(outdir), [plan for plan, _settled in asked[number:]])  # now, not after hours of estimating
         for warning in plan.warnings:
             log.warning("warning: sample %s: %s", plan.sample, warning)
         with workplace(dask_scheduler) as place, published(Path(outdir) / plan.sample) as folder:
@@ -137,6 +138,15 @@ def run(
     done = Run(command, resolved, [str(plan.volume.source) for plan, _settled in asked], versions)
     write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
     return Result(Path(outdir), tuple(results))
+
+
+def _check_room(outdir: Path, plans: Sequence[Plan]) -> None:
+    """Refuse to begin where the results of all samples that are left, and the files of one at a time, do not fit."""
+    needs = [plan.needs() for plan in plans]
+    nbytes, files = (
+        sum(need[name] for need in needs) + max(need[f"work_{name}"] for need in needs) for name in ("bytes", "files")
+    )
+    check_space(outdir, nbytes, files)
 
 
 def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
@@ -215,7 +225,6 @@ def _run_sample(
     log.info("%s: %s planes of %s x %s voxels", plan.sample, *volume.shape)
     work = folder.with_name("work")  # in the folder that is removed at the end, as the workflow's work directory
     work.mkdir(parents=True)
-    check_space(work, (plan.layout, plan.mask_layout), 0, n_planes)  # now, not after hours of estimating
     with clock("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:
         files = [work / f"shrunken_{start:06d}.npz" for start, _stop in plan.slabs]
         shrink = partial(_shrink, plan, Recipe(corrections))

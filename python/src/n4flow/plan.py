@@ -13,7 +13,7 @@ import numpy as np
 
 from n4flow.background import SpatialMeanBackground
 from n4flow.errors import InputError
-from n4flow.footprint import pass_bytes, shrunken_bytes
+from n4flow.footprint import pass_bytes, shrunken_bytes, work_needs
 from n4flow.formats.grid import listed
 from n4flow.formats.omezarr import StoreLayout, plan_layout
 from n4flow.formats.space import store_needs
@@ -27,6 +27,7 @@ from n4flow.volume import Volume, open_volume
 ENDINGS = (
     r"(?:\.ozx|(?:\.ome)?\.zarr(?:\.zip)?|(?:\.ome)?\.tiff?|\.btf|\.tf8|\.nii(?:\.gz)?|\.nrrd|\.nhdr|\.mh[ad]|\.npy)$"
 )
+BESIDE = 20_000_000, 24  # bytes and files beside the stores: report, tables, recipe with its corrections, provenance
 RESERVED = ("mask", "pipeline_info")  # what else has a name in the results
 
 
@@ -77,7 +78,6 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
         volume, memory, of_three = self.volume, self._memory(2), self._memory(3)
-        needs = [store_needs(layout, 0, volume.shape[0]) for layout in (self.layout, self.mask_layout)]
         return {
             "sample": self.sample,
             "shape": list(volume.shape),
@@ -96,11 +96,18 @@ class Plan:
             "levels": [list(level.shape) for level in self.layout.levels],
             "output_dtype": self.layout.dtype,
             "output_gigabytes": round(math.prod(volume.shape) * np.dtype(self.layout.dtype).itemsize / 1e9, 3),
-            "needs": dict(zip(("bytes", "files"), map(sum, zip(*needs, strict=True)), strict=True)),
+            "needs": self.needs(),
             "memory_bytes": memory,
             "memory_bytes_per_thread": {name: of_three[name] - size for name, size in memory.items()},
             "warnings": self.warnings,
         }
+
+    def needs(self) -> dict[str, int]:
+        """Return what the results take on a disk at most, and what the files between the stages take."""
+        nbytes, files = store_needs((self.layout, self.mask_layout), 0, self.volume.shape[0])
+        nbytes, files = nbytes + BESIDE[0], files + BESIDE[1] + len(self.batches)  # each with a bias field
+        work_bytes, work_files = work_needs(self.volume.shape, self.shrink, len(self.slabs))
+        return {"bytes": nbytes, "files": files, "work_bytes": work_bytes, "work_files": work_files}
 
     def _memory(self, threads: int) -> dict[str, int]:
         """Return the peak memory of a task of each process; each further thread adds the same."""

@@ -20,7 +20,7 @@ from n4flow.correction import Where
 from n4flow.errors import InputError
 from n4flow.formats.checksums import Checksums
 from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_layout, validate_store, write_omero
-from n4flow.formats.space import check_space
+from n4flow.formats.space import check_space, store_needs
 from n4flow.normalize import PlaneRange
 from n4flow.packed import PackedMask
 from n4flow.passes import TissueSource, in_parts, margin_first, parts, prepared
@@ -326,7 +326,7 @@ def render(
     tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink(volume.shape)
     slabs = []
     with published(Path(out)) as partial:
-        check_space(partial.parent, [layout], 0, volume.shape[0])
+        check_space(partial.parent, *store_needs([layout], 0, volume.shape[0]))
         create_store(partial, layout)
         for start in range(0, volume.shape[0], layout.slab_planes):
             stop = min(start + layout.slab_planes, volume.shape[0])

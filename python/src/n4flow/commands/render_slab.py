@@ -43,7 +43,7 @@ def render_slab(
 ) -> None:
     """Render a slab of planes: its shards of every level, its mask, and a shrunken copy for the report."""
     from n4flow.chain import CHECKSUMS_NAME, create_stores
-    from n4flow.formats.space import check_space
+    from n4flow.formats.space import check_space, store_needs
     from n4flow.parameters import resolve
     from n4flow.passes import TissueSource
     from n4flow.plan import make_plan
@@ -57,7 +57,7 @@ def render_slab(
         plan = make_plan(image, resolve(given), sample)
         start, stop = plane_range(planes, plan.volume.shape[0])
         out.mkdir(parents=True, exist_ok=True)
-        check_space(out, (plan.layout, plan.mask_layout), start, stop)
+        check_space(out, *store_needs((plan.layout, plan.mask_layout), start, stop))
         image_out, mask_out = create_stores(out, plan)
         slab = render(
             plan.volume,

@@ -20,15 +20,20 @@ INDEX_CHECKSUM = 4  # bytes behind the index of a shard
 MASK_PART, MASK_OVERHEAD = 7, 600
 
 
-def store_needs(layout: StoreLayout, z_start: int, z_stop: int) -> tuple[int, int]:
-    """Return the bytes and files that planes of a store take at most: noise does not compress, but for a mask's.
+def store_needs(layouts: Iterable[StoreLayout], z_start: int, z_stop: int) -> tuple[int, int]:
+    """Return the bytes and files that planes of stores take at most: noise does not compress, but for a mask's.
 
     Parameters
     ----------
-    layout : StoreLayout
+    layouts : iterable of StoreLayout
     z_start, z_stop : int
         A whole number of slabs.
     """
+    nbytes, files = zip(*(_needs(layout, z_start, z_stop) for layout in layouts), strict=True)
+    return sum(nbytes), sum(files)
+
+
+def _needs(layout: StoreLayout, z_start: int, z_stop: int) -> tuple[int, int]:
     total = 0
     for number, level in enumerate(layout.levels):
         start, stop = level_slab(layout, number, z_start, z_stop)
@@ -43,17 +48,15 @@ def store_needs(layout: StoreLayout, z_start: int, z_stop: int) -> tuple[int, in
     return total, len(keys) + len(folders) + len(layout.levels) + METADATA_FILES
 
 
-def check_space(folder: Path, stores: Iterable[StoreLayout], z_start: int, z_stop: int) -> None:
-    """Refuse to write planes of stores into a folder whose disk has no room for them.
+def check_space(folder: Path, nbytes: int, files: int) -> None:
+    """Refuse to write into a folder, or one that will be made, whose disk has no room.
 
     Raises
     ------
     DiskFullError
         With what is needed and what is free, of bytes or of inodes.
     """
-    needs = [store_needs(layout, z_start, z_stop) for layout in stores]
-    nbytes, files = sum(need[0] for need in needs), sum(need[1] for need in needs)
-    disk = os.statvfs(folder)
+    disk = os.statvfs(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
     free = disk.f_bavail * disk.f_frsize
     remedy = "free some or choose another folder"
     if nbytes > free:

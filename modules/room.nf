@@ -1,0 +1,56 @@
+// Is there room for what a run writes? Asked before anything is read, not found out after hours.
+
+include { disk; lacking } from './disks'
+
+// Hand on the plans of all samples once every disk that they are written to has room for them.
+workflow WITH_ROOM {
+    take:
+    plans
+    outdir
+    mode
+
+    main:
+    // places: [folder, what, bytes, files]
+    places = plans.toList().flatMap { all ->
+        places_of(all.collect { _meta, plan -> plan.needs }, workflow.workDir, file(outdir, glob: false), mode)
+    }
+    ROOM(places)
+
+    emit:
+    plans.combine(ROOM.out.collect().map { 'granted' }).map { meta, plan, _granted -> [meta, plan] }
+}
+
+// Ask one disk. A resumed run is not asked for what it was granted before: it may have written a part of that.
+process ROOM {
+    tag "${folder}"
+    executor 'local'
+
+    input:
+    tuple val(folder), val(what), val(bytes), val(files)
+
+    output:
+    val granted
+
+    exec:
+    def missing = lacking(file(folder, glob: false), what, bytes, files)
+    if (missing) { exit(5, "${missing}; free some, or choose another -work-dir or --outdir") }
+    granted = true
+
+    stub:
+    granted = true
+}
+
+// What must have room, of plans' needs: the work directory and outdir, as one where they lie on one disk.
+def places_of(needs, work, outdir, mode) {
+    def results = ['bytes', 'files'].collect { name -> needs.collect { need -> need[name] }.sum() }
+    def worked = ['work_bytes', 'work_files'].collect { name -> needs.collect { need -> need[name] }.sum() }
+    def all = [results[0] + worked[0], results[1] + worked[1]]
+    def together = disk(work) == disk(outdir)
+    if (mode == 'link') {
+        if (!together) { exit(2, "publish_mode link needs the work directory and outdir on one disk; give publish_mode copy, or another outdir") }
+        return [[work.toUriString(), 'the work directory'] + all]
+    }
+    return together
+        ? [[work.toUriString(), 'the work directory and a copy in outdir', all[0] + results[0], all[1] + results[1]]]
+        : [[work.toUriString(), 'the work directory'] + all, [outdir.toUriString(), 'the results'] + results]
+}
