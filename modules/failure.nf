@@ -14,7 +14,7 @@ def reason(code, report, refused, said) {
     if (report.contains('DUE TO TIME LIMIT') || code == 140) {
         return 'reached its time limit; give its label more time in a configuration file (-c), or each task less with --slab_planes or --sections_per_task'
     }
-    if (report =~ /No space left on device|Disk quota exceeded/ || code == 5) {
+    if (report =~ /No space left on device|Disk quota exceeded/ || code == 5 || !said && left(report) < 1000000) {
         return "found no space left (${said ?: 'disk or quota full'}); free some, or choose another -work-dir or --outdir"
     }
     if (code in [130, 143]) { return 'was cancelled from outside (scancel, a shutdown, Ctrl-C); nothing needs to be changed' }
@@ -28,4 +28,11 @@ def reason(code, report, refused, said) {
         return "left no exit code (${cause ?: 'no cause is known'}); look at what the scheduler says of it"
     }
     return "ended with exit code ${code}, which is a fault of n4flow; its .command.err in the work directory above says more"
+}
+
+// Bytes that are free where the failed task ran: a full disk holds no word of it.
+def left(report) {
+    def folder = report.find(/(?<=Work dir:\s{1,9})\S.*/)
+    def place = folder ? new File(folder) : null
+    return place?.exists() ? place.usableSpace : Long.MAX_VALUE
 }

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,13 @@ def test_each_kind_of_failure_has_its_exit_code(monkeypatch, capsys, error, code
     monkeypatch.setattr(n4flow.commands.typer.main, "get_command", lambda _app: fail)
     assert ended(["inspect"]) == code
     assert word in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_takes_the_sentence_and_leaves_the_code():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(["n4flow", "inspect", "nowhere.zarr"], stderr=full, check=False)
+    assert done.returncode == 2
 
 
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -144,7 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(sentence: str, code: int) -> int:
-    typer.echo(f"n4flow: {sentence}", err=True)
+    try:
+        typer.echo(f"n4flow: {sentence}", err=True)
+    except OSError:  # a full disk may hold the log of this task, too: the code alone says it then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # so that Python's last flush does not fail
     return code
 
 
