@@ -55,7 +55,7 @@ workflow {
     // recipe: [meta, [correction files so far]]; it grows from stage to stage and is what RENDER applies
     recipe = INSPECT.out.plan.map { meta, _plan, files -> [meta, files] }
 
-    // slabs: [meta, volume, image, mask, slab]; slab = [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64]
+    // slabs: [meta, volume, image, mask, slab]; slab = [name: '000064', planes: '64:128', ...], see slabs_of
     slabs = samples.join(plans).flatMap { meta, volume, image, mask, _table, plan ->
         slabs_of(plan).collect { slab -> [meta, volume, image, mask, slab] }
     }

@@ -26,7 +26,7 @@ process INSPECT {
 
     stub:
     """
-    echo '{"slabs": [[0, 8], [8, 16]], "batches": [[0, 1], [1, 2]], "shrink": 2, "slab_planes": 8,
+    echo '{"slabs": [[0, 8], [8, 16]], "batches": [[0, 1], [1, 2]], "shrink": 2, "slab_planes": 8, "frame": "0:8,0:8",
            "voxel_um": {"z": 1, "y": 1, "x": 1}, "needs": {"bytes": 0, "files": 0, "work_bytes": 0, "work_files": 0}}' > plan.json
     """
 }

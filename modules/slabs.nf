@@ -1,8 +1,8 @@
 // Runs of planes, each the work of one task of every streaming process.
 
-// [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64] for each slab of a plan.
+// [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64, frame: '0:512,0:512'] for each slab of a plan.
 def slabs_of(plan) {
-    def common = plan.subMap('shrink', 'slab_planes')
+    def common = plan.subMap('shrink', 'slab_planes', 'frame')
     return plan.slabs.collect { slab -> [name: String.format('%06d', slab[0]), planes: slab.join(':')] + common }
 }
 

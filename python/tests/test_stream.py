@@ -168,27 +168,6 @@ def test_percentiles_lie_within_a_bin_of_the_full_data(estimated):
             assert counted.percentile(z, q, "tissue") == pytest.approx(exact, rel=2.0**-10)
 
 
-@pytest.mark.parametrize(
-    ("border", "settings"),
-    [
-        (((7, 13), (16, 5)), {"shrink": 1}),
-        (((7, 13), (16, 5)), {"shrink": 1, "match": "plane", "smooth_z": 1.2, "background_radius_um": 40}),
-        (((6, 13), (12, 5)), {"shrink": 3, "match": "plane"}),
-    ],
-)
-def test_zero_padding_changes_no_voxel_inside(tmp_path, border, settings):
-    values, _tissue = stack()
-    found = []
-    for name, image in (("plain", values), ("padded", np.pad(values, ((0, 0), *border)))):
-        write_volume(tmp_path / f"{name}.ome.zarr", image, voxel_um=VOXEL)
-        result = run(tmp_path / f"{name}.ome.zarr", tmp_path / "out", sections=3, bias="off", **settings)
-        found.append(open_volume(result.samples[0].store).read(slice(None)))
-    (top, bottom), (left, right) = border
-    assert found[0].max() > 0.5
-    assert np.array_equal(found[1][:, top:-bottom, left:-right], found[0])
-    assert np.count_nonzero(found[1]) == np.count_nonzero(found[0])
-
-
 def test_a_batch_needs_its_own_planes_alone(tmp_path, estimated):
     estimated.source.save(tmp_path / "masks.npz")
     files = [tmp_path / f"shrunken_{start:06d}.npz" for start in (0, 5, 9)]

@@ -21,6 +21,7 @@ from n4flow.formats.checksums import Checksums, add_checksums, describe
 from n4flow.formats.layout import StoreLayout, expected_shards
 from n4flow.formats.omezarr import create_store, validate_store, write_omero
 from n4flow.formats.writers import kept_metadata
+from n4flow.frame import Frame
 from n4flow.harmonization import Harmonization, estimate_harmonization
 from n4flow.histogram import estimate_lookup
 from n4flow.mask import tissue_mask_with_levels
@@ -91,7 +92,8 @@ def find_masks(
     numbers["agarose_share"] = float(agarose.mean())
     numbers["agarose_threshold"] = float(threshold)
     numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections, tissue)
-    return TissueSource(tissue, agarose, shrunken.shrink), numbers
+    frame = None if shrunken.frame is None else Frame(*shrunken.frame)
+    return TissueSource(tissue, agarose, shrunken.shrink, frame=frame), numbers
 
 
 def fit_sections(
@@ -112,12 +114,18 @@ def fit_sections(
     fields = []
     for section in sections[slice(*batch)]:
         if section.usable:
-            planes = section.z_start, section.z_stop
+            planes = _valid_planes(shrunken, section.z_start, section.z_stop)
             part = shrunken.part(*planes)
             inside = tissue.small_planes(*planes) & (part.valid >= LEAST_VALID)
             field = _fit(part.mean, inside, shrunken, voxel_um, settings, f"section {section.id}")
             fields.append((*planes, field))
     return BiasCorrection(tuple(fields))
+
+
+def _valid_planes(shrunken: Shrunken, z_start: int, z_stop: int) -> tuple[int, int]:
+    """Return the first and the one after the last of some planes that have valid voxels; all of them without any."""
+    some = np.flatnonzero(shrunken.planes["n_valid"][z_start:z_stop])
+    return (z_start + int(some[0]), z_start + int(some[-1]) + 1) if some.size else (z_start, z_stop)
 
 
 def fit_volume(
@@ -129,25 +137,26 @@ def fit_volume(
     previous: Recipe | None = None,
 ) -> BiasCorrection:
     """Fit one bias field to the whole volume, after those that `previous` holds; flagged sections are left out."""
-    depth = shrunken.shape[0]
-    mean, inside = np.empty(shrunken.shape, np.float32), np.empty(shrunken.shape, bool)
-    for start, stop in runs(0, depth):
-        part, planes = shrunken.part(start, stop), slice(start, stop)
+    first, last = _valid_planes(shrunken, 0, shrunken.shape[0])
+    shape = last - first, *shrunken.shape[1:]
+    mean, inside = np.empty(shape, np.float32), np.empty(shape, bool)
+    for start, stop in runs(first, last):
+        part, planes = shrunken.part(start, stop), slice(start - first, stop - first)
         mean[planes] = part.mean
         inside[planes] = tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
-        inside[planes] &= sections.usable_planes[planes, None, None]
-    _divide_by_fields(mean, previous)
-    return BiasCorrection(((0, depth, _fit(mean, inside, shrunken, voxel_um, settings, "the whole volume")),))
+        inside[planes] &= sections.usable_planes[start:stop, None, None]
+    _divide_by_fields(mean, previous, first)
+    return BiasCorrection(((first, last, _fit(mean, inside, shrunken, voxel_um, settings, "the whole volume")),))
 
 
-def _divide_by_fields(mean: np.ndarray, previous: Recipe | None) -> None:
-    """Divide a shrunken volume by the bias fields that were fitted before."""
+def _divide_by_fields(mean: np.ndarray, previous: Recipe | None, z_start: int = 0) -> None:
+    """Divide planes of a shrunken volume, from `z_start` on, by the bias fields that were fitted before."""
     for correction in previous or ():
         if isinstance(correction, BiasCorrection):
             for first, last, field in correction.fields:
-                for start, stop in runs(first, last):
+                for start, stop in runs(max(first, z_start), min(last, z_start + len(mean))):
                     where = slice(start - first, stop - first), slice(None), slice(None)
-                    mean[start:stop] /= np.exp(field.log_field(field.grid_shape, where))
+                    mean[start - z_start : stop - z_start] /= np.exp(field.log_field(field.grid_shape, where))
 
 
 def harmonization(
@@ -290,7 +299,8 @@ def finish(
     write_omero(store, display_window(after, tissue.small, scale), (low * scale, high * scale), plan.sample)
     validate_store(store)
     validate_store(folder / MASK_NAME)
-    recipe.save(folder / "recipe.json", n4flow=version, sample=plan.sample, shape=list(plan.volume.shape))
+    about = {"n4flow": version, "sample": plan.sample, "shape": list(plan.volume.shape), "frame": list(plan.frame)}
+    recipe.save(folder / "recipe.json", **about)
     pair = Pair(plan.sections, before, after, tissue.small, tissue.agarose_small, recipe)
     numbers: dict[str, Any] = {
         "sample": plan.sample,

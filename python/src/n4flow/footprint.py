@@ -31,6 +31,7 @@ def pass_bytes(
     layout: StoreLayout,
     mask_layout: StoreLayout,
     shrink: int,
+    plane: tuple[int, int],
     *,
     margin: int = 0,
     threads: int = 2,
@@ -48,13 +49,15 @@ def pass_bytes(
         The stores that RENDER writes.
     shrink : int
         In-plane block size of the shrunken volume.
+    plane : tuple of int
+        Rows and columns that it is made of.
     margin : int
         Rows that the recipe's neighbourhoods reach.
     threads : int
         Of a task.
     """
     planes = min(layout.slab_planes, volume.shape[0])
-    small = math.prod(-(-n // shrink) for n in volume.shape[1:])
+    small = math.prod(-(-n // shrink) for n in plane)
     chunks = [store.levels[0].chunks for store in (layout, mask_layout)]
     depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
     read, render = Blocks.of(volume, halo=margin), Blocks.of(volume, depth, height, margin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ def _run_sample(
 
     with clock("TISSUE_MASK") as numbers:
         tissue, said = find_masks(shrunken, plan.sections, given)
-        tissue = TissueSource(tissue.small, tissue.agarose_small, tissue.shrink, plan.mask)
+        tissue = replace(tissue, given=plan.mask)
         numbers.update(said)
     stages.append(numbers)
 
@@ -290,7 +290,7 @@ def _run_sample(
 
 def _shrink(plan: Plan, recipe: Recipe, slab: tuple[int, int], out: Path) -> PackedMask | None:
     """Shrink a slab into a file; return the user's mask on the shrunken grid, if there is one."""
-    shrunken, given = shrink_pass(plan.volume, *slab, plan.shrink, recipe=recipe, mask=plan.mask)
+    shrunken, given = shrink_pass(plan.volume, *slab, plan.shrink, recipe=recipe, mask=plan.mask, frame=plan.frame)
     shrunken.save(out)
     return None if given is None else PackedMask.of(given)
 

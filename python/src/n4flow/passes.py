@@ -15,6 +15,7 @@ import numpy as np
 from n4flow.accumulate import PlaneCounter, PlaneShrinker, class_rows
 from n4flow.bias_correction import BiasCorrection
 from n4flow.correction import Where
+from n4flow.frame import Frame, framed
 from n4flow.mask import expand_mask
 from n4flow.packed import PackedMask
 from n4flow.planes import available_threads, crew, lent_crew, run_tasks, scratch
@@ -44,6 +45,9 @@ class TissueSource:
         The user's mask, which is then used as it is.
     z_start : int
         Plane of the volume that `small` begins with.
+    frame : Frame, optional
+        What the shrunken grid covers of the planes; all of them without it. Rows and columns are counted from its
+        corner, but for those of `given`.
     """
 
     small: np.ndarray | PackedMask
@@ -51,6 +55,7 @@ class TissueSource:
     shrink: int
     given: Volume | None = None
     z_start: int = 0
+    frame: Frame | None = None
 
     def save(self, path: str | Path) -> None:
         """Write both masks as packed bits; the user's own mask stays where it is."""
@@ -63,6 +68,7 @@ class TissueSource:
                 shape=np.array(packed.shape),
                 agarose=self.agarose_small,
                 shrink=np.array(self.shrink),
+                **({} if self.frame is None else {"frame": np.array(self.frame)}),
             )
 
     @classmethod
@@ -75,7 +81,8 @@ class TissueSource:
             n_z, n_y, n_x = (int(n) for n in stored["shape"])
             whole = PackedMask(stored["tissue"], (n_z, n_y, n_x))
             start, small = (0, whole) if planes is None else (planes[0], whole[slice(*planes)])
-            return cls(small, stored["agarose"].astype(bool), int(stored["shrink"]), given, start)
+            frame = Frame(*stored["frame"].tolist()) if "frame" in stored.files else None
+            return cls(small, stored["agarose"].astype(bool), int(stored["shrink"]), given, start, frame)
 
     def part(self, start: int, stop: int) -> TissueSource:
         """Return the masks of some planes, packed where they are."""
@@ -85,11 +92,11 @@ class TissueSource:
             small = PackedMask(self.small.bits[planes], (stop - start, *self.small.shape[1:]))
         else:
             small = self.small[planes]
-        return TissueSource(small, self.agarose_small, self.shrink, self.given, start)
+        return replace(self, small=small, z_start=start)
 
     def unpacked(self) -> TissueSource:
         """Return the masks as arrays."""
-        return TissueSource(self.small[:], self.agarose_small, self.shrink, self.given, self.z_start)
+        return replace(self, small=self.small[:])
 
     def small_planes(self, start: int, stop: int) -> np.ndarray:
         """Return planes of the mask on the shrunken grid."""
@@ -97,12 +104,17 @@ class TissueSource:
 
     def block(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the (z, y, x) bool mask of a box with whole bounds, in a buffer of this thread."""
-        if self.given is not None:
-            return self.given.read(z, y, x) > 0
+        if self._given is not None:
+            return self._given.read(z, y, x) > 0
         small = self.small_planes(z.start, z.stop)
         out = scratch("mask", (len(small), y.stop - y.start, x.stop - x.start), bool)
         expanded: np.ndarray = expand_mask(small, self.shrink, slice(0, len(small)), y, x, out)
         return expanded
+
+    @cached_property
+    def _given(self) -> Volume | None:
+        """The user's mask in the frame."""
+        return None if self.given is None else framed(self.given, self.frame)
 
     @cached_property
     def _around(self) -> np.ndarray:
@@ -137,11 +149,14 @@ class Blocks:
         Planes and rows of a block.
     halo : int
         Rows around a block that are read with it.
+    lead : int
+        Rows of the first block that lie before the volume.
     """
 
     depth: int
     height: int
     halo: int = 0
+    lead: int = 0
 
     @classmethod
     def of(cls, volume: Volume, depth: int = 1, height: int = 1, halo: int = 0) -> Blocks:
@@ -171,14 +186,16 @@ class Blocks:
         else:
             deep = max(1, READ_BYTES // (high * row))
         more = max(BLOCK_BYTES // (deep * high * row), 4 * halo // high, 1)
-        return cls(deep, min(rows, more * high), halo)
+        high = min(rows, more * high)
+        return cls(deep, high, halo, volume.reader.lead % high if high % volume.chunks[1] == 0 else 0)
 
     def cuts(self, volume: Volume, z_start: int, z_stop: int) -> Iterator[tuple[slice, slice]]:
         """Yield planes and rows of each block between two planes, rows first."""
         planes = [z_start, *range((z_start // self.depth + 1) * self.depth, z_stop, self.depth), z_stop]
+        rows = [0, *range(self.height - self.lead, volume.shape[1], self.height), volume.shape[1]]
         for start, stop in pairwise(planes):
-            for y in range(0, volume.shape[1], self.height):
-                yield slice(start, stop), slice(y, min(y + self.height, volume.shape[1]))
+            for y, y_stop in pairwise(rows):
+                yield slice(start, stop), slice(y, y_stop)
 
     def around(self, rows: slice, n_rows: int) -> slice:
         """Return rows of a block and its halo."""
@@ -260,12 +277,6 @@ def in_parts(volume: Volume, z_start: int, chunk: tuple[int, int, int]) -> bool:
     return volume.reader.by_chunks and aligned and z_start % volume.chunks[0] == 0
 
 
-def margin_first(recipe: Recipe) -> tuple[Recipe, Recipe]:
-    """Split a recipe after the last correction that looks at neighbours: what needs a halo, and what is pointwise."""
-    last = max((i + 1 for i, correction in enumerate(recipe) if any(correction.margin)), default=0)
-    return recipe[:last], recipe[last:]
-
-
 def prepared(
     volume: Volume, z_start: int, z_stop: int, recipe: Recipe, depth: int = 1, height: int = 1
 ) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -289,7 +300,14 @@ def prepared(
 
 
 def shrink_pass(
-    volume: Volume, z_start: int, z_stop: int, shrink: int, *, recipe: Recipe, mask: Volume | None = None
+    volume: Volume,
+    z_start: int,
+    z_stop: int,
+    shrink: int,
+    *,
+    recipe: Recipe,
+    mask: Volume | None = None,
+    frame: Frame | None = None,
 ) -> tuple[ShrunkenVolume, np.ndarray | None]:
     """Shrink planes `z_start` to `z_stop` in plane.
 
@@ -303,6 +321,8 @@ def shrink_pass(
         What is applied before (a background); empty for none.
     mask : Volume, optional
         A user's tissue mask.
+    frame : Frame, optional
+        What is shrunken of the planes; all of them without it.
 
     Returns
     -------
@@ -310,6 +330,7 @@ def shrink_pass(
     tissue : (z, y, x) bool array or None
         Blocks of which the mask covers at least half.
     """
+    volume, mask = framed(volume, frame), None if mask is None else framed(mask, frame)
     shape = (z_stop - z_start, *volume.shape[1:])
     shrinker = PlaneShrinker(shape, shrink, np.dtype(np.float32) if recipe else volume.dtype)
     given = PlaneShrinker(shape, shrink, np.dtype(np.uint8)) if mask is not None else None
@@ -319,14 +340,15 @@ def shrink_pass(
             if mask is not None and given is not None:
                 inside = mask.read(slice(z, z + len(block)), slice(y, y + block.shape[1])) > 0
                 given.add(inside.view(np.uint8), z - z_start, y)
-    return ShrunkenVolume.of(shrinker), None if given is None else given.valid >= LEAST_COVER
+    return ShrunkenVolume.of(shrinker, frame), None if given is None else given.valid >= LEAST_COVER
 
 
 def statistics_pass(
     volume: Volume, z_start: int, z_stop: int, *, recipe: Recipe, tissue: TissueSource
 ) -> PlaneHistograms:
     """Return the histograms of planes `z_start` to `z_stop` after `recipe`: tissue, agarose, all valid voxels."""
-    around, pointwise = margin_first(recipe)
+    volume = framed(volume, tissue.frame)
+    around, pointwise = recipe.margin_first()
     first = pointwise[0] if len(pointwise) else None
     bias = first if isinstance(first, BiasCorrection) and len(pointwise) == 1 else None
     counter = PlaneCounter(z_stop - z_start)

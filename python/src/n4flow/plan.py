@@ -17,6 +17,7 @@ from n4flow.footprint import pass_bytes, shrunken_bytes, work_needs
 from n4flow.formats.grid import listed
 from n4flow.formats.omezarr import StoreLayout, plan_layout
 from n4flow.formats.space import store_needs
+from n4flow.frame import Frame, find_frame
 from n4flow.harmonization.flat import read_flat
 from n4flow.parameters import iteration_list, voxel_size
 from n4flow.sections import SectionTable
@@ -55,8 +56,10 @@ class Plan:
         What the user should know before the run.
     margin : int
         Rows around a voxel that the recipe looks at.
-    flat_field : (Y, X) float32 array or None
-        Measured shading that every plane has.
+    frame : Frame
+        Rows and columns that hold valid voxels; what lies around is padding, and stays as it is.
+    flat_field : (y, x) float32 array or None
+        Measured shading that every plane has, in the frame.
     backend : str
         What fits bias fields.
     """
@@ -71,6 +74,7 @@ class Plan:
     slabs: list[tuple[int, int]]
     batches: list[tuple[int, int]]
     warnings: list[str]
+    frame: Frame
     margin: int = 0
     flat_field: np.ndarray | None = None
     backend: str = "auto"
@@ -81,6 +85,7 @@ class Plan:
         return {
             "sample": self.sample,
             "shape": list(volume.shape),
+            "frame": str(self.frame),
             "dtype": str(volume.dtype),
             "format": volume.metadata.get("format"),
             "voxel_um": volume.voxel_um,
@@ -106,15 +111,20 @@ class Plan:
         """Return what the results take on a disk at most, and what the files between the stages take."""
         nbytes, files = store_needs((self.layout, self.mask_layout), 0, self.volume.shape[0])
         nbytes, files = nbytes + BESIDE[0], files + BESIDE[1] + len(self.batches)  # each with a bias field
-        work_bytes, work_files = work_needs(self.volume.shape, self.shrink, len(self.slabs))
+        work_bytes, work_files = work_needs(self._framed_shape, self.shrink, len(self.slabs))
         return {"bytes": nbytes, "files": files, "work_bytes": work_bytes, "work_files": work_files}
+
+    @property
+    def _framed_shape(self) -> tuple[int, int, int]:
+        """(Z, Y, X) that the shrunken volume is made of."""
+        return self.volume.shape[0], *self.frame.shape
 
     def _memory(self, threads: int) -> dict[str, int]:
         """Return the peak memory of a task of each process; each further thread adds the same."""
         layouts, flat = (self.layout, self.mask_layout), 0 if self.flat_field is None else self.flat_field.nbytes
-        needs = pass_bytes(self.volume, *layouts, self.shrink, margin=self.margin, threads=threads)
+        needs = pass_bytes(self.volume, *layouts, self.shrink, self.frame.shape, margin=self.margin, threads=threads)
         longest = max(section.z_stop - section.z_start for section in self.sections)
-        others = shrunken_bytes(self.volume.shape, self.shrink, longest, self.backend)
+        others = shrunken_bytes(self._framed_shape, self.shrink, longest, self.backend)
         return {name: size + flat for name, size in needs.items()} | others
 
 
@@ -148,7 +158,9 @@ def open_mask(path: str | Path, volume: Volume, *, allow_missing_chunks: bool = 
     return mask
 
 
-def make_plan(image: str | Path, parameters: Mapping[str, Any], sample: str | None = None) -> Plan:
+def make_plan(
+    image: str | Path, parameters: Mapping[str, Any], sample: str | None = None, frame: Frame | None = None
+) -> Plan:
     """Open a sample's files and decide how it is processed.
 
     Parameters
@@ -158,6 +170,8 @@ def make_plan(image: str | Path, parameters: Mapping[str, Any], sample: str | No
         Resolved parameters (`n4flow.parameters.resolve`).
     sample : str, optional
         Name of the sample; the file's own without it.
+    frame : Frame, optional
+        What was found to hold valid voxels; it is looked for without it.
 
     Raises
     ------
@@ -167,7 +181,7 @@ def make_plan(image: str | Path, parameters: Mapping[str, Any], sample: str | No
     sample = sample or sample_name(image)
     check_name(sample)
     try:
-        return _plan(Path(image), parameters, sample)
+        return _plan(Path(image), parameters, sample, frame)
     except InputError as error:
         msg = f"sample {sample}: {error}"
         raise InputError(msg) from error
@@ -196,12 +210,11 @@ def check_name(sample: str) -> None:
         raise InputError(msg)
 
 
-def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
+def _plan(image: Path, parameters: Mapping[str, Any], sample: str, frame: Frame | None) -> Plan:
     warnings = []
     allow = {"allow_missing_chunks": parameters["allow_missing_chunks"]}
     volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
     mask = open_mask(parameters["mask"], volume, **allow) if parameters["mask"] else None
-    flat_field = _flat_field(parameters, volume)
     sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
     incomplete = [file for file in (volume, mask) if file is not None and "missing_planes" in file.metadata]
     if incomplete:
@@ -214,14 +227,16 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
         warnings.append("the whole stack is treated as one section; give sections where it was cut into several")
     if not any(section.usable for section in sections):
         warnings.append("every section is flagged, so nothing can be estimated and sections stay as they are")
-    shrink = parameters["shrink"] or choose_shrink(volume.shape)
-    if shrink > 1 and min(volume.shape[1:]) < 2 * shrink:
-        msg = f"shrink {shrink} leaves fewer than 2 voxels of planes of {volume.shape[1:]} (Y, X); give a smaller one"
+    frame = frame or find_frame(volume)
+    flat_field = _flat_field(parameters, volume, frame)
+    shrink = parameters["shrink"] or choose_shrink((volume.shape[0], *frame.shape))
+    if shrink > 1 and min(frame.shape) < 2 * shrink:
+        msg = f"shrink {shrink} leaves fewer than 2 voxels of planes of {frame.shape} (Y, X); give a smaller one"
         raise InputError(msg)
     wide = volume.dtype.kind in "iu" and volume.dtype.itemsize >= 4
     if wide or volume.dtype == np.float64:
         warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
-    _check_spline(parameters, volume)
+    _check_spline(parameters, volume, frame)
     _check_backend(parameters)
     geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
     layout = plan_layout(
@@ -243,13 +258,14 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str) -> Plan:
         slabs=_runs(volume.shape[0], layout.slab_planes),
         batches=_runs(len(sections), parameters["sections_per_task"]),
         warnings=warnings,
+        frame=frame,
         margin=_margin(parameters["background_radius_um"], volume.voxel_um),
         flat_field=flat_field,
         backend=parameters["backend"],
     )
 
 
-def _flat_field(parameters: Mapping[str, Any], volume: Volume) -> np.ndarray | None:
+def _flat_field(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> np.ndarray | None:
     """Read the flat field; refuse one that nothing would divide by, or that N4 would have to fit first."""
     if not parameters["flat_field"]:
         return None
@@ -260,7 +276,7 @@ def _flat_field(parameters: Mapping[str, Any], volume: Volume) -> np.ndarray | N
         if parameters[name] not in works:
             msg = f"flat_field cannot be used with {name} {parameters[name]}: {remedy}, or leave flat_field out"
             raise InputError(msg)
-    return read_flat(parameters["flat_field"], volume.shape)
+    return read_flat(parameters["flat_field"], frame, volume.shape)
 
 
 def _margin(radius_um: float, voxel_um: Mapping[str, float] | None) -> int:
@@ -270,12 +286,12 @@ def _margin(radius_um: float, voxel_um: Mapping[str, float] | None) -> int:
     return SpatialMeanBackground(background_radius(radius_um, voxel_um)).margin[0]
 
 
-def _check_spline(parameters: Mapping[str, Any], volume: Volume) -> None:
+def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> None:
     """Refuse knots that would end finer than the voxels, before anything is read."""
     voxel_um, levels = volume.voxel_um, len(iteration_list(parameters["iterations"]))
     if parameters["bias"] == "off" or voxel_um is None:
         return
-    extent = min(volume.shape[1] * voxel_um["y"], volume.shape[2] * voxel_um["x"])
+    extent = min(n * voxel_um[axis] for n, axis in zip(frame.shape, "yx", strict=True))
     first = parameters["spline_um"] or extent
     last = first / 2 ** (levels - 1)
     finest = 2 * max(voxel_um["y"], voxel_um["x"])

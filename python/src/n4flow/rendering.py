@@ -21,9 +21,10 @@ from n4flow.errors import InputError
 from n4flow.formats.checksums import Checksums
 from n4flow.formats.omezarr import SlabWriter, StoreLayout, create_store, plan_layout, validate_store, write_omero
 from n4flow.formats.space import check_space, store_needs
+from n4flow.frame import Frame
 from n4flow.normalize import PlaneRange
 from n4flow.packed import PackedMask
-from n4flow.passes import TissueSource, in_parts, margin_first, parts, prepared
+from n4flow.passes import TissueSource, in_parts, parts, prepared
 from n4flow.plan import output_dtype
 from n4flow.planes import available_threads, scratch, workers
 from n4flow.recipe import Recipe
@@ -73,6 +74,7 @@ def render_slab(
     tissue: TissueSource | None = None,
     mask_out: Path | None = None,
     mask_layout: StoreLayout | None = None,
+    frame: Frame | None = None,
     threads: int | None = None,
 ) -> RenderedSlab:
     """Render planes `z_start` to `z_stop` into every pyramid level of a store, and the tissue mask beside it.
@@ -90,10 +92,14 @@ def render_slab(
         In-plane block size of the returned copy.
     tissue : TissueSource, optional
         Needed where the recipe acts on tissue alone, or a mask is written.
+    frame : Frame, optional
+        What the recipe was made for, and is applied to; that of `tissue`, or whole planes, without it.
     """
-    around, pointwise = margin_first(recipe)
-    shrinker = TileShrinker((z_stop - z_start, *volume.shape[1:]), shrink)
-    tiles = _Tiles(volume, pointwise, z_start, shrinker, np.float32(output_scale(recipe, layout.dtype)), tissue)
+    around, pointwise = recipe.margin_first()
+    frame = frame or (tissue.frame if tissue is not None else None) or Frame.whole(volume.shape)
+    shrinker = TileShrinker((z_stop - z_start, *frame.shape), shrink)
+    scale = np.float32(output_scale(recipe, layout.dtype))
+    tiles = _Tiles(frame, volume.shape[0], pointwise, z_start, shrinker, scale, tissue)
     chunks = [layout.levels[0].chunks]
     with ExitStack() as stack:
         pool = stack.enter_context(workers(threads or available_threads()))
@@ -123,7 +129,7 @@ def render_slab(
             writers[0].settle()
             tiles.merge(start, n_planes)
     shrinker.finish()
-    after = ShrunkenVolume.of(shrinker)
+    after = ShrunkenVolume.of(shrinker, frame)
     checksums = {
         path.name: writer.checksums for path, writer in zip((image_out, mask_out), writers, strict=False) if path
     }
@@ -133,19 +139,22 @@ def render_slab(
 class _Tiles:
     """What a thread makes of the part of a block that becomes one chunk, and what is measured on the way.
 
-    A part is worked through in runs of planes that stay in the thread's cache.
+    A part is worked through in runs of planes that stay in the thread's cache. What lies around the frame is written
+    as it is.
     """
 
     def __init__(
         self,
-        volume: Volume,
+        frame: Frame,
+        n_planes: int,
         recipe: Recipe,
         z_start: int,
         shrinker: TileShrinker,
         scale: np.float32,
         tissue: TissueSource | None,
     ) -> None:
-        self.shape, self.recipe, self.scale, self.tissue = volume.shape, recipe, scale, tissue
+        self.frame, self.shape = frame, (n_planes, *frame.shape)
+        self.recipe, self.scale, self.tissue = recipe, scale, tissue
         self.z_start, self.shrinker = z_start, shrinker
         self.needs_tissue = any(correction.needs_tissue for correction in recipe)
         self.measured: list[Tile] = []
@@ -153,17 +162,26 @@ class _Tiles:
     def corrected(self, part: np.ndarray, at: tuple[int, int, int]) -> Iterator[np.ndarray]:
         """Yield a part of the input with the recipe applied."""
         z, y, x = at
-        _depth, height, width = part.shape
-        rows, columns = slice(y, y + height), slice(x, x + width)
-        tile = Tile(self.shrinker, (z - self.z_start, y, x), part.shape)
+        depth, height, width = part.shape
+        found = self.frame.part(y, x, height, width)
+        if found is None:
+            yield from (values for _first, values in self._runs(part))
+            return
+        inner, (rows, columns) = found
+        extent = rows.stop - rows.start, columns.stop - columns.start
+        tile = Tile(self.shrinker, (z - self.z_start, rows.start, columns.start), (depth, *extent))
         for first, values in self._runs(part):
             planes = slice(z + first, z + first + len(values))
             inside = self.tissue.block(planes, rows, columns) if self.tissue and self.needs_tissue else None
-            values = self.recipe.apply_block(values, Where(planes.start, y, x, self.shape, inside))
-            tile.add(first, values)
+            box = values if extent == (height, width) else np.ascontiguousarray(values[:, *inner])
+            box = self.recipe.apply_block(box, Where(planes.start, rows.start, columns.start, self.shape, inside))
+            tile.add(first, box)
             if self.scale != 1:
-                values *= self.scale
-            yield values
+                box *= self.scale
+            if extent != (height, width):
+                values[:, *inner] = box
+                box = values
+            yield box
         self.measured.append(tile)
 
     def merge(self, start: int, n_planes: int) -> None:
@@ -175,8 +193,14 @@ class _Tiles:
     def mask(self, part: np.ndarray, at: tuple[int, int, int]) -> Iterator[np.ndarray]:
         """Yield the tissue mask where `part` lies."""
         assert self.tissue is not None
-        z, y, x = (slice(start, start + n) for start, n in zip(at, part.shape, strict=True))
-        yield self.tissue.block(z, y, x).view(np.uint8)
+        z, y, x = at
+        planes, found = slice(z, z + len(part)), self.frame.part(y, x, *part.shape[1:])
+        whole = scratch("framed mask", part.shape, np.uint8)
+        whole[...] = 0
+        if found is not None:
+            inner, (rows, columns) = found
+            whole[:, *inner] = self.tissue.block(planes, rows, columns)
+        yield whole
 
     def _runs(self, part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first plane, float32 copy in a buffer of this thread) of runs of planes."""
@@ -268,7 +292,7 @@ def tissue_beside(recipe: Recipe, volume: Volume, mask: str | Path | None = None
         msg = f"{shapes}; give the mask of this volume"
         raise InputError(msg)
     empty = np.zeros((0, 0, 0), bool)
-    return TissueSource(empty, empty[0:0], 1, given)
+    return TissueSource(empty, empty[0:0], 1, given, frame=recipe.frame)
 
 
 def render(
@@ -323,7 +347,8 @@ def render(
         chunks=chunks,
         shards=shards,
     )
-    tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink(volume.shape)
+    frame = recipe.frame or Frame.whole(volume.shape)
+    tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink((volume.shape[0], *frame.shape))
     slabs = []
     with published(Path(out)) as partial:
         check_space(partial.parent, *store_needs([layout], 0, volume.shape[0]))
@@ -339,6 +364,7 @@ def render(
                 layout=layout,
                 shrink=shrink,
                 tissue=tissue,
+                frame=frame,
                 threads=threads,
             )
             slabs.append(slab)

@@ -12,6 +12,7 @@ import numpy as np
 
 from n4flow import __version__, plots
 from n4flow.comparison import Pair
+from n4flow.frame import Frame
 from n4flow.pictures import FIELD_COLOURS, Views, field_limit, windows
 from n4flow.qc import plain
 from n4flow.sections import SectionTable
@@ -118,8 +119,12 @@ def facts(
 ) -> list[tuple[str, str]]:
     """Return what the header says, as (name, value)."""
     found: list[tuple[str, str]] = []
+    padded = ""
     if volume.get("shape"):
-        found.append(("Shape (Z, Y, X)", " × ".join(str(size) for size in volume["shape"]) + " voxels"))
+        whole = Frame.whole(volume["shape"])
+        frame = Frame.read(volume["frame"], volume["shape"]) if volume.get("frame") else whole
+        padded = f", padded around rows and columns {frame}" if frame != whole else ""
+        found.append(("Shape (Z, Y, X)", " × ".join(str(size) for size in volume["shape"]) + " voxels" + padded))
     size = volume.get("voxel_um")
     if size:
         found.append(("Voxel size (Z, Y, X)", " × ".join(f"{size[axis]:g}" for axis in "zyx") + " µm"))
@@ -132,9 +137,9 @@ def facts(
     found.append(("Sections", f"{len(sections)}" + (f", {flagged} flagged" if flagged else "")))
     share = metrics["tissue"]["share"] or 0
     tissue = f"{volume['mask']}, " if volume.get("mask") else ""
-    tissue += f"{share:.1%} of the volume"
+    tissue += f"{share:.1%} of the volume" + (" without its padding" if padded else "")
     if size and volume.get("shape"):
-        cubic_mm = share * math.prod(volume["shape"]) * math.prod(size[axis] for axis in "zyx") / 1e9
+        cubic_mm = share * volume["shape"][0] * math.prod(frame.shape) * math.prod(size[axis] for axis in "zyx") / 1e9
         tissue += f", {number(cubic_mm, 3)} mm³" if cubic_mm < 1000 else f", {number(cubic_mm / 1000, 3)} cm³"
     found.append(("Tissue mask", tissue))
     found.append(("N4 backend", ", ".join(backends([step.summary() for step in recipe])) or "none, no bias field"))

@@ -40,6 +40,8 @@ class ShrunkenVolume:
     planes : dict of (Z,) arrays
         Per plane: n_valid, n_zero, n_nonfinite, n_negative and n_saturated (equal to the largest value of an integer
         type) as int64; minimum and maximum of the valid voxels as float64, 0 where there are none.
+    frame : tuple of int, optional
+        Where (Y, X) lie in the planes of the volume, see `n4flow.frame.Frame`; all of them without it.
     """
 
     mean: np.ndarray
@@ -47,12 +49,13 @@ class ShrunkenVolume:
     shrink: int
     full_shape: tuple[int, int, int]
     planes: dict[str, np.ndarray]
+    frame: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, shrinker: PlaneShrinker | TileShrinker) -> Self:
+    def of(cls, shrinker: PlaneShrinker | TileShrinker, frame: tuple[int, ...] | None = None) -> Self:
         """Take over what was measured of all planes."""
         numbers = plane_numbers(shrinker.counts, shrinker.extremes)
-        return cls(shrinker.mean, shrinker.valid, int(shrinker.k), shrinker.shape, numbers)
+        return cls(shrinker.mean, shrinker.valid, int(shrinker.k), shrinker.shape, numbers, frame)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,7 +67,7 @@ class ShrunkenVolume:
         """Return planes `z_start` to `z_stop`, as views."""
         planes = {name: values[z_start:z_stop] for name, values in self.planes.items()}
         mean, valid = self.mean[z_start:z_stop], self.valid[z_start:z_stop]
-        return ShrunkenVolume(mean, valid, self.shrink, (len(mean), *self.full_shape[1:]), planes)
+        return ShrunkenVolume(mean, valid, self.shrink, (len(mean), *self.full_shape[1:]), planes, self.frame)
 
     def save(self, path: str | Path) -> None:
         """Write to an .npz file from which `ShrunkenFiles` reads planes.
@@ -75,6 +78,8 @@ class ShrunkenVolume:
         packed = run_tasks(lambda z: _pack(self.mean[z], self.valid[z], *self._blocks()), range(len(self.mean)))
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
+        if self.frame is not None:
+            arrays["frame"] = np.array(self.frame)
         arrays["whole_numbers"] = np.array([whole for _mean, _valid, whole in packed], bool)
         pieces = [piece for mean, valid, _whole in packed for piece in (mean, valid)]
         arrays["ends"] = np.cumsum([0, *map(len, pieces)])
@@ -101,6 +106,7 @@ class ShrunkenVolume:
             first.shrink,
             (sum(s.full_shape[0] for s in slabs), *first.full_shape[1:]),
             {name: np.concatenate([s.planes[name] for s in slabs]) for name in first.planes},
+            first.frame,
         )
 
 
@@ -116,7 +122,7 @@ class ShrunkenFiles:
     ----------
     shape : tuple of int
         (Z, y, x).
-    shrink, full_shape, planes
+    shrink, full_shape, planes, frame
         See `ShrunkenVolume`.
 
     Raises
@@ -128,17 +134,23 @@ class ShrunkenFiles:
     def __init__(self, paths: Sequence[str | Path]) -> None:
         heads: list[tuple[int, tuple[int, int, int]]] = []
         numbers: list[dict[str, np.ndarray]] = []
+        frames: set[tuple[int, ...] | None] = set()
         self._stored: list[tuple[Path, int, int, int, bool]] = []
         for path in map(Path, paths):
             with np.load(path) as data:
                 n_z, n_y, n_x = (int(n) for n in data["full_shape"])
                 heads.append((int(data["shrink"]), (n_z, n_y, n_x)))
+                frames.add(tuple(data["frame"].tolist()) if "frame" in data.files else None)
                 names = [name for name in data.files if name.startswith("plane_")]
                 numbers.append({name.removeprefix("plane_"): data[name] for name in names})
                 ends = (data["ends"] + _offset(path, "packed.npy")).tolist()
                 places = zip(ends[0::2], ends[1::2], ends[2::2], data["whole_numbers"].tolist(), strict=False)
                 self._stored += [(path, *place) for place in places]
         check_alike(heads)
+        if len(frames) > 1:
+            msg = f"slabs of one volume must have one frame, got {frames}"
+            raise InputError(msg)
+        (self.frame,) = frames
         self.shrink = heads[0][0]
         self.full_shape = (sum(shape[0] for _shrink, shape in heads), *heads[0][1][1:])
         self._blocks = _block_sizes(self.full_shape, self.shrink)
@@ -159,7 +171,7 @@ class ShrunkenFiles:
 
         run_tasks(unpack, range(shape[0]))
         planes = {name: values[z_start:z_stop] for name, values in self.planes.items()}
-        return ShrunkenVolume(mean, valid, self.shrink, (shape[0], *self.full_shape[1:]), planes)
+        return ShrunkenVolume(mean, valid, self.shrink, (shape[0], *self.full_shape[1:]), planes, self.frame)
 
 
 def _offset(path: Path, member: str) -> int:

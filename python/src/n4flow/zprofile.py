@@ -160,7 +160,10 @@ def estimate_plane_gain(
     measured = means > 0
     gain = np.ones(n_planes)
     if sigma > 0:
-        target = smooth_along(means, measured, sigma)
+        some = np.flatnonzero(np.diff(histograms.offsets, axis=1).any(axis=0))  # planes of padding are no part of it
+        ends = slice(some[0], some[-1] + 1) if some.size else slice(0, n_planes)
+        target = np.zeros(n_planes)
+        target[ends] = smooth_along(means[ends], measured[ends], sigma)
         gain[measured] = target[measured] / means[measured]
     return PlaneGain(gain.astype(np.float32), measured, float(sigma))
 

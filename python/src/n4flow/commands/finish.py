@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,8 @@ def finish(
         resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
         volume = {"voxel_um": voxel_um, "channel": channel, "allow_missing_chunks": allow_missing_chunks}
         own = {"sections": section_argument(sections), "mask": str(mask) if mask else None}
-        plan = make_plan(image, resolved | own | volume, sample)
+        tissue = TissueSource.load(masks)
+        plan = make_plan(image, resolved | own | volume, sample, tissue.frame)
         pieces = parts(slabs, "slab_*")
         stores = create_stores(out, plan)
         for piece in pieces:
@@ -87,7 +89,7 @@ def finish(
             plan,
             before=whole(parts(before, SHRUNKEN), plan.volume.shape, before),
             after=whole([piece / "after.npz" for piece in pieces], plan.volume.shape, slabs),
-            tissue=TissueSource.load(masks, plan.mask),
+            tissue=replace(tissue, given=plan.mask),
             recipe=Recipe.load(recipe) if recipe else Recipe(),
             checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
             stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(numbers or [])]),

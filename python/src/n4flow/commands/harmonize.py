@@ -40,7 +40,8 @@ def harmonize(
         shrunken = ShrunkenFiles(parts(slabs, SHRUNKEN))
         table = SectionTable.coerce(section_argument(sections), shrunken.shape[0])
         previous = Recipe.load(recipe) if recipe else Recipe()
-        flat = read_flat(flat_field, shrunken.full_shape) if flat_field else None
-        correction = harmonization(shrunken, TissueSource.load(masks), table, mode, previous, flat)
+        tissue = TissueSource.load(masks)
+        flat = read_flat(flat_field, tissue.frame) if flat_field else None
+        correction = harmonization(shrunken, tissue, table, mode, previous, flat)
         save_correction(correction, out)
         numbers.update(correction.summary())

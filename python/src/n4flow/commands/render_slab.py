@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,8 @@ def render_slab(
     given |= {"allow_missing_chunks": allow_missing_chunks}
     given |= {"ome_zarr_version": ome_zarr_version, "slab_planes": slab_planes, "shrink": shrink}
     with step("RENDER", threads, json_file) as numbers:
-        plan = make_plan(image, resolve(given), sample)
+        tissue = TissueSource.load(masks)
+        plan = make_plan(image, resolve(given), sample, tissue.frame)
         start, stop = plane_range(planes, plan.volume.shape[0])
         out.mkdir(parents=True, exist_ok=True)
         check_space(out, *store_needs((plan.layout, plan.mask_layout), start, stop))
@@ -67,7 +69,7 @@ def render_slab(
             image_out=image_out,
             layout=plan.layout,
             shrink=shrink,
-            tissue=TissueSource.load(masks, plan.mask, (start, stop)),
+            tissue=replace(tissue.part(start, stop), given=plan.mask).unpacked(),
             mask_out=mask_out,
             mask_layout=plan.mask_layout,
             threads=threads,

@@ -29,6 +29,9 @@ def shrink(
     out: Annotated[Path, typer.Option("--out", help="The shrunken slab (.npz).")],
     mask: Annotated[Path | None, typer.Option("--mask", help="The user's tissue mask.")] = None,
     mask_out: Annotated[Path | None, typer.Option("--mask-out", help="The user's mask, shrunken (.npy).")] = None,
+    frame: Annotated[
+        str | None, typer.Option("--frame", help="Rows and columns with valid voxels, as Y:Y,X:X; all without it.")
+    ] = None,
     recipe: RecipeDir = None,
     voxel_um: VoxelUm = None,
     channel: Channel = None,
@@ -37,6 +40,7 @@ def shrink(
     json_file: JsonFile = None,
 ) -> None:
     """Shrink a slab of planes in plane: masked block means and counts."""
+    from n4flow.frame import Frame
     from n4flow.parameters import voxel_size
     from n4flow.passes import shrink_pass
     from n4flow.plan import open_mask
@@ -50,7 +54,8 @@ def shrink(
         start, stop = plane_range(planes, volume.shape[0])
         before = Recipe.load(recipe) if recipe else Recipe()
         given = open_mask(mask, volume, allow_missing_chunks=allow_missing_chunks) if mask else None
-        shrunken, tissue = shrink_pass(volume, start, stop, factor, recipe=before, mask=given)
+        place = Frame.read(frame, volume.shape) if frame else None
+        shrunken, tissue = shrink_pass(volume, start, stop, factor, recipe=before, mask=given, frame=place)
         shrunken.save(out)
         if mask_out is not None and tissue is not None:
             np.save(mask_out, tissue)

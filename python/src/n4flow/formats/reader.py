@@ -34,6 +34,8 @@ class Reader(ABC):
         Why `voxel_um` is not complete; empty if it is, or if the file simply says nothing.
     borrowed : bool
         Whether `read` returns views of an array that is kept.
+    lead : int
+        Rows of the first chunk that lie before the first row.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Reader(ABC):
     metadata: dict[str, Any]
     reason: str = ""
     borrowed: bool = False
+    lead: int = 0
     _handle: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

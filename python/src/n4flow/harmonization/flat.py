@@ -9,6 +9,7 @@ import numpy as np
 
 from n4flow.arrays import to_numpy
 from n4flow.errors import InputError
+from n4flow.frame import Frame, framed
 from n4flow.volume import open_volume
 
 
@@ -39,8 +40,16 @@ def check_flat(flat_field: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     return np.asarray(flat / np.exp(np.log(flat).mean()), np.float32)
 
 
-def read_flat(path: str | Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a flat field for a volume of `shape` (Z, Y, X): a file of one plane, of any format that volumes have.
+def read_flat(path: str | Path, frame: Frame | None, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Read the frame of a flat field, of mean log 0 in it: a file of one plane, of any format that volumes have.
+
+    Parameters
+    ----------
+    path : path
+    frame : Frame or None
+        Rows and columns; None for all.
+    shape : tuple of int, optional
+        (Z, Y, X) of the volume it is for; that of the file without it.
 
     Raises
     ------
@@ -52,7 +61,9 @@ def read_flat(path: str | Path, shape: tuple[int, ...]) -> np.ndarray:
         msg = f"flat_field {Path(path).name} has {volume.shape[0]} planes; give one plane, measured or averaged"
         raise InputError(msg)
     try:
-        flat = check_flat(volume.read(slice(0, 1)), shape)
+        check_flat(volume.read(slice(0, 1)), shape or volume.shape)
+        inner = framed(volume, frame)
+        flat = check_flat(inner.read(slice(0, 1)), inner.shape)
     except InputError as error:
         msg = f"flat_field {Path(path).name}: {error}"
         raise InputError(msg) from error

@@ -1,0 +1,170 @@
+"""The frame of a volume: rows and columns that hold valid voxels. What lies around is padding, in every plane.
+
+Everything is estimated in the frame and counted from its corner: blocks of the shrunken volume, knots of bias fields,
+shading. So it does not matter how much padding a mosaic was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.formats.reader import Reader
+from n4flow.volume import Volume
+
+Box = tuple[slice, slice]
+
+READ_BYTES = 1 << 25  # of the input's own type that are looked at together
+
+
+class Frame(NamedTuple):
+    """Rows and columns of a plane, as indices of the first and of the one after the last."""
+
+    y_start: int
+    y_stop: int
+    x_start: int
+    x_stop: int
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Frame:
+        """Return the frame that whole planes of a volume of `shape` (Z, Y, X) are."""
+        return cls(0, shape[-2], 0, shape[-1])
+
+    @classmethod
+    def read(cls, text: str, shape: tuple[int, ...]) -> Frame:
+        """Read 'y_start:y_stop,x_start:x_stop' within planes of a volume of `shape`.
+
+        Raises
+        ------
+        InputError
+            Another text, or rows and columns that the planes do not have.
+        """
+        numbers = text.replace(",", ":").split(":")
+        frame = cls(*map(int, numbers)) if len(numbers) == 4 and all(n.isdigit() for n in numbers) else None
+        if frame is None or not all(a < b <= n for a, b, n in zip(frame[::2], frame[1::2], shape[-2:], strict=True)):
+            msg = f"frame must be Y_START:Y_STOP,X_START:X_STOP within 0:{shape[-2]},0:{shape[-1]}, got {text!r}"
+            raise InputError(msg)
+        return frame
+
+    def __str__(self) -> str:
+        return f"{self.y_start}:{self.y_stop},{self.x_start}:{self.x_stop}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.y_stop - self.y_start, self.x_stop - self.x_start
+
+    @property
+    def box(self) -> Box:
+        """Rows and columns of a plane, as slices."""
+        return slice(self.y_start, self.y_stop), slice(self.x_start, self.x_stop)
+
+    def part(self, y: int, x: int, height: int, width: int) -> tuple[Box, Box] | None:
+        """Return rows and columns of a box that lie in the frame, counted from the box's corner and from the frame's.
+
+        None where none do.
+        """
+        rows = max(self.y_start, y), min(self.y_stop, y + height)
+        columns = max(self.x_start, x), min(self.x_stop, x + width)
+        if rows[0] >= rows[1] or columns[0] >= columns[1]:
+            return None
+
+        def counted(top: int, left: int) -> Box:
+            return slice(rows[0] - top, rows[1] - top), slice(columns[0] - left, columns[1] - left)
+
+        return counted(y, x), counted(self.y_start, self.x_start)
+
+
+class _Framed(Reader):
+    """The frame of what another reader gives."""
+
+    def __init__(self, reader: Reader, frame: Frame) -> None:
+        self._reader, self._frame = reader, frame
+        self.path, self.dtype, self.chunks, self.shards = reader.path, reader.dtype, reader.chunks, reader.shards
+        self.shape = (reader.shape[0], *frame.shape)
+        self.voxel_um, self.origin_um, self.metadata = reader.voxel_um, reader.origin_um, reader.metadata
+        self.borrowed, self.lead = reader.borrowed, frame.y_start % reader.chunks[1]
+
+    def _shifted(self, y: slice, x: slice) -> Box:
+        down, across = self._frame.y_start, self._frame.x_start
+        return slice(y.start + down, y.stop + down), slice(x.start + across, x.stop + across)
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        return self._reader.read(z, *self._shifted(y, x))
+
+    def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
+        self._reader.read_into(out, z, *self._shifted(y, x))
+
+
+def framed(volume: Volume, frame: Frame | None) -> Volume:
+    """Return the frame of a volume as a volume; the volume itself where it has no padding.
+
+    Its place `origin_um` is still that of the whole volume.
+    """
+    if frame is None or frame == Frame.whole(volume.shape):
+        return volume
+    return replace(volume, reader=_Framed(volume.reader, frame))
+
+
+def find_frame(volume: Volume) -> Frame:
+    """Return the frame of a volume; whole planes where no voxel is valid.
+
+    Only what lies around what was found so far is read: little of a volume without padding.
+    """
+    n_z, depth = volume.shape[0], volume.chunks[0]
+    starts = list(range(0, n_z, depth))
+    starts.insert(0, starts.pop(len(starts) // 2))  # tissue reaches widest in the middle
+    frame: Frame | None = None
+    for start in starts:
+        planes = slice(start, min(start + depth, n_z))
+        for y, x in _around(volume, frame):
+            for rows in _bands(volume, planes, y, x):
+                block = volume.read(planes, rows, x)
+                valid = block != 0
+                if block.dtype.kind == "f":
+                    valid &= np.isfinite(block)
+                down, across = (np.flatnonzero(valid.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+                if down.size:
+                    ends = [(s.start + int(i[0]), s.start + int(i[-1]) + 1) for s, i in ((rows, down), (x, across))]
+                    frame = _joined(frame, Frame(*ends[0], *ends[1]))
+        if frame == Frame.whole(volume.shape):
+            break
+    return frame or Frame.whole(volume.shape)
+
+
+def _joined(frame: Frame | None, found: Frame) -> Frame:
+    if frame is None:
+        return found
+    starts, stops = (min(frame[i], found[i]) for i in (0, 2)), (max(frame[i], found[i]) for i in (1, 3))
+    return Frame(*(end for ends in zip(starts, stops, strict=True) for end in ends))
+
+
+def _around(volume: Volume, frame: Frame | None) -> list[Box]:
+    """Return the boxes around a frame; all of the plane without one, or where a plane is decoded at once anyway."""
+    _n_z, n_y, n_x = volume.shape
+    planewise = not volume.reader.borrowed and volume.chunks[1] >= n_y and volume.chunks[2] >= n_x
+    if frame is None or planewise:
+        return [(slice(0, n_y), slice(0, n_x))]
+    rows, columns = frame.box
+    boxes = [
+        (slice(0, rows.start), slice(0, n_x)),
+        (slice(rows.stop, n_y), slice(0, n_x)),
+        (rows, slice(0, columns.start)),
+        (rows, slice(columns.stop, n_x)),
+    ]
+    return [(y, x) for y, x in boxes if y.start < y.stop and x.start < x.stop]
+
+
+def _bands(volume: Volume, planes: slice, y: slice, x: slice) -> Iterator[slice]:
+    """Cut rows into bands of whole chunks and about `READ_BYTES`."""
+    row = (planes.stop - planes.start) * (x.stop - x.start) * volume.dtype.itemsize
+    high = volume.chunks[1] * max(1, READ_BYTES // (row * volume.chunks[1]))
+    start = y.start
+    while start < y.stop:
+        stop = min(start - start % high + high, y.stop)
+        yield slice(start, stop)
+        start = stop
