@@ -161,6 +161,8 @@ def test_zero_padding_changes_no_voxel_inside(
         recipe = Recipe.load(sample.folder / "recipe.json")
         if asked.get("dtype") is None:
             assert np.array_equal(recipe.apply(image), whole)
+        with pytest.raises(InputError, match=r"was made for planes of .*, got .*; give whole planes"):
+            recipe.apply(image[:, 1:])
         source = open_volume(tmp_path / f"{name}.ome.zarr")
         render(source, recipe, tmp_path / "again.ome.zarr", dtype=asked.get("dtype", "float32"))
         assert np.array_equal(open_volume(tmp_path / "again.ome.zarr").read(slice(None)), whole)

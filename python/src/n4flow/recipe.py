@@ -194,8 +194,17 @@ class Recipe(Sequence[Correction]):
         Returns
         -------
         (z, Y, X) float32 array
+
+        Raises
+        ------
+        InputError
+            Planes of another shape than those that a stored recipe was made for.
         """
         xp = array_module(array)
+        if self.shape is not None and tuple(array.shape[1:]) != self.shape[1:]:
+            shapes = f"the recipe was made for planes of {self.shape[1:]} voxels (Y, X), got {tuple(array.shape[1:])}"
+            msg = f"{shapes}; give whole planes of the volume it was made for"
+            raise InputError(msg)
         full = shape if shape is not None else (z_start + array.shape[0], *array.shape[1:])
         if tissue is None and self.mask is not None:
             planes = slice(z_start, z_start + array.shape[0])
@@ -213,7 +222,7 @@ class Recipe(Sequence[Correction]):
     def _apply(self, array: Any, where: Where, *, gpu: bool) -> Any:
         """Return a corrected float32 copy of whole planes, or of all of their frame."""
         xp = array_module(array)
-        if gpu and xp is np:
+        if gpu and xp is np and len(self):
             return render_through_gpu(self._corrections, np.asarray(array), where)
         return self.apply_block(xp.array(array, dtype=xp.float32, order="C"), where)
 
