@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from n4flow.arrays import array_module
-from n4flow.correction import Correction, Where
+from n4flow.correction import Correction, Where, in_frame
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.evaluate import Evaluator
 from n4flow.fit.field import BiasField
+from n4flow.frame import Frame
 
 MOST_EVALUATORS = 128  # kept at a time: more than the sections of a block of planes
 
@@ -26,14 +27,42 @@ class BiasCorrection(Correction):
     ----------
     fields : tuple of (int, int, BiasField)
         z_start, z_stop and the field of those planes, whose shape is (z_stop - z_start, Y, X).
+    frame : Frame, optional
+        What the fields cover of the planes, (Y, X) being its shape; all of them without it. What lies around it stays.
     """
 
     kind: ClassVar[str] = "bias_field"
 
     fields: tuple[tuple[int, int, BiasField], ...] = ()
+    frame: Frame | None = None
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return block / exp(log field); see `Correction.apply`. A CuPy block is corrected on its device."""
+        return in_frame(self.frame, block, where, self._apply)
+
+    def small_log_field(self, number: int, planes: slice, shape: tuple[int, int]) -> np.ndarray:
+        """Return a field on the shrunken grid that it was fitted on, without the margin around it.
+
+        Parameters
+        ----------
+        number : int
+            Of the field.
+        planes : slice
+            Of those that it covers.
+        shape : tuple of int
+            (y, x) of the shrunken grid.
+        """
+        z_start, z_stop, field = self.fields[number]
+        margin = [(wide - n) // 2 if self.frame else 0 for wide, n in zip(field.grid_shape[1:], shape, strict=True)]
+        grid = z_stop - z_start, *(n + 2 * m for n, m in zip(shape, margin, strict=True))
+        inner = (slice(m, m + n) for n, m in zip(shape, margin, strict=True))
+        return np.asarray(field.log_field(grid, (planes, *inner)))
+
+    def joined(self, other: Self) -> Self:
+        """Return one correction of the fields of two, which cover different planes."""
+        return replace(self, fields=self.fields + other.fields)
+
+    def _apply(self, block: Any, where: Where) -> Any:
         n_z, n_y, n_x = block.shape
         place = slice(where.y, where.y + n_y), slice(where.x, where.x + n_x)
         for number in range(bisect_right(self._stops, where.z), len(self.fields)):
@@ -55,7 +84,8 @@ class BiasCorrection(Correction):
     ) -> tuple[int, tuple[np.ndarray, ...] | None]:
         """Return where the first run of planes of one field, or of none, between two planes ends, and the field.
 
-        The field is given as `Evaluator.tables` on the rows and columns of a block at `where`, of such an extent.
+        The field is given as `Evaluator.tables` on the rows and columns of a block at `where`, of such an extent, that
+        lies in the frame; `where` is counted from the frame's corner.
         """
         number = bisect_right(self._stops, start)
         if number == len(self.fields):
@@ -92,7 +122,7 @@ class BiasCorrection(Correction):
         return held.get(number) or self.fields[self._order[number]][2].evaluator()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"fields": self.fields}
+        return {"fields": self.fields, "frame": self.frame}
 
     def summary(self) -> dict[str, Any]:
         """Return for each run of planes the range of its field, iterations, knots, or why nothing was fitted."""
@@ -105,7 +135,7 @@ class BiasCorrection(Correction):
         for number, (z_start, z_stop, field) in enumerate(self.fields):
             facts, lattices[f"lattice_{number:05d}"] = field.to_settings()
             settings.append({"z_start": z_start, "z_stop": z_stop, **facts})
-        return {"fields": settings}, lattices
+        return {"fields": settings, "frame": self.frame and list(self.frame)}, lattices
 
     @classmethod
     def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
@@ -115,7 +145,7 @@ class BiasCorrection(Correction):
             facts = dict(stored)
             z_start, z_stop = facts.pop("z_start"), facts.pop("z_stop")
             fields.append((z_start, z_stop, BiasField.from_settings(facts, arrays[f"lattice_{number:05d}"])))
-        return cls(tuple(fields))
+        return cls(tuple(fields), Frame(*settings["frame"]) if settings.get("frame") else None)
 
 
 def _facts(z_start: int, z_stop: int, field: BiasField) -> dict[str, Any]:

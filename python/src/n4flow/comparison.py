@@ -306,21 +306,21 @@ def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> It
         Corrected intensity is intensity divided by it; 1 in planes that no field covers. A harmonisation is one more
         field. Nothing is yielded where the recipe has none.
     """
-    fields = [part for step in recipe if step.kind == "bias_field" for part in cast("BiasCorrection", step).fields]
+    biases = [cast("BiasCorrection", step) for step in recipe if step.kind == "bias_field"]
+    fields = [(*part[:2], step, number) for step in biases for number, part in enumerate(step.fields)]
     even = [cast("Harmonization", step) for step in recipe if step.kind == "harmonization"]
     if not fields and not even:
         return
     edges = {
         *range(0, shape[0], RUN_PLANES),
         shape[0],
-        *(edge for start, stop, _field in fields for edge in (start, stop)),
+        *(edge for start, stop, *_field in fields for edge in (start, stop)),
     }
     for start, stop in pairwise(sorted(edges)):
         total = np.zeros((stop - start, *shape[1:]), np.float32)
-        for first, last, field in fields:
+        for first, last, step, number in fields:
             if first <= start and stop <= last:
-                where = slice(start - first, stop - first), slice(None), slice(None)
-                total += field.log_field((last - first, *shape[1:]), where)
+                total += step.small_log_field(number, slice(start - first, stop - first), shape[1:])
         for harmonization in even:
             total += harmonization.small_log_field(slice(start, stop), shape)
         yield start, np.exp(total, out=total)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
+
+from n4flow.arrays import array_module
+from n4flow.frame import Frame
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,37 @@ class Where:
     x: int
     shape: tuple[int, int, int]
     tissue: Any = None
+
+
+def in_frame(frame: Frame | None, block: Any, where: Where, work: Callable[[Any, Where], Any]) -> Any:
+    """Return a block of which what lies in a frame went through `work`, to which it is a block of the frame.
+
+    Parameters
+    ----------
+    frame : Frame or None
+        None for whole planes.
+    block : (z, y, x) array
+        May be overwritten.
+    where : Where
+        The block's place in the volume.
+    work : function
+        Takes a block and its place counted from the frame's corner.
+    """
+    found = None if frame is None else frame.part(where.y, where.x, *block.shape[1:])
+    if frame is None:
+        return work(block, where)
+    if found is None:
+        return block
+    inner, (rows, columns) = (slice(None), *found[0]), found[1]
+    tissue = None if where.tissue is None else where.tissue[inner]
+    place = Where(where.z, rows.start, columns.start, (where.shape[0], *frame.shape), tissue)
+    part = block[inner]
+    if part.shape == block.shape:
+        return work(block, place)
+    xp = array_module(block)
+    result = xp.asarray(block, xp.float32)
+    result[inner] = work(xp.ascontiguousarray(part), place)
+    return result
 
 
 class Correction(ABC):

@@ -63,6 +63,15 @@ class Frame(NamedTuple):
         """Rows and columns of a plane, as slices."""
         return slice(self.y_start, self.y_stop), slice(self.x_start, self.x_stop)
 
+    def widened(self, rows: int, columns: int) -> Frame:
+        """Return the frame and so many rows and columns around it, whether planes have them or not."""
+        return Frame(self.y_start - rows, self.y_stop + rows, self.x_start - columns, self.x_stop + columns)
+
+    def holds(self, other: Frame) -> bool:
+        """Return whether another frame lies within this one."""
+        starts = all(a <= b for a, b in zip(self[::2], other[::2], strict=True))
+        return starts and all(a >= b for a, b in zip(self[1::2], other[1::2], strict=True))
+
     def part(self, y: int, x: int, height: int, width: int) -> tuple[Box, Box] | None:
         """Return rows and columns of a box that lie in the frame, counted from the box's corner and from the frame's.
 

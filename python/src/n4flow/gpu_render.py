@@ -6,17 +6,18 @@ A kernel takes a voxel through all four corrections of `pointwise.ORDER`; others
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from n4flow.bias import BiasCorrection
-from n4flow.correction import Correction, Where
+from n4flow.correction import Correction, Where, in_frame
 from n4flow.fit.gpu_apply import render_without_field
 from n4flow.fit.gpu_device import NOTHING, as_float32, guarded, stream_planes
 from n4flow.normalize import PlaneRange
 from n4flow.planes import as_mask
-from n4flow.pointwise import groups
+from n4flow.pointwise import frame_of, groups
 from n4flow.section_lookup import SectionLookup
 from n4flow.zprofile import PlaneGain
 
@@ -35,8 +36,7 @@ def render_on_gpu(corrections: Sequence[Correction], block: Any, where: Where) -
         if len(group) == 1:
             block = group[0].apply(block, where)
         else:
-            block = as_float32(block)
-            _render(group, block, where)
+            block = in_frame(frame_of(group), as_float32(block), where, partial(_render, group))
     return block
 
 
@@ -66,7 +66,7 @@ def render_through_gpu(corrections: Sequence[Correction], array: np.ndarray, whe
     return out
 
 
-def _render(group: Sequence[Correction], block: Any, where: Where) -> None:
+def _render(group: Sequence[Correction], block: Any, where: Where) -> Any:
     of_kind = {type(correction): correction for correction in group}
     pointwise = _Pointwise(of_kind, block, where)
     bias = of_kind.get(BiasCorrection)
@@ -83,6 +83,7 @@ def _render(group: Sequence[Correction], block: Any, where: Where) -> None:
             field.on_gpu((slice(start - z_start, stop - z_start), *place)).render(pointwise.of(planes), block[planes])
             done = stop
     pointwise.without_field(done, where.z + block.shape[0])
+    return block
 
 
 class _Pointwise:

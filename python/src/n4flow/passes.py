@@ -330,6 +330,7 @@ def shrink_pass(
     tissue : (z, y, x) bool array or None
         Blocks of which the mask covers at least half.
     """
+    frame = frame or Frame.whole(volume.shape)
     volume, mask = framed(volume, frame), None if mask is None else framed(mask, frame)
     shape = (z_stop - z_start, *volume.shape[1:])
     shrinker = PlaneShrinker(shape, shrink, np.dtype(np.float32) if recipe else volume.dtype)
@@ -347,10 +348,13 @@ def statistics_pass(
     volume: Volume, z_start: int, z_stop: int, *, recipe: Recipe, tissue: TissueSource
 ) -> PlaneHistograms:
     """Return the histograms of planes `z_start` to `z_stop` after `recipe`: tissue, agarose, all valid voxels."""
-    volume = framed(volume, tissue.frame)
+    frame, shape = tissue.frame or Frame.whole(volume.shape), volume.shape
+    volume = framed(volume, frame)
     around, pointwise = recipe.margin_first()
-    first = pointwise[0] if len(pointwise) else None
-    bias = first if isinstance(first, BiasCorrection) and len(pointwise) == 1 else None
+    first = pointwise[0] if len(pointwise) == 1 else None
+    bias, corner = (first, Frame.whole(shape)) if isinstance(first, BiasCorrection) else (None, frame)
+    if bias is not None and bias.frame is not None:
+        bias, corner = (bias, bias.frame) if bias.frame.holds(frame) else (None, frame)
     counter = PlaneCounter(z_stop - z_start)
     with crew():
         for z, y, block in prepared(volume, z_start, z_stop, around):
@@ -361,10 +365,10 @@ def statistics_pass(
             def count(planes: tuple[int, int], block=block, z=z, rows=rows, given=given) -> None:  # type: ignore[no-untyped-def]
                 start, last = planes
                 while start < last:
-                    where = Where(z + start, rows.start, 0, volume.shape)
                     stop, field = last, None
                     if bias is not None:
-                        stop, field = bias.run(z + start, z + last, where, block.shape[1:])
+                        y, x = frame.y_start - corner.y_start + rows.start, frame.x_start - corner.x_start
+                        stop, field = bias.run(z + start, z + last, Where(z + start, y, x, shape), block.shape[1:])
                         stop -= z
                     elif len(pointwise):
                         stop = start + 1  # the copy stays in cache
@@ -372,7 +376,8 @@ def statistics_pass(
                     if bias is None and len(pointwise):
                         values = scratch("corrected", values.shape, np.float32)
                         np.copyto(values, block[start:stop], casting="unsafe")
-                        values = pointwise.apply_block(values, replace(where, tissue=inside))
+                        where = Where(z + start, frame.y_start + rows.start, frame.x_start, shape, inside)
+                        values = pointwise.apply_block(values, where)
                     found = tissue.classes(slice(z + start, z + stop), rows, inside)
                     counter.add(z + start - z_start, values, *found, field)
                     start = stop

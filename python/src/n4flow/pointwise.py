@@ -8,13 +8,15 @@ kernel takes a voxel through them, see `gpu_render`. Other corrections are appli
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from n4flow.arrays import to_numpy
 from n4flow.bias_correction import BiasCorrection
-from n4flow.correction import Correction, Where
+from n4flow.correction import Correction, Where, in_frame
+from n4flow.frame import Frame
 from n4flow.normalize import PlaneRange
 from n4flow.planes import share_planes
 from n4flow.section_lookup import SectionLookup
@@ -60,9 +62,18 @@ def render_on_host(corrections: Sequence[Correction], block: np.ndarray, where: 
             for correction in group:
                 block = correction.apply(block, where)
             continue
-        block = np.require(block, np.float32, ["C", "W"])
-        sweep = _Sweep(group, block, where)
-        share_planes(sweep, len(block))
+        block = in_frame(frame_of(group), block, where, partial(_swept, group))
+    return block
+
+
+def frame_of(group: Sequence[Correction]) -> Frame | None:
+    """Return the frame that corrections of one pass have: that of the bias field; around it nothing is changed."""
+    return next((correction.frame for correction in group if isinstance(correction, BiasCorrection)), None)
+
+
+def _swept(group: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
+    block = np.require(block, np.float32, ["C", "W"])
+    share_planes(_Sweep(group, block, where), len(block))
     return block
 
 

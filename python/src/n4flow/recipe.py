@@ -16,7 +16,6 @@ from n4flow.bias import BiasCorrection
 from n4flow.correction import Correction, Where
 from n4flow.errors import InputError
 from n4flow.fit.gpu_device import on_device
-from n4flow.frame import Frame
 from n4flow.gpu_render import render_on_gpu, render_through_gpu
 from n4flow.harmonization import Harmonization
 from n4flow.normalize import PlaneRange
@@ -75,7 +74,6 @@ class Recipe(Sequence[Correction]):
     """
 
     shape: tuple[int, ...] | None = None  # (Z, Y, X) of the volume that a stored recipe was made for
-    frame: Frame | None = None  # of that volume: corrections count rows and columns from its corner
     mask: Path | None = None  # the tissue mask that was published beside a stored recipe
 
     def __init__(self, corrections: Sequence[Correction] = ()) -> None:
@@ -100,15 +98,14 @@ class Recipe(Sequence[Correction]):
         for file in files:
             correction, stage = load_correction(file), file.stem.partition(".")[0]
             if stages and stage == stages[-1] and isinstance(correction, BiasCorrection):
-                corrections[-1] = BiasCorrection(corrections[-1].fields + correction.fields)  # type: ignore[attr-defined]
+                corrections[-1] = corrections[-1].joined(correction)  # type: ignore[attr-defined]
             else:
                 corrections.append(correction)
                 stages.append(stage)
         recipe = cls(corrections)
         if path.is_file():
-            about = json.loads(path.read_text(encoding="utf-8"))
-            recipe.shape = tuple(about["shape"]) if about.get("shape") else None
-            recipe.frame = Frame(*about["frame"]) if about.get("frame") else None
+            shape = json.loads(path.read_text(encoding="utf-8")).get("shape")
+            recipe.shape = tuple(shape) if shape else None
             recipe.mask = path.parent / MASK_NAME if (path.parent / MASK_NAME).exists() else None
         return recipe
 
@@ -209,22 +206,11 @@ class Recipe(Sequence[Correction]):
         if tissue is None and self.mask is not None:
             planes = slice(z_start, z_start + array.shape[0])
             tissue = xp.asarray(open_volume(self.mask, require_voxel_um=False).read(planes) > 0)
+        where = Where(z_start, 0, 0, full, tissue)
         if gpu and xp is np:
             probe_gpu()
-        around, inside = self.margin_first() if self.frame not in (None, Frame.whole(full)) else (self, Recipe())
-        result = around._apply(array, Where(z_start, 0, 0, full, tissue), gpu=gpu)
-        if len(inside) and self.frame is not None:
-            box = slice(None), *self.frame.box
-            place = Where(z_start, 0, 0, (full[0], *self.frame.shape), None if tissue is None else tissue[box])
-            result[box] = inside._apply(result[box], place, gpu=gpu)
-        return result
-
-    def _apply(self, array: Any, where: Where, *, gpu: bool) -> Any:
-        """Return a corrected float32 copy of whole planes, or of all of their frame."""
-        xp = array_module(array)
-        if gpu and xp is np and len(self):
             return render_through_gpu(self._corrections, np.asarray(array), where)
-        return self.apply_block(xp.array(array, dtype=xp.float32, order="C"), where)
+        return self.apply_block(xp.array(array, dtype=xp.float32), where)
 
     def margin_first(self) -> tuple[Recipe, Recipe]:
         """Split after the last correction that looks at neighbours: what needs a halo, and what is pointwise."""

@@ -74,7 +74,6 @@ def render_slab(
     tissue: TissueSource | None = None,
     mask_out: Path | None = None,
     mask_layout: StoreLayout | None = None,
-    frame: Frame | None = None,
     threads: int | None = None,
 ) -> RenderedSlab:
     """Render planes `z_start` to `z_stop` into every pyramid level of a store, and the tissue mask beside it.
@@ -91,15 +90,14 @@ def render_slab(
     shrink : int
         In-plane block size of the returned copy.
     tissue : TissueSource, optional
-        Needed where the recipe acts on tissue alone, or a mask is written.
-    frame : Frame, optional
-        What the recipe was made for, and is applied to; that of `tissue`, or whole planes, without it.
+        Needed where the recipe acts on tissue alone, or a mask is written. What lies around its frame is written as it
+        is.
     """
     around, pointwise = recipe.margin_first()
-    frame = frame or (tissue.frame if tissue is not None else None) or Frame.whole(volume.shape)
+    frame = (tissue.frame if tissue is not None else None) or Frame.whole(volume.shape)
     shrinker = TileShrinker((z_stop - z_start, *frame.shape), shrink)
     scale = np.float32(output_scale(recipe, layout.dtype))
-    tiles = _Tiles(frame, volume.shape[0], pointwise, z_start, shrinker, scale, tissue)
+    tiles = _Tiles(frame, volume.shape, pointwise, z_start, shrinker, scale, tissue)
     chunks = [layout.levels[0].chunks]
     with ExitStack() as stack:
         pool = stack.enter_context(workers(threads or available_threads()))
@@ -146,14 +144,14 @@ class _Tiles:
     def __init__(
         self,
         frame: Frame,
-        n_planes: int,
+        shape: tuple[int, int, int],
         recipe: Recipe,
         z_start: int,
         shrinker: TileShrinker,
         scale: np.float32,
         tissue: TissueSource | None,
     ) -> None:
-        self.frame, self.shape = frame, (n_planes, *frame.shape)
+        self.frame, self.shape = frame, shape
         self.recipe, self.scale, self.tissue = recipe, scale, tissue
         self.z_start, self.shrinker = z_start, shrinker
         self.needs_tissue = any(correction.needs_tissue for correction in recipe)
@@ -174,7 +172,8 @@ class _Tiles:
             planes = slice(z + first, z + first + len(values))
             inside = self.tissue.block(planes, rows, columns) if self.tissue and self.needs_tissue else None
             box = values if extent == (height, width) else np.ascontiguousarray(values[:, *inner])
-            box = self.recipe.apply_block(box, Where(planes.start, rows.start, columns.start, self.shape, inside))
+            where = Where(planes.start, y + inner[0].start, x + inner[1].start, self.shape, inside)
+            box = self.recipe.apply_block(box, where)
             tile.add(first, box)
             if self.scale != 1:
                 box *= self.scale
@@ -292,7 +291,7 @@ def tissue_beside(recipe: Recipe, volume: Volume, mask: str | Path | None = None
         msg = f"{shapes}; give the mask of this volume"
         raise InputError(msg)
     empty = np.zeros((0, 0, 0), bool)
-    return TissueSource(empty, empty[0:0], 1, given, frame=recipe.frame)
+    return TissueSource(empty, empty[0:0], 1, given)
 
 
 def render(
@@ -347,8 +346,7 @@ def render(
         chunks=chunks,
         shards=shards,
     )
-    frame = recipe.frame or Frame.whole(volume.shape)
-    tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink((volume.shape[0], *frame.shape))
+    tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink(volume.shape)
     slabs = []
     with published(Path(out)) as partial:
         check_space(partial.parent, *store_needs([layout], 0, volume.shape[0]))
@@ -364,7 +362,6 @@ def render(
                 layout=layout,
                 shrink=shrink,
                 tissue=tissue,
-                frame=frame,
                 threads=threads,
             )
             slabs.append(slab)

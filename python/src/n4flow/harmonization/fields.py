@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.arrays import array_module
-from n4flow.correction import Correction, Where
+from n4flow.correction import Correction, Where, in_frame
 from n4flow.errors import InputError
 from n4flow.fit import bspline
 from n4flow.fit.compiled import thread_count
 from n4flow.fit.evaluate import Evaluator
+from n4flow.frame import Frame
 from n4flow.harmonization.geometry import CONTROLS, block_means, depth_basis, fit_step
 
 
@@ -46,6 +47,8 @@ class Harmonization(Correction):
         Why nothing was estimated; the log field is then 0.
     flat : (Y, X) float32 array, optional
         A flat field that was given; the volume is divided by it as well.
+    frame : Frame, optional
+        What the fields cover of the planes, (Y, X) being its shape; all of them without it. What lies around it stays.
     """
 
     kind: ClassVar[str] = "harmonization"
@@ -63,6 +66,7 @@ class Harmonization(Correction):
     numbers: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
     flat: np.ndarray | None = None
+    frame: Frame | None = None
 
     @cached_property
     def lattices(self) -> np.ndarray:
@@ -99,6 +103,9 @@ class Harmonization(Correction):
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return block / exp(log field); exact zeros and voxels that are not finite stay. See `Correction.apply`."""
+        return in_frame(self.frame, block, where, self._apply)
+
+    def _apply(self, block: Any, where: Where) -> Any:
         xp = array_module(block)
         if where.z + block.shape[0] > len(self.plane):
             msg = f"the harmonisation is for {len(self.plane)} planes, got planes up to {where.z + block.shape[0]}"
@@ -135,11 +142,12 @@ class Harmonization(Correction):
         if self.flat is not None:
             arrays["flat"] = self.flat
         settings = {"grid": list(self.grid), "step": self.step, "mode": self.mode, "numbers": dict(self.numbers)}
-        return settings | {"reason": self.reason}, arrays
+        return settings | {"reason": self.reason, "frame": self.frame and list(self.frame)}, arrays
 
     @classmethod
     def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Rebuild from `to_arrays`."""
         known: dict[str, Any] = dict(settings)
         known["grid"] = tuple(known["grid"])
+        known["frame"] = Frame(*known["frame"]) if known.get("frame") else None
         return cls(**(known | arrays))
