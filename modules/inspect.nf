@@ -1,7 +1,7 @@
-// Check a sample's store, section table and mask, and decide how it is cut into tasks.
+// Check a sample's store, section table and mask, find its padding, and decide how it is cut into tasks.
 process INSPECT {
     tag "${meta.id}"
-    label 'small'
+    label 'stream'
 
     input:
     tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'), path(flat, stageAs: 'flat_field/*')

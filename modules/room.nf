@@ -1,4 +1,4 @@
-// Is there room for what a run writes? Asked before anything is read, not found out after hours.
+// Is there room for what a run writes? Asked before anything is estimated, not found out after hours.
 
 include { disk; lacking } from './disks'
 

@@ -129,20 +129,21 @@ def find_frame(volume: Volume) -> Frame:
     starts.insert(0, starts.pop(len(starts) // 2))  # tissue reaches widest in the middle
     frame: Frame | None = None
     for start in starts:
-        planes = slice(start, min(start + depth, n_z))
         for y, x in _around(volume, frame):
-            for rows in _bands(volume, planes, y, x):
-                block = volume.read(planes, rows, x)
-                valid = block != 0
-                if block.dtype.kind == "f":
-                    valid &= np.isfinite(block)
+            for box in _cut(volume, start, min(start + depth, n_z), y, x):
+                block = volume.read(*box)
+                valid = np.isfinite(block) & (block != 0) if block.dtype.kind == "f" else block
                 down, across = (np.flatnonzero(valid.any(axis=axes)) for axes in ((0, 2), (0, 1)))
                 if down.size:
-                    ends = [(s.start + int(i[0]), s.start + int(i[-1]) + 1) for s, i in ((rows, down), (x, across))]
-                    frame = _joined(frame, Frame(*ends[0], *ends[1]))
+                    frame = _joined(frame, Frame(*_ends(box[1], down), *_ends(box[2], across)))
         if frame == Frame.whole(volume.shape):
             break
+    volume.reader.let_go()
     return frame or Frame.whole(volume.shape)
+
+
+def _ends(span: slice, found: np.ndarray) -> tuple[int, int]:
+    return span.start + int(found[0]), span.start + int(found[-1]) + 1
 
 
 def _joined(frame: Frame | None, found: Frame) -> Frame:
@@ -168,12 +169,23 @@ def _around(volume: Volume, frame: Frame | None) -> list[Box]:
     return [(y, x) for y, x in boxes if y.start < y.stop and x.start < x.stop]
 
 
-def _bands(volume: Volume, planes: slice, y: slice, x: slice) -> Iterator[slice]:
-    """Cut rows into bands of whole chunks and about `READ_BYTES`."""
-    row = (planes.stop - planes.start) * (x.stop - x.start) * volume.dtype.itemsize
-    high = volume.chunks[1] * max(1, READ_BYTES // (row * volume.chunks[1]))
-    start = y.start
-    while start < y.stop:
-        stop = min(start - start % high + high, y.stop)
+def _cut(volume: Volume, z_start: int, z_stop: int, y: slice, x: slice) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut a box into boxes of about `READ_BYTES`: whole chunks, and runs of planes where chunks are larger."""
+    room = max(1, READ_BYTES // volume.dtype.itemsize)
+    _deep, high, wide = volume.chunks
+    wide *= max(1, room // ((z_stop - z_start) * high * wide))
+    high *= max(1, room // ((z_stop - z_start) * high * min(wide, x.stop - x.start)))
+    deep = max(1, room // (min(high, y.stop - y.start) * min(wide, x.stop - x.start)))
+    for z in range(z_start, z_stop, deep):
+        for rows in _steps(y, high):
+            for columns in _steps(x, wide):
+                yield slice(z, min(z + deep, z_stop)), rows, columns
+
+
+def _steps(span: slice, step: int) -> Iterator[slice]:
+    """Cut a span at multiples of a step."""
+    start = span.start
+    while start < span.stop:
+        stop = min(start - start % step + step, span.stop)
         yield slice(start, stop)
         start = stop

@@ -1,4 +1,4 @@
-"""The plan of one sample: everything that follows from its files and parameters before any voxel is read."""
+"""The plan of one sample: everything that follows from its files and parameters, and from where there is padding."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Plan:
     ----------
     sample : str
     volume : Volume
-        The input, opened but not read.
+        The input.
     mask : Volume or None
         The user's tissue mask.
     sections : SectionTable
@@ -227,8 +227,10 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str, frame: Frame 
         warnings.append("the whole stack is treated as one section; give sections where it was cut into several")
     if not any(section.usable for section in sections):
         warnings.append("every section is flagged, so nothing can be estimated and sections stay as they are")
+    _check_backend(parameters)
+    _check_flat_field(parameters)
     frame = frame or find_frame(volume)
-    flat_field = _flat_field(parameters, volume, frame)
+    flat_field = read_flat(parameters["flat_field"], frame, volume.shape) if parameters["flat_field"] else None
     shrink = parameters["shrink"] or choose_shrink((volume.shape[0], *frame.shape))
     if shrink > 1 and min(frame.shape) < 2 * shrink:
         msg = f"shrink {shrink} leaves fewer than 2 voxels of planes of {frame.shape} (Y, X); give a smaller one"
@@ -237,7 +239,6 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str, frame: Frame 
     if wide or volume.dtype == np.float64:
         warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
     _check_spline(parameters, volume, frame)
-    _check_backend(parameters)
     geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
     layout = plan_layout(
         volume.shape,
@@ -265,10 +266,10 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str, frame: Frame 
     )
 
 
-def _flat_field(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> np.ndarray | None:
-    """Read the flat field; refuse one that nothing would divide by, or that N4 would have to fit first."""
+def _check_flat_field(parameters: Mapping[str, Any]) -> None:
+    """Refuse a flat field that nothing would divide by, or that N4 would have to fit first."""
     if not parameters["flat_field"]:
-        return None
+        return
     for name, works, remedy in (
         ("harmonize", ("safe", "auto", "full"), "harmonize divides by it; give harmonize safe, auto or full"),
         ("bias", ("off", None), "N4 would fit the same shading before; give bias off"),
@@ -276,7 +277,6 @@ def _flat_field(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> 
         if parameters[name] not in works:
             msg = f"flat_field cannot be used with {name} {parameters[name]}: {remedy}, or leave flat_field out"
             raise InputError(msg)
-    return read_flat(parameters["flat_field"], frame, volume.shape)
 
 
 def _margin(radius_um: float, voxel_um: Mapping[str, float] | None) -> int:
@@ -287,7 +287,7 @@ def _margin(radius_um: float, voxel_um: Mapping[str, float] | None) -> int:
 
 
 def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> None:
-    """Refuse knots that would end finer than the voxels, before anything is read."""
+    """Refuse knots that would end finer than the voxels."""
     voxel_um, levels = volume.voxel_um, len(iteration_list(parameters["iterations"]))
     if parameters["bias"] == "off" or voxel_um is None:
         return
@@ -297,6 +297,8 @@ def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -
     finest = 2 * max(voxel_um["y"], voxel_um["x"])
     if last < finest:
         asked = f"spline_um {first:g}" if parameters["spline_um"] else f"one span of {first:g} micrometres"
+        if frame != Frame.whole(volume.shape):
+            asked += f" (valid voxels lie in rows and columns {frame} alone)"
         msg = (
             f"{asked} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
             f"voxels ({finest:g}); give at least {finest * 2 ** (levels - 1):g} or fewer levels"

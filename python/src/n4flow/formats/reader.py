@@ -54,6 +54,10 @@ class Reader(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
 
+    def let_go(self) -> None:
+        """Forget what was decoded of a file that is decoded as a whole; it is opened again when it is read again."""
+        self._handle = None
+
     @abstractmethod
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box given by slices with whole bounds inside the shape and step 1."""

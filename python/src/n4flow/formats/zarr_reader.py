@@ -15,7 +15,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.formats.axes import select, spacing
-from n4flow.formats.chunks import BloscChunks
+from n4flow.formats.chunks import BloscChunks, batched
 from n4flow.formats.faults import file_check
 from n4flow.formats.grid import FileGrid, listed, store_sizes
 from n4flow.formats.reader import Reader, check_dtype
@@ -23,6 +23,7 @@ from n4flow.formats.reader import Reader, check_dtype
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 ZIPPED = (".zip", ".ozx")
 MOST_LOOKED_AT = 16  # files at a time
+WAITING = 4096  # files that are handed out together
 
 
 def is_zarr(path: Path) -> bool:
@@ -180,11 +181,13 @@ def faulty_files(path: Path, array: Any) -> dict[tuple[int, ...], str]:
     check = file_check(array) if path.is_dir() else None
     if check is None:
         return faults
-    there = [index for index in grid.indices() if index not in faults]
+    there = (index for index in grid.indices() if index not in faults)
+    lost: dict[tuple[int, ...], str] = {}
     with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:  # what takes time is to wait for the disks of a cluster
-        found = pool.map(lambda index: check(path / array.path / grid.key(index)), there)
-        faults |= {index: grid.key(index) for index, fault in zip(there, found, strict=True) if fault}
-    return dict(sorted(faults.items()))
+        for some in batched(there, WAITING):
+            found = pool.map(lambda index: check(path / array.path / grid.key(index)), some)
+            lost |= {index: grid.key(index) for index, fault in zip(some, found, strict=True) if fault}
+    return dict(sorted((faults | lost).items()))
 
 
 def open_node(path: Path, inside: str | None = None) -> Any:
