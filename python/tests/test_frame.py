@@ -124,6 +124,16 @@ def tissue_in_agarose() -> np.ndarray:
     return np.asarray((level * rng.gamma(30, 1 / 30, shape)).astype(np.uint16))
 
 
+def test_a_given_mask_is_published_as_it_is(tmp_path: Path) -> None:
+    values = np.pad(tissue_in_agarose(), ((0, 0), (8, 0), (0, 8)))
+    mask = np.ones(values.shape, np.uint8)  # also where there is padding
+    write_volume(tmp_path / "brain.ome.zarr", values, voxel_um=VOXEL)
+    np.save(tmp_path / "mask.npy", mask)
+    asked: dict[str, Any] = {"mask": tmp_path / "mask.npy", "bias": "off", "sections": 3}
+    (sample,) = run(tmp_path / "brain.ome.zarr", tmp_path / "out", **asked).samples
+    assert np.array_equal(open_volume(sample.folder / "mask.ome.zarr").read(slice(None)), mask)
+
+
 QUICK = {"iterations": "6,6", "backend": "cpu"}
 
 
@@ -136,6 +146,7 @@ QUICK = {"iterations": "6,6", "backend": "cpu"}
         (((0, 0), (5, 3), (0, 7)), {"sections": 3, "harmonize": "auto", "shrink": 3}),
         (((0, 0), (5, 3), (0, 7)), {"sections": 3, "harmonize": "safe", "flat_field": True}),
         (((0, 0), (40, 40), (40, 40)), {"sections": 3, "harmonize": "full", "mask": True, "ome_zarr_version": "0.4"}),
+        (((0, 0), (9, 0), (0, 9)), {"sections": 3, "normalize": False, "match": "off", "smooth_z": 0}),
         (((3, 2), (5, 0), (0, 7)), {"bias": "two_pass", "smooth_z": 1.5, "shrink": 2}),
     ],
 )
@@ -172,6 +183,9 @@ def test_zero_padding_changes_no_voxel_inside(
         masks.append(open_volume(sample.folder / "mask.ome.zarr").read(slice(None))[inside])
         tables.append((sample.folder / "sections.tsv").read_text())
         assert np.count_nonzero(whole) == np.count_nonzero(whole[inside])
+        if asked.get("dtype") is None:
+            rendered = [stage for stage in sample.numbers["stages"] if stage["stage"] == "RENDER"]
+            assert min(stage["minimum"] for stage in rendered) == whole.min()
     assert voxels[0].std() > 0
     assert masks[0].any()
     assert np.array_equal(*voxels)

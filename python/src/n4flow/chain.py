@@ -317,7 +317,7 @@ def finish(
         What `metrics.json` holds.
     """
     store, scale = folder / f"{plan.sample}.ome.zarr", output_scale(recipe, plan.layout.dtype)
-    low, high = extent(after)
+    low, high = extent(after, padded=plan.frame != Frame.whole(plan.volume.shape))
     write_omero(store, display_window(after, tissue.small, scale), (low * scale, high * scale), plan.sample)
     validate_store(store)
     validate_store(folder / MASK_NAME)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -158,15 +158,14 @@ class Pair:
                 self._held[start] = _Planes(start, *parts, np.asarray(self._tissue[start:stop], bool))
             return self._held[start]
 
-    def over(self, function: Callable[[int], Any], planes: Iterable[int] | None = None) -> list[Any]:
-        """Return `function(z)` for every plane, or for those in order, by all threads; it may look at plane z + 1."""
+    def over(self, function: Callable[[int], Any]) -> list[Any]:
+        """Return `function(z)` for every plane in order, by all threads; it may look at plane z + 1."""
         found = []
-        wanted = range(self.shape[0]) if planes is None else planes
-        for start, group in groupby(wanted, lambda z: z - z % AT_A_TIME):
+        for start in range(0, self.shape[0], AT_A_TIME):
             for first in (start, start + AT_A_TIME):  # by all threads, before each looks for itself
                 if first < self.shape[0]:
                     self._planes(first)
-            found += run_tasks(function, group)
+            found += run_tasks(function, range(start, min(start + AT_A_TIME, self.shape[0])))
         return found
 
     def valid(self, z: int) -> np.ndarray:

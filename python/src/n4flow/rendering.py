@@ -131,7 +131,8 @@ def render_slab(
     checksums = {
         path.name: writer.checksums for path, writer in zip((image_out, mask_out), writers, strict=False) if path
     }
-    return RenderedSlab(after, int(writers[0].saturated), *extent(after), checksums)
+    ends = extent(after, padded=frame != Frame.whole(volume.shape))
+    return RenderedSlab(after, int(writers[0].saturated), *ends, checksums)
 
 
 class _Tiles:
@@ -193,12 +194,16 @@ class _Tiles:
         """Yield the tissue mask where `part` lies."""
         assert self.tissue is not None
         z, y, x = at
-        planes, found = slice(z, z + len(part)), self.frame.part(y, x, *part.shape[1:])
+        depth, height, width = part.shape
+        planes, found = slice(z, z + depth), self.frame.part(y, x, height, width)
         whole = scratch("framed mask", part.shape, np.uint8)
-        whole[...] = 0
-        if found is not None:
-            inner, (rows, columns) = found
-            whole[:, *inner] = self.tissue.block(planes, rows, columns)
+        if self.tissue.given is not None:  # it is published as it was given
+            whole[...] = self.tissue.given.read(planes, slice(y, y + height), slice(x, x + width)) > 0
+        else:
+            whole[...] = 0
+            if found is not None:
+                inner, (rows, columns) = found
+                whole[:, *inner] = self.tissue.block(planes, rows, columns)
         yield whole
 
     def _runs(self, part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -212,11 +217,14 @@ class _Tiles:
             yield first, values
 
 
-def extent(after: Shrunken) -> tuple[float, float]:
-    """Return the smallest and largest finite intensity; an exact 0 counts, whether agarose or padding."""
+def extent(after: Shrunken, *, padded: bool) -> tuple[float, float]:
+    """Return the smallest and largest finite intensity; an exact 0 counts, whether agarose or padding.
+
+    `padded` says whether there is padding around what `after` was made of.
+    """
     some = after.planes["n_valid"] > 0
     ends = [after.planes["minimum"][some], after.planes["maximum"][some]]
-    if after.planes["n_zero"].any() or not some.any():
+    if padded or after.planes["n_zero"].any() or not some.any():
         ends.append(np.zeros(1))
     values = np.concatenate(ends)
     return float(values.min()), float(values.max())
