@@ -26,6 +26,7 @@ from n4flow.chain import BiasSettings, fit_volume
 from n4flow.commands import main
 from n4flow.correction import Where
 from n4flow.errors import N4flowError
+from n4flow.frame import Frame
 from n4flow.passes import TissueSource
 from n4flow.recipe import Recipe, load_correction
 from n4flow.sections import SectionTable
@@ -117,7 +118,9 @@ def shrink(case: Case, files: Sequence[Path]) -> None:
     for file in files:
         files = ShrunkenFiles([file])
         small = files.part(0, files.shape[0])
-        values = case.observed[start(file) : start(file) + len(small.mean)].astype(np.float64)
+        assert files.frame is not None
+        planes = slice(start(file), start(file) + len(small.mean))
+        values = case.observed[planes, *Frame(*files.frame).box].astype(np.float64)
         blocks = values.reshape(len(values), values.shape[1] // 2, 2, values.shape[2] // 2, 2)
         count = (blocks != 0).sum((2, 4))
         np.testing.assert_allclose(small.mean * count, blocks.sum((2, 4)), rtol=1e-6)
@@ -127,9 +130,9 @@ def shrink(case: Case, files: Sequence[Path]) -> None:
 def tissue_mask(case: Case, files: Sequence[Path]) -> None:
     """The mask is the tissue, ventricles closed; what is called agarose in all planes is it in most."""
     (found,) = [TissueSource.load(file) for file in files]
-    mask = np.asarray(found.small).repeat(2, 1).repeat(2, 2)
+    mask = _expanded(found, np.asarray(found.small), case)
     below(0.92, 2 * (mask & case.tissue).sum() / (mask.sum() + case.tissue.sum()), 1, "overlap with the true tissue")
-    agarose = found.agarose_small.repeat(2, 0).repeat(2, 1)
+    agarose = _expanded(found, found.agarose_small[None], case)[0]
     below(0, float(case.tissue[:, agarose].mean()), 0.1, "share of tissue in agarose")
 
 
@@ -342,7 +345,16 @@ def _run(step: str) -> None:
 
 def _mask(case: Case) -> np.ndarray:
     """Return the mask of the phantom that every stage after it was given."""
-    return np.asarray(TissueSource.load(case.folder / "masks.npz").small).repeat(2, 1).repeat(2, 2)
+    masks = TissueSource.load(case.folder / "masks.npz")
+    return _expanded(masks, np.asarray(masks.small), case)
+
+
+def _expanded(masks: TissueSource, small: np.ndarray, case: Case) -> np.ndarray:
+    """Return a mask at full resolution: two voxels for one in the frame, none around it."""
+    assert masks.frame is not None
+    whole = np.zeros((len(small), *case.observed.shape[1:]), bool)
+    whole[:, *masks.frame.box] = small.repeat(2, 1).repeat(2, 2)
+    return whole
 
 
 def _after(file: Path, case: Case) -> np.ndarray:
