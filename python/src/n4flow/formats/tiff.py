@@ -137,7 +137,8 @@ def _check_length(path: Path, series: Any) -> None:
         ends[path] = int(series.dataoffset + series.size * series.dtype.itemsize)
     else:
         for page in series.pages:
-            file = path.with_name(page.parent.filehandle.name)
+            held = Path(page.parent.filehandle.path)  # beside the file itself, where `path` is a link to it
+            file = path if held == path.resolve() else held
             spans = zip(page.dataoffsets, page.databytecounts, strict=False)
             ends[file] = max([ends.get(file, 0), *(offset + count for offset, count in spans)])
     for file, end in ends.items():
