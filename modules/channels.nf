@@ -2,12 +2,18 @@
 
 // The answer of a task that asks a question; a fault ends the run in one sentence.
 def answer(path) {
-    def found = new groovy.json.JsonSlurper().parseText(path.text)
+    def found = plain(new groovy.json.JsonSlurper().parseText(path.text))
     // Nothing runs beside the question for a GPU. Beside others tasks do: `error` ends them, `exit` would leave them behind.
     if (found.exit_code == 3) { exit(3, found.fault) }
     if (found.fault) { error found.fault }
     found.warnings?.each { warning -> log.warn("${found.sample ? "sample ${found.sample}: " : ''}${warning}") }
     return found
+}
+
+// JSON as maps that several operators may read at a time: those of the parser are built when they are first read.
+def plain(json) {
+    if (json instanceof Map) { return json.collectEntries { key, value -> [(key): plain(value)] } }
+    return json instanceof List ? json.collect { value -> plain(value) } : json
 }
 
 // A plan's voxel size as 'z y x' in micrometres.

@@ -12,7 +12,7 @@ workflow WITH_ROOM {
     main:
     // places: [folder, what, bytes, files]
     places = plans.toList().flatMap { all ->
-        places_of(all.collect { _meta, plan -> plan.needs }, workflow.workDir, file(outdir, glob: false), mode)
+        all ? places_of(all.collect { _meta, plan -> plan.needs }, workflow.workDir, file(outdir, glob: false), mode) : []
     }
     ROOM(places)
 
