@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from n4flow.formats.checksums import Checksums, add_checksums, describe
 from n4flow.formats.layout import StoreLayout, expected_shards
 from n4flow.formats.omezarr import create_store, validate_store, write_omero
 from n4flow.formats.writers import kept_metadata
-from n4flow.frame import Frame
+from n4flow.frame import Frame, field_margin
 from n4flow.harmonization import Harmonization, estimate_harmonization
 from n4flow.histogram import estimate_lookup
 from n4flow.mask import tissue_mask_with_levels
@@ -46,8 +45,6 @@ CHECKSUMS_NAME = "checksums.json"  # of a slab, then of everything that is publi
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's store has alike
 MIN_TISSUE_VOXELS = 100  # a plane with fewer keeps its brightness
 TISSUE_THRESHOLD = 0.0  # intensity at or below which matching leaves a voxel alone: the agarose level
-# Of the frame, on each side: at its very end few voxels hold a spline, which then takes up anatomy.
-FIELD_MARGIN = 1 / 16
 LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs to enter the bias field's fit
 
 
@@ -119,8 +116,10 @@ def fit_sections(
         if section.usable:
             planes = _valid_planes(shrunken, section.z_start, section.z_stop)
             part = shrunken.part(*planes)
-            inside = tissue.small_planes(*planes) & (part.valid >= LEAST_VALID)
-            field = _fit(part.mean, inside, shrunken, voxel_um, settings, f"section {section.id}")
+            (whole, mean), (fitted, inside) = (_with_margin(part.shape, dtype) for dtype in (np.float32, bool))
+            mean[...] = part.mean
+            inside[...] = tissue.small_planes(*planes) & (part.valid >= LEAST_VALID)
+            field = _fit(whole, fitted, shrunken, voxel_um, settings, f"section {section.id}")
             fields.append((*planes, field))
     return BiasCorrection(tuple(fields), _field_frame(shrunken))
 
@@ -142,14 +141,14 @@ def fit_volume(
     """Fit one bias field to the whole volume, after those that `previous` holds; flagged sections are left out."""
     first, last = _valid_planes(shrunken, 0, shrunken.shape[0])
     shape = last - first, *shrunken.shape[1:]
-    mean, inside = np.empty(shape, np.float32), np.empty(shape, bool)
+    (whole, mean), (fitted, inside) = (_with_margin(shape, dtype) for dtype in (np.float32, bool))
     for start, stop in runs(first, last):
         part, planes = shrunken.part(start, stop), slice(start - first, stop - first)
         mean[planes] = part.mean
         inside[planes] = tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
         inside[planes] &= sections.usable_planes[start:stop, None, None]
     _divide_by_fields(mean, previous, first)
-    field = _fit(mean, inside, shrunken, voxel_um, settings, "the whole volume")
+    field = _fit(whole, fitted, shrunken, voxel_um, settings, "the whole volume")
     return BiasCorrection(((first, last, field),), _field_frame(shrunken))
 
 
@@ -181,10 +180,11 @@ def harmonization(
     return replace(found, frame=tissue.frame)
 
 
-def _margin(shrunken: Shrunken) -> tuple[int, int]:
-    """Return the shrunken rows and columns on each side of the frame that a bias field is spanned over as well."""
-    rows, columns = (math.ceil(FIELD_MARGIN * n) for n in shrunken.shape[1:])
-    return rows, columns
+def _with_margin(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return zeros for planes (z, y, x) and the margin of a bias field around them, and a view of the planes."""
+    rows, columns = field_margin(shape)
+    whole = np.zeros((shape[0], shape[1] + 2 * rows, shape[2] + 2 * columns), dtype)
+    return whole, whole[:, rows : rows + shape[1], columns : columns + shape[2]]
 
 
 def _field_frame(shrunken: Shrunken) -> Frame:
@@ -192,7 +192,7 @@ def _field_frame(shrunken: Shrunken) -> Frame:
     frame = Frame.whole(shrunken.full_shape) if shrunken.frame is None else Frame(*shrunken.frame)
     height, width = (n * shrunken.shrink for n in shrunken.shape[1:])
     blocks = Frame(frame.y_start, frame.y_start + height, frame.x_start, frame.x_start + width)
-    return blocks.widened(*(n * shrunken.shrink for n in _margin(shrunken)))
+    return blocks.widened(*(n * shrunken.shrink for n in field_margin(shrunken.shape)))
 
 
 def _fit(
@@ -203,8 +203,6 @@ def _fit(
     settings: BiasSettings,
     name: str,
 ) -> Any:
-    rows, columns = _margin(shrunken)
-    mean, inside = (np.pad(array, ((0, 0), (rows, rows), (columns, columns))) for array in (mean, inside))
     return fit_shrunken(
         mean,
         inside,

@@ -10,6 +10,7 @@ from n4flow.accumulate import MOST_TILES, STRIP_VOXELS
 from n4flow.bins import N_BINS
 from n4flow.formats.layout import StoreLayout
 from n4flow.formats.slab import FEWEST_TASKS, TOGETHER
+from n4flow.frame import field_margin
 from n4flow.passes import Blocks, in_parts
 from n4flow.volume import Volume
 
@@ -104,9 +105,11 @@ def shrunken_bytes(
     backend : str
         What fits bias fields. What a GPU's libraries take beside it is not in here.
     """
-    small = math.prod(-(-n // shrink) for n in shape[1:])
+    blocks = [-(-n // shrink) for n in shape[1:]]
+    small = math.prod(blocks)
     planes = HELD_PLANES * small * SHRUNKEN + 2 * shape[0] * -(-small // 8)
-    fitted = small * (FITTED_BY_ITK if backend == "itk" else FITTED)
+    wide = math.prod(n + 2 * m for n, m in zip(blocks, field_margin(blocks), strict=True))
+    fitted = wide * (FITTED_BY_ITK if backend == "itk" else FITTED)
     sizes = {
         "TISSUE_MASK": planes,
         "N4_SECTIONS": longest_section * fitted,

@@ -6,7 +6,8 @@ shading. So it does not matter how much padding a mosaic was given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from n4flow.volume import Volume
 
 Box = tuple[slice, slice]
 
+# Of the frame, on each side: at its very end few voxels hold a spline, which then takes up anatomy.
+FIELD_MARGIN = 1 / 16
 READ_BYTES = 1 << 25  # of the input's own type that are looked at together
 
 
@@ -86,6 +89,11 @@ class Frame(NamedTuple):
             return slice(rows[0] - top, rows[1] - top), slice(columns[0] - left, columns[1] - left)
 
         return counted(y, x), counted(self.y_start, self.x_start)
+
+
+def field_margin(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns on each side of a frame (.., y, x) that a bias field is spanned over as well."""
+    return math.ceil(FIELD_MARGIN * shape[-2]), math.ceil(FIELD_MARGIN * shape[-1])
 
 
 class _Framed(Reader):
