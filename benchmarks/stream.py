@@ -12,6 +12,7 @@ Python and compiled kernels in it. Passes take turns; times are medians, ratios 
 On a machine that others use too, the ratios of CPU seconds say more than those of seconds.
 
 * read: every voxel of level 0 once, by the blocks of the passes; `read_zarrs` the same by the zarrs library.
+* count: read, and counted as whole numbers in a table for each plane: less than exact statistics can do with.
 * copy: read, and written as a store like the input, uint16 with its pyramid; `copy_float32` writes float32.
 * shrink, statistics, render: the passes of the workflow. `render` writes uint16, `render_float32` float32, both with
   the tissue mask beside the image.
@@ -38,16 +39,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-PASSES = ("read", "read_zarrs", "copy", "copy_float32", "shrink", "statistics", "render", "render_float32", "peers")
+PASSES = (
+    *("read", "read_zarrs", "count", "copy", "copy_float32", "shrink", "statistics", "render", "render_float32"),
+    "peers",
+)
 BESIDE = {
     "read_zarrs": "read",
+    "count": "read",
     "shrink": "read",
     "statistics": "read",
     "render": "copy",
@@ -184,6 +189,8 @@ class Job:
         found.append(plane_gain(histograms, Recipe(found), plan.sections, 2))
         for number, correction in enumerate([bias, *found]):
             save_correction(correction, work / f"{20 + 10 * number}_{correction.kind}.npz")
+        self.render(save=True)
+        self.clear()
 
     def read(self, engine: str = "ours") -> None:
         """Read every voxel; with `zarrs` by that library."""
@@ -193,6 +200,21 @@ class Job:
             cast(Any, self.volume.reader)._chunks = None
         for _block in stream(self.volume, 0, self.volume.shape[0]):
             pass
+
+    def count(self) -> None:
+        """Read, and count each plane's voxels by their value."""
+        from n4flow.passes import crew, stream
+        from n4flow.planes import run_tasks
+
+        count = _counter()
+        tables = np.zeros((self.volume.shape[0], 2, 1 << 16), np.uint32)
+        with crew():
+            for z, _y, block in stream(self.volume, 0, self.volume.shape[0]):
+
+                def plane(i: int, block: np.ndarray = block, z: int = z) -> None:
+                    count(block[i].reshape(-1), tables[z + i])
+
+                run_tasks(plane, range(len(block)))
 
     def copy(self, dtype: str = "input") -> None:
         """Read, and write a store of the same kind."""
@@ -225,8 +247,8 @@ class Job:
             tissue = TissueSource.load(self.masks, planes=(start, stop))
             statistics_pass(self.volume, start, stop, recipe=recipe, tissue=tissue)
 
-    def render(self, dtype: str = "input") -> None:
-        """Run RENDER with the whole recipe."""
+    def render(self, dtype: str = "input", *, save: bool = False) -> None:
+        """Run RENDER with the whole recipe; also save the shrunken result, as its task does."""
         from n4flow.chain import create_stores
         from n4flow.passes import TissueSource
         from n4flow.recipe import Recipe, load_correction
@@ -236,7 +258,7 @@ class Job:
         recipe = Recipe([load_correction(file) for file in sorted(self.work.glob("[2-9]0_*.npz"))])
         image, mask = create_stores(self.work / "rendered", plan)
         for start, stop in plan.slabs:
-            render_slab(
+            rendered = render_slab(
                 self.volume,
                 recipe,
                 start,
@@ -248,6 +270,9 @@ class Job:
                 mask_out=mask,
                 mask_layout=plan.mask_layout,
             )
+            if save:
+                rendered.after.save(self.work / f"after_{start}.npz")
+            del rendered  # before the next slab comes
 
     def peers(self) -> None:
         """Read and write by Zarr's own pipeline."""
@@ -287,9 +312,23 @@ class Job:
             shutil.rmtree(self.work / name, ignore_errors=True)
 
 
+@cache
+def _counter() -> Callable[[np.ndarray, np.ndarray], None]:
+    """Return a compiled function that counts voxels in two tables in turn, as neighbours are alike."""
+    import numba
+
+    @numba.njit(nogil=True)
+    def count(voxels: np.ndarray, table: np.ndarray) -> None:
+        for i in range(0, voxels.size - 1, 2):
+            table[0, voxels[i]] += 1
+            table[1, voxels[i + 1]] += 1
+
+    return count
+
+
 def measure(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]:
     """Time one pass in this process, which is set up as n4flow's commands are; return seconds and peak memory."""
-    from n4flow.commands.arenas import limit_arenas
+    from n4flow.arenas import limit_arenas
 
     limit_arenas()
     if name not in ("prepare", "peers"):

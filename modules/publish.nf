@@ -1,4 +1,7 @@
 // Put a sample's results into outdir by the head process: complete under the sample's name, or not at all.
+
+include { contents; discard } from './folders'
+
 process PUBLISH {
     tag "${meta.id}"
     executor 'local'
@@ -24,9 +27,11 @@ def publish(source, outdir, name, mode) {
     def target = outdir.resolve(name)
     def partial = outdir.resolve(".${name}.partial")
     def old = outdir.resolve(".${name}.old")
-    if (contents(source) == contents(target)) { return target }
     try {
-        [partial, old].each { folder -> folder.deleteDir() }
+        if (!target.exists() && old.exists()) { java.nio.file.Files.move(old, target) }  // a run was killed between two moves
+        partial.deleteDir()
+        discard(old)
+        if (contents(source) == contents(target)) { return target }
         partial.mkdirs()
         source.eachFileRecurse { path ->
             def place = partial.resolve(source.relativize(path))
@@ -36,20 +41,11 @@ def publish(source, outdir, name, mode) {
         }
         if (target.exists()) { java.nio.file.Files.move(target, old) }
         java.nio.file.Files.move(partial, target)
-        old.deleteDir()
+        discard(old)
     } catch (IOException fault) {
         partial.deleteDir()
         if (!target.exists() && old.exists()) { java.nio.file.Files.move(old, target) }
         throw new IOException("sample ${name} is not published in ${outdir} (${fault.message})", fault)
     }
     return target
-}
-
-// Names and sizes of all files, and the checksums that say what is in them.
-def contents(folder) {
-    def checksums = folder.resolve('checksums.json')
-    if (!checksums.exists()) { return folder }
-    def files = [checksums.text]
-    folder.eachFileRecurse { path -> if (!path.isDirectory()) { files << "${folder.relativize(path)} ${path.size()}".toString() } }
-    return files.toSorted()
 }

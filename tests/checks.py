@@ -25,13 +25,13 @@ import pytest
 from n4flow.chain import BiasSettings, fit_volume
 from n4flow.commands import main
 from n4flow.correction import Where
+from n4flow.distributions import HistogramFiles
 from n4flow.errors import N4flowError
 from n4flow.frame import Frame
 from n4flow.passes import TissueSource
 from n4flow.recipe import Recipe, load_correction
 from n4flow.sections import SectionTable
 from n4flow.shrunken import ShrunkenFiles
-from n4flow.statistics import PlaneHistograms
 from n4flow.verify import verify
 from n4flow.volume import open_volume
 
@@ -183,7 +183,7 @@ def plane_statistics(case: Case, files: Sequence[Path]) -> None:
     recipe = Recipe.load(files[0].parent / "recipe")
     after = case.after(recipe)
     for file in files:
-        counted = PlaneHistograms.load(file)
+        counted = HistogramFiles([file])
         for z in range(start(file), start(file) + counted.n_planes):
             plane = after[z].astype(np.float64)
             assert counted.count(z) == (plane != 0).sum()

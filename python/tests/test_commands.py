@@ -150,11 +150,21 @@ def test_json_has_no_nan_and_no_numpy():
     assert json.loads(dumps({"a": np.arange(2), "b": [np.int64(3), float("inf")]})) == {"a": [0, 1], "b": [3, None]}
 
 
-@pytest.mark.parametrize("text", ["0:9", "3:3", "a:b", "4", "-1:2"])
+@pytest.mark.parametrize("text", ["0:9", "3:3", "a:b", "4", "-1:2", "²:5"])
 def test_planes_outside_the_volume_are_refused(text):
     with pytest.raises(InputError, match=r"planes must be START:STOP within 0:8"):
         plane_range(text, 8)
-    assert plane_range("2:8", 8) == (2, 8)
+    assert plane_range("2:8", 8) == plane_range("2:8") == (2, 8)
+
+
+def test_planes_and_masks_that_do_not_fit_are_said_by_a_task(image, tmp_path, capsys):
+    np.save(tmp_path / "short.npy", np.ones((3, 40, 50), np.uint8))
+    slab = ["shrink", image, "--shrink", "2", "--out", tmp_path / "slab.npz", "--planes"]
+    assert ended([*slab, "4:9"]) == 2
+    assert capsys.readouterr().err == "n4flow: planes must be START:STOP within 0:6, got '4:9'\n"
+    assert ended([*slab, "4:6", "--mask", tmp_path / "short.npy"]) == 2
+    assert "mask short.npy has shape (3, 40, 50), the volume has (6, 40, 50)" in capsys.readouterr().err
+    assert not (tmp_path / "slab.npz").exists()
 
 
 def test_slabs_that_are_not_the_volume_are_refused(tmp_path):

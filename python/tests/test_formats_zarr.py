@@ -405,6 +405,42 @@ def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, o
     assert np.array_equal(volume.read(slice(2, 9), slice(3, 20), slice(7, 33)), expected[2:9, 3:20, 7:33])
 
 
+@pytest.mark.parametrize("options", [{}, {"shards": (5, 32, 48)}], ids=["chunks", "shards"])
+def test_a_store_opened_for_some_planes_looks_at_their_files_alone(tmp_path, voxels, options, monkeypatch):
+    path = make(tmp_path / "s.zarr", voxels, **BLOSC, **options)
+    for key in ("0/c/0/0/0", "0/c/2/0/0"):
+        (path / key).write_bytes(b"")
+    seen = []
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda file, **more: (seen.append(file), stat(file, **more))[1])
+    volume = open_volume(path, planes=(6, 10))
+    assert {file.relative_to(path).parts[2] for file in seen if "c" in file.parts} == {"1"}
+    assert np.array_equal(volume.read(slice(6, 10)), voxels[6:10])
+    for planes in (slice(5, 10), slice(6, 11), slice(None)):  # the first are in a file that was looked at
+        with pytest.raises(InputError, match="are read, and it was opened for 6 to 10"):
+            volume.read(planes)
+    for planes, lost, kept in (((4, 6), 4, 5), ((9, 11), 10, 9)):
+        with pytest.raises(InputError, match="lacks 1 files"):
+            open_volume(path, planes=planes)
+        volume = open_volume(path, planes=planes, allow_missing_chunks=True)
+        assert not volume.read(slice(lost, lost + 1), slice(0, 8), slice(0, 16)).any()
+        assert np.array_equal(volume.read(slice(kept, kept + 1)), voxels[kept : kept + 1])
+    for planes in ((-1, 4), (3, 3)):
+        with pytest.raises(InputError, match=r"planes must be START:STOP from 0 on, got"):
+            open_volume(path, planes=planes, allow_missing_chunks=True)
+    with pytest.raises(InputError, match="s.zarr was opened for planes 9 to 11, and data is all of it"):
+        volume.data.sum()
+
+
+def test_a_folder_in_the_place_of_a_chunk_is_lost(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels, **BLOSC)
+    (path / "0/c/1/0/0").unlink()
+    (path / "0/c/1/0/0").mkdir()
+    with pytest.raises(InputError, match="lacks 1 files, or they are cut short: c/1/0/0"):
+        open_volume(path)
+    assert not open_volume(path, allow_missing_chunks=True).read(slice(5, 10), slice(0, 8), slice(0, 16)).any()
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that opens and cannot be read")
 def test_what_the_system_says_of_a_chunk_that_cannot_be_read_is_said(tmp_path, voxels):
     path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), **BLOSC)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
-from n4flow import mask as mask_module
+from n4flow import morphology, smoothed_sections
 from n4flow.agarose import agarose_levels, get_agarose_mask
 from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.mask import compute_tissue_mask, expand_mask, otsu_mask, tissue_mask_with_levels
 from n4flow.morphology import Norms, close_along_z, close_plane, smooth_planes, smooth_valid
-from n4flow.otsu import otsu_cut, otsu_split
+from n4flow.otsu import Scale, otsu_cut, otsu_split
 from n4flow.packed import PackedMask
 from n4flow.sections import Section, SectionTable
 from n4flow.shrunken import ShrunkenFiles
+from n4flow.smoothed_sections import SectionHistograms, Smoother, survey
 from n4flow.statistics import plane_histograms, shrink_planes
 
 
@@ -265,8 +269,9 @@ def test_masks_do_not_depend_on_runs_files_or_packing(tmp_path, monkeypatch, dar
     agarose, threshold = get_agarose_mask(shrunken.mean)
     assert expected.mask.any()
     assert agarose.any()
-    for run in (1, 4, 100):
-        monkeypatch.setattr(mask_module, "RUN_PLANES", run)
+    for run, held in ((1, 0), (4, 1 << 26), (100, 50_000)):
+        monkeypatch.setattr(smoothed_sections, "RUN_PLANES", run)
+        monkeypatch.setattr(smoothed_sections, "HELD_BYTES", held)
         for source in (shrunken, files):
             found = tissue_mask_with_levels(source, table)
             assert isinstance(found.mask, PackedMask)
@@ -277,6 +282,93 @@ def test_masks_do_not_depend_on_runs_files_or_packing(tmp_path, monkeypatch, dar
     np.testing.assert_array_equal(get_agarose_mask(files)[0], agarose)
     assert get_agarose_mask(files)[1] == threshold
     assert agarose_levels(files, agarose, table, found.mask) == agarose_levels(shrunken, agarose, table, expected.mask)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_thresholds_are_found_without_holding_what_grows_along_z(tmp_path, monkeypatch, deep: bool) -> None:
+    monkeypatch.setattr(smoothed_sections, "HELD_BYTES", 1 << 18)
+    n_planes = 120
+    volume, _tissue = brain(n_z=n_planes, size=(90, 90), radius=30.0)
+    shrunken, histograms = shrink_planes(volume, 1), plane_histograms(volume)
+    held = sum(array.nbytes for z in range(n_planes) for array in histograms.pairs(z))
+    peaks = []
+    for n in (n_planes // 4, n_planes):
+        shrunken.part(0, n).save(tmp_path / f"{n}.npz")
+        source, table = ShrunkenFiles([tmp_path / f"{n}.npz"]), SectionTable.equal(n, 1 if deep else n)
+        for measured in (False, True):  # buffers of threads are made once
+            if measured:
+                tracemalloc.start()
+            survey(SectionHistograms(Smoother(source, None, (1.0, 0.5, 0.5), None), table, Scale()))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 0.25 * held  # three quarters of which belong to the planes that were added
+
+
+@pytest.mark.parametrize("planes", [1, 3, 20, 64])
+def test_gaps_of_a_packed_mask_are_bridged_in_runs_of_planes(monkeypatch, planes: int) -> None:
+    monkeypatch.setattr(morphology, "CLOSED_PLANES", planes)
+    rng = np.random.default_rng(planes)
+    for reach in (1, 2, 5):
+        inside = rng.random((70, 9, 13)) > 0.9
+        ends = np.sort(rng.choice(np.arange(1, 70), 16, replace=False)).tolist()
+        table = SectionTable([Section(str(a), a, b) for a, b in itertools.pairwise([0, *ends, 70])], 70)
+        packed = PackedMask.of(inside)
+        closed = close_along_z(packed, table, reach)
+        np.testing.assert_array_equal(closed[:], close_along_z(inside, table, reach))
+        np.testing.assert_array_equal(packed[:], inside)
+        assert closed.mean() > inside.mean()
+
+
+def test_gaps_of_two_deep_sections_are_bridged_in_the_memory_of_a_few_planes() -> None:
+    rows, columns = np.mgrid[:200, :200]
+    peaks, bits = [], []
+    for n in (130, 650):
+        planes = np.stack([np.hypot(rows - 100, columns - 100) < 60 + 20 * (z % 7 > 2) for z in range(n)])
+        packed = PackedMask.of(planes)
+        for measured in (False, True):
+            if measured:
+                tracemalloc.start()
+            closed = close_along_z(packed, SectionTable.equal(n, 2), 2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        bits.append(planes.size / 8)
+        assert closed.mean() > packed.mean()
+    assert peaks[1] - peaks[0] < 0.5 * (bits[1] - bits[0])  # two masks of a tenth of the bits, and Python's own
+
+
+def test_intensities_around_zero_are_split() -> None:
+    """Their mean is 0 to the last bit, by which nothing can be divided."""
+    volume = np.ones((2, 40, 40), np.float32)
+    volume[:, :20] = -1
+    mask = compute_tissue_mask(volume, smoothing_sigma=0.0, smoothing_sigma_z=0.0, closing_radius=0)
+    np.testing.assert_array_equal(mask, volume > 0)
+
+
+def test_a_packed_mask_refuses_what_does_not_fit() -> None:
+    packed = PackedMask.empty((6, 5, 7))
+    packed[-1] = np.ones((5, 7), bool)
+    assert packed[-1].all()
+    assert packed[5].all()
+    assert packed.mean() == 1 / 6
+    for planes, shape in ((9, (5, 7)), (slice(4, 9), (5, 5, 7)), (1, (4, 7)), (slice(2, 5), (1, 5, 7))):
+        with pytest.raises((ValueError, IndexError)):
+            packed[planes] = np.ones(shape, bool)
+    with pytest.raises(IndexError):
+        packed[::2]
+    assert packed[:].sum() == 35
+
+
+def test_a_packed_mask_takes_a_tenth_of_its_bits() -> None:
+    rows, columns = np.mgrid[:400, :500]
+    planes = np.stack([np.hypot(rows - 200, columns - 200 - z) < 150 for z in range(6)])
+    packed = PackedMask.of(planes)
+    assert sum(map(len, packed.planes)) < planes.size / 80
+    np.testing.assert_array_equal(packed.part(2, 5)[1:], planes[3:5])
+    packed[1:3] = ~planes[1:3]
+    np.testing.assert_array_equal(PackedMask.concatenate([packed.part(2, 6), packed.part(0, 2)])[0], ~planes[2])
+    assert packed.mean() == np.concatenate([planes[:1], ~planes[1:3], planes[3:]]).mean()
+    assert packed.any()
+    assert not PackedMask.empty((3, 4, 5)).any()
 
 
 def test_otsu_is_scikit_images() -> None:

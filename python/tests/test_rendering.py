@@ -10,7 +10,7 @@ from n4flow.errors import InputError
 from n4flow.local import read_samples, run
 from n4flow.normalize import estimate_plane_range
 from n4flow.recipe import Recipe
-from n4flow.rendering import published, render
+from n4flow.rendering import render
 from n4flow.statistics import plane_histograms
 from n4flow.volume import Volume, open_volume, write_volume
 from n4flow.zprofile import PlaneGain
@@ -75,20 +75,6 @@ def test_a_render_that_fails_leaves_nothing(image, plane_range, monkeypatch):
     assert sorted(path.name for path in image.parent.iterdir()) == ["in.ome.zarr"]
 
 
-def test_a_result_takes_the_place_of_an_older_one_only_when_it_is_whole(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "recipe.json").touch()
-    with pytest.raises(InputError), published(tmp_path / "out") as folder:
-        folder.mkdir()
-        raise InputError("no")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["recipe.json"]
-    with published(tmp_path / "out") as folder:
-        folder.mkdir()
-        (folder / "new").touch()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_what_is_not_ours_is_never_replaced(image):
     for made in ("results/in", "results2"):
         (image.parent / made).mkdir(parents=True)
@@ -106,6 +92,13 @@ def test_what_is_not_ours_is_never_replaced(image):
         run(inside, image.parent / "x", bias="off")
     assert open_volume(inside).shape == (13, 37, 53)
     assert (image.parent / "results/in/raw.txt").read_text() == "mine"
+
+
+def test_a_mask_of_another_shape_is_refused(image, plane_range):
+    for shape in ((13, 37, 54), (12, 37, 53)):
+        mask = Volume.from_array(np.ones(shape, np.uint8), (1, 1, 1))
+        with pytest.raises(InputError, match=r"has shape .*, the volume has \(13, 37, 53\)"):
+            rendered(image, Recipe([plane_range]), mask=mask)
 
 
 def test_a_stored_recipe_is_not_applied_to_another_volume(image, plane_range):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 
 from n4flow import kernels, planes
 from n4flow.accumulate import Tile, TileShrinker
-from n4flow.bins import RELATIVE_BIN_WIDTH, bin_edges, bin_index, pool, weighted_percentile
+from n4flow.bins import RELATIVE_BIN_WIDTH, Pool, bin_edges, bin_index, pool, weighted_percentile
+from n4flow.distributions import CLASSES, HistogramFiles, PlaneHistograms
 from n4flow.errors import InputError
 from n4flow.planes import as_block, as_mask
 from n4flow.shrunken import ShrunkenFiles, ShrunkenVolume
-from n4flow.statistics import CLASSES, PlaneHistograms, _count_plane, plane_histograms, shrink_planes
+from n4flow.statistics import _count_plane, plane_histograms, shrink_planes
+
+NOTHING = np.empty(0, np.float32), np.empty(0, np.uint32)
 
 
 def hostile(seed: int = 0, shape: tuple[int, int, int] = (4, 23, 31)) -> np.ndarray:
@@ -161,14 +165,31 @@ def test_histograms_do_not_depend_on_slabs_threads_or_pieces(counted, tmp_path, 
         for a, b, t in ((2, 4, 2), (0, 1, 1), (1, 2, 3))
     ]
     merged = PlaneHistograms.concatenate(slabs)
-    merged.save(tmp_path / "histograms.npz")
+    for slab in slabs:
+        slab.save(tmp_path / f"{slab.z_start}.npz")
+    files = HistogramFiles([tmp_path / f"{slab.z_start}.npz" for slab in slabs])
     monkeypatch.setattr(kernels, "PIECE_VOXELS", 500)  # planes that do not fit into one packed table
-    for other in (merged, PlaneHistograms.load(tmp_path / "histograms.npz"), plane_histograms(volume, tissue, agarose)):
-        assert other.z_start == 0
-        np.testing.assert_array_equal(other.offsets, whole.offsets)
-        for c in range(3):
-            np.testing.assert_array_equal(other.values[c], whole.values[c])
-            np.testing.assert_array_equal(other.counts[c], whole.counts[c])
+    for other in (merged, files, plane_histograms(volume, tissue, agarose)):
+        assert (other.z_start, other.n_planes) == (0, 4)
+        np.testing.assert_array_equal(other.filled, whole.filled)
+        for z, cls in itertools.product((3, 0, 1, 2), (*CLASSES, "all")):
+            for found, expected in zip(other.pairs(z, cls), whole.pairs(z, cls), strict=True):
+                assert found.dtype == expected.dtype
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_files_hold_negative_values_empty_planes_and_largest_counts(tmp_path) -> None:
+    rows = [
+        [(np.float32([-3e38, -1e-45, 1e-45, 3e38]), np.uint32([1, 2, 3, 2**32 - 1])), *[NOTHING] * 2],
+        [NOTHING] * 3,
+        [NOTHING, NOTHING, (np.float32([7]), np.uint32([1]))],
+    ]
+    PlaneHistograms.of_planes(rows, 5).save(tmp_path / "slab.npz")
+    files = HistogramFiles([tmp_path / "slab.npz"])
+    assert files.filled.tolist() == [True, False, True]
+    for z, c in itertools.product(range(3), range(3)):
+        for found, expected in zip(files.pairs(5 + z, CLASSES[c]), rows[z][c], strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_array_operations_count_as_the_compiled_loop_does(counted) -> None:
@@ -180,10 +201,14 @@ def test_array_operations_count_as_the_compiled_loop_does(counted) -> None:
             np.testing.assert_array_equal(counts, expected[1])
 
 
-def test_slabs_with_a_gap_are_refused() -> None:
+def test_slabs_with_a_gap_are_refused(tmp_path) -> None:
     parts = [plane_histograms(np.ones((2, 3, 3)), z_start=z) for z in (0, 3)]
     with pytest.raises(InputError, match="one ends before plane 2, the next begins at 3"):
         PlaneHistograms.concatenate(parts)
+    for part in parts:
+        part.save(tmp_path / f"{part.z_start}.npz")
+    with pytest.raises(InputError, match="one ends before plane 2, the next begins at 3"):
+        HistogramFiles([tmp_path / "3.npz", tmp_path / "0.npz"])
     with pytest.raises(InputError, match="plane must be from 0 to 1, got 2"):
         parts[0].count(2)
 
@@ -231,6 +256,11 @@ def test_pooling_is_the_same_for_pairs_near_and_far() -> None:
             expected[bin_] = (moment + n * value, voxels + n)
         assert total.tolist() == [expected[bin_][1] for bin_ in sorted(expected)]
         np.testing.assert_allclose(pooled, [expected[b][0] / expected[b][1] for b in sorted(expected)], rtol=1e-6)
+        growing = Pool()
+        for part in (slice(0, 1000), slice(1000, 1001), slice(1001, 3000)):
+            growing.add(values[part], counts[part])
+        assert growing.pairs()[1].tolist() == total.tolist()
+        np.testing.assert_allclose(growing.pairs()[0], pooled, rtol=1e-7)
 
 
 def test_threads_can_be_limited(monkeypatch) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ import zarr
 from n4flow import local, passes, run
 from n4flow.background import SpatialMeanBackground
 from n4flow.chain import BiasSettings, fit_sections, lookup, plane_gain
+from n4flow.commands import main
 from n4flow.errors import DiskFullError, InputError
 from n4flow.footprint import shrunken_bytes, work_needs
 from n4flow.formats import space
@@ -26,7 +28,7 @@ from n4flow.plan import make_plan
 from n4flow.planes import _limit, limit_threads
 from n4flow.recipe import Recipe
 from n4flow.rendering import render, render_slab
-from n4flow.scatter import Here
+from n4flow.scatter import Here, workplace
 from n4flow.sections import SectionTable
 from n4flow.shrunken import ShrunkenFiles, ShrunkenVolume
 from n4flow.statistics import plane_histograms, shrink_planes
@@ -216,7 +218,7 @@ def test_lost_chunks_of_the_mask_are_no_tissue_and_flag_their_sections(tmp_path)
     )
     mask[:] = tissue
     (tmp_path / "mask.zarr/c/4/0/1").unlink()
-    settings = {"sections": 3, "bias": "off", "mask": tmp_path / "mask.zarr"}
+    settings = {"sections": 3, "bias": "off", "smooth_z": 1, "mask": tmp_path / "mask.zarr"}  # a gain on tissue
     with pytest.raises(InputError, match=r"mask.zarr lacks 1 files, .*: c/4/0/1; copy the store again, or allow"):
         run(tmp_path / "in.ome.zarr", tmp_path / "out", **settings)
     result = run(tmp_path / "in.ome.zarr", tmp_path / "out", allow_missing_chunks=True, **settings).samples[0]
@@ -224,6 +226,20 @@ def test_lost_chunks_of_the_mask_are_no_tissue_and_flag_their_sections(tmp_path)
     assert "c/4/0/1; flagged sections: s002" in result.numbers["plan"]["warnings"][0]
     tissue[8:10, :35, 45:] = False
     assert np.array_equal(open_volume(result.folder / "mask.ome.zarr").read(slice(None)) > 0, tissue)
+    again = [str(result.folder / "recipe.json"), str(tmp_path / "in.ome.zarr"), str(tmp_path / "again.ome.zarr")]
+    again += ["--mask", str(tmp_path / "mask.zarr")]
+    for more, code in (([], InputError.exit_code), (["--allow-missing-chunks"], 0)):
+        with pytest.raises(SystemExit) as end:
+            main(["render", *again, *more])
+        assert end.value.code == code
+    rendered, written = (open_volume(path).read(slice(None)) for path in (tmp_path / "again.ome.zarr", result.store))
+    assert np.array_equal(rendered, written)
+    shutil.rmtree(tmp_path / "again.ome.zarr")
+    next((result.folder / "mask.ome.zarr/0/c").rglob("0")).joinpath("0", "0").write_bytes(b"")  # the one beside it
+    with pytest.raises(SystemExit) as end:
+        main(["render", *again[:3], "--allow-missing-chunks"])
+    assert end.value.code == 0
+    assert np.isfinite(open_volume(tmp_path / "again.ome.zarr").read(slice(None))).all()
 
 
 def test_space_and_inodes_are_looked_at_before_anything_is_written(tmp_path, estimated, monkeypatch):
@@ -417,6 +433,20 @@ def test_a_cluster_does_not_change_the_name_of_a_linked_sample(tmp_path, monkeyp
     result = run("brain.ome.zarr", "out", dask_scheduler="tcp://somewhere:8786", sections=3, bias="off", match="off")
     assert [sample.sample for sample in result.samples] == ["brain"]
     assert (tmp_path / "out/brain/brain.ome.zarr").is_dir()
+
+
+def test_a_cluster_without_workers_is_said_and_waited_for(tmp_path, caplog):
+    distributed = pytest.importorskip("distributed")
+    options = {"threads_per_worker": 1, "dashboard_address": None, "local_directory": str(tmp_path)}
+    with distributed.LocalCluster(n_workers=0, **options) as cluster:
+        with workplace(cluster.scheduler_address) as place:
+            (line,) = (record.getMessage() for record in caplog.records if record.name == "n4flow")
+            assert f"scheduler at {cluster.scheduler_address} has no workers yet" in line
+            cluster.scale(1)
+            assert place.results([partial(divmod, 7, 3)]) == [(2, 1)]
+        caplog.clear()
+        with workplace(cluster.scheduler_address):
+            assert not [record for record in caplog.records if record.name == "n4flow"]
 
 
 def test_an_address_without_a_scheduler_is_said(tmp_path):

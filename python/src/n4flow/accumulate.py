@@ -168,13 +168,13 @@ class Tile:
 
     def add(self, first: int, values: np.ndarray) -> None:
         """Add planes (z, y, x) float32 of the tile, all its rows and columns, from its plane `first` on."""
-        from n4flow import block_kernels
+        from n4flow import tile_kernels
 
         planes = slice(first, first + len(values))
         inside = slice(self.at[0] + first, self.at[0] + first + len(values))
         place = self.at[1:], self.means.shape[1:], self.means.k, self.means.mean[inside], self.means.valid[inside]
         state = (part[planes] for part in (*self.edges, self.counts, self.extremes))
-        block_kernels.shrink_tile(values, values.view(np.int32), *place, *state)
+        tile_kernels.shrink_tile(values, values.view(np.int32), *place, *state)
 
 
 def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
@@ -202,7 +202,7 @@ class TileShrinker(BlockMeans):
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
         """Add tiles of the same planes, all planes of which were added; planes end where tiles of others come."""
-        from n4flow import block_kernels
+        from n4flow import tile_kernels
 
         if self._open != planes:
             self.finish()
@@ -215,7 +215,7 @@ class TileShrinker(BlockMeans):
             first = tile.at[0] - planes.start
             held = self._sums[first : first + tile.shape[0]], self._lost[first : first + tile.shape[0]]
             place = tile.at[1:], tile.shape[1:], self.shape[1:], self.k, tile.blocks
-            block_kernels.add_edges(*tile.edges, *place, *held, self._shared)
+            tile_kernels.add_edges(*tile.edges, *place, *held, self._shared)
             inside = slice(tile.at[0], tile.at[0] + tile.shape[0])
             self.counts[inside] += tile.counts
             ends = self.extremes[inside]
@@ -224,12 +224,12 @@ class TileShrinker(BlockMeans):
 
     def finish(self) -> None:
         """Turn the sums of the planes that came last into means."""
-        from n4flow import block_kernels
+        from n4flow import tile_kernels
 
         if self._open is not None:
             depth = self._open.stop - self._open.start
             into = self.mean[self._open], self.valid[self._open]
-            block_kernels.settle_edges(
+            tile_kernels.settle_edges(
                 self._sums[:depth], self._lost[:depth], self.shape[1:], self.k, self._shared, *into
             )
             self._open = None

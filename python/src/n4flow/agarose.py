@@ -57,7 +57,7 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
     pairs = plane_histograms(smooth[None]).pairs(0)
     split = otsu_split(*pairs)
     if split is not None and split.one_class:  # a little agarose beside much tissue shows on the logarithmic scale
-        scale = choose_scale([pairs], pairs)
+        scale = choose_scale([pairs], pairs, split.separability)
         smooth = smooth_valid(scale.forward(mean), (smoothing_sigma, smoothing_sigma))
         split = otsu_split(*plane_histograms(smooth[None]).pairs(0), scale=scale)
     threshold = scale.back(split.threshold) if split else float(pairs[0][0]) if len(pairs[0]) else 0.0
@@ -93,9 +93,10 @@ def agarose_levels(
     for start, stop in runs(0, shrunken.shape[0]):
         part, planes = shrunken.part(start, stop).mean, slice(start, stop)
         histograms = plane_histograms(part, None if tissue is None else tissue[planes], agarose)
-        medians[planes] = histograms.per_plane("median", "agarose")
-        counts[planes] = histograms.per_plane("count", "agarose")
-        tops[planes] = np.nan_to_num(histograms.per_plane("percentile", "all", 99.9))
+        medians[planes], counts[planes], bright = histograms.per_plane(
+            ("median", "agarose"), ("count", "agarose"), ("percentile", 99.9)
+        )
+        tops[planes] = np.nan_to_num(bright)
     evidence = has_evidence(medians, counts, tops, table.usable_planes)
     levels = fill_levels(medians, evidence, table)
     return [

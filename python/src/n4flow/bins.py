@@ -54,6 +54,29 @@ def pool(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return (moment / total).astype(np.float32), total.astype(np.int64)
 
 
+class Pool:
+    """Pairs that are merged as they come, in the order in which they are added: what `pool` does to all at once."""
+
+    def __init__(self) -> None:
+        self._total, self._moment = np.zeros(2 * N_BINS), np.zeros(2 * N_BINS)  # no memory until they are written to
+        self._first, self._stop = len(self._total), 0  # bins in use
+
+    def add(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """Add (value, count) pairs, finite float32 and whole numbers."""
+        if not len(values):
+            return
+        index = bin_index(values) + N_BINS
+        self._first, self._stop = min(self._first, int(index.min())), max(self._stop, int(index.max()) + 1)
+        np.add.at(self._total, index, counts)
+        np.add.at(self._moment, index, np.asarray(counts, np.float64) * values)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return sorted values (bin means, float32) and counts (int64)."""
+        used = self._first + np.flatnonzero(self._total[self._first : self._stop])
+        total, moment = self._total[used], self._moment[used]
+        return (moment / total).astype(np.float32), total.astype(np.int64)
+
+
 def weighted_percentile(values: np.ndarray, counts: np.ndarray, q: float) -> float:
     """Return the q-th percentile (0 to 100) of pooled pairs, as numpy's `linear` method on the voxels themselves.
 

@@ -1,4 +1,4 @@
-"""Compiled loops of block means: sums of k x k blocks of planes that come in rows or in tiles, counts and extremes.
+"""Compiled loops of block means: sums of k x k blocks of planes that come in rows, counts and extremes.
 
 Plain arithmetic in a fixed order, without the GIL, as in `kernels`.
 """
@@ -30,23 +30,43 @@ def _any(flags: Any) -> bool:
 
 
 @row_kernel
-def _add_blocks(column, k, ahead, whole, totals, start):  # type: ignore[no-untyped-def]
+def _add_whole(column, k, totals):  # type: ignore[no-untyped-def]
+    for c in range(totals.size):
+        total = totals[c]
+        for j in range(k):
+            total += column[c * k + j]
+        totals[c] = total
+
+
+@row_kernel
+def add_blocks(column, k, ahead, whole, totals, start):  # type: ignore[no-untyped-def]
     """Add the columns of each block from left to right to totals[start], ..., many blocks at a time.
 
     So many columns lie `ahead` of the `whole` blocks and belong to one before them, and some to one after them.
     """
-    first = start + (1 if ahead else 0)
+    first, stop = start + (1 if ahead else 0), ahead + whole * k
     for x in range(min(ahead, column.size)):
         totals[start] += column[x]
-    for j in range(k):
-        for c in range(whole):
-            totals[first + c] += column[ahead + c * k + j]
-    for x in range(ahead + whole * k, column.size):
+    inside, sums = column[ahead:stop], totals[first : first + whole]
+    # with a constant number of columns the compiler makes vectors of several blocks: a third of the time
+    if k == 2:
+        _add_whole(inside, 2, sums)
+    elif k == 3:
+        _add_whole(inside, 3, sums)
+    elif k == 4:
+        _add_whole(inside, 4, sums)
+    elif k == 5:
+        _add_whole(inside, 5, sums)
+    elif k == 6:
+        _add_whole(inside, 6, sums)
+    else:
+        _add_whole(inside, k, sums)
+    for x in range(stop, column.size):
         totals[first + whole] += column[x]
 
 
 @row_kernel
-def _mean_of(total, lost, voxels):  # type: ignore[no-untyped-def]
+def mean_of(total, lost, voxels):  # type: ignore[no-untyped-def]
     """Return the mean of a block, and the share of it that is valid."""
     n = np.float64(voxels - lost)
     return total / (n if n > 0.0 else 1.0), n / np.float64(voxels)
@@ -60,7 +80,7 @@ def _reduce_columns(sums: Any, lost: Any, k: int, rows: int, mean: Any, valid: A
     """
     n_x, whole = sums.size, sums.size // k
     totals = np.zeros(mean.size, np.float64)  # a block of 182 x 182 uint16 may be more than int32 holds; exact for all
-    _add_blocks(sums, k, 0, whole, totals, 0)
+    add_blocks(sums, k, 0, whole, totals, 0)
     voxels, last = rows * k, rows * (n_x - whole * k)
     sums[:] = 0
     if not _any(lost):
@@ -71,12 +91,12 @@ def _reduce_columns(sums: Any, lost: Any, k: int, rows: int, mean: Any, valid: A
             mean[whole] = totals[whole] / np.float64(last)
         return rows * n_x
     gone = np.zeros(mean.size, np.int32)
-    _add_blocks(lost, k, 0, whole, gone, 0)
+    add_blocks(lost, k, 0, whole, gone, 0)
     lost[:] = 0
     for c in range(mean.size):
-        mean[c], valid[c] = _mean_of(totals[c], gone[c], voxels)
+        mean[c], valid[c] = mean_of(totals[c], gone[c], voxels)
     if whole < mean.size:
-        mean[whole], valid[whole] = _mean_of(totals[whole], gone[whole], last)
+        mean[whole], valid[whole] = mean_of(totals[whole], gone[whole], last)
     return rows * n_x - gone.sum()
 
 
@@ -147,7 +167,7 @@ def _add_measures(value, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _measure(voxels: Any, counts: Any, extremes: Any) -> int:
+def measure(voxels: Any, counts: Any, extremes: Any) -> int:
     """Count float32 voxels (n,), at most MOST_MEASURED, and widen their extremes; return PLAIN, ZEROS or BROKEN."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
     sums = (none, none, none, infinity, v.subtract(none, infinity))
@@ -170,7 +190,7 @@ def _measure(voxels: Any, counts: Any, extremes: Any) -> int:
 
 
 @row_kernel
-def _usable(bits):  # type: ignore[no-untyped-def]
+def usable(bits):  # type: ignore[no-untyped-def]
     """Return whether a float32, seen as int32, is finite, and whether it is valid."""
     magnitude = bits & np.int32(MAGNITUDE)
     finite = magnitude < np.int32(INFINITY_BITS)
@@ -192,7 +212,7 @@ def shrink_rows_float(
     extremes: Any,
 ) -> None:
     """Do what `shrink_rows_int` does for float32 rows, also seen as int32 `bits`."""
-    state = _measure(rows.reshape(-1), counts, extremes)
+    state = measure(rows.reshape(-1), counts, extremes)
     n_x = rows.shape[1]
     for i in range(rows.shape[0]):
         if state == PLAIN:
@@ -200,203 +220,9 @@ def shrink_rows_float(
                 sums[x] += np.float64(rows[i, x])
         else:
             for x in range(n_x):
-                finite, usable = _usable(bits[i, x])
+                finite, good = usable(bits[i, x])
                 sums[x] += np.float64(rows[i, x] if finite else np.float32(0))
-                lost[x] += np.int32(not usable)
+                lost[x] += np.int32(not good)
         y = y_start + i
         if (y + 1) % k == 0 or y + 1 == n_y:
             _reduce_columns(sums, lost, k, y % k + 1, mean[y // k], valid[y // k])
-
-
-@row_kernel
-def _sum_blocks(tile, bits, z, y_start, x_start, k, sums, lost, counts, extremes, column, gone):  # type: ignore[no-untyped-def]
-    """Add a plane of a tile to the sums (blocks down, blocks across) of blocks that it touches; return its state."""
-    n_y, n_x = tile.shape[1:]
-    ahead = -x_start % k  # columns before the first block that begins in the tile
-    whole = max(0, n_x - ahead) // k
-    all_sums, all_lost = sums.reshape(-1), lost.reshape(-1)
-    voxels, state, i = tile[z].reshape(-1), PLAIN, 0
-    for start in range(0, voxels.size, MOST_MEASURED):
-        part = voxels[start : start + MOST_MEASURED]
-        state = max(state, _measure(part, counts, extremes))
-    while i < n_y:
-        r = (y_start + i) // k - y_start // k
-        stop = min(n_y, (r + 1 + y_start // k) * k - y_start)
-        if state == BROKEN:
-            _add_valid_rows(tile, bits, z, i, stop, column, gone)
-        else:
-            _add_rows(tile, z, i, stop, column)
-            if state == ZEROS:
-                _count_zeros(tile, z, i, stop, gone)
-        i = stop
-        at = r * sums.shape[1]
-        _add_blocks(column, k, ahead, whole, all_sums, at)
-        if state != PLAIN:
-            _add_blocks(gone, k, ahead, whole, all_lost, at)
-    return state
-
-
-@row_kernel
-def _add_rows(tile, z, start, stop, column):  # type: ignore[no-untyped-def]
-    """Write the sums of the columns of some rows, in the order of the rows; three at a time, to load and store less."""
-    n_x, few = tile.shape[2], start + (stop - start - 1) % 3 + 1
-    for x in range(n_x):
-        column[x] = np.float64(tile[z, start, x])
-    for i in range(start + 1, few):
-        for x in range(n_x):
-            column[x] += np.float64(tile[z, i, x])
-    for i in range(few, stop, 3):
-        for x in range(n_x):
-            total = column[x] + np.float64(tile[z, i, x]) + np.float64(tile[z, i + 1, x])
-            column[x] = total + np.float64(tile[z, i + 2, x])
-
-
-@row_kernel
-def _count_zeros(tile, z, start, stop, gone):  # type: ignore[no-untyped-def]
-    """Write how many voxels of columns are 0."""
-    gone[:] = 0
-    for i in range(start, stop):
-        for x in range(tile.shape[2]):
-            gone[x] += np.int32(tile[z, i, x] == 0)
-
-
-@row_kernel
-def _add_valid_rows(tile, bits, z, start, stop, column, gone):  # type: ignore[no-untyped-def]
-    """Write the sums of the finite voxels of columns, and how many are not valid."""
-    column[:] = 0.0
-    gone[:] = 0
-    for i in range(start, stop):
-        for x in range(tile.shape[2]):
-            finite, usable = _usable(bits[z, i, x])
-            column[x] += np.float64(tile[z, i, x] if finite else np.float32(0))
-            gone[x] += np.int32(not usable)
-
-
-@row_kernel
-def _whole(block: int, k: int, start: int, extent: int, size: int) -> bool:
-    """Return whether a block of `k` along an axis of `size` lies within a tile of `extent` that begins at `start`."""
-    return (block * k >= start) & (min((block + 1) * k, size) <= start + extent)
-
-
-@row_kernel
-def _extent(block: int, k: int, size: int) -> int:
-    """Return how many voxels a block has along an axis of `size`."""
-    return min((block + 1) * k, size) - block * k
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def shrink_tile(
-    tile: Any,
-    bits: Any,
-    at: Any,
-    size: Any,
-    k: int,
-    mean: Any,
-    valid: Any,
-    edges: Any,
-    edges_lost: Any,
-    counts: Any,
-    extremes: Any,
-) -> None:
-    """Write means and valid shares of the k x k blocks that lie in a float32 tile (z, y, x), also seen as int32 `bits`.
-
-    Parameters
-    ----------
-    at, size : (int, int)
-        Row and column of the plane that the tile begins at; rows and columns of the plane.
-    mean, valid : (z, blocks down, blocks across) array
-        Of whole planes.
-    edges, edges_lost : (z, n) float64 and int32 array
-        Written: what the tile gives to blocks that others touch, too: sums, and voxels that are not valid.
-    counts, extremes : (z, 5) and (z, 2) array
-        Added to.
-    """
-    extent = tile.shape[1:]
-    first_r, first_c = at[0] // k, at[1] // k
-    n_r, n_c = -(-(at[0] + extent[0]) // k) - first_r, -(-(at[1] + extent[1]) // k) - first_c
-    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
-    # one block that reaches beyond the tile on both sides is left out once
-    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
-    sums, lost = np.zeros((n_r, n_c)), np.zeros((n_r, n_c), np.int32)
-    column, gone = np.zeros(extent[1], np.float64), np.zeros(extent[1], np.int32)
-    for z in range(tile.shape[0]):
-        state = _sum_blocks(tile, bits, z, at[0], at[1], k, sums, lost, counts[z], extremes[z], column, gone)
-        edge = 0
-        for r in range(n_r):
-            row = first_r + r
-            inside = _whole(row, k, at[0], extent[0], size[0])
-            if inside:
-                height = _extent(row, k, size[0])
-                means, shares, totals = mean[z, row, first_c:], valid[z, row, first_c:], sums[r]
-                if state == PLAIN:
-                    for c in range(begin, end - 1):
-                        means[c] = totals[c] / np.float64(height * k)
-                        shares[c] = 1.0
-                # the last one may be narrower
-                for c in range(begin if state != PLAIN else max(begin, end - 1), end):
-                    voxels = height * _extent(first_c + c, k, size[1])
-                    means[c], shares[c] = _mean_of(totals[c], lost[r, c], voxels)
-            # what is inside is left out
-            for c in range(begin if inside else n_c):
-                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
-                edge += 1
-            for c in range(end if inside else n_c, n_c):
-                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
-                edge += 1
-        sums[:] = 0.0
-        if state != PLAIN:
-            lost[:] = 0
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def add_edges(
-    edges: Any,
-    edges_lost: Any,
-    at: Any,
-    extent: Any,
-    size: Any,
-    k: int,
-    blocks: Any,
-    sums: Any,
-    lost: Any,
-    open_: Any,
-) -> None:
-    """Add the edges of a tile of so many `blocks`, see `shrink_tile`, to sums and counts of whole planes (z, y, x).
-
-    `open_` (2, n) is set for the rows and columns of blocks that may have several tiles.
-    """
-    first_r, first_c = at[0] // k, at[1] // k
-    n_c = blocks[1]
-    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
-    # one block that reaches beyond the tile on both sides is left out once
-    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
-    for r in range(first_r, first_r + blocks[0]):
-        open_[0, r] |= not _whole(r, k, at[0], extent[0], size[0])
-    for c in range(n_c):
-        open_[1, first_c + c] |= c < begin or c >= end
-    for z in range(edges.shape[0]):
-        edge = 0
-        for r in range(first_r, first_r + blocks[0]):
-            c, inside = 0, _whole(r, k, at[0], extent[0], size[0])
-            while c < n_c:
-                if inside and c == begin and begin < end:
-                    c = end
-                    continue
-                sums[z, r, first_c + c] += edges[z, edge]
-                lost[z, r, first_c + c] += edges_lost[z, edge]
-                edge += 1
-                c += 1
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def settle_edges(sums: Any, lost: Any, size: Any, k: int, open_: Any, mean: Any, valid: Any) -> None:
-    """Turn sums and counts of blocks that several tiles may have touched into means; leave zeros behind."""
-    every, some = np.arange(sums.shape[2]), np.flatnonzero(open_[1, : sums.shape[2]])
-    for z in range(sums.shape[0]):
-        for r in range(sums.shape[1]):
-            height = _extent(r, k, size[0])
-            for c in every if open_[0, r] else some:
-                voxels = height * _extent(c, k, size[1])
-                mean[z, r, c], valid[z, r, c] = _mean_of(sums[z, r, c], lost[z, r, c], voxels)
-                sums[z, r, c] = 0.0
-                lost[z, r, c] = 0

@@ -16,6 +16,7 @@ import numpy as np
 from n4flow.agarose import agarose_levels, get_agarose_mask
 from n4flow.bias import BiasCorrection, fit_shrunken
 from n4flow.comparison import Pair
+from n4flow.distributions import Distributions
 from n4flow.errors import InputError
 from n4flow.formats.checksums import Checksums, add_checksums, describe
 from n4flow.formats.layout import StoreLayout, expected_shards
@@ -37,7 +38,6 @@ from n4flow.report import write_report
 from n4flow.section_lookup import SectionLookup
 from n4flow.sections import Section, SectionTable
 from n4flow.shrunken import Shrunken, ShrunkenFiles, runs
-from n4flow.statistics import PlaneHistograms
 from n4flow.timing import dumps
 from n4flow.zprofile import PlaneGain, estimate_plane_gain
 
@@ -92,8 +92,7 @@ def find_masks(
     numbers["agarose_share"] = float(agarose.mean())
     numbers["agarose_threshold"] = float(threshold)
     numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections, tissue)
-    frame = None if shrunken.frame is None else Frame(*shrunken.frame)
-    return TissueSource(tissue, agarose, shrunken.shrink, frame=frame), numbers
+    return TissueSource(tissue, agarose, shrunken.shrink, frame=shrunken.frame), numbers
 
 
 def fit_sections(
@@ -189,7 +188,7 @@ def _with_margin(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, np.nda
 
 def _field_frame(shrunken: Shrunken) -> Frame:
     """Return what a bias field covers of the planes: whole blocks of the shrunken volume, and the margin."""
-    frame = Frame.whole(shrunken.full_shape) if shrunken.frame is None else Frame(*shrunken.frame)
+    frame = shrunken.frame or Frame.whole(shrunken.full_shape)
     height, width = (n * shrunken.shrink for n in shrunken.shape[1:])
     blocks = Frame(frame.y_start, frame.y_start + height, frame.x_start, frame.x_start + width)
     return blocks.widened(*(n * shrunken.shrink for n in field_margin(shrunken.shape)))
@@ -223,15 +222,13 @@ def pointwise(recipe: Recipe) -> list[Any]:
     return [correction for correction in recipe if isinstance(correction, (PlaneRange, SectionLookup, PlaneGain))]
 
 
-def lookup(
-    histograms: PlaneHistograms, recipe: Recipe, sections: SectionTable, match: str, n_bins: int
-) -> SectionLookup:
+def lookup(histograms: Distributions, recipe: Recipe, sections: SectionTable, match: str, n_bins: int) -> SectionLookup:
     """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
     table = sections if match == "section" else by_plane(sections)
     return estimate_lookup(histograms, pointwise(recipe), table, n_bins, TISSUE_THRESHOLD)
 
 
-def plane_gain(histograms: PlaneHistograms, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
+def plane_gain(histograms: Distributions, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
     """Smooth the tissue profile along Z."""
     return estimate_plane_gain(histograms, pointwise(recipe), sections, sigma, MIN_TISSUE_VOXELS)
 

@@ -12,6 +12,7 @@ from n4flow.formats.layout import StoreLayout
 from n4flow.formats.slab import FEWEST_TASKS, TOGETHER
 from n4flow.frame import field_margin
 from n4flow.passes import Blocks, in_parts
+from n4flow.smoothed_sections import HELD_BYTES
 from n4flow.volume import Volume
 
 INTERPRETER = 450_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
@@ -21,6 +22,7 @@ FITTED = 12  # of a shrunken voxel that a bias field is fitted to, or that is ha
 FITTED_BY_ITK = 56  # measured 54.7
 HELD_PLANES = 48  # of shrunken planes that a stage reads, smooths or measures at a time, with those around them
 HISTOGRAM = 3 * 8 * 8192  # of a plane: values and counts of three classes over eight octaves
+DISTRIBUTIONS = HELD_BYTES + 8 * 8 * N_BINS  # those of sections that are kept, and the pooled ones
 PAIR = 12  # of a histogram: the value and the count of a bin that has at least one voxel
 SHRUNKEN_FILE = 8  # of a shrunken voxel in a file, where neither its mean nor its share of valid voxels compresses
 PLANE_FILE = 160  # of a plane's counts, and of the headers of what is compressed
@@ -65,7 +67,7 @@ def pass_bytes(
     tables = threads * (2 * 8 * 3 * 2 * N_BINS + 3 * 4 * STRIP_VOXELS)
     decoding = threads * 2 * math.prod(volume.chunks) * volume.dtype.itemsize
     tiles = min(MOST_TILES, math.prod(-(-n // c) for n, c in zip(volume.shape[1:], chunks[0][1:], strict=True)))
-    masks = small * (planes + volume.shape[0] // 8)
+    masks = small * planes * 9 // 8  # as they are read, and as bits
     whole = not margin and in_parts(volume, 0, layout.levels[0].chunks)
     held = threads * math.prod(layout.levels[0].chunks) * volume.dtype.itemsize if whole else 2 * render.nbytes(volume)
     parts = {
@@ -91,7 +93,7 @@ def shrunken_bytes(
 ) -> dict[str, int]:
     """Return the peak memory of a task of each process that works on the shrunken volume, in bytes.
 
-    TISSUE_MASK and FINISH hold a few planes and the masks as bits; N4_SECTIONS one section, in N4_VOLUME and HARMONIZE
+    TISSUE_MASK and FINISH hold a few planes and the packed masks; N4_SECTIONS one section, N4_VOLUME and HARMONIZE
     the whole shrunken volume.
 
     Parameters
@@ -107,11 +109,12 @@ def shrunken_bytes(
     """
     blocks = [-(-n // shrink) for n in shape[1:]]
     small = math.prod(blocks)
-    planes = HELD_PLANES * small * SHRUNKEN + 2 * shape[0] * -(-small // 8)
+    masks = 2 * shape[0] * -(-small // 8)  # noise stays as large as its bits
+    planes = HELD_PLANES * small * SHRUNKEN + masks
     wide = math.prod(n + 2 * m for n, m in zip(blocks, field_margin(blocks), strict=True))
     fitted = wide * (FITTED_BY_ITK if backend == "itk" else FITTED)
     sizes = {
-        "TISSUE_MASK": planes,
+        "TISSUE_MASK": planes + DISTRIBUTIONS,
         "N4_SECTIONS": longest_section * fitted,
         "N4_VOLUME": shape[0] * fitted,
         "HARMONIZE": shape[0] * small * FITTED,

@@ -47,7 +47,7 @@ class Frame(NamedTuple):
             Another text, or rows and columns that the planes do not have.
         """
         numbers = text.replace(",", ":").split(":")
-        frame = cls(*map(int, numbers)) if len(numbers) == 4 and all(n.isdigit() for n in numbers) else None
+        frame = cls(*map(int, numbers)) if len(numbers) == 4 and all(n.isdecimal() for n in numbers) else None
         if frame is None or not all(a < b <= n for a, b, n in zip(frame[::2], frame[1::2], shape[-2:], strict=True)):
             msg = f"frame must be Y_START:Y_STOP,X_START:X_STOP within 0:{shape[-2]},0:{shape[-1]}, got {text!r}"
             raise InputError(msg)

@@ -13,28 +13,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from n4flow.arrays import is_dask, probe_gpu, to_numpy
-from n4flow.bins import pool, weighted_percentile
+from n4flow.bins import Pool, pool, weighted_percentile
 from n4flow.correction import Where
+from n4flow.distributions import Distributions, Pairs, PlaneHistograms
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.fit.gpu_device import as_float32, guarded, on_device, stream_planes
 from n4flow.lazy import apply_lazily, count_lazily
 from n4flow.levels import least_voxels
 from n4flow.planes import as_block, as_mask
 from n4flow.section_lookup import BORROWED, IDENTITY, MATCHED, SectionLookup
-from n4flow.sections import SectionTable
-from n4flow.statistics import PlaneHistograms, plane_histograms
+from n4flow.sections import Section, SectionTable
+from n4flow.statistics import plane_histograms
 from n4flow.zprofile import push
 
 KNOT_VOXELS = 64  # a knot rests on this many voxels, or a sixteenth of the section's when that is less
 ONE_VALUE_SHARE = 0.85  # a section with this share of its voxels in one bin (constant, saturated) has no distribution
 TAIL_SHARE = 0.999  # the brightest voxels of a section, debris among them, shape no map; they follow its last knot
-
-Pairs = tuple[np.ndarray, np.ndarray]
 
 
 def _without_tail(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -71,27 +71,53 @@ def _join(counts: np.ndarray, moments: np.ndarray, enough: float, near: float) -
     return np.array(rows)
 
 
-def _knots(pairs: Pairs, reference: Pairs, threshold: float, low: float, width: float) -> Pairs:
-    """Return the knots (x, y) of one section's map, beginning at (threshold, threshold)."""
-    values, counts = _without_tail(pairs)
-    _used, first = np.unique(((values - low) / width).astype(np.int64), return_index=True)
-    groups = _join(
-        np.add.reduceat(counts, first),
-        np.add.reduceat(counts * values, first),
-        min(KNOT_VOXELS, counts.sum() / 16),
-        0.5 * width,
-    )
-    share = np.concatenate([[0.0], np.cumsum(groups[:, 0])]) / counts.sum()
-    values, counts = _without_tail(reference)
-    shares = np.concatenate([[0.0], np.cumsum(counts)]) / counts.sum()
-    integral = np.concatenate([[0.0], np.cumsum(counts * values)]) / counts.sum()
-    target = np.diff(np.interp(share, shares, integral)) / np.diff(share)
-    x = np.concatenate([[threshold], groups[:, 1] / groups[:, 0]])
-    return x, np.concatenate([[threshold], np.maximum.accumulate(target)])
+@dataclass(frozen=True)
+class _Target:
+    """The pooled distribution that sections are matched to, as the integral of its quantile function.
+
+    Parameters
+    ----------
+    shares, integral : float64 arrays
+        Shares of its voxels, from 0 to 1, and the integral up to each.
+    threshold : float
+        Intensity that every map begins at.
+    low, width : float
+        The lowest pooled intensity, and the steps in which sections are grouped.
+    """
+
+    shares: np.ndarray
+    integral: np.ndarray
+    threshold: float
+    low: float
+    width: float
+
+    @classmethod
+    def of(cls, pairs: Pairs, threshold: float, n_bins: int) -> _Target:
+        """Measure pooled pairs."""
+        low = float(pairs[0][0])
+        width = (weighted_percentile(*pairs, 100 * TAIL_SHARE) - low) / n_bins
+        values, counts = _without_tail(pairs)
+        shares, integral = (np.concatenate([[0.0], np.cumsum(n)]) / counts.sum() for n in (counts, counts * values))
+        return cls(shares, integral, threshold, low, width)
+
+    def knots(self, pairs: Pairs) -> Pairs:
+        """Return the knots (x, y) of the map of a section with these pairs, beginning at (threshold, threshold)."""
+        values, counts = _without_tail(pairs)
+        _used, first = np.unique(((values - self.low) / self.width).astype(np.int64), return_index=True)
+        groups = _join(
+            np.add.reduceat(counts, first),
+            np.add.reduceat(counts * values, first),
+            min(KNOT_VOXELS, counts.sum() / 16),
+            0.5 * self.width,
+        )
+        share = np.concatenate([[0.0], np.cumsum(groups[:, 0])]) / counts.sum()
+        mean = np.diff(np.interp(share, self.shares, self.integral)) / np.diff(share)
+        x = np.concatenate([[self.threshold], groups[:, 1] / groups[:, 0]])
+        return x, np.concatenate([[self.threshold], np.maximum.accumulate(mean)])
 
 
 def estimate_lookup(
-    histograms: PlaneHistograms,
+    histograms: Distributions,
     previous: Sequence[Any] = (),
     sections: Any = None,
     n_bins: int = 256,
@@ -102,7 +128,7 @@ def estimate_lookup(
 
     Parameters
     ----------
-    histograms : PlaneHistograms
+    histograms : Distributions
         Of the whole volume.
     previous : sequence of corrections
         Applied before this one, in order; the histograms are pushed through their maps.
@@ -128,14 +154,19 @@ def estimate_lookup(
         keep = np.isfinite(values) & (values != 0) & (values > tissue_threshold)
         return values[keep], counts[keep]
 
-    pairs = []
-    for section in table:
-        planes = [above(z) for z in range(section.z_start, section.z_stop)]
-        pairs.append(pool(*(np.concatenate(column) for column in zip(*planes, strict=True))))
-    counts = np.array([n.sum() for _v, n in pairs])
+    def distribution(section: Section) -> Pairs:
+        if section.z_stop - section.z_start == 1:  # each of many, for which a pool takes longer than the rest
+            return pool(*above(section.z_start))
+        pooled = Pool()
+        for z in range(section.z_start, section.z_stop):
+            pooled.add(*above(z))
+        return pooled.pairs()
+
+    # Sections are gone through three times, not kept: to count, to pool those that are matched, and to map each.
+    counts, highest = np.array([(n.sum(), n.max(initial=0)) for _v, n in map(distribution, table)]).T
     usable = np.array([s.usable for s in table])
     tissue = counts >= least_voxels(counts[usable])
-    spread = np.array([n.max(initial=0) < ONE_VALUE_SHARE * max(1, n.sum()) for _v, n in pairs])
+    spread = highest < ONE_VALUE_SHARE * np.maximum(1, counts)
     matched = usable & tissue & spread
     status = np.where(matched, MATCHED, np.where(usable & ~tissue, IDENTITY, BORROWED))
     if not matched.any():
@@ -151,10 +182,12 @@ def estimate_lookup(
             np.empty(0),
         )
     chosen = np.flatnonzero(matched)
-    reference = pool(*(np.concatenate([pairs[i][part] for i in chosen]) for part in (0, 1)))
-    low = float(reference[0][0])
-    width = (weighted_percentile(*reference, 100 * TAIL_SHARE) - low) / n_bins
-    maps = [_knots(pairs[i], reference, float(tissue_threshold), low, width) for i in chosen]
+    measured = [table[i] for i in chosen.tolist()]
+    reference = Pool()
+    for section in measured:
+        reference.add(*distribution(section))
+    target = _Target.of(reference.pairs(), float(tissue_threshold), n_bins)
+    maps = [target.knots(distribution(section)) for section in measured]
     centre = np.array([(s.z_start + s.z_stop) / 2 for s in table])
     nearest = np.array([np.argmin(np.abs(centre[chosen] - c)) for c in centre])
     of_section = np.where(status == IDENTITY, -1, nearest)

@@ -16,8 +16,9 @@ import numpy as np
 
 from n4flow.arrays import is_dask, to_numpy
 from n4flow.correction import Correction, Where
+from n4flow.distributions import PlaneHistograms
 from n4flow.planes import as_mask
-from n4flow.statistics import PlaneHistograms, plane_histograms
+from n4flow.statistics import plane_histograms
 
 
 class LazyHistograms:

@@ -26,6 +26,7 @@ from n4flow.chain import (
     plane_gain,
 )
 from n4flow.correction import Correction
+from n4flow.distributions import HistogramFiles
 from n4flow.errors import InputError
 from n4flow.fit.engine import choose_backend
 from n4flow.formats.checksums import Checksums
@@ -36,11 +37,11 @@ from n4flow.parameters import iteration_list, resolve
 from n4flow.passes import TissueSource, shrink_pass, statistics_pass
 from n4flow.plan import Plan, background_radius, make_plan, sample_name
 from n4flow.provenance import Run, tool_versions, write_provenance
+from n4flow.publishing import published, reclaim
 from n4flow.recipe import Recipe
-from n4flow.rendering import published, render_slab
+from n4flow.rendering import render_slab
 from n4flow.scatter import Here, workplace
 from n4flow.shrunken import ShrunkenFiles
-from n4flow.statistics import PlaneHistograms
 from n4flow.timing import stage
 from n4flow.volume import Volume
 
@@ -123,6 +124,7 @@ def run(
         plan = make_plan(image, resolved | own, sample)
         files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
         check_apart(Path(outdir) / plan.sample, [image, *files])
+        reclaim(Path(outdir) / plan.sample)  # before there is asked for room
         asked.append((plan, resolved | own))
     results = []
     for number, (plan, settled) in enumerate(asked):
@@ -206,7 +208,7 @@ def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
         own["voxel_um"] = row["voxel_um"]
     if row.get("sections"):
         text = str(row["sections"])
-        own["sections"] = int(text) if text.isdigit() else str(folder / text)
+        own["sections"] = int(text) if text.isdecimal() else str(folder / text)
     return own
 
 
@@ -264,7 +266,7 @@ def _run_sample(
             numbers.update(fields.summary())
         stages.append(numbers)
 
-    corrections += _intensity(plan, tissue, Recipe(corrections), parameters, stages, place)
+    corrections += _intensity(plan, tissue, Recipe(corrections), parameters, stages, place, work)
     recipe = Recipe(corrections)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -324,8 +326,9 @@ def _render(
     return rendered.checksums, numbers
 
 
-def _count(volume: Volume, recipe: Recipe, tissue: TissueSource, slab: tuple[int, int]) -> PlaneHistograms:
-    return statistics_pass(volume, *slab, recipe=recipe, tissue=tissue.unpacked())
+def _count(volume: Volume, recipe: Recipe, tissue: TissueSource, slab: tuple[int, int], out: Path) -> None:
+    """Count the intensities of a slab into a file."""
+    statistics_pass(volume, *slab, recipe=recipe, tissue=tissue.unpacked()).save(out)
 
 
 def _intensity(
@@ -335,6 +338,7 @@ def _intensity(
     parameters: Mapping[str, Any],
     stages: list[dict[str, Any]],
     place: Here,
+    work: Path,
 ) -> list[Correction]:
     """Estimate the pointwise corrections from histograms, one after the other."""
     found: list[Correction] = []
@@ -342,8 +346,11 @@ def _intensity(
     if not parameters["normalize"] and parameters["match"] == "off" and parameters["smooth_z"] == 0:
         return found
     with clock("PLANE_STATISTICS", planes=[0, plan.volume.shape[0]]) as numbers:
-        tasks = [partial(_count, plan.volume, recipe, tissue.part(*slab), slab) for slab in plan.slabs]
-        histograms = PlaneHistograms.concatenate(place.results(tasks))
+        files = [work / f"histograms_{start:06d}.npz" for start, _stop in plan.slabs]
+        count = partial(_count, plan.volume, recipe)
+        tasks = [partial(count, tissue.part(*slab), slab, file) for slab, file in zip(plan.slabs, files, strict=True)]
+        place.results(tasks)
+        histograms = HistogramFiles(files)
     stages.append(numbers)
     if parameters["normalize"]:
         with clock("NORMALIZE") as numbers:

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from n4flow.arrays import array_module, probe_gpu, to_numpy
-from n4flow.bins import pool
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.fit.gpu_device import guarded, on_device
-from n4flow.morphology import SMOOTH_REACH, Norms, close_along_z, close_plane, smooth_planes, smooth_valid
+from n4flow.morphology import close_along_z, close_plane
 from n4flow.otsu import Scale, Split, choose_scale, otsu_cut, otsu_split
 from n4flow.packed import PackedMask
 from n4flow.planes import as_block, run_tasks
-from n4flow.sections import Section, SectionTable
-from n4flow.shrunken import RUN_PLANES, ShrunkenFiles, ShrunkenVolume
-from n4flow.statistics import PlaneHistograms, plane_histograms
+from n4flow.sections import SectionTable
+from n4flow.shrunken import ShrunkenFiles, ShrunkenVolume
+from n4flow.smoothed_sections import SectionHistograms, Smoother, survey
 
 FEW_VOXELS = 100  # a section with fewer valid voxels takes the threshold of the volume
 GPU_BLOCKS = 8  # of `gpu_device`, that are smoothed at a time: planes around them are smoothed twice
@@ -78,95 +76,6 @@ def _cut(own: Split | None, volume: Split | None, count: int) -> tuple[float | N
     return volume.threshold, "volume"
 
 
-class _Smoother:
-    """The smoothed volume, run of planes by run.
-
-    Of an array it is kept where the array lies. Of a shrunken volume every run is read and smoothed when it is asked
-    for: then memory does not grow with Z, and the few passes cost less than the pages would.
-
-    Parameters
-    ----------
-    vol : array, ShrunkenVolume or ShrunkenFiles
-    weights : array or None
-    gpu_planes : int or None
-        Compute on the GPU, so many planes at a time; where the volume lies without it.
-    """
-
-    def __init__(self, vol: Any, weights: Any, sigmas: tuple[float, float, float], gpu_planes: int | None) -> None:
-        self.vol, self.weights, self.sigmas, self.gpu_planes = vol, weights, sigmas, gpu_planes
-        self.streamed = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
-        self.on_host = gpu_planes is None and (self.streamed or array_module(vol) is np)
-        self._held: dict[int, Any] = {}
-        self._norms = Norms()
-
-    def take(self, array: Any) -> Any:
-        """Return an array where it is computed."""
-        if self.gpu_planes is None:
-            return array
-        import cupy
-
-        return cupy.asarray(array)
-
-    def give(self, array: Any) -> Any:
-        """Return a result where the volume lies."""
-        return array if self.gpu_planes is None else to_numpy(array)
-
-    def runs(self, section: Section, scale: Scale) -> Iterator[tuple[int, Any]]:
-        """Yield (first plane, smoothed planes on `scale`) of a section, 0 where a voxel is not valid.
-
-        Smoothing goes along Z within the section only: its neighbours have another gain, and a missing one has none.
-        """
-        step = RUN_PLANES if self.on_host else self.gpu_planes or section.z_stop - section.z_start
-        margin = int(SMOOTH_REACH * self.sigmas[0] + 0.5)
-        for start in range(section.z_start, section.z_stop, step):
-            stop = min(start + step, section.z_stop)
-            first, last = max(section.z_start, start - margin), min(section.z_stop, stop + margin)
-            if start in self._held:
-                yield start, self._held[start]
-                continue
-            smooth = self._smooth(first, last, slice(start - first, stop - first), scale)
-            if not self.streamed:
-                self._held[start] = self.give(smooth)
-            yield start, smooth
-
-    def forget(self) -> None:
-        """Let go of what was smoothed: the scale changes."""
-        self._held.clear()
-
-    def _smooth(self, first: int, last: int, inner: slice, scale: Scale) -> Any:
-        if self.streamed:
-            part = self.vol.part(first, last)
-            values, weights = part.mean, part.valid
-        else:
-            values, weights = self.vol[first:last], None if self.weights is None else self.weights[first:last]
-        if not self.on_host:
-            weights = None if weights is None else self.take(weights)
-            return smooth_valid(scale.forward(self.take(values)), self.sigmas, weights)[inner]
-        scaled = np.empty(values.shape, np.float32)
-
-        def forward(z: int) -> None:
-            scaled[z] = scale.forward(values[z])
-
-        run_tasks(forward, range(len(values)))
-        return smooth_planes(scaled, self.sigmas, weights, inner, self._norms)
-
-
-def _pairs(smoother: _Smoother, table: SectionTable, scale: Scale) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the pairs of smoothed value and count of each section."""
-    pairs = []
-    for section in table:
-        histograms = [plane_histograms(smoother.take(part), z_start=z) for z, part in smoother.runs(section, scale)]
-        counted = PlaneHistograms.concatenate(histograms)
-        pairs.append(counted.pooled(range(section.z_start, section.z_stop)))
-    return pairs
-
-
-def _pool(pairs: list[tuple[np.ndarray, np.ndarray]], chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    if not chosen:
-        return pool(np.empty(0, np.float32), np.empty(0, np.int64))
-    return pool(*(np.concatenate([pairs[i][part] for i in chosen]) for part in (0, 1)))
-
-
 def tissue_mask_with_levels(
     vol: Any,
     sections: Any,
@@ -195,18 +104,17 @@ def tissue_mask_with_levels(
         vol = as_block(vol)
     table = SectionTable.coerce(sections, vol.shape[0])
     sigmas = (smoothing_sigma_z, smoothing_sigma, smoothing_sigma)
-    smoother = _Smoother(vol, weights, sigmas, gpu_planes)
-    pairs = _pairs(smoother, table, Scale())
-    counted = [i for i, pair in enumerate(pairs) if otsu_split(*pair) is not None]
-    counted = [i for i in counted if table[i].usable] or counted
-    scale = choose_scale([pairs[i] for i in counted], _pool(pairs, counted))
+    smoother = Smoother(vol, weights, sigmas, gpu_planes)
+    counted = SectionHistograms(smoother, table, Scale())
+    splits, voxels, group = survey(counted)
+    scale = choose_scale(map(counted.pairs, group.members), group.together, group.separability.share)
     if scale.floor is not None:
         smoother.forget()
-        pairs = _pairs(smoother, table, scale)
-    splits = [otsu_split(*pair, scale=scale) for pair in pairs]
-    volume = otsu_split(*_pool(pairs, counted), scale=scale)
-    cuts = [_cut(split, volume, int(n.sum())) for split, (_values, n) in zip(splits, pairs, strict=True)]
-    if volume is None and 0 < sum(int(n.sum()) for _values, n in pairs) < math.prod(vol.shape):
+        counted = SectionHistograms(smoother, table, scale)  # those before it are let go
+        splits, voxels, group = survey(counted, set(group.members))
+    volume = otsu_split(*group.together, scale=scale)
+    cuts = [_cut(split, volume, count) for split, count in zip(splits, voxels, strict=True)]
+    if volume is None and 0 < sum(voxels) < math.prod(vol.shape):
         # one value, and zeros around it: they are all the background there is
         cuts = [(None, "one_class" if origin == "constant" else origin) for _none, origin in cuts]
     if volume is None or volume.one_class:
@@ -233,7 +141,7 @@ def tissue_mask_with_levels(
     )
 
 
-def _inside(smoother: _Smoother, smooth: Any, threshold: float | None, radius: int) -> Any:
+def _inside(smoother: Smoother, smooth: Any, threshold: float | None, radius: int) -> Any:
     """Return the closed mask of smoothed planes: what is above the threshold, every valid voxel without one."""
 
     def find(z: int) -> Any:

@@ -13,8 +13,10 @@ from n4flow.arrays import array_module
 from n4flow.packed import PackedMask
 from n4flow.planes import run_tasks
 from n4flow.sections import SectionTable
+from n4flow.shrunken import runs
 
 SMOOTH_REACH = 4.0  # of the Gaussian, in sigma
+CLOSED_PLANES = 64  # of a packed mask at a time
 
 
 def _ndimage(xp: ModuleType) -> Any:
@@ -152,19 +154,17 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int) -> Any:
     """Bridge gaps along Z that are at most `reach` sections long, where the mask is on both sides of the gap.
 
     That is the closing with a line along Z, measured in sections, which may differ in thickness; nothing is taken
-    from the mask at the ends of the stack. A packed mask is changed in place.
+    from the mask at the ends of the stack.
     """
     if reach <= 0 or len(sections) < 2:
         return mask
     steps = np.concatenate([np.full(s.z_stop - s.z_start, 1 / (s.z_stop - s.z_start)) for s in sections])
     edges = np.concatenate([[0.0], np.cumsum(steps)])
     most = reach + 1e-6
-    if isinstance(mask, (np.ndarray, PackedMask)):
-        from n4flow import tissue_kernels
-
-        packed = PackedMask.of(mask) if isinstance(mask, np.ndarray) else mask
-        tissue_kernels.bridge_gaps(packed.bits, edges, most)
-        return packed[:] if isinstance(mask, np.ndarray) else packed
+    if isinstance(mask, PackedMask):
+        return _close_packed(mask, edges, most)
+    if isinstance(mask, np.ndarray):
+        return _close_packed(PackedMask.of(mask), edges, most)[:]
     xp = array_module(mask)
     edges = xp.asarray(edges)
     n_planes = mask.shape[0]
@@ -179,4 +179,27 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int) -> Any:
         following = xp.where(mask[z], xp.int32(z), following)
         gap = edges[xp.minimum(following, n_planes)] - edges[last[z] + 1]
         closed[z] |= (last[z] >= 0) & (following < n_planes) & (gap <= most)
+    return closed
+
+
+def _close_packed(mask: PackedMask, edges: np.ndarray, most: float) -> PackedMask:
+    """Bridge the gaps of a packed mask, a few planes at a time: forwards to find their ends, backwards to fill them."""
+    from n4flow import tissue_kernels
+
+    stretches = list(runs(0, len(mask), CLOSED_PLANES))
+    found, closed = PackedMask.empty(mask.shape), PackedMask.empty(mask.shape)
+    width = mask.bits(0, 1).shape[1]
+    below, last = np.zeros(width, np.uint8), np.full((width, 8), -1, np.int32)
+    for start, stop in stretches:
+        bits = mask.bits(start, stop)
+        tissue_kernels.ends_of_gaps(bits, start, edges, most, below, last)
+        found.set_bits(start, bits)
+    filling = np.zeros(width, np.uint8)
+    for start, stop in reversed(stretches):
+        bits, ends = mask.bits(start, stop), found.bits(start, stop)
+        for inside, end in zip(bits[::-1], ends[::-1], strict=True):
+            following = filling & ~inside | end
+            inside |= filling
+            filling = following
+        closed.set_bits(start, bits)
     return closed

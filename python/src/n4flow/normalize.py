@@ -17,12 +17,13 @@ import numpy as np
 from n4flow.arrays import array_module, is_dask
 from n4flow.bins import weighted_percentile
 from n4flow.correction import Correction, Where
+from n4flow.distributions import Distributions
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.lazy import apply_lazily, count_lazily, lazy_vector
 from n4flow.levels import BORROWED, SOURCES, Levels, fill_levels, has_evidence, least_voxels
 from n4flow.planes import as_block, share_planes
 from n4flow.sections import SectionTable
-from n4flow.statistics import PlaneHistograms, plane_histograms
+from n4flow.statistics import plane_histograms
 
 PERCENTILE_MAX = 99.9
 
@@ -93,13 +94,13 @@ class PlaneRange(Correction):
 
 
 def estimate_plane_range(
-    histograms: PlaneHistograms, sections: Any = None, percentile_max: float = PERCENTILE_MAX
+    histograms: Distributions, sections: Any = None, percentile_max: float = PERCENTILE_MAX
 ) -> PlaneRange:
     """Estimate the plane range from histograms of all planes.
 
     Parameters
     ----------
-    histograms : PlaneHistograms
+    histograms : Distributions
         Classes `agarose` and all; the whole volume.
     sections : section table, count or None
         Flagged sections enter no estimate: their level is borrowed, and they are clipped only at the top of the common
@@ -117,12 +118,12 @@ def estimate_plane_range(
         raise InputError(msg)
     table = SectionTable.coerce(sections, histograms.n_planes)
     usable = table.usable_planes
-    tops = histograms.per_plane("percentile", "all", percentile_max)
-    medians, counts = (histograms.per_plane(statistic, "agarose") for statistic in ("median", "count"))
+    tops, medians, counts, valid = histograms.per_plane(
+        ("percentile", percentile_max), ("median", "agarose"), ("count", "agarose"), ("count",)
+    )
     evidence = has_evidence(medians, counts, np.nan_to_num(tops), usable)
     levels = fill_levels(medians, evidence, table)
     # Where the agarose is missing, the percentile of all voxels is one of tissue; take the rank that it usually has.
-    valid = histograms.per_plane("count")
     rest = (valid - counts)[evidence].sum()
     rank = 100 - (100 - percentile_max) * min(100.0, valid[evidence].sum() / rest if rest else 1.0)
     for z in np.flatnonzero(usable & (levels.source == BORROWED)).tolist():

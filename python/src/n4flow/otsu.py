@@ -6,6 +6,7 @@ w0 w1 (m1 - m0)^2. It splits anything, noise too; `Split.one_class` says when th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,31 @@ class Split:
         return float(np.log(self.bright / self.dark)) if self.dark > 0 and self.bright > 0 else 0.0
 
 
-def choose_scale(sections: list[Pairs], together: Pairs) -> Scale:
+class Separability:
+    """The between-class over the total variance within sections, all sections together.
+
+    Variances are relative to the section's mean, so that neither sections of different gain nor one that is far too
+    bright pass for two classes.
+    """
+
+    def __init__(self) -> None:
+        self._between = self._total = 0.0
+
+    def add(self, split: Split, values: np.ndarray, counts: np.ndarray) -> None:
+        """Add a section's split, and the intensities (values, counts) that it was found in."""
+        unit = float(np.average(values, weights=counts)) ** 2 if split.scale.floor is None else 1.0
+        if unit > 0:  # a mean of 0 has negative values, which have no scale but the linear one
+            weight = float(counts.sum()) * split.variance / unit
+            self._between += weight * split.separability
+            self._total += weight
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; 0 without sections."""
+        return self._between / self._total if self._total else 0.0
+
+
+def choose_scale(sections: Iterable[Pairs], together: Pairs, within: float) -> Scale:
     """Return the scale on which a volume falls apart into two classes.
 
     Linear when that is clear enough (`CLEAR_SEPARABILITY`) or values are negative. Else logarithmic when that is
@@ -115,37 +140,29 @@ def choose_scale(sections: list[Pairs], together: Pairs) -> Scale:
 
     Parameters
     ----------
-    sections : list of pairs (values, counts)
-        Of each section. Separability is judged within sections, with variances relative to the section's mean, so
-        that neither sections of different gain nor one that is far too bright pass for two classes.
+    sections : iterable of pairs (values, counts)
+        Of each section; gone through once, where the linear scale is in doubt.
     together : pairs
         Of all of them.
+    within : float
+        Separability within sections on the linear scale.
     """
     linear = otsu_split(*together)
-    if linear is None or together[0][0] <= 0:
-        return Scale()
-    within = _separability(sections, Scale())
-    if within >= CLEAR_SEPARABILITY and not linear.one_class:
+    if linear is None or together[0][0] <= 0 or (within >= CLEAR_SEPARABILITY and not linear.one_class):
         return Scale()
     # Well below what smoothed intensities reach, so that single dark voxels do not stretch the scale.
     scale = Scale(weighted_percentile(*together, 100 - TOP_PERCENTILE) / 8)
     log = otsu_split(scale.forward(together[0]), together[1], scale=scale)
-    better = _separability(sections, scale) > max(within, LOG_SEPARABILITY)
-    if log is None or log.one_class or not (linear.one_class or better):
+    if log is None or log.one_class:
         return Scale()
-    return scale
-
-
-def _separability(sections: list[Pairs], scale: Scale) -> float:
-    """Return the between-class over the total variance within sections, all sections together."""
-    between = total = 0.0
+    if linear.one_class:
+        return scale
+    separability = Separability()
     for values, counts in sections:
         split = otsu_split(scale.forward(values), counts, scale=scale)
         if split is not None:
-            unit = float(np.average(values, weights=counts)) ** 2 if scale.floor is None else 1.0
-            weight = float(counts.sum()) * split.variance / unit
-            between, total = between + weight * split.separability, total + weight
-    return between / total if total else 0.0
+            separability.add(split, values, counts)
+    return scale if separability.share > max(within, LOG_SEPARABILITY) else Scale()
 
 
 def otsu_cut(counts: np.ndarray, centres: np.ndarray) -> int:

@@ -15,13 +15,15 @@ import numpy as np
 from n4flow.accumulate import PlaneCounter, PlaneShrinker, class_rows
 from n4flow.bias_correction import BiasCorrection
 from n4flow.correction import Where
+from n4flow.distributions import PlaneHistograms
 from n4flow.frame import Frame, framed
 from n4flow.mask import expand_mask
 from n4flow.packed import PackedMask
+from n4flow.pieces import PieceFile, write_pieces
 from n4flow.planes import available_threads, crew, lent_crew, run_tasks, scratch
 from n4flow.recipe import Recipe
 from n4flow.shrunken import ShrunkenVolume
-from n4flow.statistics import LEAST_COVER, PlaneHistograms
+from n4flow.statistics import LEAST_COVER
 from n4flow.volume import Volume
 
 BLOCK_BYTES = 1 << 25  # of the input's own type: enough chunks for every core, small enough for a laptop
@@ -58,18 +60,12 @@ class TissueSource:
     frame: Frame | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write both masks as packed bits; the user's own mask stays where it is."""
+        """Write both masks, every plane apart; the user's own mask stays where it is."""
         packed = self.small if isinstance(self.small, PackedMask) else PackedMask.of(self.small)
-        with Path(path).open("wb") as stream:
-            np.savez_compressed(
-                stream,
-                allow_pickle=False,
-                tissue=packed.bits,
-                shape=np.array(packed.shape),
-                agarose=self.agarose_small,
-                shrink=np.array(self.shrink),
-                **({} if self.frame is None else {"frame": np.array(self.frame)}),
-            )
+        arrays = {"agarose": self.agarose_small, "shrink": np.array(self.shrink)}
+        if self.frame is not None:
+            arrays["frame"] = np.array(self.frame)
+        write_pieces(path, arrays, packed.planes)
 
     @classmethod
     def load(cls, path: str | Path, given: Volume | None = None, planes: tuple[int, int] | None = None) -> TissueSource:
@@ -77,21 +73,17 @@ class TissueSource:
 
         `given` is the user's mask, if there is one.
         """
-        with np.load(path, allow_pickle=False) as stored:
-            n_z, n_y, n_x = (int(n) for n in stored["shape"])
-            whole = PackedMask(stored["tissue"], (n_z, n_y, n_x))
-            start, small = (0, whole) if planes is None else (planes[0], whole[slice(*planes)])
-            frame = Frame(*stored["frame"].tolist()) if "frame" in stored.files else None
-            return cls(small, stored["agarose"].astype(bool), int(stored["shrink"]), given, start, frame)
+        file = PieceFile(path)
+        stored, (start, stop) = file.head, (0, len(file)) if planes is None else planes
+        packed = PackedMask(file.read(start, stop), stored["agarose"].shape)
+        small = packed if planes is None else packed[:]
+        frame = Frame(*stored["frame"].tolist()) if "frame" in stored else None
+        return cls(small, stored["agarose"], int(stored["shrink"]), given, start, frame)
 
     def part(self, start: int, stop: int) -> TissueSource:
         """Return the masks of some planes, packed where they are."""
-        planes = slice(start - self.z_start, stop - self.z_start)
-        small: np.ndarray | PackedMask
-        if isinstance(self.small, PackedMask):
-            small = PackedMask(self.small.bits[planes], (stop - start, *self.small.shape[1:]))
-        else:
-            small = self.small[planes]
+        first, last = start - self.z_start, stop - self.z_start
+        small = self.small.part(first, last) if isinstance(self.small, PackedMask) else self.small[first:last]
         return replace(self, small=small, z_start=start)
 
     def unpacked(self) -> TissueSource:

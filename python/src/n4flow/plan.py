@@ -140,18 +140,37 @@ def output_dtype(dtype: str, volume_dtype: np.dtype) -> str:
     return str(np.dtype(volume_dtype).newbyteorder("=")) if volume_dtype.kind in "iu" else "float32"
 
 
-def open_mask(path: str | Path, volume: Volume, *, allow_missing_chunks: bool = False) -> Volume:
+def open_mask(
+    path: str | Path,
+    volume: Volume,
+    *,
+    allow_missing_chunks: bool = False,
+    planes: tuple[int, int] | None = None,
+) -> Volume:
     """Open a user's tissue mask for `volume`; where chunks may be missing, no tissue is there.
+
+    `planes` are those that will be read, see `open_volume`.
 
     Raises
     ------
     InputError
         The mask has another shape; the message gives both.
     """
-    mask = open_volume(path, require_voxel_um=False, allow_missing_chunks=allow_missing_chunks)
+    mask = open_volume(path, require_voxel_um=False, allow_missing_chunks=allow_missing_chunks, planes=planes)
+    return check_mask(mask, volume)
+
+
+def check_mask(mask: Volume, volume: Volume) -> Volume:
+    """Return a mask, if it has the shape of its volume.
+
+    Raises
+    ------
+    InputError
+        It has another; the message gives both.
+    """
     if mask.shape != volume.shape:
         msg = (
-            f"mask {Path(path).name} has shape {mask.shape}, the volume has {volume.shape} (Z, Y, X); "
+            f"mask {mask.source.name} has shape {mask.shape}, the volume has {volume.shape} (Z, Y, X); "
             "give a mask of the volume's shape"
         )
         raise InputError(msg)
@@ -159,7 +178,11 @@ def open_mask(path: str | Path, volume: Volume, *, allow_missing_chunks: bool = 
 
 
 def make_plan(
-    image: str | Path, parameters: Mapping[str, Any], sample: str | None = None, frame: Frame | None = None
+    image: str | Path,
+    parameters: Mapping[str, Any],
+    sample: str | None = None,
+    frame: Frame | None = None,
+    planes: tuple[int, int] | None = None,
 ) -> Plan:
     """Open a sample's files and decide how it is processed.
 
@@ -172,6 +195,8 @@ def make_plan(
         Name of the sample; the file's own without it.
     frame : Frame, optional
         What was found to hold valid voxels; it is looked for without it.
+    planes : (int, int), optional
+        What will be read of the sample, see `open_volume`; no frame is looked for then.
 
     Raises
     ------
@@ -181,7 +206,7 @@ def make_plan(
     sample = sample or sample_name(image)
     check_name(sample)
     try:
-        return _plan(Path(image), parameters, sample, frame)
+        return _plan(Path(image), parameters, sample, frame, planes)
     except InputError as error:
         msg = f"sample {sample}: {error}"
         raise InputError(msg) from error
@@ -210,9 +235,15 @@ def check_name(sample: str) -> None:
         raise InputError(msg)
 
 
-def _plan(image: Path, parameters: Mapping[str, Any], sample: str, frame: Frame | None) -> Plan:
+def _plan(
+    image: Path,
+    parameters: Mapping[str, Any],
+    sample: str,
+    frame: Frame | None,
+    planes: tuple[int, int] | None,
+) -> Plan:
     warnings = []
-    allow = {"allow_missing_chunks": parameters["allow_missing_chunks"]}
+    allow = {"allow_missing_chunks": parameters["allow_missing_chunks"], "planes": planes}
     volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
     mask = open_mask(parameters["mask"], volume, **allow) if parameters["mask"] else None
     sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
@@ -229,7 +260,7 @@ def _plan(image: Path, parameters: Mapping[str, Any], sample: str, frame: Frame 
         warnings.append("every section is flagged, so nothing can be estimated and sections stay as they are")
     _check_backend(parameters)
     _check_flat_field(parameters)
-    frame = frame or find_frame(volume)
+    frame = frame or (find_frame(volume) if planes is None else Frame.whole(volume.shape))
     flat_field = read_flat(parameters["flat_field"], frame, volume.shape) if parameters["flat_field"] else None
     shrink = parameters["shrink"] or choose_shrink((volume.shape[0], *frame.shape))
     if shrink > 1 and min(frame.shape) < 2 * shrink:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -25,12 +22,13 @@ from n4flow.frame import Frame
 from n4flow.normalize import PlaneRange
 from n4flow.packed import PackedMask
 from n4flow.passes import TissueSource, in_parts, parts, prepared
-from n4flow.plan import output_dtype
+from n4flow.plan import check_mask, open_mask, output_dtype
 from n4flow.planes import available_threads, scratch, workers
+from n4flow.publishing import published, reclaim
 from n4flow.recipe import Recipe
 from n4flow.shrunken import Shrunken, ShrunkenVolume, runs
 from n4flow.statistics import choose_shrink
-from n4flow.volume import Volume, open_volume
+from n4flow.volume import Volume
 
 RUN_VOXELS = 1 << 18  # a megabyte of float32: it stays in a thread's cache, and the interpreter's part is small
 WINDOW_PIXELS = 1 << 22  # of the shrunken result, that a display window is taken from
@@ -195,15 +193,21 @@ class _Tiles:
         assert self.tissue is not None
         z, y, x = at
         depth, height, width = part.shape
-        planes, found = slice(z, z + depth), self.frame.part(y, x, height, width)
-        whole = scratch("framed mask", part.shape, np.uint8)
+        planes, rows, columns = slice(z, z + depth), slice(y, y + height), slice(x, x + width)
         if self.tissue.given is not None:  # it is published as it was given
-            whole[...] = self.tissue.given.read(planes, slice(y, y + height), slice(x, x + width)) > 0
-        else:
-            whole[...] = 0
-            if found is not None:
-                inner, (rows, columns) = found
-                whole[:, *inner] = self.tissue.block(planes, rows, columns)
+            yield (self.tissue.given.read(planes, rows, columns) > 0).view(np.uint8)
+            return
+        found = self.frame.part(y, x, height, width)
+        if found is not None:
+            inner, box = found
+            inside = self.tissue.block(planes, *box).view(np.uint8)
+            if inside.shape == part.shape:
+                yield inside
+                return
+        whole = scratch("framed mask", part.shape, np.uint8)
+        whole[...] = 0
+        if found is not None:
+            whole[:, *inner] = inside
         yield whole
 
     def _runs(self, part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -249,37 +253,7 @@ def display_window(after: Shrunken, tissue: np.ndarray | PackedMask, scale: floa
     return low * scale, (high if high > low else low + 1.0) * scale
 
 
-@contextmanager
-def published(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` to write into; it takes the place of `out` only if nothing fails.
-
-    Raises
-    ------
-    InputError
-        There is something at `out` that is no result of an earlier run.
-    """
-    if out.exists() and not (out / "recipe.json").is_file():
-        msg = f"{out} exists and is no result of n4flow; remove it or choose another place"
-        raise InputError(msg)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        partial = scratch / "new"
-        yield partial
-        old = scratch / "old"
-        if out.exists():
-            os.replace(out, old)
-        try:
-            os.replace(partial, out)
-        except OSError:
-            if old.exists():
-                os.replace(old, out)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def tissue_beside(recipe: Recipe, volume: Volume, mask: str | Path | None = None) -> TissueSource | None:
+def tissue_beside(recipe: Recipe, volume: Volume, mask: str | Path | Volume | None = None) -> TissueSource | None:
     """Return the tissue mask with which a stored recipe is applied: the given one, or the one beside the recipe.
 
     Raises
@@ -287,19 +261,15 @@ def tissue_beside(recipe: Recipe, volume: Volume, mask: str | Path | None = None
     InputError
         The recipe acts on tissue, and there is no mask of the volume's shape.
     """
-    path = Path(mask) if mask is not None else recipe.mask
-    if path is None:
+    given = mask if mask is not None else recipe.mask
+    if given is None:
         if any(correction.needs_tissue for correction in recipe):
             msg = "the recipe has a gain on tissue, and no mask.ome.zarr lies beside it; give the mask it was made with"
             raise InputError(msg)
         return None
-    given = open_volume(path, require_voxel_um=False)
-    if given.shape != volume.shape:
-        shapes = f"mask {path.name} has shape {given.shape}, the volume has {volume.shape} (Z, Y, X)"
-        msg = f"{shapes}; give the mask of this volume"
-        raise InputError(msg)
     empty = np.zeros((0, 0, 0), bool)
-    return TissueSource(empty, empty[0:0], 1, given)
+    inside = check_mask(given, volume) if isinstance(given, Volume) else open_mask(given, volume)
+    return TissueSource(empty, empty[0:0], 1, inside)
 
 
 def render(
@@ -312,7 +282,7 @@ def render(
     shards: tuple[int, int, int] | None = None,
     dtype: str = "float32",
     threads: int | None = None,
-    mask: str | Path | None = None,
+    mask: str | Path | Volume | None = None,
 ) -> dict[str, Any]:
     """Apply a recipe to a volume, block by block, and write an OME-Zarr with its pyramid.
 
@@ -329,7 +299,7 @@ def render(
     dtype : {'float32', 'input', 'uint16', 'uint8'}
         An integer result is in the input's units, rounded and saturated.
     threads : int, optional
-    mask : path, optional
+    mask : path or Volume, optional
         Tissue mask; the one published beside the recipe without it.
 
     Returns
@@ -356,6 +326,7 @@ def render(
     )
     tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink(volume.shape)
     slabs = []
+    reclaim(Path(out))
     with published(Path(out)) as partial:
         check_space(partial.parent, *store_needs([layout], 0, volume.shape[0]))
         create_store(partial, layout)

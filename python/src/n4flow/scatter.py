@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from n4flow.errors import InputError
+
+log = logging.getLogger("n4flow")
 
 
 class Here:
@@ -59,4 +62,6 @@ def workplace(scheduler: str | None) -> Iterator[Here]:
         )
         raise InputError(msg) from error
     with client:
+        if not client.scheduler_info()["workers"]:  # they may be waiting in a queue themselves
+            log.warning("warning: the dask scheduler at %s has no workers yet; waiting for one", scheduler)
         yield Cluster(client)

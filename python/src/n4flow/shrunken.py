@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import struct
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from n4flow.accumulate import plane_numbers
 from n4flow.errors import InputError
+from n4flow.frame import Frame
+from n4flow.pieces import PieceFile, codec, write_pieces
 from n4flow.planes import run_tasks
 
 if TYPE_CHECKING:
     from n4flow.accumulate import PlaneShrinker, TileShrinker
 
 RUN_PLANES = 16  # read at a time by who works through a volume: some tens of megabytes
-LEVEL = 5  # of LZ4 with shuffled bytes: a fifth of the time of zstd, for files that are a seventh larger
 
 
 @dataclass
@@ -40,8 +38,8 @@ class ShrunkenVolume:
     planes : dict of (Z,) arrays
         Per plane: n_valid, n_zero, n_nonfinite, n_negative and n_saturated (equal to the largest value of an integer
         type) as int64; minimum and maximum of the valid voxels as float64, 0 where there are none.
-    frame : tuple of int, optional
-        Where (Y, X) lie in the planes of the volume, see `n4flow.frame.Frame`; all of them without it.
+    frame : Frame, optional
+        Where (Y, X) lie in the planes of the volume; all of them without it.
     """
 
     mean: np.ndarray
@@ -49,10 +47,10 @@ class ShrunkenVolume:
     shrink: int
     full_shape: tuple[int, int, int]
     planes: dict[str, np.ndarray]
-    frame: tuple[int, ...] | None = None
+    frame: Frame | None = None
 
     @classmethod
-    def of(cls, shrinker: PlaneShrinker | TileShrinker, frame: tuple[int, ...] | None = None) -> Self:
+    def of(cls, shrinker: PlaneShrinker | TileShrinker, frame: Frame | None = None) -> Self:
         """Take over what was measured of all planes."""
         numbers = plane_numbers(shrinker.counts, shrinker.extremes)
         return cls(shrinker.mean, shrinker.valid, int(shrinker.k), shrinker.shape, numbers, frame)
@@ -73,22 +71,16 @@ class ShrunkenVolume:
         """Write to an .npz file from which `ShrunkenFiles` reads planes.
 
         Every plane is compressed apart. Means of whole numbers are stored as their sums, where those give the same
-        bits again: a sum has fewer bits than the digits of a quotient.
+        bits again: a sum has fewer bits than the digits of a quotient. So are shares, as the voxels that are lost.
         """
         packed = run_tasks(lambda z: _pack(self.mean[z], self.valid[z], *self._blocks()), range(len(self.mean)))
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
         if self.frame is not None:
             arrays["frame"] = np.array(self.frame)
-        arrays["whole_numbers"] = np.array([whole for _mean, _valid, whole in packed], bool)
-        pieces = [piece for mean, valid, _whole in packed for piece in (mean, valid)]
-        arrays["ends"] = np.cumsum([0, *map(len, pieces)])
-        with Path(path).open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (int(arrays["ends"][-1]),)}
-        with zipfile.ZipFile(path, "a") as archive, archive.open("packed.npy", "w", force_zip64=True) as member:
-            np.lib.format.write_array_header_1_0(member, header)
-            member.writelines(pieces)
+        arrays["stored_as"] = np.array([stored_as for _mean, _valid, *stored_as in packed], bool).reshape(-1, 2)
+        pieces = [piece for mean, valid, *_stored_as in packed for piece in (mean, valid)]
+        write_pieces(path, arrays, pieces)
 
     def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
         return _block_sizes(self.full_shape, self.shrink)
@@ -128,24 +120,22 @@ class ShrunkenFiles:
     Raises
     ------
     InputError
-        The slabs differ in shrink factor or plane size.
+        The slabs differ in shrink factor or plane size, or a file is damaged.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         heads: list[tuple[int, tuple[int, int, int]]] = []
         numbers: list[dict[str, np.ndarray]] = []
-        frames: set[tuple[int, ...] | None] = set()
-        self._stored: list[tuple[Path, int, int, int, bool]] = []
-        for path in map(Path, paths):
-            with np.load(path) as data:
-                n_z, n_y, n_x = (int(n) for n in data["full_shape"])
-                heads.append((int(data["shrink"]), (n_z, n_y, n_x)))
-                frames.add(tuple(data["frame"].tolist()) if "frame" in data.files else None)
-                names = [name for name in data.files if name.startswith("plane_")]
-                numbers.append({name.removeprefix("plane_"): data[name] for name in names})
-                ends = (data["ends"] + _offset(path, "packed.npy")).tolist()
-                places = zip(ends[0::2], ends[1::2], ends[2::2], data["whole_numbers"].tolist(), strict=False)
-                self._stored += [(path, *place) for place in places]
+        frames: set[Frame | None] = set()
+        self._stored: list[tuple[PieceFile, int, tuple[bool, bool]]] = []
+        for file in map(PieceFile, paths):
+            head = file.head
+            n_z, n_y, n_x = (int(n) for n in head["full_shape"])
+            heads.append((int(head["shrink"]), (n_z, n_y, n_x)))
+            frames.add(Frame(*head["frame"].tolist()) if "frame" in head else None)
+            names = [name for name in head if name.startswith("plane_")]
+            numbers.append({name.removeprefix("plane_"): head[name] for name in names})
+            self._stored += [(file, 2 * z, tuple(each)) for z, each in enumerate(head["stored_as"].tolist())]
         check_alike(heads)
         if len(frames) > 1:
             msg = f"slabs of one volume must have one frame, got {frames}"
@@ -163,25 +153,12 @@ class ShrunkenFiles:
         mean, valid = np.empty(shape, np.float32), np.empty(shape, np.float32)
 
         def unpack(i: int) -> None:
-            path, start, middle, stop, whole = self._stored[z_start + i]
-            with path.open("rb") as stream:
-                stream.seek(start)
-                means, shares = stream.read(middle - start), stream.read(stop - middle)
-            _unpack(means, shares, whole, *self._blocks, mean[i], valid[i])
+            file, first, stored_as = self._stored[z_start + i]
+            _unpack(file.read(first, first + 2), stored_as, *self._blocks, mean[i], valid[i])
 
         run_tasks(unpack, range(shape[0]))
         planes = {name: values[z_start:z_stop] for name, values in self.planes.items()}
         return ShrunkenVolume(mean, valid, self.shrink, (shape[0], *self.full_shape[1:]), planes, self.frame)
-
-
-def _offset(path: Path, member: str) -> int:
-    """Return where in an .npz file the values of an uncompressed array begin."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
-        stream.seek(archive.getinfo(member).header_offset + 26)  # behind which a member tells the length of its name
-        stream.seek(sum(struct.unpack("<HH", stream.read(4))), os.SEEK_CUR)
-        np.lib.format.read_magic(stream)
-        np.lib.format.read_array_header_1_0(stream)
-        return stream.tell()
 
 
 Shrunken = ShrunkenVolume | ShrunkenFiles
@@ -207,27 +184,23 @@ def _block_sizes(full_shape: tuple[int, int, int], k: int) -> tuple[np.ndarray, 
     return height, width
 
 
-def _codec() -> Any:
-    from numcodecs import Blosc  # type: ignore[import-untyped]
-
-    return Blosc("lz4", LEVEL, Blosc.SHUFFLE)
-
-
-def _pack(mean: np.ndarray, valid: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[bytes, bytes, bool]:
-    """Compress a plane; also return whether means are stored as sums."""
+def _pack(
+    mean: np.ndarray, valid: np.ndarray, height: np.ndarray, width: np.ndarray
+) -> tuple[bytes, bytes, bool, bool]:
+    """Compress a plane; also return whether means are stored as sums, and shares as voxels that are lost."""
     from n4flow import shrunken_kernels
 
     mean, valid = np.ascontiguousarray(mean, np.float32), np.ascontiguousarray(valid, np.float32)
-    sums = np.empty(mean.shape, np.uint32)
+    sums, lost = np.empty(mean.shape, np.uint32), np.empty(mean.shape, _count_type(height, width))
     whole = bool(shrunken_kernels.sums_of_means(mean, valid, height, width, sums))
-    codec = _codec()
-    return codec.encode(sums if whole else mean), codec.encode(valid), whole
+    counted = bool(shrunken_kernels.lost_of_shares(valid, height, width, lost))
+    means = codec(small=True).encode(sums) if whole else codec().encode(mean)
+    return means, codec(small=True).encode(lost) if counted else codec().encode(valid), whole, counted
 
 
 def _unpack(
-    means: bytes,
-    shares: bytes,
-    whole: bool,
+    pieces: Sequence[bytes],
+    stored_as: tuple[bool, bool],
     height: np.ndarray,
     width: np.ndarray,
     mean: np.ndarray,
@@ -236,11 +209,22 @@ def _unpack(
     """Write what `_pack` was given into `mean` and `valid` (y, x)."""
     from n4flow import shrunken_kernels
 
-    codec = _codec()
-    codec.decode(shares, valid)
+    (means, shares), (whole, counted) = pieces, stored_as
+    decode = codec().decode  # a piece tells what was shuffled
+    if counted:
+        lost = np.empty(mean.shape, _count_type(height, width))
+        decode(shares, lost)
+        shrunken_kernels.shares_of_lost(lost, height, width, valid)
+    else:
+        decode(shares, valid)
     if whole:
         steps = np.empty(mean.shape, np.uint32)
-        codec.decode(means, steps)
+        decode(means, steps)
         shrunken_kernels.means_of_sums(steps, valid, height, width, mean)
     else:
-        codec.decode(means, mean)
+        decode(means, mean)
+
+
+def _count_type(height: np.ndarray, width: np.ndarray) -> type[np.unsignedinteger]:
+    """Return the type that holds the voxels of a block."""
+    return np.uint16 if int(height.max()) * int(width.max()) < 1 << 16 else np.uint32

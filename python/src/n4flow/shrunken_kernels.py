@@ -1,4 +1,4 @@
-"""Compiled loops of the shrunken volume's files: means of integers as the whole numbers that they come from."""
+"""Compiled loops of the shrunken volume's files: means and shares as the whole numbers that they come from."""
 
 from __future__ import annotations
 
@@ -48,3 +48,25 @@ def means_of_sums(steps: Any, valid: Any, height: Any, width: Any, mean: Any) ->
         for x in range(total.size):  # apart, so that the divisions become vector instructions
             n = np.rint(np.float64(valid[y, x]) * np.float64(height[y] * width[x]))
             mean[y, x] = total[x] / max(n, 1.0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def lost_of_shares(valid: Any, height: Any, width: Any, out: Any) -> bool:
+    """Write how many voxels of each block are not valid into `out` (y, x); say whether the shares follow from that."""
+    for y in range(valid.shape[0]):
+        for x in range(valid.shape[1]):
+            voxels = np.float64(height[y] * width[x])
+            n = np.rint(np.float64(valid[y, x]) * voxels)
+            if not 0 <= n <= voxels or np.float32(n / voxels) != valid[y, x]:
+                return False
+            out[y, x] = np.uint32(voxels - n)
+    return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def shares_of_lost(lost: Any, height: Any, width: Any, valid: Any) -> None:
+    """Write the shares (y, x) float32 that `lost_of_shares` was given."""
+    for y in range(valid.shape[0]):
+        for x in range(valid.shape[1]):
+            voxels = np.float64(height[y] * width[x])
+            valid[y, x] = (voxels - np.float64(lost[y, x])) / voxels

@@ -10,33 +10,20 @@ volume merge exactly. A bin keeps its count and the mean of its voxels, which co
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from n4flow.accumulate import PlaneCounter, PlaneShrinker, class_rows
 from n4flow.arrays import array_module, to_numpy
-from n4flow.bins import (
-    INFINITY_BITS,
-    MAGNITUDE,
-    N_BINS,
-    RESIDUAL,
-    SHIFT,
-    pairs_of_bins,
-    pool,
-    weighted_percentile,
-)
+from n4flow.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT, pairs_of_bins
+from n4flow.distributions import PlaneHistograms
 from n4flow.errors import InputError
 from n4flow.planes import as_block, as_mask, run_tasks
 from n4flow.shrunken import ShrunkenVolume
 
-CLASSES = ("tissue", "agarose", "other")
 SHRUNKEN_SIDE = 512  # voxels: enough for a mask and a smooth field, and a plane of it is 1 MB
 LEAST_COVER = 0.5  # share of a block that the user's mask covers where the block is tissue
 FEWEST_SIDE = 32  # voxels: below this a shrunken plane no longer shows the tissue
@@ -75,122 +62,6 @@ def shrink_planes(block: Any, k: int, *, threads: int | None = None) -> Shrunken
     shrinker = PlaneShrinker(block.shape, k, block.dtype)
     shrinker.add(block, threads=threads)
     return ShrunkenVolume.of(shrinker)
-
-
-@dataclass
-class PlaneHistograms:
-    """Exact counts of the valid voxels of every plane, apart for tissue, agarose and the rest.
-
-    Parameters
-    ----------
-    z_start : int
-        Index of the first plane; methods take plane indices of the whole volume.
-    offsets : (3, Z + 1) int64 array
-        Where each plane's bins begin in `values[c]` and `counts[c]`, per class.
-    values : three float32 arrays
-        Mean of the voxels of each bin in use, ascending within a plane.
-    counts : three uint32 arrays
-        Voxels in each bin.
-    """
-
-    z_start: int
-    offsets: np.ndarray
-    values: tuple[np.ndarray, ...]
-    counts: tuple[np.ndarray, ...]
-
-    @classmethod
-    def of_planes(cls, lists: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], z_start: int = 0) -> Self:
-        """Put (values, counts) of the three classes of each plane together."""
-        values = tuple(np.concatenate([plane[c][0] for plane in lists]) for c in range(3))
-        counts = tuple(np.concatenate([plane[c][1] for plane in lists]) for c in range(3))
-        lengths = np.array([[len(plane[c][0]) for plane in lists] for c in range(3)])
-        offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
-        return cls(int(z_start), offsets, values, counts)
-
-    @property
-    def n_planes(self) -> int:
-        """Planes that the histograms cover."""
-        return self.offsets.shape[1] - 1
-
-    def pairs(self, z: int, cls: str = "all") -> tuple[np.ndarray, np.ndarray]:
-        """Return (values float32, counts int64) of plane `z`; `cls` is tissue, agarose, other or all."""
-        row = z - self.z_start
-        if not 0 <= row < self.n_planes:
-            msg = f"plane must be from {self.z_start} to {self.z_start + self.n_planes - 1}, got {z}"
-            raise InputError(msg)
-        if cls == "all":
-            parts = [self.pairs(z, name) for name in CLASSES]
-            return pool(np.concatenate([v for v, _n in parts]), np.concatenate([n for _v, n in parts]))
-        c = CLASSES.index(cls)
-        part = slice(self.offsets[c, row], self.offsets[c, row + 1])
-        return self.values[c][part], self.counts[c][part].astype(np.int64)
-
-    def pooled(self, planes: Iterable[int], cls: str = "all") -> tuple[np.ndarray, np.ndarray]:
-        """Return the pairs of several planes together."""
-        parts = [self.pairs(z, cls) for z in planes]
-        if not parts:
-            return pool(np.empty(0, np.float32), np.empty(0, np.int64))
-        return pool(np.concatenate([v for v, _n in parts]), np.concatenate([n for _v, n in parts]))
-
-    def count(self, z: int, cls: str = "all") -> int:
-        """Return the number of voxels of plane `z`."""
-        names = CLASSES if cls == "all" else (cls,)
-        return sum(int(self.pairs(z, name)[1].sum()) for name in names)
-
-    def mean(self, z: int, cls: str = "all") -> float:
-        """Return the mean of plane `z`, NaN when it has no voxels."""
-        values, counts = self.pairs(z, cls)
-        return float(counts @ values.astype(np.float64) / counts.sum()) if len(counts) else float("nan")
-
-    def percentile(self, z: int, q: float, cls: str = "all") -> float:
-        """Return the q-th percentile (0 to 100) of plane `z` within one bin, NaN when it has no voxels."""
-        return weighted_percentile(*self.pairs(z, cls), q)
-
-    def median(self, z: int, cls: str = "all") -> float:
-        """Return the median of plane `z` within one bin, NaN when it has no voxels."""
-        return self.percentile(z, 50.0, cls)
-
-    def per_plane(self, statistic: str, cls: str = "all", *args: float) -> np.ndarray:
-        """Return `count`, `mean`, `median` or `percentile` (with its q) for every plane: (Z,) array."""
-        method = getattr(self, statistic)
-        return np.array([method(z, *args, cls) for z in range(self.z_start, self.z_start + self.n_planes)])
-
-    def save(self, path: str | Path) -> None:
-        """Write to an .npz file that `load` reads."""
-        arrays = {f"values_{c}": v for c, v in zip(CLASSES, self.values, strict=True)} | {
-            f"counts_{c}": n for c, n in zip(CLASSES, self.counts, strict=True)
-        }
-        with Path(path).open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, z_start=self.z_start, offsets=self.offsets, **arrays)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote."""
-        with np.load(path) as data:
-            return cls(
-                int(data["z_start"]),
-                data["offsets"],
-                tuple(data[f"values_{c}"] for c in CLASSES),
-                tuple(data[f"counts_{c}"] for c in CLASSES),
-            )
-
-    @classmethod
-    def concatenate(cls, slabs: Sequence[Self]) -> Self:
-        """Put slabs of one volume back together, in any order; a gap or an overlap is an InputError."""
-        slabs = sorted(slabs, key=lambda slab: slab.z_start)
-        for before, after in itertools.pairwise(slabs):
-            if before.z_start + before.n_planes != after.z_start:
-                stop = before.z_start + before.n_planes
-                msg = f"slabs must follow each other: one ends before plane {stop}, the next begins at {after.z_start}"
-                raise InputError(msg)
-        lengths = np.concatenate([np.diff(slab.offsets, axis=1) for slab in slabs], axis=1)
-        offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
-        return cls(
-            slabs[0].z_start,
-            offsets,
-            tuple(np.concatenate(v) for v in zip(*(s.values for s in slabs), strict=True)),
-            tuple(np.concatenate(n) for n in zip(*(s.counts for s in slabs), strict=True)),
-        )
 
 
 def plane_histograms(

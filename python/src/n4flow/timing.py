@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.arenas import give_back
 from n4flow.errors import N4flowWarning
 
 log = logging.getLogger("n4flow")
@@ -21,7 +22,7 @@ log = logging.getLogger("n4flow")
 
 @contextmanager
 def stage(name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
-    """Time a stage and collect what it says.
+    """Time a stage and collect what it says; memory that the one before it freed is given back first.
 
     Parameters
     ----------
@@ -36,6 +37,7 @@ def stage(name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
         To be filled with the stage's numbers; `stage`, `seconds` and `warnings` are added. Each of n4flow's warnings is
         logged once.
     """
+    give_back()
     collected: dict[str, Any] = {"stage": name, **numbers}
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:

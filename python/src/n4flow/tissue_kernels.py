@@ -211,16 +211,18 @@ def fill_and_close(mask: Any, radius: Any) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def bridge_gaps(bits: Any, edges: Any, reach: Any) -> None:
-    """Fill gaps along Z of packed planes (Z, bytes) uint8, in place, where they are at most `reach` long.
+def ends_of_gaps(bits: Any, first: Any, edges: Any, reach: Any, below: Any, last: Any) -> None:
+    """Replace the bits of packed planes (z, bytes) uint8 by those at which a gap along Z ends that is to be filled.
 
-    `edges` (Z + 1,) says where planes begin and end, in the unit of `reach`.
+    These are inside, and the gap below them is at most `reach` long. `edges` (Z + 1,) says where planes begin and end,
+    in the unit of `reach`; `first` is the index of the first plane. `below` (bytes,) holds the plane below and `last`
+    (bytes, 8) the plane in which each voxel was inside last, up to a gap's begin: both go on to the planes above.
     """
-    last = np.full((bits.shape[1], 8), -1, np.int32)  # plane in which each voxel was inside last, up to a gap's begin
-    below = np.zeros(bits.shape[1], np.uint8)
-    for z in range(bits.shape[0]):
+    for i_z in range(bits.shape[0]):
+        z = first + i_z
         for i in range(bits.shape[1]):
-            here, before = bits[z, i], below[i]
+            here, before = bits[i_z, i], below[i]
+            bits[i_z, i] = 0
             if here == before:
                 continue
             below[i] = here
@@ -228,8 +230,5 @@ def bridge_gaps(bits: Any, edges: Any, reach: Any) -> None:
                 bit = np.uint8(1) << np.uint8(k)
                 if before & bit and not here & bit:
                     last[i, k] = z - 1
-                elif here & bit and not before & bit and last[i, k] >= 0:
-                    start = last[i, k] + 1
-                    if edges[z] - edges[start] <= reach:
-                        for gap in range(start, z):
-                            bits[gap, i] |= bit
+                elif here & bit and not before & bit and last[i, k] >= 0 and edges[z] - edges[last[i, k] + 1] <= reach:
+                    bits[i_z, i] |= bit

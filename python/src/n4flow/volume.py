@@ -96,6 +96,11 @@ class Volume:
         """The voxels as a lazy dask array, in blocks of whole chunks."""
         import dask.array as da
 
+        if self.reader.planes is not None:
+            low, high = self.reader.planes
+            held = f"{self.source.name} was opened for planes {low} to {high}"
+            msg = f"{held}, and data is all of it; open it without planes"
+            raise InputError(msg)
         meta = np.empty((0, 0, 0), self.dtype)
         return da.from_array(_Lazy(self), chunks=self._blocks(), name=False, asarray=False, fancy=False, meta=meta)
 
@@ -182,6 +187,7 @@ def open_volume(
     voxel_um: Mapping[str, float] | Sequence[float] | None = None,
     require_voxel_um: bool = True,
     allow_missing_chunks: bool = False,
+    planes: tuple[int, int] | None = None,
 ) -> Volume:
     """Open a volume lazily.
 
@@ -200,6 +206,9 @@ def open_volume(
     allow_missing_chunks : bool
         Read absent, empty and damaged files of a Zarr store as 0; `metadata` then lists them as `missing_chunks`, and
         the planes they touch as `missing_planes`.
+    planes : (int, int), optional
+        What will be read of it, from one plane to another: only their files of a Zarr store are looked at, and no other
+        planes can be read of such a store. `data`, which is all of it, is an error then.
 
     Returns
     -------
@@ -212,7 +221,10 @@ def open_volume(
         store missing. One sentence with the remedy.
     """
     path = Path(path)
-    reader = _reader(path, level, channel, allow_missing_chunks=allow_missing_chunks)
+    if planes is not None and not 0 <= planes[0] < planes[1]:
+        msg = f"planes must be START:STOP from 0 on, got {planes[0]}:{planes[1]}"
+        raise InputError(msg)
+    reader = _reader(path, level, channel, allow_missing_chunks=allow_missing_chunks, planes=planes)
     voxel = _voxel_size(reader, voxel_um, required=require_voxel_um)
     return Volume(reader, voxel, reader.origin_um, reader.metadata, path)
 
@@ -225,11 +237,11 @@ def missing_chunks(path: str | Path) -> list[str]:
     InputError
         There is no Zarr image at `path`.
     """
-    from n4flow.formats.zarr_reader import faulty_files, find_level, open_node
+    from n4flow.formats.zarr_reader import find_level, lost_files, open_node
 
     path = Path(path)
     array, _described = find_level(path, open_node(_existing(path)), 0)
-    return ["/".join(part for part in (array.path, key) if part) for key in faulty_files(path, array).values()]
+    return ["/".join(part for part in (array.path, key) if part) for key in lost_files(path, array).values()]
 
 
 def _existing(path: Path) -> Path:
@@ -243,10 +255,10 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _reader(path: Path, level: int, channel: int | str | None, *, allow_missing_chunks: bool) -> Reader:
+def _reader(path: Path, level: int, channel: int | str | None, **of_a_store: Any) -> Reader:
     name = _existing(path).name.lower()
     if is_zarr(path):
-        return ZarrReader(path, level, channel, allow_missing_chunks=allow_missing_chunks)
+        return ZarrReader(path, level, channel, **of_a_store)
     if path.is_dir():
         inside = sorted(child.name for child in path.iterdir())
         held = listed(inside) if inside else "nothing"

@@ -15,11 +15,12 @@ import numpy as np
 
 from n4flow.arrays import array_module, is_dask, to_numpy
 from n4flow.correction import Correction, Where
+from n4flow.distributions import Distributions
 from n4flow.errors import InputError
 from n4flow.lazy import apply_lazily, count_lazily
 from n4flow.planes import as_block, as_mask, share_planes
 from n4flow.sections import SectionTable
-from n4flow.statistics import PlaneHistograms, plane_histograms
+from n4flow.statistics import plane_histograms
 
 MIN_TISSUE_VOXELS = 100
 
@@ -122,7 +123,7 @@ def push(values: np.ndarray, z: int, previous: Sequence[Any]) -> np.ndarray:
 
 
 def estimate_plane_gain(
-    histograms: PlaneHistograms,
+    histograms: Distributions,
     previous: Sequence[Any] = (),
     sections: Any = None,
     sigma: float = 2.0,
@@ -132,7 +133,7 @@ def estimate_plane_gain(
 
     Parameters
     ----------
-    histograms : PlaneHistograms
+    histograms : Distributions
         Class `tissue`, of the whole volume.
     previous : sequence of corrections
         Applied before this one, in order; the histograms are pushed through their maps.
@@ -160,7 +161,7 @@ def estimate_plane_gain(
     measured = means > 0
     gain = np.ones(n_planes)
     if sigma > 0:
-        some = np.flatnonzero(np.diff(histograms.offsets, axis=1).any(axis=0))  # planes of padding are no part of it
+        some = np.flatnonzero(histograms.filled)  # planes of padding are no part of it
         ends = slice(some[0], some[-1] + 1) if some.size else slice(0, n_planes)
         target = np.zeros(n_planes)
         target[ends] = smooth_along(means[ends], measured[ends], sigma)

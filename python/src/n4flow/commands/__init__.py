@@ -15,7 +15,7 @@ from typing import Annotated, Any, TextIO
 import typer
 import typer.main
 
-from n4flow.commands.arenas import limit_arenas
+from n4flow.arenas import limit_arenas
 from n4flow.errors import DiskFullError, N4flowError, N4flowWarning, OutOfMemoryError
 
 USER_COMMANDS = {
@@ -106,7 +106,7 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
     joined: list[str] = []
     open_list = False
     for argument in arguments:
-        is_number = argument.replace(",", "").isdigit()
+        is_number = argument.replace(",", "").isdecimal()
         if open_list and is_number and joined[-1] not in LIST_OPTIONS:
             joined[-1] += "," + argument
             continue

@@ -22,12 +22,12 @@ def match_histograms(
 ) -> None:
     """Match the tissue of each section, or plane, to the pooled distribution."""
     from n4flow.chain import lookup
+    from n4flow.distributions import HistogramFiles
     from n4flow.recipe import Recipe, save_correction
     from n4flow.sections import SectionTable
-    from n4flow.statistics import PlaneHistograms
 
     with step("MATCH_HISTOGRAMS", threads, json_file) as numbers:
-        counted = PlaneHistograms.concatenate([PlaneHistograms.load(part) for part in parts(histograms, HISTOGRAMS)])
+        counted = HistogramFiles(parts(histograms, HISTOGRAMS))
         table = SectionTable.coerce(section_argument(sections), counted.n_planes)
         previous = Recipe.load(recipe) if recipe else Recipe()
         correction = lookup(counted, previous, table, match, n_bins)

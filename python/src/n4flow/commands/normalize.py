@@ -23,13 +23,13 @@ def normalize(
     json_file: JsonFile = None,
 ) -> None:
     """Put agarose at 0 in every plane and divide the volume by its largest range."""
+    from n4flow.distributions import HistogramFiles
     from n4flow.normalize import estimate_plane_range
     from n4flow.recipe import save_correction
     from n4flow.sections import SectionTable
-    from n4flow.statistics import PlaneHistograms
 
     with step("NORMALIZE", threads, json_file) as numbers:
-        counted = PlaneHistograms.concatenate([PlaneHistograms.load(part) for part in parts(histograms, HISTOGRAMS)])
+        counted = HistogramFiles(parts(histograms, HISTOGRAMS))
         table = SectionTable.coerce(section_argument(sections), counted.n_planes)
         correction = estimate_plane_range(counted, table, percentile_max)
         save_correction(correction, out)

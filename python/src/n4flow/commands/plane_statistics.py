@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,13 +43,11 @@ def plane_statistics(
     from n4flow.volume import open_volume
 
     with step("PLANE_STATISTICS", threads, json_file) as numbers:
-        volume = open_volume(
-            image, channel=channel, voxel_um=voxel_size(voxel_um), allow_missing_chunks=allow_missing_chunks
-        )
-        start, stop = plane_range(planes, volume.shape[0])
-        tissue = TissueSource.load(
-            masks, open_mask(mask, volume, allow_missing_chunks=allow_missing_chunks) if mask else None, (start, stop)
-        )
+        start, stop = plane_range(planes)
+        read: dict[str, Any] = {"allow_missing_chunks": allow_missing_chunks, "planes": (start, stop)}
+        volume = open_volume(image, channel=channel, voxel_um=voxel_size(voxel_um), **read)
+        plane_range(planes, volume.shape[0])  # it has them
+        tissue = TissueSource.load(masks, open_mask(mask, volume, **read) if mask else None, (start, stop))
         before = Recipe.load(recipe) if recipe else Recipe()
         statistics_pass(volume, start, stop, recipe=before, tissue=tissue).save(out)
         numbers.update(planes=[start, stop])

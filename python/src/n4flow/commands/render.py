@@ -27,6 +27,7 @@ def render(
 ) -> None:
     """Apply a stored recipe to a volume, block by block."""
     from n4flow.parameters import voxel_size
+    from n4flow.plan import open_mask
     from n4flow.recipe import Recipe
     from n4flow.rendering import render as render_volume
     from n4flow.volume import open_volume
@@ -36,8 +37,10 @@ def render(
         volume = open_volume(
             image, channel=channel, voxel_um=voxel_size(voxel_um), allow_missing_chunks=allow_missing_chunks
         )
+        inside = mask or corrections.mask
+        tissue = open_mask(inside, volume, allow_missing_chunks=allow_missing_chunks) if inside else None
         written = render_volume(
-            volume, corrections, output, ome_zarr_version=ome_zarr_version, dtype=dtype, threads=threads, mask=mask
+            volume, corrections, output, ome_zarr_version=ome_zarr_version, dtype=dtype, threads=threads, mask=tissue
         )
         numbers.update(corrections=[correction.kind for correction in corrections], **written)
     typer.echo(f"{output}: {', '.join(numbers['corrections']) or 'no correction'}")

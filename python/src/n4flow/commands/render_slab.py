@@ -56,8 +56,9 @@ def render_slab(
     given |= {"ome_zarr_version": ome_zarr_version, "slab_planes": slab_planes, "shrink": shrink}
     with step("RENDER", threads, json_file) as numbers:
         tissue = TissueSource.load(masks)
-        plan = make_plan(image, resolve(given), sample, tissue.frame)
-        start, stop = plane_range(planes, plan.volume.shape[0])
+        start, stop = plane_range(planes)
+        plan = make_plan(image, resolve(given), sample, tissue.frame, (start, stop))
+        plane_range(planes, plan.volume.shape[0])  # it has them
         out.mkdir(parents=True, exist_ok=True)
         check_space(out, *store_needs((plan.layout, plan.mask_layout), start, stop))
         image_out, mask_out = create_stores(out, plan)

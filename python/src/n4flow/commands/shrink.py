@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -48,12 +48,12 @@ def shrink(
     from n4flow.volume import open_volume
 
     with step("SHRINK", threads, json_file) as numbers:
-        volume = open_volume(
-            image, channel=channel, voxel_um=voxel_size(voxel_um), allow_missing_chunks=allow_missing_chunks
-        )
-        start, stop = plane_range(planes, volume.shape[0])
+        start, stop = plane_range(planes)
+        read: dict[str, Any] = {"allow_missing_chunks": allow_missing_chunks, "planes": (start, stop)}
+        volume = open_volume(image, channel=channel, voxel_um=voxel_size(voxel_um), **read)
+        plane_range(planes, volume.shape[0])  # it has them
         before = Recipe.load(recipe) if recipe else Recipe()
-        given = open_mask(mask, volume, allow_missing_chunks=allow_missing_chunks) if mask else None
+        given = open_mask(mask, volume, **read) if mask else None
         place = Frame.read(frame, volume.shape) if frame else None
         shrunken, tissue = shrink_pass(volume, start, stop, factor, recipe=before, mask=given, frame=place)
         shrunken.save(out)

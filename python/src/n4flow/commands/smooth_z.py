@@ -21,12 +21,12 @@ def smooth_z(
 ) -> None:
     """Smooth the tissue profile along Z."""
     from n4flow.chain import plane_gain
+    from n4flow.distributions import HistogramFiles
     from n4flow.recipe import Recipe, save_correction
     from n4flow.sections import SectionTable
-    from n4flow.statistics import PlaneHistograms
 
     with step("SMOOTH_Z", threads, json_file) as numbers:
-        counted = PlaneHistograms.concatenate([PlaneHistograms.load(part) for part in parts(histograms, HISTOGRAMS)])
+        counted = HistogramFiles(parts(histograms, HISTOGRAMS))
         table = SectionTable.coerce(section_argument(sections), counted.n_planes)
         previous = Recipe.load(recipe) if recipe else Recipe()
         correction = plane_gain(counted, previous, table, sigma)

@@ -79,15 +79,17 @@ def parts(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def plane_range(text: str, n_planes: int) -> tuple[int, int]:
-    """Read 'start:stop' within a volume of `n_planes` planes."""
+def plane_range(text: str, n_planes: int | None = None) -> tuple[int, int]:
+    """Read 'start:stop', within a volume of `n_planes` planes where that is known."""
     start, _colon, stop = text.partition(":")
-    if not (start.isdigit() and stop.isdigit() and 0 <= int(start) < int(stop) <= n_planes):
-        msg = f"planes must be START:STOP within 0:{n_planes}, got {text!r}"
+    numbers = start.isdecimal() and stop.isdecimal() and int(start) < int(stop)
+    if not numbers or (n_planes is not None and int(stop) > n_planes):
+        within = "" if n_planes is None else f" within 0:{n_planes}"
+        msg = f"planes must be START:STOP{within}, got {text!r}"
         raise InputError(msg)
     return int(start), int(stop)
 
 
 def section_argument(text: str) -> int | str:
     """Return a count as a number, anything else as a path."""
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isdecimal() else text

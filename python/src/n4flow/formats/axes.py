@@ -61,8 +61,13 @@ class Selection:
         kept = [p for p in self.positions if p is not None]
         return kept == sorted(kept)
 
-    def touches(self, index: Sequence[int], grid: FileGrid) -> bool:
-        """Return whether the file at a position of the grid holds voxels of the chosen channel."""
+    def touches(self, index: Sequence[int], grid: FileGrid, planes: tuple[int, int] | None = None) -> bool:
+        """Return whether the file at a position of the grid holds voxels of the chosen channel, and of some planes."""
+        z = self.positions[0]
+        if planes is not None and z is not None:
+            first, last = index[z] * grid.file[z], (index[z] + 1) * grid.file[z]
+            if first >= planes[1] or last <= planes[0]:
+                return False
         return all(index[axis] == chosen // grid.file[axis] for axis, chosen in self.fixed)
 
 
@@ -118,7 +123,7 @@ def _channel(path: Path, count: int, channel: int | str | None, labels: Sequence
         raise InputError(msg)
     if isinstance(channel, str) and channel in labels:
         return list(labels).index(channel)
-    number = int(channel) if isinstance(channel, int | np.integer) or str(channel).isdigit() else -1
+    number = int(channel) if isinstance(channel, int | np.integer) or str(channel).isdecimal() else -1
     if not 0 <= number < count:
         msg = f"{path} has {count} channels{named}, got channel {channel}; choose 0 to {count - 1}"
         raise InputError(msg)

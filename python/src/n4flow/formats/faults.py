@@ -1,18 +1,57 @@
-"""Files of a Zarr array that are cut short, as far as they tell without being decoded."""
+"""Files of a Zarr array that are lost: absent, empty, or cut short as far as they tell without being decoded."""
 
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from n4flow.formats.chunks import batched
+from n4flow.formats.grid import FileGrid
 from n4flow.formats.shards import blosc_fault, plain_index, shard_fault
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 REPEATED = 1  # kind of a Zstandard block that holds one byte, whatever its size
 CRC32C = 4  # bytes behind a chunk with a checksum
+MOST_LOOKED_AT = 16  # files at a time: what takes time is to wait for the disks of a cluster
+TOGETHER = 64  # files that a thread looks at before it asks for more
+WAITING = 64 * MOST_LOOKED_AT * TOGETHER  # files whose positions are held
+
+Index = tuple[int, ...]
+Wanted = Callable[[Index], bool]
+
+
+def faulty_files(folder: Path, array: Any, wanted: Wanted | None = None) -> dict[Index, str]:
+    """Return position and fault of the files of a zarr array in a folder; of `wanted` positions, if given."""
+    grid, check = FileGrid.of(array), file_check(array)
+
+    def look(some: list[Index]) -> list[tuple[Index, str]]:
+        found = ((index, _fault(folder / grid.key(index), check)) for index in some)
+        return [(index, fault) for index, fault in found if fault]
+
+    faults: dict[Index, str] = {}
+    with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
+        for some in batched(filter(wanted, grid.indices()), WAITING):
+            parts = [some[start : start + TOGETHER] for start in range(0, len(some), TOGETHER)]
+            faults.update(chain.from_iterable(pool.map(look, parts)))
+    return faults
+
+
+def _fault(file: Path, check: Callable[[Path], str | None] | None) -> str | None:
+    try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return "is no file"
+        if not found.st_size:
+            return "is empty"
+        return check(file) if check is not None else None
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
 
 
 def file_check(array: Any) -> Callable[[Path], str | None] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,13 +52,8 @@ class FileGrid:
         return map(self.key, self.indices())
 
 
-def store_sizes(path: Path, inside: str) -> dict[str, int]:
-    """Return the size of every file of the array `inside` a store (a folder or a zip file), by key.
-
-    Reads directories, not files.
-    """
-    if path.is_dir():
-        return _sizes(path / inside, "")
+def zipped_sizes(path: Path, inside: str) -> dict[str, int]:
+    """Return the size of every file of the array `inside` a zip file, by key."""
     prefix = f"{inside}/" if inside else ""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -71,16 +65,3 @@ def listed(names: list[str], most: int = 5) -> str:
     """Return names for a message: the first few, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _sizes(folder: Path, prefix: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    if not folder.is_dir():
-        return found
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                found.update(_sizes(Path(entry.path), f"{prefix}{entry.name}/"))
-            else:
-                found[prefix + entry.name] = entry.stat().st_size
-    return found

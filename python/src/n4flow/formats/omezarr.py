@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from n4flow.errors import InputError, N4flowError
-from n4flow.formats.faults import file_check
-from n4flow.formats.grid import FileGrid, listed, store_sizes
+from n4flow.formats.faults import faulty_files
+from n4flow.formats.grid import FileGrid, listed
 from n4flow.formats.layout import AXES, LevelLayout, StoreLayout, expected_shards
 from n4flow.formats.planning import plan_layout
 from n4flow.formats.shards import CODEC, LEVEL, chunk_codec, disk_error
@@ -269,12 +269,8 @@ def _check_level(
 
 def _check_files(folder: Path, array: Any) -> None:
     """Look at every file of an array: there, and complete as its index or header tells."""
-    grid, sizes = FileGrid.of(array), store_sizes(folder, "")
-    keys = list(grid.keys())
-    faults = [f"{key} is missing" for key in keys if not sizes.get(key)]
-    check = file_check(array)
-    if not faults and check is not None:
-        faults = [f"{key} {fault}" for key in keys if (fault := check(folder / key))]
+    grid = FileGrid.of(array)
+    faults = [f"{grid.key(index)} {fault}" for index, fault in faulty_files(folder, array).items()]
     if faults:
         msg = f"{folder} has {len(faults)} faulty files: {listed(faults)}; write the store again"
         raise N4flowError(msg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from n4flow.formats.layout import StoreLayout
 
 Index = tuple[int, int, int]
+MOST_PICKS = 4096  # runs of voxels along an axis that are held: those of each chunk and level
 
 
 @dataclass
@@ -40,32 +42,36 @@ def picked(layout: StoreLayout, index: Index, inside: list[int], chunk: np.ndarr
     origin = [i * c for i, c in zip(index, layout.levels[0].chunks, strict=True)]
     pieces = []
     for number, level in enumerate(layout.levels[1:], start=1):
-        start, picks = [], []
         axes = zip(origin, inside, level.factors, level.shape, layout.shape, strict=True)
-        for first, extent, factor, samples, size in axes:
-            indices = np.arange(max(0, first // factor - 1), min(samples, (first + extent) // factor + 1))
-            voxels = np.minimum(factor * indices + factor // 2, size - 1)
-            held = (voxels >= first) & (voxels < first + extent)
-            start.append(indices[held][:1])
-            picks.append(voxels[held] - first)
-        if all(len(pick) for pick in picks):
+        starts, picks, counts = zip(*(_picks(*axis) for axis in axes), strict=True)
+        if all(counts):
             values: Any = chunk
             if constant:
-                values = np.broadcast_to(values[0, 0, 0], [len(pick) for pick in picks])
+                values = np.broadcast_to(values[0, 0, 0], counts)
             else:
                 for axis, pick in enumerate(picks):
-                    values = values[(slice(None),) * axis + (_run(pick),)]
+                    values = values[(slice(None),) * axis + (pick,)]
                 values = values.copy()  # also where whole planes are picked: the chunk's memory is used again
-            pieces.append(Piece(number, triple(first[0] for first in start), values))
+            pieces.append(Piece(number, triple(starts), values))
     return pieces
 
 
-def _run(picks: np.ndarray) -> Any:
-    """Return rising indices as a slice where they are equally far apart: that copies far faster."""
+@lru_cache(MOST_PICKS)
+def _picks(first: int, extent: int, factor: int, samples: int, size: int) -> tuple[int, Any, int]:
+    """Return what the voxels from `first` on give to an axis of a deeper level: where, which of them, how many.
+
+    Equally far apart, as nearly all are, they are a slice: that copies far faster.
+    """
+    indices = np.arange(max(0, first // factor - 1), min(samples, (first + extent) // factor + 1))
+    voxels = np.minimum(factor * indices + factor // 2, size - 1)
+    held = (voxels >= first) & (voxels < first + extent)
+    picks = voxels[held] - first
+    if not len(picks):
+        return 0, slice(0), 0
     steps = np.diff(picks)
-    if not len(steps):
-        return slice(int(picks[0]), int(picks[0]) + 1)
-    return slice(int(picks[0]), int(picks[-1]) + 1, int(steps[0])) if (steps == steps[0]).all() else picks
+    step = int(steps[0]) if len(steps) else 1
+    even = slice(int(picks[0]), int(picks[-1]) + 1, step)
+    return int(indices[held][0]), even if (steps == step).all() else picks, len(picks)
 
 
 def triple(values: Any) -> Index:

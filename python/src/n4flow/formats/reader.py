@@ -36,6 +36,8 @@ class Reader(ABC):
         Whether `read` returns views of an array that is kept.
     lead : int
         Rows of the first chunk that lie before the first row.
+    planes : (int, int) or None
+        All that may be read.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Reader(ABC):
     reason: str = ""
     borrowed: bool = False
     lead: int = 0
+    planes: tuple[int, int] | None = None
     _handle: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

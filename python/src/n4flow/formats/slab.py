@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -22,38 +21,17 @@ from typing import Any, Self
 import numpy as np
 
 from n4flow.errors import InputError, N4flowError
-from n4flow.formats.checksums import Checksums, chunk_checksum
+from n4flow.formats.checksums import Checksums
+from n4flow.formats.chunk_maker import Chunk, ChunkMaker, Done
 from n4flow.formats.layout import StoreLayout, expected_shards, file_key, level_slab
-from n4flow.formats.pyramid import Index, Piece, averaged, picked, triple
-from n4flow.formats.shards import Encoder, GrowingFile
-from n4flow.planes import available_threads, scratch, workers
+from n4flow.formats.pyramid import Index, Piece, triple
+from n4flow.formats.shards import GrowingFile
+from n4flow.planes import available_threads, workers
 
 TOGETHER = 4  # most chunks that are one task of a thread
 FEWEST_TASKS = 3  # that wait for each thread, so that none is idle
 
 Through = Callable[..., Iterator[np.ndarray]]  # (part of a block, at=(z, y, x)) -> runs of its planes, in order
-
-
-@dataclass
-class _Chunk:
-    """A chunk while its voxels arrive; `missing` voxels of those inside the array are still to come."""
-
-    level: int
-    index: Index
-    missing: int
-    values: np.ndarray | None = None
-
-
-@dataclass
-class _Done:
-    """What a thread made of a chunk: the bytes for its file, if it is complete, and pieces of deeper levels."""
-
-    chunk: _Chunk
-    payload: np.ndarray | None
-    pieces: list[Piece] = field(default_factory=list)
-    saturated: int = 0
-    undefined: int = 0
-    checksum: int = 0
 
 
 class SlabWriter:
@@ -103,19 +81,14 @@ class SlabWriter:
         self._path, self._layout = Path(path), layout
         self._planes = [level_slab(layout, level, z_start, z_stop) for level in range(len(layout.levels))]
         self._threads = threads or available_threads()
-        self._dtype = np.dtype(layout.dtype).newbyteorder("<")
-        limits = np.iinfo(self._dtype) if self._dtype.kind in "iu" else None
-        self._limits = (int(limits.min), int(limits.max)) if limits else (0, 0)
-        self._encoder = Encoder()
-        self._constant: dict[tuple[Any, ...], tuple[np.ndarray, int]] = {}
-        self._spare: deque[np.ndarray] = deque()  # of chunks of deeper levels that are done
-        self._open: dict[tuple[int, Index], _Chunk] = {}
+        self._maker = ChunkMaker(layout)
+        self._open: dict[tuple[int, Index], Chunk] = {}
         self._files: dict[str, GrowingFile] = {}
         self._awaited_files = len(expected_shards(layout, z_start, z_stop))
         self._seen: set[Index] = set()
         self._pool, self._own_pool = pool or workers(self._threads), pool is None
-        self._waiting: deque[Future[list[_Done]]] = deque()  # in the order of submission
-        self._following: deque[Callable[[], _Done]] = deque()  # chunks of deeper levels that are complete
+        self._waiting: deque[Future[list[Done]]] = deque()  # in the order of submission
+        self._following: deque[Callable[[], Done]] = deque()  # chunks of deeper levels that are complete
 
     def __enter__(self) -> Self:
         return self
@@ -222,7 +195,7 @@ class SlabWriter:
         self._files.clear()
         self._open.clear()
 
-    def _run(self, parts: Iterator[Callable[[], _Done]], together: int) -> None:
+    def _run(self, parts: Iterator[Callable[[], Done]], together: int) -> None:
         """Hand out `parts`, so many `together`, and what follows from them; results are taken in that order."""
         while True:
             # Handing out costs as much as a tenth of a chunk. The window bounds how many wait in memory.
@@ -240,7 +213,7 @@ class SlabWriter:
             for piece in self._take(done):
                 self._following.extend(self._parts(piece.level, piece.start, piece.values))
 
-    def _take(self, done: _Done) -> list[Piece]:
+    def _take(self, done: Done) -> list[Piece]:
         """Write the bytes of a complete chunk to its file; return the pieces of deeper levels."""
         if done.payload is not None:
             level, index = self._layout.levels[done.chunk.level], done.chunk.index
@@ -255,7 +228,7 @@ class SlabWriter:
             if file.append(triple(i % g for i, g in zip(index, grid, strict=True)), done.payload):
                 del self._files[key]
                 self._awaited_files -= 1
-            self._encoder.release(done.payload)
+            self._maker.release(done.payload)
         self.saturated += done.saturated
         self.undefined += done.undefined
         return done.pieces
@@ -269,7 +242,7 @@ class SlabWriter:
 
     def _parts(
         self, level: int, start: Index, values: Any, through: Through | None = None
-    ) -> Iterator[Callable[[], _Done]]:
+    ) -> Iterator[Callable[[], Done]]:
         """Yield one task per chunk of `level` that `values`, whose first voxel lies at `start`, takes part in."""
         layout = self._layout.levels[level]
         first = [a // c for a, c in zip(start, layout.chunks, strict=True)]
@@ -287,7 +260,7 @@ class SlabWriter:
                 if level == 0 and index in self._seen:
                     msg = f"voxels of chunk {index} were written twice; write each block of a slab once"
                     raise N4flowError(msg)
-                chunk = self._open[level, index] = _Chunk(level, index, math.prod(inside))
+                chunk = self._open[level, index] = Chunk(level, index, math.prod(inside))
             chunk.missing -= math.prod(b - a for a, b in zip(low, high, strict=True))
             if chunk.missing < 0:
                 msg = f"voxels of chunk {index} were written twice; write each block of a slab once"
@@ -300,106 +273,14 @@ class SlabWriter:
             if level > 0:
                 # Pieces of several chunks meet in one, so they are put in place here and not by the threads.
                 if chunk.values is None:
-                    chunk.values = self._room(layout.chunks, values.dtype, inside)
+                    chunk.values = self._maker.room(layout.chunks, values.dtype, inside)
                 chunk.values[target] = values[source]
                 if complete:
-                    yield partial(self._finish, chunk, inside)
+                    yield partial(self._maker.finish, chunk, inside)
             else:
-                fill = partial(self._fill, chunk, values, source, target, inside, complete=complete)
+                fill = partial(self._maker.fill, chunk, values, source, target, inside, complete=complete)
                 yield fill if through is None else partial(fill, through=partial(through, at=triple(low)))
 
-    def _room(self, shape: Index, dtype: np.dtype, inside: list[int]) -> np.ndarray:
-        """Return room for a chunk of a deeper level, that of one before where there is such; 0 where nothing comes."""
-        values = self._spare.pop() if self._spare else None
-        if values is None or values.shape != shape:
-            values = np.empty(shape, dtype)
-        if tuple(inside) != shape:
-            values[...] = 0
-        return values
 
-    def _fill(
-        self,
-        chunk: _Chunk,
-        block: Any,
-        source: tuple[slice, ...],
-        target: tuple[slice, ...],
-        inside: list[int],
-        *,
-        complete: bool,
-        through: Callable[[np.ndarray], Iterator[np.ndarray]] | None = None,
-    ) -> _Done:
-        """Cast voxels into a chunk of level 0. One `write` has one part per chunk, so no two threads share one."""
-        values = np.asarray(block[source])
-        if chunk.values is None:
-            shape = self._layout.levels[0].chunks
-            # a chunk that is filled here at once lies in a buffer of this thread
-            covered = values.shape == shape
-            chunk.values = scratch("chunk", shape, self._dtype) if covered else np.zeros(shape, self._dtype)
-        out, done, planes = chunk.values[target], _Done(chunk, None), 0
-        for part in (values,) if through is None else through(values):
-            saturated, undefined = self._cast(part, out[planes : planes + len(part)])
-            planes += len(part)
-            done.saturated += saturated
-            done.undefined += undefined
-        if complete:
-            done = replace(self._finish(chunk, inside), saturated=done.saturated, undefined=done.undefined)
-        return done
-
-    def _cast(self, values: np.ndarray, out: np.ndarray) -> tuple[int, int]:
-        """Write values in the type of the store; return how many were saturated and how many undefined."""
-        if not values.dtype.isnative or values.dtype == np.float16:
-            values = values.astype(np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("="))
-        if self._dtype.kind == "f" or np.can_cast(values.dtype, self._dtype):
-            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
-                out[...] = values
-            return 0, 0
-        from n4flow.formats.kernels import cast_to_integers
-
-        # float32 holds the limits of short integers exactly
-        exact = np.float32 if values.dtype == np.float32 and self._dtype.itemsize <= 2 else np.float64
-        found = cast_to_integers(values, out, exact(self._limits[0]), exact(self._limits[1]))
-        return int(found[0]), int(found[1])
-
-    def _finish(self, chunk: _Chunk, inside: list[int]) -> _Done:
-        """Compress a complete chunk and make what it gives to deeper levels."""
-        values = chunk.values
-        assert values is not None
-        if values.dtype != self._dtype:
-            cast = (np.rint(values) if self._dtype.kind in "iu" else values).astype(self._dtype)
-        else:
-            cast = values
-        constant = _one_value(cast)
-        if chunk.level == 0 and self._layout.kind == "labels":
-            pieces = picked(self._layout, chunk.index, inside, values, constant=constant is not None)
-        elif chunk.level + 1 < len(self._layout.levels) and self._layout.kind == "image":
-            pieces = [averaged(self._layout, chunk.level, chunk.index, inside, values)]
-        else:
-            pieces = []
-        payload, checksum = self._encoded(cast, inside, constant)
-        if chunk.level > 0:
-            self._spare.append(values)
-        chunk.values = None
-        return _Done(chunk, payload, pieces, checksum=checksum)
-
-    def _encoded(self, values: np.ndarray, inside: list[int], constant: bytes | None) -> tuple[np.ndarray, int]:
-        """Return the bytes of a chunk and its checksum; those of chunks of one value, as masks have many, are kept."""
-        if constant is None:
-            return self._encoder.encode(values), chunk_checksum(values, inside)
-        name = (constant, values.shape, *inside)
-        if name not in self._constant:
-            payload = self._encoder.encode(values).copy()
-            payload.flags.writeable = False  # it is not to be released
-            self._constant[name] = payload, chunk_checksum(values, inside)
-        return self._constant[name]
-
-
-def _done(tasks: list[Callable[[], _Done]]) -> list[_Done]:
+def _done(tasks: list[Callable[[], Done]]) -> list[Done]:
     return [task() for task in tasks]
-
-
-def _one_value(values: np.ndarray) -> bytes | None:
-    """Return the bytes of the one value that all voxels of a chunk have, or None."""
-    bits = values.view(f"u{values.itemsize}")
-    if bits.flat[0] != bits.flat[-1] or bits.min() != bits.max():
-        return None
-    return bytes(bits.flat[0].tobytes())

@@ -6,8 +6,8 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,15 +15,13 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.formats.axes import select, spacing
-from n4flow.formats.chunks import BloscChunks, batched
-from n4flow.formats.faults import file_check
-from n4flow.formats.grid import FileGrid, listed, store_sizes
+from n4flow.formats.chunks import BloscChunks
+from n4flow.formats.faults import Wanted, faulty_files
+from n4flow.formats.grid import FileGrid, listed, zipped_sizes
 from n4flow.formats.reader import Reader, check_dtype
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 ZIPPED = (".zip", ".ozx")
-MOST_LOOKED_AT = 16  # files at a time
-WAITING = 4096  # files that are handed out together
 
 
 def is_zarr(path: Path) -> bool:
@@ -45,6 +43,8 @@ class ZarrReader(Reader):
         Index or label; needed where there are several.
     allow_missing_chunks : bool
         Read absent and damaged files as 0 (invalid voxels) instead of refusing the store.
+    planes : (int, int), optional
+        What will be read: only its files are looked at.
 
     Raises
     ------
@@ -53,9 +53,15 @@ class ZarrReader(Reader):
     """
 
     def __init__(
-        self, path: Path, level: int = 0, channel: int | str | None = None, *, allow_missing_chunks: bool = False
+        self,
+        path: Path,
+        level: int = 0,
+        channel: int | str | None = None,
+        *,
+        allow_missing_chunks: bool = False,
+        planes: tuple[int, int] | None = None,
     ) -> None:
-        self.path = path
+        self.path, self.planes = path, planes
         node = open_node(path)
         array, described = find_level(path, node, level)
         self._array_path = array.path
@@ -81,10 +87,9 @@ class ZarrReader(Reader):
         self._chunks = BloscChunks.of(path, array) if not self._faulty else None
 
     def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:
-        """Return the positions of files of the chosen channel that are absent or damaged, or refuse them."""
-        grid = FileGrid.of(array)
-        faults = faulty_files(self.path, array)
-        faults = {index: key for index, key in faults.items() if self._select.touches(index, grid)}
+        """Return the positions of files of the chosen channel and planes that are absent or damaged, or refuse them."""
+        wanted = partial(self._select.touches, grid=FileGrid.of(array), planes=self.planes)
+        faults = lost_files(self.path, array, wanted)
         if faults and not allow_missing_chunks:
             msg = (
                 f"{self.path} lacks {len(faults)} files, or they are cut short: {listed(list(faults.values()))}; "
@@ -98,9 +103,17 @@ class ZarrReader(Reader):
             self.metadata["missing_planes"] = [[z * depth, min((z + 1) * depth, self.shape[0])] for z in places]
         return frozenset(faults)
 
+    def _box(self, z: slice, y: slice, x: slice) -> tuple[slice, ...]:
+        """Return a box along all axes of the array; what was not looked at would be read as if it were whole."""
+        low, high = self.planes or (z.start, z.stop)
+        if not low <= z.start <= z.stop <= high:
+            msg = f"planes {z.start} to {z.stop} of {self.path} are read, and it was opened for {low} to {high}"
+            raise InputError(msg)
+        return self._select.box(z, y, x)
+
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
-        box = self._select.box(z, y, x)
+        box = self._box(z, y, x)
         if self._chunks is not None:
             values: Any = np.empty([s.stop - s.start for s in box], self.dtype)
             with self._complaining(z):
@@ -113,7 +126,7 @@ class ZarrReader(Reader):
 
     def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
         """Read a box into `out`; decoded in place, where the array's axes allow it."""
-        box = self._select.box(z, y, x)
+        box = self._box(z, y, x)
         if self._faulty or not self._select.in_order or not out.flags.c_contiguous:
             super().read_into(out, z, y, x)
             return
@@ -137,7 +150,7 @@ class ZarrReader(Reader):
         """Have the system read a box ahead."""
         if self._chunks is not None:
             with self._complaining(z):
-                self._chunks.expect(self._select.box(z, y, x))
+                self._chunks.expect(self._box(z, y, x))
 
     @property
     def _array(self) -> Any:
@@ -173,21 +186,16 @@ class ZarrReader(Reader):
         return out
 
 
-def faulty_files(path: Path, array: Any) -> dict[tuple[int, ...], str]:
-    """Return position and key of the files of an array that are absent, empty, or cut short as far as they tell."""
+def lost_files(path: Path, array: Any, wanted: Wanted | None = None) -> dict[tuple[int, ...], str]:
+    """Return position and key of the files of an array that are absent, empty, or cut short as far as they tell.
+
+    Only `wanted` positions are looked at, all of them without it.
+    """
     grid = FileGrid.of(array)
-    sizes = store_sizes(path, array.path)
-    faults = {index: grid.key(index) for index in grid.indices() if not sizes.get(grid.key(index))}
-    check = file_check(array) if path.is_dir() else None
-    if check is None:
-        return faults
-    there = (index for index in grid.indices() if index not in faults)
-    lost: dict[tuple[int, ...], str] = {}
-    with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:  # what takes time is to wait for the disks of a cluster
-        for some in batched(there, WAITING):
-            found = pool.map(lambda index: check(path / array.path / grid.key(index)), some)
-            lost |= {index: grid.key(index) for index, fault in zip(some, found, strict=True) if fault}
-    return dict(sorted((faults | lost).items()))
+    if path.is_dir():
+        return {index: grid.key(index) for index in faulty_files(path / array.path, array, wanted)}
+    sizes = zipped_sizes(path, array.path)
+    return {index: key for index in filter(wanted, grid.indices()) if not sizes.get(key := grid.key(index))}
 
 
 def open_node(path: Path, inside: str | None = None) -> Any:
@@ -333,7 +341,7 @@ def _only_child(path: Path, group: Any, ome: Mapping[str, Any]) -> Any:
     """Return the one image of a collection without multiscales of its own, such as bioformats2raw writes."""
     import zarr
 
-    series: Sequence[str] = ome.get("series") or [name for name in sorted(group.group_keys()) if name.isdigit()]
+    series: Sequence[str] = ome.get("series") or [name for name in sorted(group.group_keys()) if name.isdecimal()]
     if "plate" not in ome and len(series) == 1:
         child = group[series[0]]
         attributes: dict[str, Any] = dict(child.attrs)

@@ -21,3 +21,11 @@ def limit_arenas() -> None:
         limit = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc; others have no arenas
         if limit is not None:
             limit(M_ARENA_MAX, max(2, len(os.sched_getaffinity(0))))
+
+
+def give_back() -> None:
+    """Return memory that was freed to the system: the C library keeps it, and what comes next would lie on top."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,128 @@
+"""Files of arrays with pieces behind them, each of which was compressed apart and is read alone.
+
+What lies between the stages grows with the planes of a volume: whoever works through it opens such a file of each slab,
+holds the few numbers at its head, and reads a plane when its turn comes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+
+FORMAT = 1  # of such files, and of what is in them: a run that is resumed may meet those of another version
+LEVEL = 5  # of LZ4: half the time of zstd, for files that are a twentieth larger
+MEMBER = "pieces.npy"
+
+
+def codec(*, small: bool = False) -> Any:
+    """Return what compresses pieces; it refuses what is empty, which needs no piece.
+
+    Parameters
+    ----------
+    small : bool
+        Of whole numbers with noise in their lowest bits alone: bits are shuffled, not bytes, which is a tenth less for
+        the sums of a speckled volume.
+    """
+    from numcodecs import Blosc  # type: ignore[import-untyped]
+
+    return Blosc("lz4", LEVEL, Blosc.BITSHUFFLE if small else Blosc.SHUFFLE)
+
+
+def write_pieces(path: str | Path, arrays: Mapping[str, np.ndarray], pieces: Sequence[bytes]) -> None:
+    """Write an .npz file with `arrays` and, behind them, `pieces`, for a `PieceFile`.
+
+    Parameters
+    ----------
+    path : path
+    arrays : mapping of arrays
+        The head.
+    pieces : sequence of bytes
+    """
+    ends, sums = np.cumsum([0, *map(len, pieces)]), np.array([_checksum(piece) for piece in pieces], np.uint32)
+    with Path(path).open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays, format=np.array(FORMAT), ends=ends, checksums=sums)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (int(ends[-1]),)}
+    with zipfile.ZipFile(path, "a") as archive, archive.open(MEMBER, "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        member.writelines(pieces)
+
+
+class PieceFile:
+    """A file that `write_pieces` made.
+
+    Parameters
+    ----------
+    path : path
+
+    Attributes
+    ----------
+    head : dict of arrays
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or of another version of n4flow.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as stream, np.load(stream) as data:
+                self.head = {name: data[name] for name in data.files if f"{name}.npy" != MEMBER}
+            known = int(self.head.pop("format", 0)) == FORMAT
+            if known:
+                self._ends = (self.head.pop("ends") + _offset(self.path)).tolist()
+                self._checksums = self.head.pop("checksums").tolist()
+        except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, KeyError, EOFError) as error:
+            raise InputError(self._said(f"is damaged ({error})")) from error
+        if not known:
+            raise InputError(self._said("was not written by this version of n4flow"))
+
+    def __len__(self) -> int:
+        return len(self._checksums)
+
+    def read(self, start: int, stop: int) -> list[bytes]:
+        """Return pieces `start` to `stop`.
+
+        Raises
+        ------
+        InputError
+            They are not what was written.
+        """
+        ends = self._ends[start : stop + 1]
+        with self.path.open("rb") as stream:
+            stream.seek(ends[0])
+            pieces = [stream.read(last - first) for first, last in itertools.pairwise(ends)]
+        for number, piece in enumerate(pieces, start):
+            if _checksum(piece) != self._checksums[number]:
+                raise InputError(self._said(f"is damaged (piece {number} of {len(self)})"))
+        return pieces
+
+    def _said(self, what: str) -> str:
+        return f"{self.path} {what}; delete it, and let the stage that writes it run again"
+
+
+def _checksum(piece: bytes) -> int:
+    import google_crc32c
+
+    return int(google_crc32c.value(piece))
+
+
+def _offset(path: Path) -> int:
+    """Return where in a file the first piece begins."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        stream.seek(archive.getinfo(MEMBER).header_offset + 26)  # behind which a member tells the length of its name
+        stream.seek(sum(struct.unpack("<HH", stream.read(4))), os.SEEK_CUR)
+        np.lib.format.read_magic(stream)
+        np.lib.format.read_array_header_1_0(stream)
+        return stream.tell()
