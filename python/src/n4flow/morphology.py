@@ -163,7 +163,7 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int) -> Any:
     most = reach + 1e-6
     if isinstance(mask, PackedMask):
         return _close_packed(mask, edges, most)
-    if isinstance(mask, np.ndarray):
+    if array_module(mask) is np:
         return _close_packed(PackedMask.of(mask), edges, most)[:]
     xp = array_module(mask)
     edges = xp.asarray(edges)
