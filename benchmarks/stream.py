@@ -21,7 +21,9 @@ On a machine that others use too, the ratios of CPU seconds say more than those 
 * peers: what a stage costs that reads the volume and writes it again by Zarr's own pipeline. A chain of them has
   five: bias field, normalisation, matching, smoothing along Z, and the pyramid.
 
-`--linked` makes the files of the longer volume links to those of the phantom: it then takes the room of 32 planes.
+`--codec zstd` has the input compressed by zstd, as other tools do, and its copy too: a copy of the same store. RENDER
+writes what it always does. `--linked` makes the files of the longer volume links to those of the phantom: it then takes
+the room of 32 planes.
 `--cold` drops the files from the page cache before each measurement, as a volume larger than memory would be.
 """
 
@@ -83,6 +85,15 @@ def write_input(path: Path, planes: int, side: int) -> None:
         few.with_name(few.name.removesuffix(".ome.zarr") + ".sections.tsv").unlink()
         return
     _copy(path, (planes, side, side), "uint16", partial(_noisy_rows, side=side, rng=np.random.default_rng(0)))
+
+
+def compress_by(codec: str) -> None:
+    """Have this process write chunks as n4flow does (`lz4`), or by `zstd`, level 3, with bit shuffle."""
+    from n4flow.formats import omezarr, shards
+
+    if codec == "zstd":
+        for module in cast(list[Any], [omezarr, shards]):
+            module.CODEC, module.LEVEL = codec, 3
 
 
 def _noisy_rows(z: int, y: int, rows: int, *, side: int, rng: np.random.Generator) -> np.ndarray:
@@ -326,7 +337,7 @@ def _counter() -> Callable[[np.ndarray, np.ndarray], None]:
     return count
 
 
-def measure(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]:
+def measure(name: str, store: Path, work: Path, *, cold: bool, codec: str) -> dict[str, Any]:
     """Time one pass in this process, which is set up as n4flow's commands are; return seconds and peak memory."""
     from n4flow.arenas import limit_arenas
 
@@ -338,6 +349,8 @@ def measure(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]
     os.sync()
     if cold:
         drop(store)
+    if name.startswith("copy"):
+        compress_by(codec)
     started, cpu = time.perf_counter(), time.process_time()
     stages = job.call(name)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -392,10 +405,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_process(name: str, store: Path, work: Path, *, cold: bool) -> dict[str, Any]:
+def in_process(name: str, store: Path, work: Path, *, cold: bool, codec: str) -> dict[str, Any]:
     """Run one measurement in a process of its own."""
     command = [sys.executable, __file__, "--measure", name, "--store", str(store), "--work", str(work)]
-    done = subprocess.run([*command, *(["--cold"] if cold else [])], capture_output=True, text=True, check=False)
+    command += ["--codec", codec, *(["--cold"] if cold else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -407,12 +421,14 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     root = Path(arguments.work)
     root.mkdir(parents=True, exist_ok=True)
     kept = PERIOD if arguments.linked else max(arguments.planes)
-    longest, more = root / f"volume_{kept}_{arguments.side}.ome.zarr", link if arguments.linked else repeat
+    longest = root / f"volume_{kept}_{arguments.side}_{arguments.codec}.ome.zarr"
+    more = link if arguments.linked else repeat
+    compress_by(arguments.codec)
     if not longest.exists():
         write_input(longest, kept, arguments.side)
     volumes = []
     for planes in sorted(arguments.planes):
-        store = root / f"volume_{planes}_{arguments.side}.ome.zarr"
+        store = root / f"volume_{planes}_{arguments.side}_{arguments.codec}.ome.zarr"
         if not store.exists():
             more(longest, store, planes)
         volumes.append(one_volume(store, root / f"work_{planes}", arguments))
@@ -426,14 +442,16 @@ def one_volume(store: Path, work: Path, arguments: argparse.Namespace) -> dict[s
     shutil.rmtree(work, ignore_errors=True)
     shape = json.loads((store / "0" / "zarr.json").read_text())["shape"]
     stored = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
-    prepared = in_process("prepare", store, work, cold=False) if arguments.passes else {"bytes": None}
+    options = {"cold": arguments.cold, "codec": arguments.codec}
+    prepared = in_process("prepare", store, work, **options) if arguments.passes else {"bytes": None}
     rounds: list[dict[str, dict[str, Any]]] = []
     for _round in range(arguments.repeats if arguments.passes else 0):
-        rounds.append({name: in_process(name, store, work, cold=arguments.cold) for name in arguments.passes})
+        rounds.append({name: in_process(name, store, work, **options) for name in arguments.passes})
         print(shape[0], {k: round(v["seconds"], 2) for k, v in rounds[-1].items()}, file=sys.stderr, flush=True)
     gigavoxels = float(np.prod(shape)) / 1e9
     found: dict[str, Any] = {
         "shape": shape,
+        "codec": arguments.codec,
         "gigavoxels": gigavoxels,
         "stored_bytes": stored,
         "raw_bytes": int(2 * np.prod(shape)),
@@ -441,7 +459,7 @@ def one_volume(store: Path, work: Path, arguments: argparse.Namespace) -> dict[s
         "passes": {name: _summary(rounds, name, gigavoxels) for name in arguments.passes},
     }
     if arguments.chain:
-        chain = in_process("chain", store, work, cold=arguments.cold)
+        chain = in_process("chain", store, work, **options)
         found["chain"] = {**chain, "seconds_per_gigavoxel": chain["seconds"] / gigavoxels}
         if rounds and {"read", "copy"} <= set(arguments.passes):
             least = statistics.median(2 * one["read"]["seconds"] + one["copy"]["seconds"] for one in rounds)
@@ -473,7 +491,7 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---:|---|---:|---:|---:|---:|",
     ]
     for volume in results["volumes"]:
-        where = f"{volume['shape'][0]} x {volume['shape'][1]}"
+        where = f"{volume['shape'][0]} x {volume['shape'][1]}{', zstd' if volume['codec'] == 'zstd' else ''}"
         for name, found in volume["passes"].items():
             ratios = [f"{found[key]:.2f}" if key in found else "" for key in ("ratio", "cpu_ratio")]
             wall, cpu = (f"{found[key]:.2f}" for key in ("seconds_per_gigavoxel", "cpu_seconds_per_gigavoxel"))
@@ -500,6 +518,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--passes", nargs="*", choices=PASSES, default=list(PASSES))
     parser.add_argument("--chain", action=argparse.BooleanOptionalAction, default=True, help="the whole chain too")
+    parser.add_argument("--codec", choices=("lz4", "zstd"), default="lz4", help="of the input and its copy")
     parser.add_argument("--linked", action="store_true", help="make long volumes of links to one short one")
     parser.add_argument("--cold", action="store_true", help="drop the input from the page cache before each pass")
     parser.add_argument("--work", default="bench-stream", help="folder for the volumes; the longest one is kept")
@@ -510,7 +529,8 @@ def main() -> None:
     parser.add_argument("--store", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        result = measure(arguments.measure, Path(arguments.store), Path(arguments.work), cold=arguments.cold)
+        places = Path(arguments.store), Path(arguments.work)
+        result = measure(arguments.measure, *places, cold=arguments.cold, codec=arguments.codec)
         print(json.dumps(result))
         return
     if arguments.table:
@@ -518,9 +538,12 @@ def main() -> None:
         return
     results = benchmark(arguments)
     if arguments.add and Path(arguments.out).exists():
-        shapes = [volume["shape"] for volume in results["volumes"]]
+        measured = [(volume["shape"], volume["codec"]) for volume in results["volumes"]]
         held = json.loads(Path(arguments.out).read_text(encoding="utf-8"))["volumes"]
-        results["volumes"] = [*(volume for volume in held if volume["shape"] not in shapes), *results["volumes"]]
+        results["volumes"] = [
+            *(volume for volume in held if (volume["shape"], volume["codec"]) not in measured),
+            *results["volumes"],
+        ]
     text = json.dumps(results, indent=1)
     if arguments.out:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)

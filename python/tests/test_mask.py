@@ -12,7 +12,7 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
 from n4flow import morphology, smoothed_sections
-from n4flow.agarose import agarose_levels, get_agarose_mask
+from n4flow.agarose import agarose_levels, get_agarose_mask, projection
 from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.mask import compute_tissue_mask, expand_mask, otsu_mask, tissue_mask_with_levels
 from n4flow.morphology import Norms, close_along_z, close_plane, smooth_planes, smooth_valid
@@ -279,8 +279,9 @@ def test_masks_do_not_depend_on_runs_files_or_packing(tmp_path, monkeypatch, dar
             np.testing.assert_array_equal(found.mask[4], expected.mask[4])
             assert found.thresholds == expected.thresholds
             assert found.mask.mean() == expected.mask.mean()
-    np.testing.assert_array_equal(get_agarose_mask(files)[0], agarose)
-    assert get_agarose_mask(files)[1] == threshold
+    for source in (shrunken, files):
+        np.testing.assert_array_equal(get_agarose_mask(source)[0], agarose)
+        assert get_agarose_mask(source)[1] == threshold
     assert agarose_levels(files, agarose, table, found.mask) == agarose_levels(shrunken, agarose, table, expected.mask)
 
 
@@ -410,8 +411,8 @@ def test_otsu_mask_of_nothing_is_empty() -> None:
 def test_agarose_is_the_dark_side_of_the_projection() -> None:
     volume, tissue = brain()
     agarose, threshold = get_agarose_mask(volume)
-    projection = ndimage.gaussian_filter(volume.mean(axis=0), 1.0)
-    assert abs(threshold - threshold_otsu(projection)) < 0.02 * np.ptp(projection)
+    smooth = ndimage.gaussian_filter(volume.mean(axis=0), 1.0)
+    assert abs(threshold - threshold_otsu(smooth)) < 0.02 * np.ptp(smooth)
     assert agarose.shape == volume.shape[1:]
     assert (agarose & ~tissue[0]).sum() > 0.97 * (~tissue[0]).sum()
     assert not (agarose & ndimage.binary_erosion(tissue[0], iterations=2)).any()
@@ -423,6 +424,22 @@ def test_partial_padding_counts_for_nothing_in_the_projection() -> None:
     volume[::2, :, :40] = 0  # half of the planes are padded there, tissue too
     found, _threshold = get_agarose_mask(volume)
     assert dice(found, expected) > 0.98
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int16", ">u2"])
+def test_the_projection_is_numpys_mean_of_valid_voxels(dtype: str) -> None:
+    rng = np.random.default_rng(4)
+    volume = np.round(rng.normal(0, 9, (35, 131, 40))).astype(dtype)  # runs of planes and of rows; many exact zeros
+    volume[:, 5] = 0
+    if volume.dtype.kind == "f":
+        volume[rng.random(volume.shape) < 0.2] = np.nan
+        volume[3, 7] = np.inf
+    wide = volume.astype(np.float64)
+    wide[~np.isfinite(wide) | (wide == 0)] = np.nan
+    expected = np.zeros(wide.shape[1:])
+    some = np.isfinite(wide).any(axis=0)
+    expected[some] = np.nanmean(wide[:, some], axis=0)
+    np.testing.assert_allclose(projection(volume), expected, rtol=1e-12, atol=1e-12)  # NumPy adds in another order
 
 
 @pytest.mark.parametrize("kind", ["constant", "empty", "noise"])

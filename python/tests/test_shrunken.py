@@ -97,6 +97,20 @@ def test_shares_take_few_bits(tmp_path, monkeypatch) -> None:
     assert floats > 1.5 * counts
 
 
+def test_planes_without_a_lost_voxel_lie_beside_others(tmp_path) -> None:
+    volume = np.random.default_rng(0).integers(1, 1 << 16, (3, 50, 61), dtype=np.uint16)
+    shrink_planes(volume, 3).save(tmp_path / "whole.npz")
+    volume[1, 4, 60] = 0  # in a smaller block at the end
+    shrunken = shrink_planes(volume, 3)
+    shrunken.save(tmp_path / "slab.npz")
+    for z in range(3):
+        part = ShrunkenFiles([tmp_path / "slab.npz"]).part(z, z + 1)
+        assert same_bits(part.valid, shrunken.valid[z : z + 1])
+        assert same_bits(part.mean, shrunken.mean[z : z + 1])
+        assert (part.valid < 1).sum() == (z == 1)
+    assert (tmp_path / "whole.npz").stat().st_size < (tmp_path / "slab.npz").stat().st_size
+
+
 def test_slabs_of_two_volumes_are_refused(tmp_path) -> None:
     for name, k in (("0.npz", 2), ("1.npz", 3)):
         shrink_planes(np.ones((1, 12, 12), np.uint8), k).save(tmp_path / name)

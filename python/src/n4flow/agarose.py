@@ -13,10 +13,12 @@ from n4flow.levels import SOURCES, fill_levels, has_evidence
 from n4flow.morphology import smooth_valid
 from n4flow.otsu import Scale, choose_scale, otsu_split
 from n4flow.packed import PackedMask
-from n4flow.planes import as_block
+from n4flow.planes import as_block, run_tasks
 from n4flow.sections import SectionTable
-from n4flow.shrunken import Shrunken, ShrunkenFiles, runs
+from n4flow.shrunken import Shrunken, ShrunkenFiles, ShrunkenVolume, runs
 from n4flow.statistics import plane_histograms
+
+STRIP = 64  # rows whose sums stay in a thread's cache while the planes go by
 
 
 def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float]:
@@ -28,8 +30,8 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
 
     Parameters
     ----------
-    vol : (Z, Y, X) array or ShrunkenFiles
-        NumPy or CuPy, any real type. Of a shrunken volume in files, the means.
+    vol : (Z, Y, X) array, ShrunkenVolume or ShrunkenFiles
+        NumPy or CuPy, any real type. Of a shrunken volume, the means.
     smoothing_sigma : float
         Sigma of the Gaussian, voxels.
 
@@ -39,19 +41,8 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
     threshold : float
         In the intensity unit of `vol`.
     """
-    if isinstance(vol, ShrunkenFiles):
-        xp, read = np, lambda start, stop: vol.part(start, stop).mean
-    else:
-        vol = as_block(vol)
-        xp, read = array_module(vol), lambda start, stop: vol[start:stop]
-    total = xp.zeros(vol.shape[1:], xp.float64)
-    count = xp.zeros(vol.shape[1:], xp.int64)
-    for start, stop in runs(0, vol.shape[0]):
-        for plane in read(start, stop):
-            valid = xp.isfinite(plane) & (plane != 0)
-            total += xp.where(valid, plane, 0)
-            count += valid
-    mean = xp.where(count > 0, total / xp.maximum(count, 1), 0)
+    mean = projection(vol if isinstance(vol, (ShrunkenVolume, ShrunkenFiles)) else as_block(vol))
+    xp = array_module(mean)
     scale = Scale()
     smooth = smooth_valid(mean, (smoothing_sigma, smoothing_sigma))
     pairs = plane_histograms(smooth[None]).pairs(0)
@@ -66,6 +57,38 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
         warnings.warn(msg, N4flowWarning, stacklevel=2)
         return xp.zeros(smooth.shape, bool), threshold
     return (smooth < split.threshold) & (smooth != 0), threshold
+
+
+def projection(vol: Any) -> Any:
+    """Return the mean along Z of the valid voxels of a (Z, Y, X) array or shrunken volume; 0 where there are none.
+
+    It is float64 (Y, X), and lies where the array does.
+    """
+    shrunken = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
+    xp = np if shrunken else array_module(vol)
+    total, count = xp.zeros(vol.shape[1:], xp.float64), xp.zeros(vol.shape[1:], xp.int64)
+    for start, stop in runs(0, vol.shape[0]):
+        planes = vol.part(start, stop).mean if shrunken else vol[start:stop]
+        if xp is np:
+            _add_valid(planes, total, count)
+            continue
+        for plane in planes:
+            valid = xp.isfinite(plane) & (plane != 0)
+            total += xp.where(valid, plane, 0)
+            count += valid
+    return xp.where(count > 0, total / xp.maximum(count, 1), 0)
+
+
+def _add_valid(planes: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
+    """Add the valid voxels of (z, Y, X) planes to their sum and number, plane after plane."""
+    from n4flow import tissue_kernels
+
+    planes = planes if planes.dtype == np.float32 else planes.astype(np.float64)
+
+    def add(rows: slice) -> None:
+        tissue_kernels.add_valid(planes[:, rows], total[rows], count[rows])
+
+    run_tasks(add, [slice(start, stop) for start, stop in runs(0, len(total), STRIP)])
 
 
 def agarose_levels(

@@ -65,10 +65,11 @@ class Pool:
         """Add (value, count) pairs, finite float32 and whole numbers."""
         if not len(values):
             return
+        from n4flow import kernels
+
         index = bin_index(values) + N_BINS
         self._first, self._stop = min(self._first, int(index.min())), max(self._stop, int(index.max()) + 1)
-        np.add.at(self._total, index, counts)
-        np.add.at(self._moment, index, np.asarray(counts, np.float64) * values)
+        kernels.add_pairs(index, values, counts, self._total, self._moment)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return sorted values (bin means, float32) and counts (int64)."""

@@ -224,6 +224,14 @@ def add_pieces(bins: Any, counts: Any, sums: Any, first: int, span: int) -> tupl
 
 
 @njit(nogil=True, cache=True)
+def add_pairs(index: Any, values: Any, counts: Any, total: Any, moment: Any) -> None:
+    """Add counts, and counts times values, to the bins at `index`, in order."""
+    for i in range(index.size):
+        total[index[i]] += np.float64(counts[i])
+        moment[index[i]] += np.float64(counts[i]) * np.float64(values[i])
+
+
+@njit(nogil=True, cache=True)
 def plane_range(block: Any, lower: Any, upper: Any, span: Any) -> None:
     """In place, plane by plane: clip at `upper`, then `lower`, subtract `lower`, divide by `span`.
 

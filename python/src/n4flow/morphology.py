@@ -77,11 +77,13 @@ def smooth_planes(
     `norms` are those of other planes of the volume, for the same sigmas.
     """
     from n4flow import tissue_kernels
-    from n4flow.fit.vector import LANES
 
     n_z, n_y, n_x = values.shape
     halves = [_half_gaussian(sigma) for sigma in sigmas]
-    total, weight = (np.empty((n_z, n_y, -(-n_x // LANES) * LANES), np.float32) for _each in range(2))
+    width = -(-n_x // tissue_kernels.COLUMNS) * tissue_kernels.COLUMNS
+    rows, weight_rows = (np.empty((n_z * n_y + 1, width), np.float32) for _each in range(2))
+    rows[-1], weight_rows[-1] = 0, 0  # what lies beyond the border
+    total, weight = (each[:-1].reshape(n_z, n_y, width) for each in (rows, weight_rows))
     ones = np.broadcast_to(np.ones((1, 1), np.float32), values.shape[1:])
     found = np.empty((inner.stop - inner.start, n_y, n_x), np.float32)
 
@@ -93,7 +95,7 @@ def smooth_planes(
 
     def norm(z: int) -> np.ndarray:
         smooth = np.empty((n_y, n_x), np.float32)
-        tissue_kernels.smooth(weight, z, *halves, smooth)
+        tissue_kernels.smooth(weight_rows, z, *halves, smooth)
         return smooth
 
     run_tasks(weigh, range(n_z))
@@ -105,7 +107,7 @@ def smooth_planes(
 
     def smooth(z: int, known: dict[tuple[int, ...], np.ndarray]) -> None:
         out = found[z - inner.start]
-        tissue_kernels.smooth(total, z, *halves, out)
+        tissue_kernels.smooth(rows, z, *halves, out)
         tissue_kernels.divide(values[z], known[around[z]] if uniform[z] else norm(z), out)
 
     for (_kind, same), group in groupby(range(inner.start, inner.stop), lambda z: (kind[z], uniform[z])):

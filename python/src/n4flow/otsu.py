@@ -49,12 +49,16 @@ class Scale:
     def forward(self, values: Any) -> Any:
         """Return the valid intensities on the scale, float32; exact zeros and non-finite voxels become 0."""
         xp = array_module(values)
-        values = values.astype(xp.float32)
+        values = values.astype(xp.float32, copy=False)
         valid = xp.isfinite(values) & (values != 0)
         if self.floor is None:
             return xp.where(valid, values, xp.float32(0))
         floor = xp.float32(self.floor)
-        return xp.where(valid, 1 + xp.log(xp.maximum(xp.where(valid, values, floor), floor) / floor), xp.float32(0))
+        scaled = xp.maximum(values, floor)
+        scaled /= floor
+        xp.log(scaled, out=scaled)
+        scaled += 1
+        return xp.where(valid, scaled, xp.float32(0))
 
     def back(self, value: float) -> float:
         """Return the intensity at a point of the scale."""

@@ -13,7 +13,7 @@ from n4flow.accumulate import plane_numbers
 from n4flow.errors import InputError
 from n4flow.frame import Frame
 from n4flow.pieces import PieceFile, codec, write_pieces
-from n4flow.planes import run_tasks
+from n4flow.planes import run_tasks, scratch
 
 if TYPE_CHECKING:
     from n4flow.accumulate import PlaneShrinker, TileShrinker
@@ -187,7 +187,10 @@ def _block_sizes(full_shape: tuple[int, int, int], k: int) -> tuple[np.ndarray, 
 def _pack(
     mean: np.ndarray, valid: np.ndarray, height: np.ndarray, width: np.ndarray
 ) -> tuple[bytes, bytes, bool, bool]:
-    """Compress a plane; also return whether means are stored as sums, and shares as voxels that are lost."""
+    """Compress a plane; also return whether means are stored as sums, and shares as voxels that are lost.
+
+    Shares need no piece where no voxel is lost.
+    """
     from n4flow import shrunken_kernels
 
     mean, valid = np.ascontiguousarray(mean, np.float32), np.ascontiguousarray(valid, np.float32)
@@ -195,7 +198,9 @@ def _pack(
     whole = bool(shrunken_kernels.sums_of_means(mean, valid, height, width, sums))
     counted = bool(shrunken_kernels.lost_of_shares(valid, height, width, lost))
     means = codec(small=True).encode(sums) if whole else codec().encode(mean)
-    return means, codec(small=True).encode(lost) if counted else codec().encode(valid), whole, counted
+    if not counted:
+        return means, codec().encode(valid), whole, counted
+    return means, codec(small=True).encode(lost) if lost.any() else b"", whole, counted
 
 
 def _unpack(
@@ -211,14 +216,16 @@ def _unpack(
 
     (means, shares), (whole, counted) = pieces, stored_as
     decode = codec().decode  # a piece tells what was shuffled
-    if counted:
-        lost = np.empty(mean.shape, _count_type(height, width))
+    if counted and not shares:
+        valid[...] = 1
+    elif counted:
+        lost = scratch("lost voxels", mean.shape, _count_type(height, width))
         decode(shares, lost)
         shrunken_kernels.shares_of_lost(lost, height, width, valid)
     else:
         decode(shares, valid)
     if whole:
-        steps = np.empty(mean.shape, np.uint32)
+        steps = scratch("steps of sums", mean.shape, np.uint32)
         decode(means, steps)
         shrunken_kernels.means_of_sums(steps, valid, height, width, mean)
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.accumulate import strips
 from n4flow.arrays import array_module, to_numpy
 from n4flow.bins import Pool
 from n4flow.distributions import Pairs
@@ -84,10 +85,13 @@ class Smoother:
         if not self.on_host:
             weights = None if weights is None else self.take(weights)
             return smooth_valid(scale.forward(self.take(values)), self.sigmas, weights)[inner]
+        if scale.floor is None and values.dtype == np.float32:  # what is not valid is left out below
+            return smooth_planes(values, self.sigmas, weights, inner, self._norms)
         scaled = np.empty(values.shape, np.float32)
 
         def forward(z: int) -> None:
-            scaled[z] = scale.forward(values[z])
+            for start, stop in strips(*values.shape[1:]):
+                scaled[z, start:stop] = scale.forward(values[z, start:stop])
 
         run_tasks(forward, range(len(values)))
         return smooth_planes(scaled, self.sigmas, weights, inner, self._norms)

@@ -10,6 +10,8 @@ from n4flow.fit import vector as v
 from n4flow.fit.compiled import row_kernel
 from n4flow.kernel_cache import njit
 
+COLUMNS = 2 * v.LANES  # that are filtered at a time
+
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def weigh(values: Any, weights: Any, total: Any, weight: Any) -> None:
@@ -29,6 +31,18 @@ def weigh(values: Any, weights: Any, total: Any, weight: Any) -> None:
         weight[y, values.shape[1] :] = none
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def add_valid(planes: Any, total: Any, count: Any) -> None:
+    """Add the valid voxels of planes (z, y, x), float32 or float64, to their sum and number (y, x), in order of Z."""
+    for z in range(planes.shape[0]):
+        for y in range(planes.shape[1]):
+            for x in range(planes.shape[2]):
+                value = planes[z, y, x]
+                valid = np.isfinite(value) & (value != 0)
+                total[y, x] += np.float64(value) if valid else 0.0
+                count[y, x] += valid
+
+
 @njit(nogil=True, cache=True)
 def alike(first: Any, second: Any) -> bool:
     """Return whether two planes (y, x) are the same, float32 by float32."""
@@ -42,55 +56,64 @@ def alike(first: Any, second: Any) -> bool:
 
 
 @row_kernel
-def _taps(lines, places, at, kernel):  # type: ignore[no-untyped-def]
-    """Return a vector of columns, from `at` on, of a filtered line: sums from the outside to the centre.
+def _pair(lines, first, second, factor):  # type: ignore[no-untyped-def]
+    """Return a vector of columns of two lines, added, times a factor."""
+    return v.multiply(v.add(v.widen(v.load(lines, first)), v.widen(v.load(lines, second))), factor)
 
-    Line d around it begins at `places[reach + d]` of the flat `lines`; one that begins below 0 is a line of zeros.
+
+@row_kernel
+def _taps(lines, places, at, kernel):  # type: ignore[no-untyped-def]
+    """Return two vectors of columns, from `at` on, of a filtered line: sums from the outside to the centre.
+
+    Line d around it begins at `places[reach + d]` of the flat `lines`. Two vectors at a time wait less for each other.
     """
     reach = kernel.size - 1
-    total = v.multiply(v.widen(v.load(lines, places[reach] + at)), v.splat(kernel[0]))
+    centre, factor = places[reach] + at, v.splat(kernel[0])
+    first = v.multiply(v.widen(v.load(lines, centre)), factor)
+    second = v.multiply(v.widen(v.load(lines, centre + v.LANES)), factor)
     for d in range(reach, 0, -1):
-        first, second = places[reach - d], places[reach + d]
-        if first < 0 and second < 0:
-            continue
-        pair = v.widen(v.load(lines, max(first, second) + at))
-        if first >= 0 and second >= 0:
-            pair = v.add(v.widen(v.load(lines, min(first, second) + at)), pair)
-        total = v.add(total, v.multiply(pair, v.splat(kernel[d])))
-    return total
+        before, behind, factor = places[reach - d] + at, places[reach + d] + at, v.splat(kernel[d])
+        first = v.add(first, _pair(lines, before, behind, factor))
+        second = v.add(second, _pair(lines, before + v.LANES, behind + v.LANES, factor))
+    return v.narrow(first), v.narrow(second)
+
+
+@row_kernel
+def _filter(lines, places, kernel, out, start, width):  # type: ignore[no-untyped-def]
+    """Write a filtered line of `width` columns, rounded to float32, to `out` from `start` on, as float64."""
+    for x in range(0, width, COLUMNS):
+        first, second = _taps(lines, places, x, kernel)
+        v.store(out, start + x, v.widen(first))
+        v.store(out, start + x + v.LANES, v.widen(second))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def smooth(planes: Any, z: Any, along_z: Any, along_y: Any, along_x: Any, out: Any) -> None:
-    """Filter plane `z` of (z, y, x) `planes` along Z, Y and X into `out` (y, columns), a row at a time.
+def smooth(rows: Any, z: Any, along_z: Any, along_y: Any, along_x: Any, out: Any) -> None:
+    """Filter plane `z` along Z, Y and X into `out` (y, columns), a row at a time; beyond the border all is 0.
 
-    Rows of `planes` are whole vectors long and 0 beyond the columns of `out`; beyond the border all is 0. Kernels are
-    halves from the centre outwards. Sums are float64, and float32 between the axes, as SciPy's `gaussian_filter` takes
-    them.
+    `rows` (z * y + 1, width) are those of the planes, whole `COLUMNS` long and 0 beyond the columns of `out`, and a row
+    of zeros. Kernels are halves from the centre outwards. Sums are float64, and float32 between the axes, as SciPy's
+    `gaussian_filter` takes them.
     """
-    n_z, n_y, width = planes.shape
-    n_x = out.shape[1]
+    (n_y, n_x), width = out.shape, rows.shape[1]
+    n_z = rows.shape[0] // n_y
     deep, high, across = along_z.size - 1, along_y.size - 1, along_x.size - 1
     lines = 2 * high + 1
-    ring = np.zeros((lines, width))  # rows around that are filtered along Z
-    wide, found = np.zeros(width + 2 * across), np.empty(width, np.float32)
+    ring = np.zeros((lines + 1, width))  # rows around that are filtered along Z, and one of zeros
+    wide, found = np.zeros(width + 2 * across), np.empty(width)
     in_z, in_ring, in_row = np.empty(2 * deep + 1, np.int64), np.empty(lines, np.int64), np.arange(2 * across + 1)
     for ahead in range(n_y + high):
         if ahead < n_y:
             for d in range(-deep, deep + 1):
-                in_z[deep + d] = ((z + d) * n_y + ahead) * width if 0 <= z + d < n_z else -1
-            for x in range(0, width, v.LANES):
-                mean = v.widen(v.narrow(_taps(planes, in_z, x, along_z)))
-                v.store(ring, ahead % lines * width + x, mean)
+                in_z[deep + d] = ((z + d) * n_y + ahead if 0 <= z + d < n_z else n_z * n_y) * width
+            _filter(rows, in_z, along_z, ring, ahead % lines * width, width)
         y = ahead - high
         if y < 0:
             continue
         for d in range(-high, high + 1):
-            in_ring[high + d] = (y + d) % lines * width if 0 <= y + d < n_y else -1
-        for x in range(0, width, v.LANES):
-            v.store(wide, across + x, v.widen(v.narrow(_taps(ring, in_ring, x, along_y))))
-        for x in range(0, width, v.LANES):
-            v.store(found, x, v.narrow(_taps(wide, in_row, x, along_x)))
+            in_ring[high + d] = ((y + d) % lines if 0 <= y + d < n_y else lines) * width
+        _filter(ring, in_ring, along_y, wide, across, width)
+        _filter(wide, in_row, along_x, found, 0, width)
         for x in range(n_x):
             out[y, x] = found[x]
 
