@@ -21,7 +21,7 @@ On a machine that others use too, the ratios of CPU seconds say more than those 
 * peers: what a stage costs that reads the volume and writes it again by Zarr's own pipeline. A chain of them has
   five: bias field, normalisation, matching, smoothing along Z, and the pyramid.
 
-`--codec zstd` has the input compressed by zstd, as other tools do, and its copy too: a copy of the same store. RENDER
+`--codec zstd` has the input compressed by Blosc's zstd, and its copy too: a copy of the same store. RENDER
 writes what it always does. `--linked` makes the files of the longer volume links to those of the phantom: it then takes
 the room of 32 planes.
 `--cold` drops the files from the page cache before each measurement, as a volume larger than memory would be.
