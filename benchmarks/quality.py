@@ -162,7 +162,7 @@ def scale(planes: tuple[int, ...]) -> list[dict[str, Any]]:
 SCALE = """
 import json, resource, sys, time
 import numpy as np
-from n4flow.harmonization import estimate_harmonization
+from n4flow.harmonization.prepare import estimate_harmonization
 from n4flow.sections import SectionTable
 n = int(sys.argv[1])
 rng = np.random.default_rng(0)

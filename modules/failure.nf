@@ -17,13 +17,17 @@ def reason(code, report, refused, said) {
     if (report =~ /No space left on device|Disk quota exceeded/ || code == 5 || !said && left(report) < 1000000) {
         return "found no space left (${said ?: 'disk or quota full'}); free some, or choose another -work-dir or --outdir"
     }
-    if (code in [130, 143]) { return 'was cancelled from outside (scancel, a shutdown, Ctrl-C); nothing needs to be changed' }
+    // a task that ends before it can say so leaves Slurm's word alone
+    def vanished = code == null || code == Integer.MAX_VALUE
+    if (code in [130, 143] || vanished && report =~ /\*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT /) {
+        return 'was cancelled from outside (scancel, a shutdown, Ctrl-C); nothing needs to be changed'
+    }
     if (code == 137) {
         return 'was killed, at its last try too, as the system does when memory is short; allow it more memory in a configuration file (-c), or each task less with --slab_planes or --sections_per_task'
     }
     if (refused) { return "cannot be started (${refused}); set process.resourceLimits to what the largest node has (-c), or choose another partition" }
     if (said) { return "failed: ${said}" }
-    if (code == null || code == Integer.MAX_VALUE) {
+    if (vanished) {
         def cause = report.find(/(?s)Caused by:\s+\S.*?(?=\n\s*\n)/)?.minus('Caused by:')?.trim()
         return "left no exit code (${cause ?: 'no cause is known'}); look at what the scheduler says of it"
     }

@@ -28,6 +28,20 @@ def ended(arguments):
     return end.value.code
 
 
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("n4flow", "numpy"),
+        ("n4flow.commands", "numpy"),
+        ("n4flow.chain", "scipy.ndimage scipy.optimize skimage SimpleITK matplotlib dask zarr cupy"),
+    ],
+)
+def test_a_task_imports_nothing_that_only_other_tasks_need(module, unneeded):
+    code = f"import sys, {module}; print(*sorted(sys.modules.keys() & set({unneeded.split()})))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
 @pytest.fixture
 def image(tmp_path):
     path = tmp_path / "brain.ome.zarr"

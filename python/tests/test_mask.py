@@ -235,12 +235,18 @@ def test_compiled_smoothing_is_scipys(sigmas: tuple[float, float, float]) -> Non
 @pytest.mark.parametrize("shape", [(40, 47), (1, 90), (70, 1), (3, 200)])
 @pytest.mark.parametrize("radius", [1, 3, 20, 70])
 def test_compiled_closing_is_scipys(shape: tuple[int, int], radius: int) -> None:
+    def near(plane: np.ndarray) -> np.ndarray:  # dilation by a disk, whose own cost in SciPy grows with its area
+        return ndimage.distance_transform_edt(~plane) <= radius
+
     rng = np.random.default_rng(radius)
     for share in (0.1, 0.4, 0.8):
         plane = rng.random(shape) < share
         filled = np.pad(ndimage.binary_fill_holes(plane), 2 * radius)
-        expected = ndimage.binary_closing(filled, disk(radius))[2 * radius : -2 * radius, 2 * radius : -2 * radius]
-        np.testing.assert_array_equal(close_plane(plane, radius), expected)
+        expected = ~near(~near(filled))
+        if radius <= 20:
+            np.testing.assert_array_equal(expected, ndimage.binary_closing(filled, disk(radius)))
+        inner = slice(2 * radius, -2 * radius)
+        np.testing.assert_array_equal(close_plane(plane, radius), expected[inner, inner])
 
 
 def test_a_winding_way_out_of_a_hole_is_found_to_its_end() -> None:

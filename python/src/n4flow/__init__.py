@@ -28,7 +28,7 @@ _HOME = {
     "compute_tissue_mask": "mask",
     "fit_bias": "bias",
     "get_agarose_mask": "agarose",
-    "harmonize": "harmonization",
+    "harmonize": "harmonization.api",
     "n4": "bias",
     "n4_correct": "bias",
     "n4_correct_gpu": "bias",

@@ -23,7 +23,7 @@ from n4flow.formats.layout import StoreLayout, expected_shards
 from n4flow.formats.omezarr import create_store, validate_store, write_omero
 from n4flow.formats.writers import kept_metadata
 from n4flow.frame import Frame, field_margin
-from n4flow.harmonization import Harmonization, estimate_harmonization
+from n4flow.harmonization import Harmonization
 from n4flow.histogram import estimate_lookup
 from n4flow.mask import tissue_mask_with_levels
 from n4flow.normalize import PlaneRange
@@ -171,6 +171,8 @@ def harmonization(
     flat_field: np.ndarray | None = None,
 ) -> Harmonization:
     """Estimate all sections together, after the bias fields that `previous` holds; see `estimate_harmonization`."""
+    from n4flow.harmonization.prepare import estimate_harmonization
+
     whole = shrunken.part(0, shrunken.shape[0])
     mean = whole.mean if isinstance(shrunken, ShrunkenFiles) else whole.mean.copy()
     _divide_by_fields(mean, previous)

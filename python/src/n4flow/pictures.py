@@ -220,14 +220,15 @@ def outline(mask: np.ndarray, scale_x: float, scale_y: float) -> str:
     """Return the border of a (y, x) mask as an SVG path; pixel i covers i to i + 1 times the scale."""
     if not mask.any():
         return ""
-    from skimage.measure import approximate_polygon, find_contours
+    from matplotlib.path import Path
+    from skimage.measure import find_contours
 
     parts = []
     for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):
-        corners = approximate_polygon(contour - 0.5, 0.4)
-        if len(corners) >= 4:
-            points = " ".join(f"{x * scale_x:.1f},{y * scale_y:.1f}" for y, x in corners[:-1])
-            parts.append(f"M{points}Z")
+        # points on a line are left out; the last vertex says only that the path ends
+        corners = np.asarray(Path(contour - 0.5).cleaned(simplify=True).vertices)[:-1]
+        points = " ".join(f"{x * scale_x:.1f},{y * scale_y:.1f}" for y, x in corners)
+        parts.append(f"M{points}Z")
     return "".join(parts)
 
 

@@ -2,11 +2,12 @@
 
 What is proven is taken off: shading that changes with depth, each section's own shading and gain, jitter of planes and
 slow drift along the stack. What anatomy may have done stays, unless it is asked for. `estimator` has the model.
+
+What is found is applied by every task, and found by few. `api` and `prepare`, which find it, need SciPy, whose import
+takes longer than many a task; so they are imported where they are used.
 """
 
-from n4flow.harmonization.api import harmonize
 from n4flow.harmonization.fields import Harmonization
 from n4flow.harmonization.flat import read_flat
-from n4flow.harmonization.prepare import MODES, estimate_harmonization
 
-__all__ = ["MODES", "Harmonization", "estimate_harmonization", "harmonize", "read_flat"]
+__all__ = ["Harmonization", "read_flat"]
