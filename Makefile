@@ -18,9 +18,8 @@ LOCK  := python/requirements.lock
 USE    = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" MPLCONFIGDIR="$$PWD/$(STATE)/matplotlib"
 # Runs of tests are short: Java compiles for the start, not for the hour.
 QUICK  = NXF_JVM_ARGS='-XX:TieredStopAtLevel=1 -XX:+UseSerialGC'
-# Files of tests are shared out, those that take longest first: a run of the workflow is idle for nearly half of its time.
+# Files of tests are shared out: a run of the workflow is idle for nearly half of its time.
 SHARE  = --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-ALL    = tests python/tests
 # Results of the last run are taken over unless the package has changed since: Nextflow does not look inside it.
 RESUME = $$(test -f .nextflow/history && test -z "$$(find python/src -name '*.py' -newer .nextflow/history)" && echo -resume)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VENV)/bin/uv' pip compile --quiet --universal \
@@ -44,7 +43,7 @@ run: set-up ## Run the workflow on a phantom that it makes, or on INPUT
 	    echo "Store:  $$sample/$${sample##*/}.ome.zarr"; echo "Report: $$report"; done
 
 test: set-up lint ## Run every check and test, and nf-test's suites where it is on PATH
-	@$(USE) pytest $(SHARE) $(or $(ARGS),$(ALL))
+	@$(USE) pytest $(SHARE) $(ARGS)
 	@$(if $(ARGS),,$(USE) $(QUICK) sh -c 'if command -v nf-test >/dev/null; then exec nf-test test --ci; fi; \
 	    echo "nf-test is not on PATH, so its suites did not run; pytest asked the same of the tasks of a run"')
 
