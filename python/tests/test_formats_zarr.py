@@ -532,13 +532,17 @@ def test_metadata_that_name_a_level_that_is_not_there(tmp_path, voxels):
 
 
 THREADS = """
-import os, sys
+import os, sys, threading
 from n4flow.planes import limit_threads
 from n4flow.volume import open_volume
+
+def foreign():  # not those of Python: how many its pools start depends on how soon each is done
+    return {int(task) for task in os.listdir("/proc/self/task")} - {t.native_id for t in threading.enumerate()}
+
 limit_threads(int(sys.argv[2]))
-before = len(os.listdir("/proc/self/task"))
+before = foreign()
 open_volume(sys.argv[1], voxel_um=(1, 1, 1)).read(slice(None))
-print(len(os.listdir("/proc/self/task")) - before)
+print(len(foreign() - before))
 """
 
 
@@ -560,7 +564,7 @@ def test_zarrs_takes_as_many_threads_as_are_asked_for(tmp_path):
         )
         for count in ("1", "4")
     ]
-    assert started[1] - started[0] == min(4, len(os.sched_getaffinity(0))) - 1
+    assert started == [1, min(4, len(os.sched_getaffinity(0)))]
 
 
 @pytest.mark.parametrize("sharded", [False, True])
