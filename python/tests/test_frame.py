@@ -16,6 +16,7 @@ from n4flow.frame import Frame, find_frame, framed
 from n4flow.passes import Blocks, shrink_pass, stream
 from n4flow.recipe import Recipe
 from n4flow.rendering import render
+from n4flow.sections import SectionTable
 from n4flow.statistics import shrink_planes
 from n4flow.volume import Volume, open_volume, write_volume
 
@@ -148,6 +149,9 @@ QUICK = {"iterations": "6,6", "backend": "cpu"}
         (((0, 0), (40, 40), (40, 40)), {"sections": 3, "harmonize": "full", "mask": True, "ome_zarr_version": "0.4"}),
         (((0, 0), (9, 0), (0, 9)), {"sections": 3, "normalize": False, "match": "off", "smooth_z": 0}),
         (((3, 2), (5, 0), (0, 7)), {"bias": "two_pass", "smooth_z": 1.5, "shrink": 2}),
+        (((3, 0), (0, 0), (0, 0)), {"sections": 4, "bias": "two_pass", "match": "plane", "smooth_z": 1.2}),
+        (((0, 5), (0, 2), (1, 0)), {"sections": 3, "harmonize": "safe"}),
+        (((9, 4), (0, 0), (0, 0)), {"sections": 4, "harmonize": "auto"}),
     ],
 )
 def test_zero_padding_changes_no_voxel_inside(
@@ -166,6 +170,16 @@ def test_zero_padding_changes_no_voxel_inside(
                 edge = pad if kind == "mask" else [(0, 0), *pad[1:]]
                 given[kind] = tmp_path / f"{name}_{kind}.npy"
                 np.save(given[kind], np.pad(files[kind], edge, constant_values=0 if kind == "mask" else 5))
+        if "sections" in settings and any(pad[0]):  # the first and the last are longer
+            rows = [
+                (s.id, s.z_start + pad[0][0], s.z_stop + pad[0][0])
+                for s in SectionTable.equal(12, settings["sections"])
+            ]
+            rows[0], rows[-1] = (*rows[0][:1], 0, rows[0][2]), (*rows[-1][:2], len(image))
+            given["sections"] = tmp_path / "sections.csv"
+            given["sections"].write_text(
+                "\n".join(",".join(map(str, row)) for row in [("id", "z_start", "z_stop"), *rows])
+            )
         asked = {"normalize": True} | QUICK | settings | given
         (sample,) = run(tmp_path / f"{name}.ome.zarr", tmp_path / "out", **asked).samples
         whole = open_volume(sample.store).read(slice(None))

@@ -190,6 +190,30 @@ def test_gaps_along_z_are_bridged_by_sections_not_planes() -> None:
     np.testing.assert_array_equal(close_along_z(even, SectionTable.equal(24, 8), 2), reference)
 
 
+@pytest.mark.parametrize("shrunken", [False, True])
+def test_padding_along_z_makes_no_section_thicker(shrunken: bool) -> None:
+    """A gap of two and a quarter sections stays, however many empty planes the first and the last section have."""
+    volume, _tissue = brain(n_z=20)
+    rim = np.median(volume[:, :5])
+    volume[1:10] = rim  # three quarters of the first section, the second and half of the third
+    cuts = [0, 4, 8, 12, 16, 20]
+    found = []
+    for low, high in ((0, 0), (5, 0), (40, 7)):
+        padded = np.pad(volume, ((low, high), (0, 0), (0, 0)))
+        edges = [0, *(cut + low for cut in cuts[1:-1]), len(padded)]
+        table = SectionTable(
+            [Section(f"s{i}", a, b) for i, (a, b) in enumerate(itertools.pairwise(edges))], len(padded)
+        )
+        source = shrink_planes(padded, 1) if shrunken else padded
+        mask = tissue_mask_with_levels(source, table, smoothing_sigma_z=0.0).mask[:]
+        assert not mask[:low].any()
+        assert not mask[low + 20 :].any()
+        found.append(mask[low : low + 20])
+    assert [z for z in range(20) if found[0][z].any()] == [0, *range(10, 20)]
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 def test_a_section_alone_is_as_in_the_stack() -> None:
     volume, _tissue = brain(n_z=9)
     stack = tissue_mask_with_levels(volume, 3, z_closing_sections=0)

@@ -30,7 +30,7 @@ from n4flow.normalize import PlaneRange
 from n4flow.packed import PackedMask
 from n4flow.passes import TissueSource
 from n4flow.plan import Plan
-from n4flow.planes import crew
+from n4flow.planes import crew, filled_planes
 from n4flow.qc import pair_metrics, sections_table
 from n4flow.recipe import MASK_NAME, Recipe
 from n4flow.rendering import display_window, extent, output_scale
@@ -125,8 +125,8 @@ def fit_sections(
 
 def _valid_planes(shrunken: Shrunken, z_start: int, z_stop: int) -> tuple[int, int]:
     """Return the first and the one after the last of some planes that have valid voxels; all of them without any."""
-    some = np.flatnonzero(shrunken.planes["n_valid"][z_start:z_stop])
-    return (z_start + int(some[0]), z_start + int(some[-1]) + 1) if some.size else (z_start, z_stop)
+    some = filled_planes(shrunken.planes["n_valid"][z_start:z_stop])
+    return z_start + some.start, z_start + some.stop
 
 
 def fit_volume(

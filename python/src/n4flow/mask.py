@@ -131,7 +131,7 @@ def tissue_mask_with_levels(
             for z, part in smoother.runs(section, scale):
                 mask[z : z + len(part)] = _inside(smoother, part, threshold, int(closing_radius))
     return TissueMask(
-        close_along_z(mask, table, int(z_closing_sections)),
+        close_along_z(mask, table, int(z_closing_sections), smoother.filled()),
         tuple(None if threshold is None else scale.back(threshold) for threshold, _origin in cuts),
         tuple(origin for _threshold, origin in cuts),
         None if volume is None else scale.back(volume.threshold),

@@ -152,15 +152,18 @@ def close_plane(plane: Any, radius: int) -> Any:
     return closed[radius:-radius, radius:-radius]
 
 
-def close_along_z(mask: Any, sections: SectionTable, reach: int) -> Any:
+def close_along_z(mask: Any, sections: SectionTable, reach: int, filled: slice = slice(None)) -> Any:
     """Bridge gaps along Z that are at most `reach` sections long, where the mask is on both sides of the gap.
 
     That is the closing with a line along Z, measured in sections, which may differ in thickness; nothing is taken
-    from the mask at the ends of the stack.
+    from the mask at the ends of the stack. Planes that are not `filled` are padding, and make no section thicker.
     """
     if reach <= 0 or len(sections) < 2:
         return mask
-    steps = np.concatenate([np.full(s.z_stop - s.z_start, 1 / (s.z_stop - s.z_start)) for s in sections])
+    inside = np.zeros(len(mask), bool)
+    inside[filled] = True
+    section = sections.section_of_plane
+    steps = inside / np.maximum(np.bincount(section, inside), 1)[section]
     edges = np.concatenate([[0.0], np.cumsum(steps)])
     most = reach + 1e-6
     if isinstance(mask, PackedMask):

@@ -36,6 +36,15 @@ def limit_threads(threads: int) -> None:
     os.environ["RAYON_NUM_THREADS"] = str(available_threads())  # it would make more than there are cores
 
 
+def filled_planes(holds: np.ndarray) -> slice:
+    """Return the planes from the first to the last that holds valid voxels; all where none does.
+
+    What lies before and after is padding, and no estimate is to depend on how much there is.
+    """
+    some = np.flatnonzero(holds)
+    return slice(int(some[0]), int(some[-1]) + 1) if some.size else slice(0, len(holds))
+
+
 def workers(threads: int) -> ThreadPoolExecutor:
     """Return a pool whose threads share nothing out to others: what they call runs in them."""
     return ThreadPoolExecutor(threads, initializer=_mark)

@@ -13,7 +13,7 @@ from n4flow.bins import Pool
 from n4flow.distributions import Pairs
 from n4flow.morphology import SMOOTH_REACH, Norms, smooth_planes, smooth_valid
 from n4flow.otsu import Scale, Separability, Split, otsu_split
-from n4flow.planes import run_tasks
+from n4flow.planes import filled_planes, run_tasks
 from n4flow.sections import Section, SectionTable
 from n4flow.shrunken import RUN_PLANES, ShrunkenFiles, ShrunkenVolume
 from n4flow.statistics import plane_histograms
@@ -53,6 +53,24 @@ class Smoother:
     def give(self, array: Any) -> Any:
         """Return a result where the volume lies."""
         return array if self.gpu_planes is None else to_numpy(array)
+
+    def filled(self) -> slice:
+        """Return the planes from the first to the last that holds valid voxels."""
+        if self.streamed:
+            return filled_planes(self.vol.planes["n_valid"])
+        holds = np.ones(len(self.vol), bool)
+        for order in (1, -1):  # from both ends inwards, as far as they are empty
+            for z in range(len(holds))[::order]:
+                holds[z] = self._holds(z)
+                if holds[z]:
+                    break
+        return filled_planes(holds)
+
+    def _holds(self, z: int) -> bool:
+        plane = self.vol[z]
+        xp = array_module(plane)
+        valid = xp.isfinite(plane) & (plane != 0)
+        return bool((valid if self.weights is None else valid & (self.weights[z] > 0)).any())
 
     def runs(self, section: Section, scale: Scale) -> Iterator[tuple[int, Any]]:
         """Yield (first plane, smoothed planes on `scale`) of a section, 0 where a voxel is not valid.

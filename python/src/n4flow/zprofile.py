@@ -18,7 +18,7 @@ from n4flow.correction import Correction, Where
 from n4flow.distributions import Distributions
 from n4flow.errors import InputError
 from n4flow.lazy import apply_lazily, count_lazily
-from n4flow.planes import as_block, as_mask, share_planes
+from n4flow.planes import as_block, as_mask, filled_planes, share_planes
 from n4flow.sections import SectionTable
 from n4flow.statistics import plane_histograms
 
@@ -161,8 +161,7 @@ def estimate_plane_gain(
     measured = means > 0
     gain = np.ones(n_planes)
     if sigma > 0:
-        some = np.flatnonzero(histograms.filled)  # planes of padding are no part of it
-        ends = slice(some[0], some[-1] + 1) if some.size else slice(0, n_planes)
+        ends = filled_planes(histograms.filled)
         target = np.zeros(n_planes)
         target[ends] = smooth_along(means[ends], measured[ends], sigma)
         gain[measured] = target[measured] / means[measured]

@@ -33,7 +33,7 @@ class Harmonization(Correction):
     plane : (Z,) float64 array
         Log gain of every plane beside its section's: jitter and slow drift.
     edges : (sections + 1,) int array
-        First plane of every section, and the number of planes.
+        First plane of every section, and the one after the last. What lies before and after is padding.
     grid : tuple of int
         (y, x) of the fitted grid.
     step : int
@@ -71,7 +71,7 @@ class Harmonization(Correction):
     @cached_property
     def lattices(self) -> np.ndarray:
         """(Z, c, c) float64: the control points of every plane's log field."""
-        planes = np.arange(len(self.plane))
+        planes = np.clip(np.arange(len(self.plane)), self.edges[0], self.edges[-1] - 1)
         section = np.searchsorted(self.edges, planes, side="right") - 1
         depth = np.tensordot(depth_basis(self.edges, planes), self.depth, axes=1)
         # the weights of a spline sum to 1, so a gain is added to every control point

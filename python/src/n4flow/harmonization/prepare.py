@@ -13,6 +13,7 @@ from n4flow.harmonization.estimator import Estimator
 from n4flow.harmonization.fields import Harmonization
 from n4flow.harmonization.geometry import CONTROLS, DEGREES, Geometry, block_means, fit_step
 from n4flow.harmonization.stages import Estimate, estimate
+from n4flow.planes import filled_planes
 from n4flow.sections import SectionTable
 
 MODES = ("safe", "auto", "full")
@@ -73,8 +74,10 @@ def estimate_harmonization(
     table = SectionTable.coerce(sections, n_planes)
     usable = table.usable_planes & ~_excluded(table, exclude)[table.section_of_plane]
     step = fit_step(height, width)
-    edges = np.array([section.z_start for section in table] + [n_planes])
-    logs, inside = _fitted_grid(mean, (valid >= LEAST_VALID) & tissue & usable[:, None, None], step, flat, shrink)
+    within = filled_planes(np.any(valid > 0, axis=(1, 2)))  # depth and drift are counted in these
+    edges = np.clip([section.z_start for section in table] + [n_planes], within.start, within.stop)
+    compared = (valid[within] >= LEAST_VALID) & tissue[within] & usable[within, None, None]
+    logs, inside = _fitted_grid(mean[within], compared, step, flat, shrink)
     inside[inside.sum(axis=(1, 2)) < FEWEST] = False
     reason = None
     if not usable.any():
@@ -89,12 +92,11 @@ def estimate_harmonization(
         warnings.warn(f"harmonize leaves the volume as it is: {reason}", N4flowWarning, stacklevel=2)
         still = (np.zeros((DEGREES, *shape)), np.zeros((len(table), *shape)), np.zeros(shape), np.zeros(n_planes))
         return Harmonization(*still, edges, grid, step * shrink, mode, nothing, nothing, {}, reason, flat)
-    geometry = Geometry(inside.shape, edges)
-    estimator = Estimator(logs, inside, geometry, FEWEST)
-    for sentence in doubts(estimator, table):
+    estimator = Estimator(logs, inside, Geometry(inside.shape, edges - within.start), FEWEST)
+    for sentence in doubts(estimator):
         warnings.warn(sentence, N4flowWarning, stacklevel=2)
     found = estimate(estimator, mode if flat is None else "safe")
-    return _harmonization(found, estimator, step * shrink, mode, flat)
+    return _harmonization(found, estimator, edges, n_planes, step * shrink, mode, flat)
 
 
 def _excluded(table: SectionTable, exclude: Collection[str | int]) -> np.ndarray:
@@ -135,9 +137,15 @@ def _fitted_grid(
 
 
 def _harmonization(
-    found: Estimate, estimator: Estimator, step: int, mode: str, flat: np.ndarray | None
+    found: Estimate,
+    estimator: Estimator,
+    edges: np.ndarray,
+    n_planes: int,
+    step: int,
+    mode: str,
+    flat: np.ndarray | None,
 ) -> Harmonization:
-    edges, grid = estimator.geometry.edges, estimator.geometry.shape[1:]
+    grid = estimator.geometry.shape[1:]
     section, live = found.section.copy(), np.isfinite(found.section[:, 0, 0])
     middles = (edges[:-1] + edges[1:]) / 2
     for place in np.ndindex(section.shape[1:]):  # a missing section lies between its neighbours
@@ -151,7 +159,7 @@ def _harmonization(
         found.depth,
         section,
         shared,
-        found.plane,
+        np.pad(found.plane, (edges[0], n_planes - edges[-1])),
         edges,
         (int(grid[0]), int(grid[1])),
         step,
@@ -163,20 +171,21 @@ def _harmonization(
     )
 
 
-def doubts(estimator: Estimator, table: SectionTable) -> list[str]:
+def doubts(estimator: Estimator) -> list[str]:
     """Return a sentence where steps lie beside the cuts of the section table, and not at them."""
     planes, pairs = estimator.chain.planes, estimator.chain.pairs
-    steps = np.full(table.n_planes, np.nan)  # from each plane to the next
+    n_planes, edges = estimator.geometry.shape[0], np.unique(estimator.geometry.edges)
+    steps = np.full(n_planes, np.nan)  # from each plane to the next
     for i in pairs:
         if planes[i + 1] == planes[i] + 1:
             steps[planes[i]] = estimator.pairs.ratio(i)[0]
-    cuts = np.array([section.z_start - 1 for section in table[1:]], int)
-    if len(cuts) < 3 or table.n_planes < 4 * len(table):
+    cuts = edges[1:-1] - 1
+    if len(cuts) < 3 or n_planes < 4 * (len(edges) - 1):
         return []
     steps -= np.nanmedian(steps)
     sizes = {}
     for shift in (-1, 0, 1):
-        beside = steps[np.clip(cuts + shift, 0, table.n_planes - 1)]
+        beside = steps[np.clip(cuts + shift, 0, n_planes - 1)]
         sizes[shift] = float(np.median(np.abs(beside[np.isfinite(beside)]))) if np.isfinite(beside).any() else 0.0
     worst = max((-1, 1), key=lambda shift: sizes[shift])
     if sizes[worst] > LEAST_STEP and sizes[worst] > STEP_RATIO * sizes[0]:
