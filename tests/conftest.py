@@ -169,7 +169,7 @@ def undisturbed(nextflow: str, tmp_path_factory: pytest.TempPathFactory) -> Undi
     return Undisturbed(arguments, workflow(*arguments), workflow)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
     """Wait until something is true, and fail after a while."""
     end = time.monotonic() + seconds
     while not condition():

@@ -32,7 +32,7 @@ def daemon(command: Sequence[str], folder: Path, environment: Mapping[str, str])
             process.wait()
 
 
-def wait_until(condition: Callable[[], bool], folder: Path, what: str, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], folder: Path, what: str, seconds: float = 120) -> None:
     """Wait for something that daemons do.
 
     Raises

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import getpass
 import os
+import random
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from daemons import PATH, answer, daemon, wait_until
@@ -31,6 +32,7 @@ SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmUser={user}
 SlurmdUser={user}
+MessageTimeout=60
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
@@ -77,7 +79,7 @@ def slurm(folder: Path, cpus: int = 4) -> Iterator[dict[str, str]]:
     for name in ("state", "spool"):
         (folder / name).mkdir(exist_ok=True)
     words = {"folder": folder, "user": getpass.getuser(), "host": socket.gethostname(), "cpus": cpus}
-    (folder / "slurm.conf").write_text(CONFIG.format(**words, ports=[_free_port(), _free_port()]))
+    (folder / "slurm.conf").write_text(CONFIG.format(**words, ports=_free_ports(2)))
     (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
     (folder / "munge.key").chmod(0o600)
@@ -101,10 +103,16 @@ def slurm(folder: Path, cpus: int = 4) -> Iterator[dict[str, str]]:
             wait_until(lambda: not answer(["squeue", "--noheader"], environment), folder, "a job does not end")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Return ports on which nothing listens, from below those that the system gives to connections."""
+    found: list[int] = []
+    with ExitStack() as stack:
+        while len(found) < count:
+            probe, port = stack.enter_context(socket.socket()), random.randrange(10_000, 32_000)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 if __name__ == "__main__":

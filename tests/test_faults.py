@@ -16,7 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -84,13 +84,15 @@ def fill(disk: Path, work: Path, left: int) -> Callable[[subprocess.Popen], None
 def small_memory(size: int) -> Iterator[Path]:
     """Make a control group whose processes have `size` bytes together; yield the file that takes their numbers."""
     root = Path("/sys/fs/cgroup")
-    parent, limit = (root / "memory", "memory.limit_in_bytes")
+    parent, limit, swap, most = root / "memory", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", size
     if (root / "cgroup.controllers").exists():
-        parent, limit = (root, "memory.max")
+        parent, limit, swap, most = root, "memory.max", "memory.swap.max", 0
     group = parent / f"n4flow-test-{os.getpid()}"
     try:
         group.mkdir()
         (group / limit).write_text(str(size))
+        with suppress(OSError):  # where swap is not counted there is none
+            (group / swap).write_text(str(most))
     except OSError as error:
         pytest.skip(f"no control group that limits memory: {error}")
     try:

@@ -12,6 +12,14 @@ import pytest
 from n4flow import arrays
 from n4flow.errors import GpuError
 from n4flow.fit import engine
+from n4flow.planes import available_threads
+
+
+@pytest.fixture(autouse=True)
+def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has all cores, whatever a command of another test was told in this process."""
+    monkeypatch.setattr("n4flow.planes._limit", [])
+    monkeypatch.setenv("RAYON_NUM_THREADS", str(available_threads()))
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,9 @@ def test_each_kind_of_failure_has_its_exit_code(monkeypatch, capsys, error, code
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_takes_the_sentence_and_leaves_the_code():
     with open("/dev/full", "w") as full:
-        done = subprocess.run(["n4flow", "inspect", "nowhere.zarr"], stderr=full, check=False)
+        done = subprocess.run(
+            [Path(sys.executable).with_name("n4flow"), "inspect", "nowhere.zarr"], stderr=full, check=False
+        )
     assert done.returncode == 2
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,21 +57,50 @@ def test_read_only_and_empty(run):
     assert run("read-only") == "[[2, 3.0], 0, 2]"
 
 
-def test_kernels_are_as_fresh_as_the_whole_package(tmp_path: Path):
-    """A kernel in an unchanged file may hold parts of another file that has changed."""
-    program = """
-import sys, numpy as np
+KERNEL = """
+import os, sys
+from numba.core.caching import IndexDataCacheFile
 from n4flow import kernel_cache
 if sys.argv[1]:
     kernel_cache.sources_digest = lambda: sys.argv[1]  # as if another file of the package had changed
 from n4flow.fit.convergence_kernels import cv
-cv(2.0, 0.0, 1.0)
+if "killed" in sys.argv:  # before the data, after the index
+    IndexDataCacheFile._save_data = lambda *_: os._exit(0)
+if "at once" in sys.argv:  # another process looked at the index before this one wrote it
+    IndexDataCacheFile._load_index = lambda _self: {}
+cv(*([2, 0, 1] if "whole" in sys.argv else [2.0, 0.0, 1.0]))
 print(sum(cv.stats.cache_hits.values()), sum(cv.stats.cache_misses.values()))
 """
 
-    def run(digest: str) -> str:
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that calls a kernel in a new process, and what that printed: hits and misses."""
+
+    def call(*words: str) -> str:
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-        command = [sys.executable, "-c", program, digest]
+        command = [sys.executable, "-c", KERNEL, *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert [run(""), run(""), run("changed"), run("changed"), run("")] == ["0 1", "1 0", "0 1", "1 0", "0 1"]
+    return call
+
+
+def test_kernels_are_as_fresh_as_the_whole_package(kernel: Callable[..., str]) -> None:
+    """A kernel in an unchanged file may hold parts of another file that has changed."""
+    found = [kernel(digest) for digest in ("", "", "changed", "changed", "")]
+    assert found == ["0 1", "1 0", "0 1", "1 0", "0 1"]
+
+
+def test_a_new_index_that_names_old_data_is_no_hit(kernel: Callable[..., str]) -> None:
+    assert [kernel(""), kernel("changed", "killed")] == ["0 1", ""]
+    assert [kernel("changed"), kernel("changed")] == ["0 1", "1 0"]
+
+
+def test_data_that_two_processes_wrote_at_once_are_told_apart(kernel: Callable[..., str], tmp_path: Path) -> None:
+    assert kernel("") == "0 1"
+    (data,) = tmp_path.rglob("*.cv-*.nbc")
+    floats = data.read_bytes()
+    assert kernel("", "at once", "whole") == "0 1"
+    assert data.read_bytes() != floats  # of the same name
+    data.write_bytes(floats)  # the first was the last to write
+    assert [kernel("", "whole"), kernel("", "whole"), kernel(""), kernel("")] == ["0 1", "1 0", "0 1", "1 0"]

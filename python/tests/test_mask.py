@@ -18,6 +18,7 @@ from n4flow.mask import compute_tissue_mask, expand_mask, otsu_mask, tissue_mask
 from n4flow.morphology import Norms, close_along_z, close_plane, smooth_planes, smooth_valid
 from n4flow.otsu import Scale, otsu_cut, otsu_split
 from n4flow.packed import PackedMask
+from n4flow.planes import limit_threads
 from n4flow.sections import Section, SectionTable
 from n4flow.shrunken import ShrunkenFiles
 from n4flow.smoothed_sections import SectionHistograms, Smoother, survey
@@ -318,6 +319,7 @@ def test_masks_do_not_depend_on_runs_files_or_packing(tmp_path, monkeypatch, dar
 @pytest.mark.parametrize("deep", [True, False])
 def test_thresholds_are_found_without_holding_what_grows_along_z(tmp_path, monkeypatch, deep: bool) -> None:
     monkeypatch.setattr(smoothed_sections, "HELD_BYTES", 1 << 18)
+    limit_threads(1)  # a pool starts as many threads as its tasks keep busy, each with 25 MB of tables
     n_planes = 120
     volume, _tissue = brain(n_z=n_planes, size=(90, 90), radius=30.0)
     shrunken, histograms = shrink_planes(volume, 1), plane_histograms(volume)

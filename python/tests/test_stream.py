@@ -346,7 +346,7 @@ def test_the_predicted_memory_is_kept(tmp_path):
     command = [sys.executable, "-c", RENDERED, str(tmp_path / "in.ome.zarr"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, predicted = json.loads(done.stdout)
-    assert 0.4 * predicted < peak < predicted  # an upper bound that is of use
+    assert 0.3 * predicted < peak < predicted  # an upper bound that is of use
 
 
 def test_the_predicted_memory_does_not_grow_with_planes(tmp_path):
@@ -399,7 +399,7 @@ def test_stages_on_the_shrunken_volume_keep_the_predicted_memory(tmp_path):
         assert 0.3 * foreseen[process] < peak < foreseen[process], process
 
 
-def test_a_dask_cluster_of_two_workers_gives_the_same_bits(tmp_path):
+def test_a_dask_cluster_of_two_workers_gives_the_same_bits(tmp_path, capsys):
     distributed = pytest.importorskip("distributed")
     from n4flow.commands import main
 
@@ -409,12 +409,12 @@ def test_a_dask_cluster_of_two_workers_gives_the_same_bits(tmp_path):
     here = run(tmp_path / "in.ome.zarr", tmp_path / "here", **settings)
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path)
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", local_directory=str(tmp_path)
     ) as cluster:
         address = ["--dask-scheduler", cluster.scheduler_address]
         with pytest.raises(SystemExit) as ended:
             main(["run", str(tmp_path / "in.ome.zarr"), str(tmp_path / "there"), *address, *options])
-        assert not ended.value.code
+        assert not ended.value.code, capsys.readouterr().err
         with distributed.Client(cluster) as client:
             logs = client.run(lambda: "n4flow.rendering" in sys.modules)
     assert any(logs.values())  # it was the workers who rendered
@@ -437,7 +437,7 @@ def test_a_cluster_does_not_change_the_name_of_a_linked_sample(tmp_path, monkeyp
 
 def test_a_cluster_without_workers_is_said_and_waited_for(tmp_path, caplog):
     distributed = pytest.importorskip("distributed")
-    options = {"threads_per_worker": 1, "dashboard_address": None, "local_directory": str(tmp_path)}
+    options = {"threads_per_worker": 1, "dashboard_address": ":0", "local_directory": str(tmp_path)}
     with distributed.LocalCluster(n_workers=0, **options) as cluster:
         with workplace(cluster.scheduler_address) as place:
             (line,) = (record.getMessage() for record in caplog.records if record.name == "n4flow")

@@ -5,6 +5,11 @@ each other across files, and the called ones are compiled into the caller. So af
 would go on with parts of the older version. Our kernels are therefore taken only where every file
 of the package is what it was.
 
+Many tasks may start at once after an upgrade, on processors of several kinds, and compile into one
+folder. Numba numbers its files of compiled kernels, and writes the index that names them first: for
+a moment, or for good where two processes took one number, an index names what another version,
+other types or another processor were compiled to. Each of our files therefore says what it holds.
+
 Numba looks into its cache folder only where it may write, and stops the program where it may
 not. An image therefore names `ReadOnlyCacheLocator` in NUMBA_CACHE_LOCATOR_CLASSES:
 kernels compiled when the image was built are used, and one that is missing, say for another
@@ -17,10 +22,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import pickle
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from numba import njit
+import numba
 from numba.core import caching
 
 __all__ = ["ReadOnlyCacheLocator", "njit", "sources_digest"]
@@ -71,6 +79,34 @@ caching.CacheImpl._locator_classes = [
     UserWideCacheLocator,
     *caching.CacheImpl._locator_classes,
 ]
+
+
+class _NamedData(caching.IndexDataCacheFile):
+    """Numba's files of one function, of which each says what it holds; what is something else is no hit."""
+
+    def _name(self, key: Any) -> bytes:
+        return hashlib.sha256(repr((self._version, self._source_stamp, key)).encode()).digest()
+
+    def save(self, key: Any, data: Any) -> None:
+        super().save(key, (self._name(key), self._dump(data)))
+
+    def load(self, key: Any) -> Any:
+        found = super().load(key)
+        return None if found is None or found[0] != self._name(key) else pickle.loads(found[1])
+
+
+def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return `numba.njit(**options)`, whose cache takes nothing but what it asked for."""
+    decorate = numba.njit(**options)
+
+    def decorated(function: Callable[..., Any]) -> Any:
+        kernel = decorate(function)
+        cache = getattr(kernel, "_cache", None)  # none without compilation, NUMBA_DISABLE_JIT
+        if isinstance(cache, caching.FunctionCache):
+            cache._cache_file.__class__ = _NamedData
+        return kernel
+
+    return decorated
 
 
 class ReadOnlyCacheLocator(caching.UserProvidedCacheLocator):

@@ -55,7 +55,7 @@ def workplace(scheduler: str | None) -> Iterator[Here]:
         msg = "a dask scheduler needs dask.distributed; install n4flow[distributed]"
         raise InputError(msg) from error
     try:
-        client = Client(scheduler, timeout="10s", set_as_default=False)
+        client = Client(scheduler, timeout="30s", set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         msg = (
             f"there is no dask scheduler at {scheduler} ({type(error).__name__}); give its address, as tcp://HOST:8786"
