@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import checks
 import numpy as np
 import pytest
-from conftest import ROOT, PhantomRun, Run, skip_with_gpu
+from conftest import ROOT, PhantomRun, Run, runner, skip_with_gpu
 
 import n4flow
 from n4flow.parameters import schema
@@ -206,6 +208,14 @@ def test_the_other_parser_gives_the_same_voxels(phantom_run: PhantomRun):
 def test_stubs_run(workflow: Run):
     run = workflow("-stub-run", "--bias", "two_pass", "--backend", "gpu")
     assert run.ran() == PROCESSES | {"PHANTOM", "PROBE_GPU", "N4_VOLUME"}
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset to take cores away with")
+def test_a_machine_of_one_core_runs_tasks_that_ask_for_two(nextflow: str, tmp_path: Path):
+    alone = tmp_path / "nextflow"
+    alone.write_text(f'#!/bin/sh\nexec taskset -c {min(os.sched_getaffinity(0))} "{nextflow}" "$@"\n')
+    alone.chmod(0o755)
+    assert runner(str(alone), tmp_path)("-stub-run").ran() == PROCESSES | {"PHANTOM"}
 
 
 def faults(folder: Path) -> list[tuple[str, list[str], str]]:
