@@ -12,14 +12,13 @@ import pytest
 from n4flow import arrays
 from n4flow.errors import GpuError
 from n4flow.fit import engine
-from n4flow.planes import available_threads
 
 
 @pytest.fixture(autouse=True)
 def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has all cores, whatever a command of another test was told in this process."""
+    """Work is shared out over all cores, whatever a command of another test was told in this process."""
     monkeypatch.setattr("n4flow.planes._limit", [])
-    monkeypatch.setenv("RAYON_NUM_THREADS", str(available_threads()))
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
 
 
 @pytest.fixture(scope="session")

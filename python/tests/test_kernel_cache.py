@@ -96,6 +96,26 @@ def test_a_new_index_that_names_old_data_is_no_hit(kernel: Callable[..., str]) -
     assert [kernel("changed"), kernel("changed")] == ["0 1", "1 0"]
 
 
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("left", [0, 0.5, 0.99])
+def test_files_that_were_cut_short_are_written_anew(
+    kernel: Callable[..., str], tmp_path: Path, kind: str, left: float
+) -> None:
+    assert kernel("") == "0 1"
+    (file,) = tmp_path.rglob(f"*.cv-*.{kind}")
+    file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
+    assert [kernel(""), kernel("")] == ["0 1", "1 0"]
+
+
+def test_a_byte_that_flipped_in_compiled_code_is_seen(kernel: Callable[..., str], tmp_path: Path) -> None:
+    assert kernel("") == "0 1"
+    (file,) = tmp_path.rglob("*.cv-*.nbc")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert [kernel(""), kernel("")] == ["0 1", "1 0"]
+
+
 def test_data_that_two_processes_wrote_at_once_are_told_apart(kernel: Callable[..., str], tmp_path: Path) -> None:
     assert kernel("") == "0 1"
     (data,) = tmp_path.rglob("*.cv-*.nbc")

@@ -191,6 +191,14 @@ def test_gaps_along_z_are_bridged_by_sections_not_planes() -> None:
     np.testing.assert_array_equal(close_along_z(even, SectionTable.equal(24, 8), 2), reference)
 
 
+@pytest.mark.parametrize("border", [(3, 0), (0, 2)])
+def test_one_value_is_no_tissue_however_many_planes_are_empty(border: tuple[int, int]) -> None:
+    volume = np.full((8, 20, 21), 7.0, np.float32)
+    for padded in (volume, np.pad(volume, (border, (0, 0), (0, 0)))):
+        with pytest.warns(N4flowWarning, match="the tissue mask is empty"):
+            assert not compute_tissue_mask(padded).any()
+
+
 @pytest.mark.parametrize("shrunken", [False, True])
 def test_padding_along_z_makes_no_section_thicker(shrunken: bool) -> None:
     """A gap of two and a quarter sections stays, however many empty planes the first and the last section have."""

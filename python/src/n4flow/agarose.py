@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from n4flow.levels import SOURCES, fill_levels, has_evidence
 from n4flow.morphology import smooth_valid
 from n4flow.otsu import Scale, choose_scale, otsu_split
 from n4flow.packed import PackedMask
-from n4flow.planes import as_block, run_tasks
+from n4flow.planes import as_block, filled_planes, run_tasks
 from n4flow.sections import SectionTable
 from n4flow.shrunken import Shrunken, ShrunkenFiles, ShrunkenVolume, runs
 from n4flow.statistics import plane_histograms
@@ -121,13 +122,17 @@ def agarose_levels(
         )
         tops[planes] = np.nan_to_num(bright)
     evidence = has_evidence(medians, counts, tops, table.usable_planes)
-    levels = fill_levels(medians, evidence, table)
+    filled = filled_planes(shrunken.planes["n_valid"])
+    levels = fill_levels(medians, evidence, table, filled)
+    edges = table.edges(filled).tolist()
+    # of a section without a valid voxel, what its planes were given
+    spans = [slice(*span) if span[0] < span[1] else s.planes for s, span in zip(table, pairwise(edges), strict=True)]
     return [
         {
             "section": section.id,
-            "level": float(np.median(levels.values[section.planes])),
-            "source": SOURCES[int(levels.source[section.planes].min())],
-            "confidence": float(levels.confidence[section.planes].mean()),
+            "level": float(np.median(levels.values[span])),
+            "source": SOURCES[int(levels.source[span].min())],
+            "confidence": float(levels.confidence[span].mean()),
         }
-        for section in table
+        for section, span in zip(table, spans, strict=True)
     ]

@@ -88,7 +88,8 @@ def find_masks(
         msg = "the given mask is empty: no voxel is above 0; give a mask that covers the tissue"
         raise InputError(msg)
     agarose, threshold = get_agarose_mask(shrunken)
-    numbers["tissue_share"] = tissue.mean()
+    filled = filled_planes(shrunken.planes["n_valid"])
+    numbers["tissue_share"] = tissue.mean() * len(tissue) / (filled.stop - filled.start)
     numbers["agarose_share"] = float(agarose.mean())
     numbers["agarose_threshold"] = float(threshold)
     numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections, tissue)

@@ -26,7 +26,7 @@ from n4flow.errors import InputError, N4flowWarning
 from n4flow.fit.gpu_device import as_float32, guarded, on_device, stream_planes
 from n4flow.lazy import apply_lazily, count_lazily
 from n4flow.levels import least_voxels
-from n4flow.planes import as_block, as_mask
+from n4flow.planes import as_block, as_mask, filled_planes
 from n4flow.section_lookup import BORROWED, IDENTITY, MATCHED, SectionLookup
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics import plane_histograms
@@ -188,7 +188,8 @@ def estimate_lookup(
         reference.add(*distribution(section))
     target = _Target.of(reference.pairs(), float(tissue_threshold), n_bins)
     maps = [target.knots(distribution(section)) for section in measured]
-    centre = np.array([(s.z_start + s.z_stop) / 2 for s in table])
+    edges = table.edges(filled_planes(histograms.filled))
+    centre = (edges[:-1] + edges[1:]) / 2
     nearest = np.array([np.argmin(np.abs(centre[chosen] - c)) for c in centre])
     of_section = np.where(status == IDENTITY, -1, nearest)
     plane = table.section_of_plane

@@ -81,18 +81,46 @@ caching.CacheImpl._locator_classes = [
 ]
 
 
-class _NamedData(caching.IndexDataCacheFile):
-    """Numba's files of one function, of which each says what it holds; what is something else is no hit."""
+# What Python says of a pickle that is cut short or damaged, or of a class that another version had.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    ValueError,
+    TypeError,
+)
 
-    def _name(self, key: Any) -> bytes:
-        return hashlib.sha256(repr((self._version, self._source_stamp, key)).encode()).digest()
+
+class _SealedData(caching.IndexDataCacheFile):
+    """Numba's files of one function, of which each says what it holds. What is something else or damaged is no hit."""
+
+    def _seal(self, key: Any, data: bytes) -> bytes:
+        return hashlib.sha256(repr((self._version, self._source_stamp, key)).encode() + data).digest()
 
     def save(self, key: Any, data: Any) -> None:
-        super().save(key, (self._name(key), self._dump(data)))
+        dumped = self._dump(data)
+        super().save(key, (self._seal(key, dumped), dumped))
 
     def load(self, key: Any) -> Any:
         found = super().load(key)
-        return None if found is None or found[0] != self._name(key) else pickle.loads(found[1])
+        return None if found is None or found[0] != self._seal(key, found[1]) else pickle.loads(found[1])
+
+    def _load_index(self) -> Any:
+        try:
+            return super()._load_index()
+        except UNREADABLE:
+            return {}
+
+    def _load_data(self, name: str) -> Any:
+        try:
+            seal, data = super()._load_data(name)
+        except UNREADABLE as error:
+            msg = f"{name} cannot be read: {error}"
+            raise OSError(msg) from error  # to numba it is as if it were gone
+        return seal, data
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -103,7 +131,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         kernel = decorate(function)
         cache = getattr(kernel, "_cache", None)  # none without compilation, NUMBA_DISABLE_JIT
         if isinstance(cache, caching.FunctionCache):
-            cache._cache_file.__class__ = _NamedData
+            cache._cache_file.__class__ = _SealedData
         return kernel
 
     return decorated

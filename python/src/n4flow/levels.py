@@ -70,13 +70,13 @@ def has_evidence(levels: np.ndarray, counts: np.ndarray, tops: np.ndarray, usabl
     return enough & ~((levels > LEVEL_FACTOR * usual) & (flatness > FLATNESS_FACTOR * usual_flatness))
 
 
-def fill_levels(levels: np.ndarray, evidence: np.ndarray, sections: SectionTable) -> Levels:
+def fill_levels(levels: np.ndarray, evidence: np.ndarray, sections: SectionTable, filled: slice) -> Levels:
     """Give every plane a level: its own, or one borrowed from planes with evidence, never NaN.
 
     Within a section that has some evidence, levels are interpolated along Z. A section with none takes those of the
     nearest sections with evidence on both sides, each at the same relative depth (agarose darkens with depth within a
-    section), weighted by distance; at the ends of the stack there is only one. Without any evidence the level is 0,
-    with a warning.
+    section), weighted by distance; at the ends of the stack there is only one. Depth and distance are counted in the
+    planes that are `filled`. Without any evidence the level is 0, with a warning.
     """
     n_planes = len(levels)
     if not evidence.any():
@@ -87,7 +87,12 @@ def fill_levels(levels: np.ndarray, evidence: np.ndarray, sections: SectionTable
         )
     values = np.where(evidence, levels, 0.0).astype(np.float64)
     confidence = evidence.astype(np.float32)
-    depth = [(np.arange(s.z_start, s.z_stop) - s.z_start + 0.5) / (s.z_stop - s.z_start) for s in sections]
+    edges = sections.edges(filled)
+    sizes, centre = np.maximum(np.diff(edges), 1), (edges[:-1] + edges[1:]) / 2
+    depth = [
+        (np.arange(s.z_start, s.z_stop) - edge + 0.5) / size
+        for s, edge, size in zip(sections, edges[:-1], sizes, strict=True)
+    ]
     known = [i for i, s in enumerate(sections) if evidence[s.planes].any()]
 
     def profile(i: int, at: np.ndarray) -> np.ndarray:
@@ -100,7 +105,6 @@ def fill_levels(levels: np.ndarray, evidence: np.ndarray, sections: SectionTable
         if i in known:
             values[gaps], confidence[gaps] = profile(i, at), 0.5
             continue
-        centre = [(s.z_start + s.z_stop) / 2 for s in sections]
         before, after = [j for j in known if j < i][-1:], [j for j in known if j > i][:1]
         near = before + after
         weights = np.array([1 / abs(centre[j] - centre[i]) for j in near])

@@ -114,7 +114,8 @@ def tissue_mask_with_levels(
         splits, voxels, group = survey(counted, set(group.members))
     volume = otsu_split(*group.together, scale=scale)
     cuts = [_cut(split, volume, count) for split, count in zip(splits, voxels, strict=True)]
-    if volume is None and 0 < sum(voxels) < math.prod(vol.shape):
+    filled = smoother.filled()
+    if volume is None and 0 < sum(voxels) < (filled.stop - filled.start) * math.prod(vol.shape[1:]):
         # one value, and zeros around it: they are all the background there is
         cuts = [(None, "one_class" if origin == "constant" else origin) for _none, origin in cuts]
     if volume is None or volume.one_class:
@@ -131,7 +132,7 @@ def tissue_mask_with_levels(
             for z, part in smoother.runs(section, scale):
                 mask[z : z + len(part)] = _inside(smoother, part, threshold, int(closing_radius))
     return TissueMask(
-        close_along_z(mask, table, int(z_closing_sections), smoother.filled()),
+        close_along_z(mask, table, int(z_closing_sections), filled),
         tuple(None if threshold is None else scale.back(threshold) for threshold, _origin in cuts),
         tuple(origin for _threshold, origin in cuts),
         None if volume is None else scale.back(volume.threshold),

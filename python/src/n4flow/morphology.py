@@ -160,10 +160,9 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int, filled: slice =
     """
     if reach <= 0 or len(sections) < 2:
         return mask
-    inside = np.zeros(len(mask), bool)
-    inside[filled] = True
-    section = sections.section_of_plane
-    steps = inside / np.maximum(np.bincount(section, inside), 1)[section]
+    cuts = sections.edges(filled)
+    sizes, steps = np.diff(cuts), np.zeros(len(mask))
+    steps[cuts[0] : cuts[-1]] = np.repeat(1 / np.maximum(sizes, 1), sizes)
     edges = np.concatenate([[0.0], np.cumsum(steps)])
     most = reach + 1e-6
     if isinstance(mask, PackedMask):

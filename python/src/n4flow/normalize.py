@@ -21,7 +21,7 @@ from n4flow.distributions import Distributions
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.lazy import apply_lazily, count_lazily, lazy_vector
 from n4flow.levels import BORROWED, SOURCES, Levels, fill_levels, has_evidence, least_voxels
-from n4flow.planes import as_block, share_planes
+from n4flow.planes import as_block, filled_planes, share_planes
 from n4flow.sections import SectionTable
 from n4flow.statistics import plane_histograms
 
@@ -122,7 +122,7 @@ def estimate_plane_range(
         ("percentile", percentile_max), ("median", "agarose"), ("count", "agarose"), ("count",)
     )
     evidence = has_evidence(medians, counts, np.nan_to_num(tops), usable)
-    levels = fill_levels(medians, evidence, table)
+    levels = fill_levels(medians, evidence, table, filled_planes(histograms.filled))
     # Where the agarose is missing, the percentile of all voxels is one of tissue; take the rank that it usually has.
     rest = (valid - counts)[evidence].sum()
     rank = 100 - (100 - percentile_max) * min(100.0, valid[evidence].sum() / rest if rest else 1.0)

@@ -16,7 +16,7 @@ import numpy as np
 from n4flow import qc_kernels
 from n4flow.comparison import MIN_PIXELS, Pair, bias_fields, median, middle, weighted_mean
 from n4flow.otsu import otsu_cut
-from n4flow.planes import run_tasks
+from n4flow.planes import filled_planes, run_tasks
 from n4flow.sections import SectionTable
 from n4flow.verdict import section_reasons, volume_reasons
 
@@ -112,7 +112,9 @@ def _ratio(numerator: float, denominator: float) -> float:
 def _tissue(pair: Pair) -> dict[str, Any]:
     """Share, mean and coefficient of variation of tissue, and the coefficient of variation of plane means."""
     usable, pixels = pair.sections.usable_planes, pair.planes["tissue_pixels"]
-    result: dict[str, Any] = {"share": pixels.sum() / math.prod(pair.shape), "pixels": int(pixels.sum())}
+    filled = filled_planes(pair.voxels["n_valid"])
+    every = (filled.stop - filled.start) * math.prod(pair.shape[1:])
+    result: dict[str, Any] = {"share": pixels.sum() / every, "pixels": int(pixels.sum())}
     for time, level in zip(TIMES, pair.units.levels, strict=True):
         mean = weighted_mean(pair.planes[f"mean_{time}"], pixels * usable)
         squares = pair.planes[f"variance_{time}"] + (pair.planes[f"mean_{time}"] - mean) ** 2
@@ -342,6 +344,7 @@ def _section_rows(
     """Return one row per section: its numbers, and whether it passes or what to look at."""
     rows = []
     per_plane = pair.shape[1] * pair.shape[2]
+    thickness = np.maximum(np.diff(pair.sections.edges(filled_planes(pair.voxels["n_valid"]))), 1)
     for number, section in enumerate(pair.sections):
         pixels = pair.planes["tissue_pixels"][section.planes]
         means = [weighted_mean(pair.planes[f"mean_{time}"][section.planes], pixels) for time in TIMES]
@@ -351,7 +354,7 @@ def _section_rows(
             "z_start": section.z_start,
             "z_stop": section.z_stop,
             "flag": section.flag,
-            "tissue_share": pixels.sum() / (per_plane * len(pixels)),
+            "tissue_share": pixels.sum() / (per_plane * thickness[number]),
             "mean_before": means[0] * pair.units.scale + pair.units.offset,
             "mean_after": means[1],
             "step_before": jumps[0, number],

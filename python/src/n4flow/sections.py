@@ -158,6 +158,15 @@ class SectionTable(Sequence[Section]):
         """(Z,) int array: index of the section that each plane belongs to."""
         return np.repeat(np.arange(len(self)), [s.z_stop - s.z_start for s in self])
 
+    def edges(self, filled: slice = slice(None)) -> np.ndarray:
+        """Return (sections + 1,) int array: the first plane of each section, and the one after the last.
+
+        Of those that are `filled` (`planes.filled_planes`): what lies before and after is padding, which makes no
+        section thicker. A section that lies there has no planes.
+        """
+        start, stop, _step = filled.indices(self.n_planes)
+        return np.clip([section.z_start for section in self] + [self.n_planes], start, stop)
+
     def flagged(self, planes: Sequence[Sequence[int]], flag: str) -> SectionTable:
         """Return the table with `flag` on the sections that any run (z_start, z_stop) of planes touches.
 

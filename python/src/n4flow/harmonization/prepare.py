@@ -75,7 +75,7 @@ def estimate_harmonization(
     usable = table.usable_planes & ~_excluded(table, exclude)[table.section_of_plane]
     step = fit_step(height, width)
     within = filled_planes(np.any(valid > 0, axis=(1, 2)))  # depth and drift are counted in these
-    edges = np.clip([section.z_start for section in table] + [n_planes], within.start, within.stop)
+    edges = table.edges(within)
     compared = (valid[within] >= LEAST_VALID) & tissue[within] & usable[within, None, None]
     logs, inside = _fitted_grid(mean[within], compared, step, flat, shrink)
     inside[inside.sum(axis=(1, 2)) < FEWEST] = False
