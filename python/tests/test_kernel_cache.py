@@ -97,7 +97,7 @@ def test_a_new_index_that_names_old_data_is_no_hit(kernel: Callable[..., str]) -
 
 
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
-@pytest.mark.parametrize("left", [0, 0.5, 0.99])
+@pytest.mark.parametrize("left", [0, 0.99])
 def test_files_that_were_cut_short_are_written_anew(
     kernel: Callable[..., str], tmp_path: Path, kind: str, left: float
 ) -> None:
