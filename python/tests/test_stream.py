@@ -346,7 +346,7 @@ def test_the_predicted_memory_is_kept(tmp_path):
     command = [sys.executable, "-c", RENDERED, str(tmp_path / "in.ome.zarr"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, predicted = json.loads(done.stdout)
-    assert 0.3 * predicted < peak < predicted  # an upper bound that is of use
+    assert 0.4 * predicted < peak < predicted  # an upper bound that is of use
 
 
 def test_the_predicted_memory_does_not_grow_with_planes(tmp_path):
