@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import n4flow
-from n4flow.arrays import probe_gpu
+from n4flow.compute.arrays import probe_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 ITERATIONS, THRESHOLD = (50, 50, 30, 20), 1e-3
@@ -39,7 +39,11 @@ SIZES = {  # shape, shrink
     "medium": ((400, 512, 512), 2),
     "large": ((256, 1024, 1024), 4),
 }
-TESTS = ("python/tests/test_fit_gpu.py", "python/tests/test_gpu.py", "python/tests/test_pointwise.py")
+TESTS = (
+    "python/tests/n4_bias/test_gpu.py",
+    "python/tests/compute/test_gpu.py",
+    "python/tests/corrections/test_fused.py",
+)
 TEST_SECONDS = 180
 REPEATS = 9
 SWEEP_BYTES = 8  # that an iteration moves for a voxel: its index read; its logarithm read, its index written

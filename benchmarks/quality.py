@@ -31,11 +31,11 @@ from n4 import machine  # of the benchmarks beside this one
 from quality_volumes import CASES, EVERYWHERE, KEPT, MORE, TUNED, Distorted, distort
 
 import n4flow
-from n4flow.chain import BiasSettings, fit_sections
-from n4flow.correction import Where
+from n4flow.corrections.base import Where
 from n4flow.errors import N4flowWarning
-from n4flow.passes import TissueSource
-from n4flow.statistics import shrink_planes
+from n4flow.masks.tissue_source import TissueSource
+from n4flow.pipeline.estimate import BiasSettings, fit_sections
+from n4flow.statistics.measure import shrink_planes
 
 # ---------------------------------------------------------------------------------------------------------- corrections
 
@@ -162,7 +162,7 @@ def scale(planes: tuple[int, ...]) -> list[dict[str, Any]]:
 SCALE = """
 import json, resource, sys, time
 import numpy as np
-from n4flow.harmonization.prepare import estimate_harmonization
+from n4flow.corrections.harmonization.prepare import estimate_harmonization
 from n4flow.sections import SectionTable
 n = int(sys.argv[1])
 rng = np.random.default_rng(0)

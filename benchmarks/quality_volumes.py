@@ -10,8 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 import n4flow
-from n4flow.phantom import Phantom
-from n4flow.phantom_options import PhantomOptions
+from n4flow.phantom.options import PhantomOptions
+from n4flow.phantom.store import Phantom
 from n4flow.sections import Section, SectionTable
 
 Anatomy = tuple[np.ndarray, np.ndarray]  # truth, tissue

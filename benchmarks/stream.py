@@ -72,8 +72,8 @@ WIDE = 1 << 26  # voxels of a plane from which a phantom of it would take too lo
 
 def write_input(path: Path, planes: int, side: int) -> None:
     """Write the synthetic volume, uint16."""
-    from n4flow.phantom import Phantom
-    from n4flow.phantom_options import PhantomOptions
+    from n4flow.phantom.options import PhantomOptions
+    from n4flow.phantom.store import Phantom
 
     if side * side < WIDE:
         few = path.with_name(f"period_of_{path.name}")
@@ -89,7 +89,8 @@ def write_input(path: Path, planes: int, side: int) -> None:
 
 def compress_by(codec: str) -> None:
     """Have this process write chunks as n4flow does (`lz4`), or by `zstd`, level 3, with bit shuffle."""
-    from n4flow.formats import omezarr, shards
+    from n4flow.io.omezarr import shards
+    from n4flow.io.omezarr import store as omezarr
 
     if codec == "zstd":
         for module in cast(list[Any], [omezarr, shards]):
@@ -105,7 +106,9 @@ def _noisy_rows(z: int, y: int, rows: int, *, side: int, rng: np.random.Generato
 
 
 def _copy(path: Path, shape: tuple[int, int, int], dtype: str, rows_of: Callable[[int, int, int], np.ndarray]) -> None:
-    from n4flow.formats.omezarr import SlabWriter, create_store, plan_layout
+    from n4flow.io.omezarr.planning import plan_layout
+    from n4flow.io.omezarr.slab_writer import SlabWriter
+    from n4flow.io.omezarr.store import create_store
 
     layout = plan_layout(shape, dtype, (50.0, 25.0, 25.0))
     create_store(path, layout)
@@ -142,7 +145,7 @@ def link(source: Path, target: Path, planes: int) -> None:
 
 def repeat(source: Path, target: Path, planes: int) -> None:
     """Write the planes of a store again and again, so many in all, as a store of its own."""
-    from n4flow.volume import open_volume
+    from n4flow.io.open import open_volume
 
     volume = open_volume(source)
     period = volume.shape[0]
@@ -160,8 +163,8 @@ class Job:
     """One volume, and what the passes have left of it in a folder, as the workflow's work directory would hold it."""
 
     def __init__(self, store: Path, work: Path) -> None:
-        from n4flow.parameters import resolve
-        from n4flow.plan import make_plan
+        from n4flow.pipeline.parameters import resolve
+        from n4flow.pipeline.plan import make_plan
 
         planes = PLANES_PER_SECTION
         self.store, self.work = store, work
@@ -175,11 +178,11 @@ class Job:
 
     def prepare(self) -> None:
         """Estimate all that the passes need; few iterations are enough for fields of the right size."""
-        from n4flow.chain import BiasSettings, find_masks, fit_sections, lookup, plane_gain
-        from n4flow.normalize import estimate_plane_range
-        from n4flow.passes import shrink_pass, statistics_pass
-        from n4flow.recipe import Recipe, save_correction
-        from n4flow.shrunken import ShrunkenFiles
+        from n4flow.corrections.plane_range import estimate_plane_range
+        from n4flow.corrections.recipe import Recipe, save_correction
+        from n4flow.pipeline.estimate import BiasSettings, find_masks, fit_sections, lookup, plane_gain
+        from n4flow.pipeline.passes import shrink_pass, statistics_pass
+        from n4flow.statistics.shrunken import ShrunkenFiles
 
         plan, work = self.plans["input"], self.work
         work.mkdir(parents=True)
@@ -205,7 +208,7 @@ class Job:
 
     def read(self, engine: str = "ours") -> None:
         """Read every voxel; with `zarrs` by that library."""
-        from n4flow.passes import stream
+        from n4flow.pipeline.blocks import stream
 
         if engine == "zarrs":  # a reader that knows no way of its own
             cast(Any, self.volume.reader)._chunks = None
@@ -214,8 +217,8 @@ class Job:
 
     def count(self) -> None:
         """Read, and count each plane's voxels by their value."""
-        from n4flow.passes import crew, stream
-        from n4flow.planes import run_tasks
+        from n4flow.compute.threads import crew, run_tasks
+        from n4flow.pipeline.blocks import stream
 
         count = _counter()
         tables = np.zeros((self.volume.shape[0], 2, 1 << 16), np.uint32)
@@ -229,8 +232,9 @@ class Job:
 
     def copy(self, dtype: str = "input") -> None:
         """Read, and write a store of the same kind."""
-        from n4flow.formats.omezarr import SlabWriter, create_store
-        from n4flow.passes import parts
+        from n4flow.io.omezarr.slab_writer import SlabWriter
+        from n4flow.io.omezarr.store import create_store
+        from n4flow.pipeline.blocks import parts
 
         layout, out = self.plans[dtype].layout, self.work / "copied"
         create_store(out, layout)
@@ -241,8 +245,8 @@ class Job:
 
     def shrink(self) -> None:
         """Run SHRINK."""
-        from n4flow.passes import shrink_pass
-        from n4flow.recipe import Recipe
+        from n4flow.corrections.recipe import Recipe
+        from n4flow.pipeline.passes import shrink_pass
 
         plan = self.plans["input"]
         for start, stop in plan.slabs:
@@ -250,8 +254,9 @@ class Job:
 
     def statistics(self) -> None:
         """Run PLANE_STATISTICS after the bias fields."""
-        from n4flow.passes import TissueSource, statistics_pass
-        from n4flow.recipe import Recipe, load_correction
+        from n4flow.corrections.recipe import Recipe, load_correction
+        from n4flow.masks.tissue_source import TissueSource
+        from n4flow.pipeline.passes import statistics_pass
 
         recipe = Recipe([load_correction(self.work / "20_bias_field.npz")])
         for start, stop in self.plans["input"].slabs:
@@ -260,10 +265,10 @@ class Job:
 
     def render(self, dtype: str = "input", *, save: bool = False) -> None:
         """Run RENDER with the whole recipe; also save the shrunken result, as its task does."""
-        from n4flow.chain import create_stores
-        from n4flow.passes import TissueSource
-        from n4flow.recipe import Recipe, load_correction
-        from n4flow.rendering import render_slab
+        from n4flow.corrections.recipe import Recipe, load_correction
+        from n4flow.masks.tissue_source import TissueSource
+        from n4flow.pipeline.finish import create_stores
+        from n4flow.pipeline.render import render_slab
 
         plan = self.plans[dtype]
         recipe = Recipe([load_correction(file) for file in sorted(self.work.glob("[2-9]0_*.npz"))])
@@ -339,7 +344,7 @@ def _counter() -> Callable[[np.ndarray, np.ndarray], None]:
 
 def measure(name: str, store: Path, work: Path, *, cold: bool, codec: str) -> dict[str, Any]:
     """Time one pass in this process, which is set up as n4flow's commands are; return seconds and peak memory."""
-    from n4flow.arenas import limit_arenas
+    from n4flow.compute.malloc import limit_arenas
 
     limit_arenas()
     if name not in ("prepare", "peers"):

@@ -4,7 +4,7 @@ include { nearest } from './sentences'
 include { read_rules; refuse } from './rules'
 
 // Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
-// n4flow.parameters checks the same schema with the same sentences for `n4flow run`; one test holds both to it.
+// n4flow.pipeline.parameters checks the same schema with the same sentences for `n4flow run`; one test holds both to it.
 def check_parameters(params, schema_file) {
     def rules = read_rules(schema_file)
     params.each { name, value ->

@@ -23,7 +23,7 @@ def read_samples(params) {
     return rows.collect { row -> row + [image: existing(row.image, 'image', row.sample, input.parent)] + [folder: input.parent] }
 }
 
-// A sample's name is a folder of the results and a word in commands; n4flow.plan has the same rule.
+// A sample's name is a folder of the results and a word in commands; n4flow.pipeline.plan has the same rule.
 def check_name(sample) {
     if (!(sample ==~ /(?U)\w[\w .+-]*/) || sample in ['mask', 'pipeline_info']) {
         def rule = 'letters, digits, spaces and . _ + -, beginning with a letter or digit'

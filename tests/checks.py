@@ -22,18 +22,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from n4flow.chain import BiasSettings, fit_volume
 from n4flow.commands import main
-from n4flow.correction import Where
-from n4flow.distributions import HistogramFiles
+from n4flow.corrections.base import Where
+from n4flow.corrections.recipe import Recipe, load_correction
 from n4flow.errors import N4flowError
-from n4flow.frame import Frame
-from n4flow.passes import TissueSource
-from n4flow.recipe import Recipe, load_correction
+from n4flow.io.frame import Frame
+from n4flow.io.open import open_volume
+from n4flow.masks.tissue_source import TissueSource
+from n4flow.pipeline.estimate import BiasSettings, fit_volume
+from n4flow.pipeline.verify import verify
 from n4flow.sections import SectionTable
-from n4flow.shrunken import ShrunkenFiles
-from n4flow.verify import verify
-from n4flow.volume import open_volume
+from n4flow.statistics.histograms import HistogramFiles
+from n4flow.statistics.shrunken import ShrunkenFiles
 
 PLANES = 16  # of a slab, as in the test profile
 

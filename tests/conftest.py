@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from n4flow.arrays import probe_gpu
+from n4flow.compute.arrays import probe_gpu
 from n4flow.errors import GpuError
 
 ROOT = Path(__file__).resolve().parent.parent

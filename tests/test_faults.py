@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from conftest import PLAIN, Run, Undisturbed, runner, sentence, wait_for
 
-from n4flow.volume import write_volume
+from n4flow.io.writers import write_volume
 
 pytestmark = pytest.mark.engine
 

@@ -13,7 +13,7 @@ from conftest import ROOT, Run
 from scipy.stats import spearmanr
 
 import n4flow
-from n4flow.volume import write_volume
+from n4flow.io.writers import write_volume
 
 pytestmark = pytest.mark.engine
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, PhantomRun, Run, runner, skip_with_gpu
 
 import n4flow
-from n4flow.parameters import schema
+from n4flow.pipeline.parameters import schema
 
 pytestmark = pytest.mark.engine
 
@@ -97,7 +97,7 @@ def test_resume_runs_what_a_changed_parameter_touches_and_nothing_else(phantom_r
 
 def test_a_changed_chunk_of_the_input_runs_the_sample_again(workflow: Run, tmp_path: Path):
     volume = np.random.default_rng(1).uniform(10, 200, (6, 40, 50)).astype(np.float32)
-    from n4flow.volume import write_volume
+    from n4flow.io.writers import write_volume
 
     write_volume(tmp_path / "in.ome.zarr", volume, voxel_um=(10, 5, 5))
     arguments = ["--input", tmp_path / "in.ome.zarr", *options(PLAIN), "-resume"]
@@ -121,7 +121,7 @@ def test_an_image_in_several_tiff_files_gives_the_voxels_of_one_store(workflow: 
     """An OME-TIFF names the files that hold its planes; the first one is given."""
     import tifffile
 
-    from n4flow.volume import write_volume
+    from n4flow.io.writers import write_volume
 
     values = np.random.default_rng(3).integers(1, 60000, (6, 40, 50)).astype(np.uint16)
     names = [f"brain_{i}.ome.tif" for i in range(3)]
@@ -150,7 +150,7 @@ def test_an_image_in_several_tiff_files_gives_the_voxels_of_one_store(workflow: 
 
 
 def test_two_samples_of_a_sheet_keep_apart(workflow: Run, tmp_path: Path):
-    from n4flow.volume import write_volume
+    from n4flow.io.writers import write_volume
 
     rng = np.random.default_rng(2)
     volumes = {
@@ -220,7 +220,7 @@ def test_a_machine_of_one_core_runs_tasks_that_ask_for_two(nextflow: str, tmp_pa
 
 def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     """Return (name, arguments, sentence) of every mistake that must stop a run before its first task."""
-    from n4flow.volume import write_volume
+    from n4flow.io.writers import write_volume
 
     volume = np.full((8, 20, 24), 7, np.uint16)
     good, flat = folder / "good.ome.zarr", folder / "no size.npy"

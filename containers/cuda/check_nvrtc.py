@@ -5,7 +5,7 @@ from pathlib import Path
 import nvidia
 from cupy.cuda import nvrtc
 
-from n4flow.fit.gpu_module import compile_for
+from n4flow.n4_bias.gpu.cuda_source import compile_for
 
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 HALF = "#include <cuda_fp16.h>\n__global__ void halve(__half *v) { *v = __hmul(*v, __float2half(0.5f)); }"

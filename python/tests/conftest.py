@@ -9,22 +9,22 @@ from types import ModuleType
 import emulated_gpu
 import pytest
 
-from n4flow import arrays
+from n4flow.compute import arrays
 from n4flow.errors import GpuError
-from n4flow.fit import engine
+from n4flow.n4_bias import engine
 
 
 @pytest.fixture(autouse=True)
 def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is shared out over all cores, whatever a command of another test was told in this process."""
-    monkeypatch.setattr("n4flow.planes._limit", [])
+    monkeypatch.setattr("n4flow.compute.threads._limit", [])
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
 
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Return the CUDA sources compiled for this processor."""
-    from n4flow.fit import gpu_module
+    from n4flow.n4_bias.gpu import cuda_source as gpu_module
 
     if emulated_gpu.compiler() is None:
         pytest.skip("no C++ compiler here to stand in for a device")
@@ -64,4 +64,4 @@ def any_device(request: pytest.FixtureRequest) -> ModuleType:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of two planes or so, so that arrays pass through the device in several."""
-    monkeypatch.setattr("n4flow.fit.gpu_device.BLOCK_VOXELS", 2500)
+    monkeypatch.setattr("n4flow.compute.gpu.BLOCK_VOXELS", 2500)

@@ -366,7 +366,8 @@ def _wrapped(function: Any) -> Any:
 @contextmanager
 def emulated(library: ctypes.CDLL) -> Iterator[types.ModuleType]:
     """Let `import cupy` give the stand-in."""
-    from n4flow.fit import gpu_device, gpu_module
+    from n4flow.compute import gpu as gpu_device
+    from n4flow.n4_bias.gpu import cuda_source as gpu_module
 
     modules = fake_cupy(library)
     before = {name: sys.modules.get(name) for name in modules}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from n4flow.fit.field import BiasField
+from n4flow.n4_bias.field import BiasField
 
 
 def phantom(shape=(9, 30, 37), seed=0):

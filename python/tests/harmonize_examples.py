@@ -10,10 +10,10 @@ import numpy as np
 from scipy import ndimage
 
 import n4flow
+from n4flow.corrections.harmonization.fields import Harmonization
 from n4flow.errors import N4flowWarning
-from n4flow.harmonization.fields import Harmonization
-from n4flow.phantom import Phantom
-from n4flow.phantom_options import PhantomOptions
+from n4flow.phantom.options import PhantomOptions
+from n4flow.phantom.store import Phantom
 from n4flow.sections import Section, SectionTable
 
 SHAPE = (48, 84, 96)

@@ -10,7 +10,7 @@ import pytest
 from skimage.filters import threshold_otsu
 
 import n4flow
-from n4flow.arrays import probe_gpu
+from n4flow.compute.arrays import probe_gpu
 from n4flow.errors import GpuError, N4flowWarning
 from n4flow.sections import Section, SectionTable
 

@@ -205,3 +205,12 @@ class SectionTable(Sequence[Section]):
 
     def __repr__(self) -> str:
         return f"SectionTable({len(self)} sections, {self.n_planes} planes)"
+
+
+def filled_planes(holds: np.ndarray) -> slice:
+    """Return the planes from the first to the last that holds valid voxels; all where none does.
+
+    What lies before and after is padding, and no estimate is to depend on how much there is.
+    """
+    some = np.flatnonzero(holds)
+    return slice(int(some[0]), int(some[-1]) + 1) if some.size else slice(0, len(holds))

@@ -1,4 +1,4 @@
-"""The command line: one module per command, each a few arguments and one call into the library."""
+"""The command line: each command is its arguments, one call into the library, and files. May import every room."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Annotated, Any, TextIO
 import typer
 import typer.main
 
-from n4flow.arenas import limit_arenas
+from n4flow.compute.malloc import limit_arenas
 from n4flow.errors import DiskFullError, N4flowError, N4flowWarning, OutOfMemoryError
 
 USER_COMMANDS = {
@@ -43,6 +43,12 @@ STEP_COMMANDS = {
     "provenance": "Settings, versions and digests of a run as an RO-Crate.",
     "warm-up": "Compile the kernels once, for an image or after an install.",
 }
+MODULES = {
+    **dict.fromkeys(("shrink", "plane-statistics", "render-slab"), "slabs"),
+    **dict.fromkeys(("n4-sections", "n4-volume", "harmonize"), "fields"),
+    **dict.fromkeys(("normalize", "match-histograms", "smooth-z"), "intensity"),
+    **dict.fromkeys(("versions", "probe-gpu", "provenance", "warm-up"), "run_info"),
+}  # of commands that share one; the others have one of their own name
 LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow
 
 
@@ -58,7 +64,7 @@ class Commands(typer.core.TyperGroup):
         if cmd_name not in USER_COMMANDS and cmd_name not in STEP_COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
-        module = importlib.import_module(f"n4flow.commands.{name}")
+        module = importlib.import_module(f"n4flow.commands.{MODULES.get(cmd_name, name)}")
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         extra: dict[str, Any] = {
             "context_settings": getattr(module, "CONTEXT", {}),

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from n4flow.commands.n4_sections import Masks
 from n4flow.commands.step import (
+    SHRUNKEN,
     AllowMissing,
     Channel,
     Image,
     JsonFile,
+    Masks,
     RecipeDir,
     Sections,
     Threads,
@@ -24,11 +25,10 @@ from n4flow.commands.step import (
     section_argument,
     step,
 )
-from n4flow.commands.tissue_mask import SHRUNKEN
 from n4flow.errors import InputError
 
 if TYPE_CHECKING:
-    from n4flow.shrunken import ShrunkenFiles
+    from n4flow.statistics.shrunken import ShrunkenFiles
 
 STAGES = (
     "SHRINK",
@@ -66,12 +66,12 @@ def finish(
 ) -> None:
     """Put the slabs together by hard links, complete and check the store, write recipe, tables and report."""
     from n4flow import __version__
-    from n4flow.chain import CHECKSUMS_NAME, create_stores, link_shards
-    from n4flow.chain import finish as finish_sample
-    from n4flow.parameters import resolve
-    from n4flow.passes import TissueSource
-    from n4flow.plan import make_plan
-    from n4flow.recipe import Recipe
+    from n4flow.corrections.recipe import Recipe
+    from n4flow.masks.tissue_source import TissueSource
+    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_shards
+    from n4flow.pipeline.finish import finish as finish_sample
+    from n4flow.pipeline.parameters import resolve
+    from n4flow.pipeline.plan import make_plan
 
     with step("FINISH", threads, json_file):
         resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
@@ -106,7 +106,7 @@ def whole(files: Sequence[Path], shape: Sequence[int], folder: Path) -> Shrunken
     InputError
         Together they are not the volume of that full-size shape (Z, Y, X).
     """
-    from n4flow.shrunken import ShrunkenFiles
+    from n4flow.statistics.shrunken import ShrunkenFiles
 
     found = ShrunkenFiles(files)
     planes = found.shape[0]

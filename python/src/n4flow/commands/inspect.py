@@ -9,7 +9,7 @@ import typer
 
 from n4flow.commands.step import AllowMissing, Channel, Image, JsonFile, Threads, VoxelUm, step
 from n4flow.errors import InputError
-from n4flow.timing import dumps
+from n4flow.pipeline.timing import dumps
 
 OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for the background correction.")]
 Answer = Annotated[
@@ -78,10 +78,10 @@ def inspect(
 
 
 def _inspected(image: Path, sample: str | None, given: dict[str, Any], out: Path | None) -> dict[str, Any]:
-    from n4flow.background import SpatialMeanBackground
-    from n4flow.parameters import resolve
-    from n4flow.plan import background_radius, make_plan
-    from n4flow.recipe import save_correction
+    from n4flow.corrections.background import SpatialMeanBackground
+    from n4flow.corrections.recipe import save_correction
+    from n4flow.pipeline.parameters import resolve
+    from n4flow.pipeline.plan import background_radius, make_plan
 
     parameters = resolve(given)
     plan = make_plan(image, parameters, sample)

@@ -35,8 +35,8 @@ def n4(
     json_file: JsonFile = None,
 ) -> None:
     """Correct the bias field of one image with N4: any format to any format, voxel size and orientation kept."""
-    from n4flow.bias_files import correct_file
-    from n4flow.parameters import iteration_list, voxel_size
+    from n4flow.n4_bias.files import correct_file
+    from n4flow.pipeline.parameters import iteration_list, voxel_size
 
     with step("N4", threads, json_file) as numbers:
         facts = correct_file(
@@ -61,7 +61,7 @@ def n4(
 
 def _counts(text: str, name: str) -> int | tuple[int, ...]:
     """Read one number, or one for each axis."""
-    from n4flow.parameters import numbers
+    from n4flow.pipeline.parameters import numbers
 
     values = tuple(int(value) for value in numbers(text, name))
     return values[0] if len(values) == 1 else values

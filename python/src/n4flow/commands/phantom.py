@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from n4flow.commands.step import JsonFile, Threads, dumps, set_threads
+from n4flow.commands.step import JsonFile, Threads, set_threads
+from n4flow.pipeline.timing import dumps
 
 
 def phantom(
@@ -58,7 +59,8 @@ def phantom(
     json_file: JsonFile = None,
 ) -> None:
     """Make a brain-like serial-section volume, and its section table beside it."""
-    from n4flow.phantom import Phantom, PhantomOptions
+    from n4flow.phantom.options import PhantomOptions
+    from n4flow.phantom.store import Phantom
 
     count = set_threads(threads)
     default = PhantomOptions()

@@ -26,11 +26,11 @@ def render(
     json_file: JsonFile = None,
 ) -> None:
     """Apply a stored recipe to a volume, block by block."""
-    from n4flow.parameters import voxel_size
-    from n4flow.plan import open_mask
-    from n4flow.recipe import Recipe
-    from n4flow.rendering import render as render_volume
-    from n4flow.volume import open_volume
+    from n4flow.corrections.recipe import Recipe
+    from n4flow.io.open import open_volume
+    from n4flow.masks.tissue_source import open_mask
+    from n4flow.pipeline.parameters import voxel_size
+    from n4flow.pipeline.render import render as render_volume
 
     with step("RENDER", threads, json_file) as numbers:
         corrections = Recipe.load(recipe)

@@ -9,8 +9,8 @@ import typer
 
 from n4flow.commands.step import JsonFile, Threads, set_threads
 from n4flow.errors import InputError
-from n4flow.parameters import schema
-from n4flow.timing import dumps
+from n4flow.pipeline.parameters import schema
+from n4flow.pipeline.timing import dumps
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 EPILOG = "\b\nParameters:\n" + "\n".join(
@@ -29,7 +29,7 @@ def run(
     json_file: JsonFile = None,
 ) -> None:
     """Run the whole chain with the workflow's parameters: n4flow run INPUT OUTDIR --sections 30 --smooth-z 2 ..."""
-    from n4flow.local import run as run_chain
+    from n4flow.pipeline.run import run as run_chain
 
     if image.startswith("--") or str(outdir).startswith("--"):
         msg = "give INPUT and OUTDIR first, then the parameters: n4flow run brain.ome.zarr results --sections 30"

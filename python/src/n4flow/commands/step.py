@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from n4flow.errors import InputError
-from n4flow.timing import dumps, stage
+from n4flow.pipeline.timing import dumps, stage
 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to use; all cores without it.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write this command's numbers to a JSON file.")]
@@ -56,7 +56,7 @@ def set_threads(threads: int | None) -> int:
     """Limit the compiled kernels and SimpleITK to a number of threads, all available cores without one."""
     import numba
 
-    from n4flow.planes import available_threads, limit_threads
+    from n4flow.compute.threads import available_threads, limit_threads
 
     count = min(threads or available_threads(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(count)
@@ -93,3 +93,21 @@ def plane_range(text: str, n_planes: int | None = None) -> tuple[int, int]:
 def section_argument(text: str) -> int | str:
     """Return a count as a number, anything else as a path."""
     return int(text) if text.isdecimal() else text
+
+
+Masks = Annotated[Path, typer.Option("--masks", help="Tissue and agarose mask (.npz).")]
+
+
+HISTOGRAMS = "histograms_*.npz"  # how PLANE_STATISTICS names a slab
+
+
+Histograms = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the plane histograms of every slab.")]
+
+
+Out = Annotated[Path, typer.Option("--out", help="The correction (.npz).")]
+
+
+SHRUNKEN, GIVEN = "shrunken_*.npz", "given_*.npy"  # how SHRINK names a slab, and the user's mask of one
+
+
+Slabs = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the shrunken slabs.")]

@@ -8,10 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from n4flow.commands.step import JsonFile, Sections, Threads, parts, section_argument, step
-
-SHRUNKEN, GIVEN = "shrunken_*.npz", "given_*.npy"  # how SHRINK names a slab, and the user's mask of one
-Slabs = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the shrunken slabs.")]
+from n4flow.commands.step import GIVEN, SHRUNKEN, JsonFile, Sections, Slabs, Threads, parts, section_argument, step
 
 
 def tissue_mask(
@@ -22,10 +19,10 @@ def tissue_mask(
     json_file: JsonFile = None,
 ) -> None:
     """Find tissue and agarose on the shrunken volume."""
-    from n4flow.chain import find_masks
-    from n4flow.packed import PackedMask
+    from n4flow.masks.packed_mask import PackedMask
+    from n4flow.pipeline.estimate import find_masks
     from n4flow.sections import SectionTable
-    from n4flow.shrunken import ShrunkenFiles
+    from n4flow.statistics.shrunken import ShrunkenFiles
 
     with step("TISSUE_MASK", threads, json_file) as numbers:
         shrunken = ShrunkenFiles(parts(slabs, SHRUNKEN))

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from n4flow.commands.step import JsonFile, Threads, dumps, set_threads
+from n4flow.commands.step import JsonFile, Threads, set_threads
+from n4flow.pipeline.timing import dumps
 
 
 def verify(
@@ -16,7 +17,7 @@ def verify(
     json_file: JsonFile = None,
 ) -> None:
     """Check every voxel and file of results against the checksums they were written with; name the first difference."""
-    from n4flow.verify import verify as verify_results
+    from n4flow.pipeline.verify import verify as verify_results
 
     set_threads(threads)
     found = verify_results(outdir)

@@ -1,0 +1,4 @@
+"""Arrays on two devices, threads and compiled code: what every computation shares.
+
+Imports nothing of the package but `errors`.
+"""

@@ -1,0 +1,176 @@
+"""Arrays on two devices: whose array is this, and does the GPU work?"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import GpuError, InputError
+
+BACKENDS = ("auto", "cpu", "gpu", "itk")
+
+PROBE = """
+extern "C" __global__ void n4flow_probe(float *values, int n) {
+    if (threadIdx.x < n) values[threadIdx.x] *= 2.0f;
+}
+"""
+NO_DEVICE = (
+    "check that nvidia-smi shows a device, that CUDA_VISIBLE_DEVICES does not hide it, and that job and container were "
+    "given one (--gres, --gpus all, --nv)"
+)
+# what to do, by what CUDA says; the first that fits
+REMEDIES = (
+    (
+        ("insufficientdriver", "driver version is insufficient", "unsupportedptxversion", "provided ptx"),
+        "the driver is older than the CUDA of this CuPy: update it, or install the extra gpu (CUDA 12) for gpu13",
+    ),
+    (("nodevice", "no cuda-capable device", "libcuda"), NO_DEVICE),
+    (
+        ("header", "cannot open source file", "cuda_path", "nvrtc", "toolkit"),
+        "the compiler or headers of CUDA are missing: install n4flow[gpu], which brings them as wheels",
+    ),
+    (
+        ("devicesunavailable", "busy or unavailable", "out of memory", "outofmemory", "memoryallocation"),
+        "the device is used by another process: wait for it, or choose another with CUDA_VISIBLE_DEVICES",
+    ),
+    (
+        ("invaliddevice", "invalid device"),
+        "CUDA_VISIBLE_DEVICES names no device here: give an index, a UUID or a MIG name",
+    ),
+)
+REMEDY = "check nvidia-smi, the driver against the CUDA version of CuPy, and CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """The device a GPU backend would run on."""
+
+    name: str
+    driver: str
+    memory_bytes: int
+
+
+def array_module(array: Any) -> ModuleType:
+    """Return the array library that owns `array`: numpy or cupy."""
+    if type(array).__module__.partition(".")[0] == "cupy":
+        import cupy  # reached only when a CuPy array already exists
+
+        return cupy
+    return np
+
+
+def is_dask(array: Any) -> bool:
+    """Return whether `array` is a dask array, without importing dask."""
+    return type(array).__module__.startswith("dask.")
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Return `array` on the host; a CuPy array is copied."""
+    if array_module(array) is not np:
+        return array.get()  # synchronize
+    return np.asarray(array)
+
+
+def import_cupy() -> Any:
+    """Return CuPy, which keeps compiled kernels in `CUPY_CACHE_DIR` also where there is no home.
+
+    Raises
+    ------
+    GpuError
+        It is not installed, or its libraries cannot be loaded.
+    """
+    if "CUPY_CACHE_DIR" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ["CUPY_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"cupy-{os.getuid()}")
+    try:
+        import cupy
+    except ImportError as error:
+        msg = (
+            "no working GPU: CuPy cannot be imported here "
+            f"({_first_line(error)}); install n4flow[gpu] (n4flow[gpu13] for drivers of CUDA 13) on a node with an "
+            "NVIDIA driver, or choose backend cpu, itk or auto"
+        )
+        raise GpuError(msg) from error
+    return cupy
+
+
+@cache
+def probe_gpu() -> GpuInfo:
+    """Compile, run and read back a tiny kernel on logical device 0; asked again, the answer is known.
+
+    Returns
+    -------
+    GpuInfo
+        Name, driver version and free memory of the device.
+
+    Raises
+    ------
+    GpuError
+        One sentence that says what is missing and what to do.
+    """
+    cupy = import_cupy()
+    try:
+        values = cupy.arange(8, dtype=cupy.float32)  # a kernel of CuPy's own: it needs the headers of CUDA
+        module = cupy.RawModule(code=PROBE, options=("--std=c++14",))
+        module.get_function("n4flow_probe")((1,), (32,), (values, np.int32(8)))
+        answer = values.get()  # synchronize
+        properties = cupy.cuda.runtime.getDeviceProperties(0)
+        free, _total = cupy.cuda.runtime.memGetInfo()
+        driver = cupy.cuda.runtime.driverGetVersion()
+    except Exception as error:  # CuPy raises a different class for each layer that can fail
+        fault, remedy = _first_line(error), _remedy(str(error))
+        if cupy.cuda.runtime.driverGetVersion() == 0:  # CUDA calls that a driver too old
+            fault, remedy = "there is no NVIDIA driver", NO_DEVICE
+        msg = f"no working GPU: {fault}; {remedy}, or choose backend cpu, itk or auto"
+        raise GpuError(msg) from error
+    if not np.array_equal(answer, 2 * np.arange(8, dtype=np.float32)):
+        msg = "no working GPU: a test kernel ran and returned wrong numbers; choose another device"
+        raise GpuError(msg)
+    return GpuInfo(properties["name"].decode(), f"{driver // 1000}.{driver % 1000 // 10}", int(free))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+def _remedy(text: str) -> str:
+    """Return what to do about a fault of CUDA, by what it says."""
+    low = text.lower()
+    return next((remedy for words, remedy in REMEDIES if any(word in low for word in words)), REMEDY)
+
+
+def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
+    """Return `mask` as a bool array of `shape`: bool, 0/1, 0/255 and float masks alike; what is not 0 is inside.
+
+    Raises
+    ------
+    InputError
+        Another shape; the sentence gives both.
+    """
+    mask = mask if hasattr(mask, "shape") else np.asarray(mask)
+    if tuple(mask.shape) != tuple(shape):
+        msg = f"{name} must have the shape {tuple(shape)} of the volume, got {tuple(mask.shape)}; resample it"
+        raise InputError(msg)
+    return mask if mask.dtype == bool else (mask != 0) & (mask == mask)  # NaN is outside
+
+
+def as_block(block: Any, name: str = "volume") -> Any:
+    """Return `block` if it is a (Z, Y, X) array of real numbers with at least one voxel; else an InputError.
+
+    Of a dask array every size must be known, which a selection by a lazy mask leaves open.
+    """
+    block = block if hasattr(block, "dtype") else np.asarray(block)
+    if any(n != n for n in block.shape):  # dask's size of what is not known yet is NaN
+        msg = (
+            f"{name} has the shape {tuple(block.shape)}, with sizes not known yet; call its compute_chunk_sizes() first"
+        )
+        raise InputError(msg)
+    if block.ndim != 3 or 0 in block.shape or block.dtype.kind not in "buif":
+        msg = f"{name} must be a (Z, Y, X) array of real numbers, not empty, got {tuple(block.shape)} {block.dtype}"
+        raise InputError(msg)
+    return block

@@ -1,0 +1,210 @@
+"""What work on a device shares: launches, memory that runs short, faults as one sentence, planes of host arrays.
+
+Host arrays pass through the device in blocks of planes, two at a time: while one is computed, the next is on its way
+there and the one before on its way back, through page-locked buffers and two streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module
+from n4flow.compute.threads import available_threads, workers
+from n4flow.errors import GpuError, OutOfMemoryError
+
+BLOCK_VOXELS = 1 << 22  # of a block of planes, or one plane: 16 MB keep the bus busy
+RETRY_SHARE = 8  # blocks are smaller by this when memory ran short
+COPY_TASKS = 8  # threads at most that copy to and from page-locked buffers; fewer do not keep up with the bus
+
+Result = TypeVar("Result")
+_of_thread = threading.local()
+NOTHING = np.uint64(0)  # a null pointer
+
+
+def streams() -> tuple[Any, Any]:
+    """Return two streams of this thread's own. They are kept, since the memory pool keeps what each of them had."""
+    import cupy
+
+    device = cupy.cuda.Device().id
+    if getattr(_of_thread, "device", None) != device:
+        _of_thread.device = device
+        _of_thread.streams = tuple(cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    return _of_thread.streams
+
+
+def forget_streams() -> None:
+    """Let the next work of this thread begin with new streams."""
+    _of_thread.device = None
+
+
+def multiprocessors() -> int:
+    """Return how many of them the current device has."""
+    import cupy
+
+    return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+
+
+def guarded(task: Callable[[int], Result], *, release: bool) -> Result:
+    """Return task(voxels of a block); where device memory runs short, once more with smaller blocks.
+
+    Parameters
+    ----------
+    task : callable
+    release : bool
+        Whether the memory pool is given back at the end: for callers whose arrays are on the host. One who keeps arrays
+        on the device keeps his pool.
+
+    Raises
+    ------
+    OutOfMemoryError
+        Also with smaller blocks.
+    GpuError
+        The device fails.
+    """
+    import cupy
+
+    try:
+        with contextlib.suppress(MemoryError):
+            return _told(task, BLOCK_VOXELS)
+        _free()  # outside the handler, so that nothing of the first attempt is held
+        return _told(task, BLOCK_VOXELS // RETRY_SHARE)
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        free, total = cupy.cuda.runtime.memGetInfo()
+        msg = (
+            f"the GPU is out of memory, also with smaller blocks ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free): "
+            "shrink more, end what else runs there, or choose backend cpu"
+        )
+        raise OutOfMemoryError(msg) from error
+    finally:
+        if release:
+            _free()
+
+
+def _told(task: Callable[[int], Result], voxels: int) -> Result:
+    import cupy
+
+    faults = (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError, cupy.cuda.compiler.CompileException)
+    try:
+        return task(voxels)
+    except faults as error:
+        text = str(error).strip()
+        if "MemoryAllocation" in text or "OUT_OF_MEMORY" in text:  # page-locked memory, a graph, a stream
+            raise cupy.cuda.memory.OutOfMemoryError(0, 0) from error
+        forget_streams()
+        msg = f"the GPU failed: {text.splitlines()[0]}; run again, or choose backend cpu"
+        raise GpuError(msg) from error
+
+
+def _free() -> None:
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def on_device(array: Any) -> bool:
+    """Return whether an array lies on the device."""
+    return array_module(array) is not np
+
+
+def as_float32(array: Any) -> Any:
+    """Return a CuPy array as the kernels want it: float32 and contiguous."""
+    import cupy
+
+    return cupy.ascontiguousarray(array, dtype=cupy.float32)
+
+
+class _Slot:
+    """One of the two places in the stream: buffers for a block, on either side."""
+
+    def __init__(self, stream: Any, shape: tuple[int, ...], sources: Sequence[np.ndarray], results: int) -> None:
+        import cupy
+        import cupyx
+
+        self.stream = stream
+        self.given = [cupyx.empty_pinned(shape, source.dtype.newbyteorder("=")) for source in sources]
+        self.taken = [cupyx.empty_pinned(shape, np.float32) for _ in range(results)]
+        with self.stream:
+            self.raw = [cupy.empty(shape, buffer.dtype) for buffer in self.given]
+            self.results = [cupy.empty(shape, cupy.float32) for _ in range(results)]
+        self.planes: slice | None = None
+
+
+def stream_planes(
+    sources: Sequence[np.ndarray],
+    work: Callable[[list[Any], slice, list[Any]], None],
+    sinks: Sequence[np.ndarray],
+    voxels: int,
+    multiple: int = 1,
+) -> None:
+    """Take host arrays through the device, block by block.
+
+    Parameters
+    ----------
+    sources : sequence of (Z, Y, X) NumPy arrays
+    work : callable
+        Called with the blocks on the device (of the sources' types), their planes, and float32 arrays of their shape to
+        write, one for each sink; on a stream of its own.
+    sinks : sequence of (Z, Y, X) float NumPy arrays
+        May be among the sources.
+    voxels : int
+        Of a block, about.
+    multiple : int
+        Planes that a block is a multiple of.
+    """
+    shape = sources[0].shape if sources else sinks[0].shape
+    deep = max(1, voxels // (shape[1] * shape[2] * multiple)) * multiple
+    block = (min(deep, shape[0]), *shape[1:])
+    slots = [_Slot(stream, block, sources, len(sinks)) for stream in streams()[: -(-shape[0] // deep)]]
+    with workers(min(COPY_TASKS, available_threads())) as copiers:
+        for number, planes in enumerate(_runs(shape[0], deep)):
+            slot = slots[number % len(slots)]
+            _collect(slot, sinks, copiers)
+            n = planes.stop - planes.start
+            for buffer, source in zip(slot.given, sources, strict=True):
+                _copy(buffer[:n], source[planes], copiers)
+            with slot.stream:
+                blocks = [raw[:n] for raw in slot.raw]
+                for block, buffer in zip(blocks, slot.given, strict=True):
+                    block.set(buffer[:n], stream=slot.stream)
+                results = [result[:n] for result in slot.results]
+                work(blocks, planes, results)
+                for result, buffer in zip(results, slot.taken, strict=True):
+                    result.get(stream=slot.stream, out=buffer[:n], blocking=False)
+            slot.planes = planes
+        for slot in sorted(slots, key=lambda slot: -1 if slot.planes is None else slot.planes.start):
+            _collect(slot, sinks, copiers)
+
+
+def _runs(n: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _collect(slot: _Slot, sinks: Sequence[np.ndarray], copiers: Executor) -> None:
+    """Wait for a slot's block and copy its results to where they belong."""
+    if slot.planes is None:
+        return
+    slot.stream.synchronize()
+    for buffer, sink in zip(slot.taken, sinks, strict=True):
+        _copy(sink[slot.planes], buffer[: slot.planes.stop - slot.planes.start], copiers)
+    slot.planes = None
+
+
+def _copy(target: np.ndarray, source: np.ndarray, copiers: Executor) -> None:
+    """Copy between host arrays, by a few threads."""
+    rows = math.prod(target.shape[:2])
+    if rows < COPY_TASKS or not (target.flags.c_contiguous and source.flags.c_contiguous):
+        np.copyto(target, source, casting="unsafe")
+        return
+    cuts = np.linspace(0, rows, COPY_TASKS + 1).astype(int)
+    flat, given = target.reshape(rows, -1), source.reshape(rows, -1)
+    parts = [slice(a, b) for a, b in pairwise(cuts)]
+    list(copiers.map(lambda part: np.copyto(flat[part], given[part], casting="unsafe"), parts))

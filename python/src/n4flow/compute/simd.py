@@ -1,0 +1,368 @@
+# mypy: ignore-errors
+# (numba gives these functions their types)
+"""Vectors of sixteen float32, or float64, in compiled code.
+
+The compiler makes vectors of plain loops by itself, but for the sweeps over the voxels that is not enough: rows are
+short, and before each of them it would check at run time whether any of a dozen arrays overlap. A loop written with
+these functions says itself what is done at once; the compiler splits a vector where the processor's are shorter. All
+arithmetic is lane by lane with one rounding, so a result depends neither on where a vector begins nor on the processor.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+from numba.np import arrayobj
+
+from n4flow.compute.jit import row_kernel
+
+LANES = 16
+
+_INDEX = ir.IntType(32)
+
+
+def _lanes(kind):
+    """Return the LLVM type of as many of a kind as a vector has lanes."""
+    return ir.VectorType(kind, LANES)
+
+
+_FLOATS, _INTS, _FLAGS = _lanes(ir.FloatType()), _lanes(_INDEX), _lanes(ir.IntType(1))
+_DOUBLES = _lanes(ir.DoubleType())
+
+
+class _Vector(types.Type):
+    def __init__(self, number, lanes):
+        self.lanes = lanes
+        super().__init__(name=f"{number}x{LANES}")
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, kind.lanes)
+
+
+vector, doubles = _Vector(types.float32, _FLOATS), _Vector(types.float64, _DOUBLES)
+
+
+def _vector_of(number):
+    """Return the type of a vector of float32 or of float64."""
+    return doubles if number == types.float64 else vector
+
+
+def _address(context, builder, array_type, array, index, kind=None):
+    address = builder.gep(arrayobj.make_array(array_type)(context, builder, array).data, [index])
+    return address if kind is None else builder.bitcast(address, kind.as_pointer())
+
+
+def _spread(builder, kind, number):
+    """Return a number in every lane."""
+    nothing, none = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(_INDEX, kind.count), [0] * kind.count)
+    return builder.shuffle_vector(builder.insert_element(nothing, number, _INDEX(0)), nothing, none)
+
+
+def _first_lanes(builder, number):
+    """Return which lanes come before a number of them."""
+    number = _spread(builder, _INTS, builder.trunc(number, _INDEX))
+    return builder.icmp_unsigned("<", ir.Constant(_INTS, list(range(LANES))), number)
+
+
+def _choose(builder, comparison, a, b):
+    """Return a where it compares so with b, else b; lane by lane."""
+    return builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
+
+
+@intrinsic
+def load(context, array, index):
+    """Return array[index : index + LANES], float32 or float64."""
+    kind = _vector_of(array.dtype)
+
+    def build(context, builder, signature, values):
+        return builder.load(_address(context, builder, signature.args[0], *values, kind.lanes), align=4)
+
+    return kind(array, index), build
+
+
+@intrinsic
+def load_first(context, array, index, number):
+    """Return array[index : index + number] in the first lanes and 0 in the others; what lies there is not read."""
+
+    def build(context, builder, signature, values):
+        name = f"llvm.masked.load.v{LANES}f32.p0v{LANES}f32"
+        parameters = [_FLOATS.as_pointer(), _INDEX, _FLAGS, _FLOATS]
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, parameters), name)
+        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
+        lanes = _first_lanes(builder, values[2])
+        return builder.call(function, [address, _INDEX(4), lanes, ir.Constant(_FLOATS, [0.0] * LANES)])
+
+    return vector(array, index, number), build
+
+
+@intrinsic
+def store(context, array, index, value):
+    """array[index : index + lanes] = value, of the same kind."""
+
+    def build(context, builder, signature, values):
+        address = _address(context, builder, signature.args[0], *values[:2], signature.args[2].lanes)
+        builder.store(values[2], address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), build
+
+
+@intrinsic
+def store_first(context, array, index, value, number):
+    """array[index : index + number] = the first lanes of the value."""
+
+    def build(context, builder, signature, values):
+        name = f"llvm.masked.store.v{LANES}f32.p0v{LANES}f32"
+        parameters = [_FLOATS, _FLOATS.as_pointer(), _INDEX, _FLAGS]
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), parameters), name)
+        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
+        builder.call(function, [values[2], address, _INDEX(4), _first_lanes(builder, values[3])])
+        return context.get_dummy_value()
+
+    return types.void(array, index, value, number), build
+
+
+@intrinsic
+def stream(context, array, index, value):
+    """array[index : index + lanes] = value, past the caches; the address must be that of a whole vector."""
+
+    def build(context, builder, signature, values):
+        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
+        stored = builder.store(values[2], address, align=4 * LANES)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([_INDEX(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), build
+
+
+@intrinsic
+def prefetch(context, array, index):
+    """Ask for array[index] ahead of its use; it may lie beyond the array's end."""
+
+    def build(context, builder, signature, values):
+        byte = ir.IntType(8)
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), _INDEX, _INDEX, _INDEX])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        address = _address(context, builder, signature.args[0], *values, byte)
+        builder.call(function, [address, _INDEX(0), _INDEX(3), _INDEX(1)])  # to read; into every cache; data
+        return context.get_dummy_value()
+
+    return types.void(array, index), build
+
+
+@intrinsic
+def store_whole(context, array, index, value):
+    """array[index : index + lanes] = the values without their fractions, as uint16."""
+
+    def build(context, builder, signature, values):
+        shorts = _lanes(ir.IntType(16))
+        whole = builder.trunc(builder.fptosi(values[2], _INTS), shorts)
+        builder.store(whole, _address(context, builder, signature.args[0], *values[:2], shorts), align=2)
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), build
+
+
+@intrinsic
+def look_up(context, table, array, index):
+    """Return table[array[index : index + LANES]]; the array is of uint16."""
+
+    def build(context, builder, signature, values):
+        longs, floats = _lanes(ir.IntType(64)), _lanes(ir.FloatType().as_pointer())
+        shorts, flags = _lanes(ir.IntType(16)), _FLAGS
+        base = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
+        base = _spread(builder, longs, builder.ptrtoint(base, ir.IntType(64)))
+        places = builder.load(_address(context, builder, signature.args[1], *values[1:], shorts), align=2)
+        bytes_in = builder.shl(builder.zext(places, longs), ir.Constant(longs, [2] * LANES))
+        kind = ir.FunctionType(_FLOATS, [floats, _INDEX, flags, _FLOATS])
+        name = f"llvm.masked.gather.v{LANES}f32.v{LANES}p0f32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(_FLOATS, ir.Undefined)
+        addresses = builder.inttoptr(builder.add(base, bytes_in), floats)
+        return builder.call(function, [addresses, _INDEX(4), everywhere, nothing])
+
+    return vector(table, array, index), build
+
+
+@intrinsic
+def pairs_at(context, table, places):
+    """Return table[places, 0] and table[places, 1] of a (n, 2) float32 table; places are whole numbers from 0 on.
+
+    A pair is one read of 64 bits: with tables that lie in cache it is reads that cost.
+    """
+
+    def build(context, builder, signature, values):
+        longs, addresses = _lanes(ir.IntType(64)), _lanes(ir.IntType(64).as_pointer())
+        flags = _FLAGS
+        base = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
+        base = _spread(builder, longs, builder.ptrtoint(base, ir.IntType(64)))
+        bytes_in = builder.shl(builder.zext(builder.fptosi(values[1], _INTS), longs), ir.Constant(longs, [3] * LANES))
+        kind = ir.FunctionType(longs, [addresses, _INDEX, flags, longs])
+        name = f"llvm.masked.gather.v{LANES}i64.v{LANES}p0i64"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(longs, ir.Undefined)
+        places = builder.inttoptr(builder.add(base, bytes_in), addresses)
+        both = builder.call(function, [places, _INDEX(8), everywhere, nothing])
+        first = builder.trunc(both, _INTS)
+        second = builder.trunc(builder.lshr(both, ir.Constant(longs, [32] * LANES)), _INTS)
+        parts = [builder.bitcast(part, _FLOATS) for part in (first, second)]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(vector, 2)(table, places), build
+
+
+@intrinsic
+def splat(context, number):
+    """Return a float32, or a float64, in every lane."""
+    kind = _vector_of(number)
+    return kind(number), lambda _context, builder, _signature, values: _spread(builder, kind.lanes, values[0])
+
+
+@intrinsic
+def widen(context, value):
+    """Return float32, or float64, as float64."""
+
+    def build(_context, builder, signature, values):
+        return values[0] if signature.args[0] == doubles else builder.fpext(values[0], _DOUBLES)
+
+    return doubles(value), build
+
+
+@intrinsic
+def narrow(context, value):
+    """Return float64 rounded to float32."""
+    return vector(doubles), lambda _context, builder, _signature, values: builder.fptrunc(values[0], _FLOATS)
+
+
+@intrinsic
+def lane(context, value, number):
+    """Return one lane as a float32."""
+
+    def build(context, builder, signature, values):
+        return builder.extract_element(values[0], builder.trunc(values[1], _INDEX))
+
+    return types.float32(value, types.int64), build
+
+
+@intrinsic
+def add(context, a, b):
+    """Return a + b."""
+    return a(a, b), lambda _context, builder, _signature, values: builder.fadd(*values)
+
+
+@intrinsic
+def subtract(context, a, b):
+    """Return a - b."""
+    return a(a, b), lambda _context, builder, _signature, values: builder.fsub(*values)
+
+
+@intrinsic
+def multiply(context, a, b):
+    """Return a b."""
+    return a(a, b), lambda _context, builder, _signature, values: builder.fmul(*values)
+
+
+@intrinsic
+def fma(context, a, b, c):
+    """Return a b + c with one rounding."""
+
+    def build(_context, builder, _signature, values):
+        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), values)
+
+    return a(a, b, c), build
+
+
+@row_kernel
+def blend(lines, at, stride, w0, w1, w2, w3):
+    """Return w0 lines[at] + w1 lines[at + stride] + .. + w3 lines[at + 3 stride] for a vector of columns."""
+    value = multiply(w0, load(lines, at))
+    value = fma(w1, load(lines, at + stride), value)
+    value = fma(w2, load(lines, at + stride + stride), value)
+    return fma(w3, load(lines, at + stride + stride + stride), value)
+
+
+@intrinsic
+def where_below(context, a, limit, value, other):
+    """Return `value` where a < limit, else `other`."""
+
+    def build(_context, builder, _signature, values):
+        return builder.select(builder.fcmp_ordered("<", values[0], values[1]), values[2], values[3])
+
+    return a(a, limit, value, other), build
+
+
+@intrinsic
+def where_zero(context, a, value, other):
+    """Return `value` where a is 0, else `other`."""
+
+    def build(_context, builder, _signature, values):
+        is_zero = builder.fcmp_ordered("==", values[0], ir.Constant(_FLOATS, [0.0] * LANES))
+        return builder.select(is_zero, *values[1:])
+
+    return a(a, value, other), build
+
+
+@intrinsic
+def least(context, a, b):
+    """Return the lower of a and b."""
+    return a(a, b), lambda _context, builder, _signature, values: _choose(builder, "<", *values)
+
+
+@intrinsic
+def greatest(context, a, b):
+    """Return the higher of a and b."""
+    return a(a, b), lambda _context, builder, _signature, values: _choose(builder, ">", *values)
+
+
+@intrinsic
+def times_power_of_two(context, value, power):
+    """Return value 2^k, k the low bits of `power`, a float32 of 1.5 x 2^23 + k: its exponent's bits are raised by k."""
+
+    def build(_context, builder, _signature, values):
+        ints = _INTS
+        raised = builder.shl(builder.bitcast(values[1], ints), ir.Constant(ints, [23] * LANES))
+        return builder.bitcast(builder.add(builder.bitcast(values[0], ints), raised), _FLOATS)
+
+    return value(value, power), build
+
+
+def _halve(builder, value, join):
+    """Return the lanes joined into one number: the upper half of them with the lower, until one is left."""
+    number = LANES
+    while number > 1:
+        number //= 2
+        nothing = ir.Constant(value.type, ir.Undefined)
+        lower = ir.Constant(ir.VectorType(_INDEX, number), list(range(number)))
+        upper = ir.Constant(ir.VectorType(_INDEX, number), list(range(number, 2 * number)))
+        value = join(builder.shuffle_vector(value, nothing, lower), builder.shuffle_vector(value, nothing, upper))
+    return builder.extract_element(value, _INDEX(0))
+
+
+@intrinsic
+def sum_of(context, value):
+    """Return the sum of a vector's lanes, added by halves."""
+    return types.float32(value), lambda _context, builder, _signature, values: _halve(builder, values[0], builder.fadd)
+
+
+@intrinsic
+def lowest_of(context, value):
+    """Return the lowest of a vector's lanes."""
+    return types.float32(value), lambda _context, builder, _signature, values: _halve(
+        builder, values[0], partial(_choose, builder, "<")
+    )
+
+
+@intrinsic
+def highest_of(context, value):
+    """Return the highest of a vector's lanes."""
+    return types.float32(value), lambda _context, builder, _signature, values: _halve(
+        builder, values[0], partial(_choose, builder, ">")
+    )

@@ -1,0 +1,116 @@
+"""`n4flow.harmonize`: an array in memory, or a lazy one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.arrays import as_block, as_mask, is_dask, to_numpy
+from n4flow.corrections.base import Where
+from n4flow.corrections.dask import apply_lazily, whole_planes
+from n4flow.corrections.harmonization.flat import check_flat
+from n4flow.corrections.harmonization.prepare import estimate_harmonization
+from n4flow.sections import SectionTable
+from n4flow.statistics.measure import LEAST_COVER, choose_shrink, shrink_planes
+from n4flow.statistics.shrunken import ShrunkenVolume
+
+
+def harmonize(
+    vol: Any,
+    mask: Any,
+    sections: Any,
+    *,
+    mode: str = "safe",
+    exclude: Collection[str | int] = (),
+    flat_field: Any = None,
+) -> tuple[Any, Any]:
+    """Make sections even without harming anatomy.
+
+    Log intensity is taken for tissue plus shading that changes with the depth in a section (alike in all sections),
+    shading and gain of each section, a gain of each plane and slow drift along the stack. Voxels above each other in
+    neighbouring planes show nearly the same tissue. What changes between them all over a plane is the instrument as far
+    as it happens where an instrument changes (at cuts, or there and back), and anatomy otherwise.
+    Slow drift is taken from how far planes are from tissue classes, as far as those classes get sharper by it.
+
+    Shading that every plane has alike cannot be told from anatomy that every plane has alike. `safe` leaves it, `auto`
+    takes it off as far as it sharpens the tissue classes, `full` takes it off; best is a measured `flat_field`.
+
+    Parameters
+    ----------
+    vol : (Z, Y, X) array
+        NumPy, CuPy or dask (then lazy); any real type; never modified. Without an additive offset.
+    mask : (Z, Y, X) mask
+        Tissue: bool, 0/1, 0/255 or float.
+    sections : section table, path or count
+        Planes that were cut and imaged together. Flagged sections are left out, and get what lies between neighbours.
+    mode : {'safe', 'auto', 'full'}
+    exclude : collection of str or int
+        More sections to leave out, by id or index.
+    flat_field : (Y, X) array, optional
+        Measured shading that every plane has, positive; its scale does not matter.
+
+    Returns
+    -------
+    corrected : (Z, Y, X) float32 array of the kind of `vol`
+    fields : Harmonization
+        The correction, with what it rests on (`summary`); delayed when `vol` is dask.
+
+    Raises
+    ------
+    InputError
+        Shapes that do not match, an unknown mode or section, or a flat field that is not positive.
+
+    Notes
+    -----
+    Neighbours must be aligned to about a voxel of the fitted grid (the plane's longer side over 96). Time and memory
+    are proportional to the number of planes; memory is a few times the shrunken volume.
+    """
+    vol = as_block(vol)
+    shape = tuple(vol.shape)
+    table, shrink = SectionTable.coerce(sections, shape[0]), choose_shrink(shape)
+    flat = check_flat(flat_field, shape)
+    options = {"mode": mode, "exclude": exclude, "flat": flat}
+    if is_dask(vol):
+        return _lazily(vol, mask, table, shrink, options)
+    inside = to_numpy(as_mask(mask, shape))
+    shrunken = shrink_planes(vol, shrink)
+    fields = _estimate(shrunken, _tissue([cover(inside, shrink)]), table, shrink, options)
+    return fields.apply(vol.astype(np.float32), Where(0, 0, 0, shape)), fields
+
+
+def _estimate(
+    shrunken: ShrunkenVolume, tissue: np.ndarray, table: SectionTable, shrink: int, options: dict[str, Any]
+) -> Any:
+    return estimate_harmonization(shrunken.mean, shrunken.valid, tissue, table, shrink=shrink, **options)
+
+
+def _lazily(vol: Any, mask: Any, table: SectionTable, shrink: int, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Shrink runs of planes as delayed tasks, estimate once, apply chunk by chunk."""
+    import dask
+
+    whole = whole_planes(vol)
+    inside = mask if hasattr(mask, "ndim") else np.asarray(mask)
+    inside = as_mask(inside, vol.shape)
+    if is_dask(inside):
+        masks = list(inside.rechunk((whole.chunks[0], -1, -1)).to_delayed().reshape(-1))
+    else:
+        stops = np.cumsum(whole.chunks[0])
+        masks = np.split(to_numpy(inside), stops[:-1])
+    blocks = whole.to_delayed().reshape(-1)
+    shrunken = dask.delayed(ShrunkenVolume.concatenate)(
+        [dask.delayed(shrink_planes)(block, shrink, threads=1) for block in blocks]
+    )
+    tissue = dask.delayed(_tissue)([dask.delayed(cover)(part, shrink) for part in masks])
+    fields = dask.delayed(_estimate, pure=False)(shrunken, tissue, table, shrink, options)
+    return apply_lazily(vol, fields), fields
+
+
+def cover(mask: np.ndarray, shrink: int) -> np.ndarray:
+    """Return the share of every block that a mask covers."""
+    return shrink_planes(mask.view(np.uint8), shrink, threads=1).valid
+
+
+def _tissue(shares: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(shares) >= LEAST_COVER

@@ -1,0 +1,160 @@
+"""Classes of tissue: one mixture for the volume, with proportions that change from place to place.
+
+What changes slowly in the share of classes is anatomy, and what shifts every class alike is the instrument. So the
+classes have the same log intensity everywhere, and shares of their own in each neighbourhood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from n4flow.compute.threads import run_tasks
+from n4flow.corrections.harmonization import kernels
+
+CLASSES = 3
+NARROWEST, WIDEST = 0.02, 0.12  # sd of a class in log intensity
+OUTLIER = 0.1  # density of what belongs to no class
+BINS = 400
+CLASS_WEIGHT = 0.002  # neighbouring voxels are not independent: what one of them counts
+TILE = 4  # voxels of the fitted grid
+REACH = 1.5  # sigma of the neighbourhood in plane, tiles
+REACH_Z = 8.0  # and along Z, planes
+PSEUDO_VOXELS = 20.0  # of the volume's own proportions in each neighbourhood
+NOISY = 0.06  # noise above which intensities are smoothed in plane too
+
+Mixture = tuple[np.ndarray, np.ndarray, np.ndarray]  # means, standard deviations, proportions
+
+
+class Classes:
+    """Posterior class probabilities of a volume of log intensities.
+
+    Parameters
+    ----------
+    inside : (Z, y, x) bool array
+        Tissue.
+    noise : float
+        Standard deviation of the log intensity of a voxel.
+    """
+
+    def __init__(self, inside: np.ndarray, noise: float) -> None:
+        self.inside = inside
+        self.mixture: Mixture | None = None
+        self.sigma_z, self.sigma = (1.5, 0.5) if noise > NOISY else (0.8, 0.0)
+        weights = inside.astype(np.float32)
+        self._share_z = np.maximum(ndimage.gaussian_filter1d(weights, self.sigma_z, axis=0), 1e-3)
+        self._share = None
+        if self.sigma:
+            self._share = np.maximum(ndimage.gaussian_filter(weights, (0, self.sigma, self.sigma)), 1e-3)
+        self._around = self._smooth(_tiles(weights))
+        self._proportions: np.ndarray | None = None
+        shape = (CLASSES, *inside.shape)
+        self.posterior = np.zeros(shape, np.float32)
+        self.weight, self.target = np.zeros(shape[1:], np.float32), np.zeros(shape[1:], np.float32)
+
+    def denoised(self, logs: np.ndarray) -> np.ndarray:
+        """Return log intensities smoothed over tissue; `logs` is 0 outside."""
+        t = ndimage.gaussian_filter1d(logs, self.sigma_z, axis=0) / self._share_z
+        if self._share is not None:
+            t = ndimage.gaussian_filter(np.where(self.inside, t, 0), (0, self.sigma, self.sigma)) / self._share
+        return np.asarray(t, np.float32)
+
+    def update(self, logs: np.ndarray) -> None:
+        """Take corrected log intensities (0 outside tissue): fit the mixture, the proportions, the posteriors."""
+        t = self.denoised(logs)
+        values = t[self.inside]
+        low, high = np.quantile(values[::7], [0.002, 0.998]) + np.array([-0.1, 0.1])
+        step = (high - low) / BINS
+        centres = low + (np.arange(BINS) + 0.5) * step
+        bins = np.clip(((values - low) / step).astype(np.int32), 0, BINS - 1)
+        counts = np.bincount(bins, minlength=BINS).astype(float)
+        first = self.mixture is None
+        self.mixture = means, sds, shares = fit_mixture(counts, centres, self.mixture, 80 if first else 20)
+        densities = np.exp(np.maximum(-0.5 * ((centres[:, None] - means) / sds) ** 2, -20)) / sds
+        table = densities.astype(np.float32)
+        for _pass in range(3 if first else 1):
+            prior = self._prior(shares)
+            arguments = (float(low), float(step), table, OUTLIER, means, sds**2)
+
+            def work(z: int, prior: np.ndarray = prior, arguments: tuple[object, ...] = arguments) -> None:
+                place = (self.posterior[:, z], self.weight[z], self.target[z])
+                kernels.class_plane(t[z], self.inside[z], prior[:, z], TILE, *arguments, *place)
+
+            run_tasks(work, range(len(t)))
+            tiles = np.stack([self._smooth(_tiles(p)) for p in self.posterior])
+            voxels = (2 * np.pi) ** 1.5 * REACH_Z * (REACH * TILE) ** 2
+            pseudo = PSEUDO_VOXELS / voxels * TILE**2
+            self._proportions = (tiles + pseudo * shares[:, None, None, None]) / (self._around + pseudo)
+
+    def _prior(self, shares: np.ndarray) -> np.ndarray:
+        if self._proportions is not None:
+            return self._proportions.astype(np.float32)
+        tiles = self._around.shape
+        return np.broadcast_to(shares.astype(np.float32)[:, None, None, None], (len(shares), *tiles)).copy()
+
+    def _smooth(self, tiles: np.ndarray) -> np.ndarray:
+        return np.asarray(ndimage.gaussian_filter(tiles, (REACH_Z, REACH, REACH), truncate=2.5))
+
+    def restart(self) -> None:
+        """Forget mixture and proportions."""
+        self.mixture, self._proportions = None, None
+
+
+def _tiles(values: np.ndarray) -> np.ndarray:
+    """Return sums over tiles in plane; those at the border may be smaller."""
+    rows, columns = (np.arange(0, n, TILE) for n in values.shape[1:])
+    return np.asarray(np.add.reduceat(np.add.reduceat(values, rows, axis=1), columns, axis=2))
+
+
+def fit_mixture(counts: np.ndarray, centres: np.ndarray, start: Mixture | None, passes: int) -> Mixture:
+    """Fit normals and a uniform outlier density to a histogram, by expectation and maximisation.
+
+    Parameters
+    ----------
+    counts, centres : (bins,) arrays
+    start : Mixture, optional
+        Without it, means at even quantiles; first without limits on the widths, then with.
+    passes : int
+
+    Returns
+    -------
+    Mixture
+        In the order of the means.
+    """
+    h = counts / counts.sum()
+    phases: Sequence[tuple[float, float]] = ((WIDEST, OUTLIER),)
+    if start is None:
+        cumulative = np.cumsum(h)
+        means = np.interp((np.arange(CLASSES) + 0.5) / CLASSES, cumulative, centres)
+        spread = np.interp(0.998, cumulative, centres) - np.interp(0.002, cumulative, centres)
+        sds, shares = np.full(CLASSES, max(spread, NARROWEST) / CLASSES / 2), np.full(CLASSES, 1 / CLASSES)
+        phases = ((np.inf, 1e-12), (WIDEST, OUTLIER))
+    else:
+        means, sds, shares = start
+    for widest, outlier in phases:
+        for _pass in range(passes):
+            sds = np.clip(sds, NARROWEST, widest)
+            p = shares / sds * np.exp(np.maximum(-0.5 * ((centres[:, None] - means) / sds) ** 2, -30))
+            p *= (h / (p.sum(axis=1) + outlier))[:, None]
+            shares = p.sum(axis=0) + 1e-9
+            means = (p * centres[:, None]).sum(axis=0) / shares
+            variances = (p * (centres[:, None] - means) ** 2).sum(axis=0) / shares
+            sds = np.clip(np.sqrt(variances + 1e-6), NARROWEST, widest)
+    order = np.argsort(means)
+    return means[order], sds[order], shares[order]
+
+
+def structure(values: np.ndarray) -> tuple[float, float]:
+    """Return (sd, negentropy) of the central 99 % of values.
+
+    Negentropy is by how many nats the histogram is more structured than a normal one of the same sd.
+    """
+    low, high = np.quantile(values[::3], [0.005, 0.995])
+    values = values[(values > low) & (values < high)]
+    sd, width = float(values.std()), 0.05
+    h = np.histogram((values - values.mean()) / max(sd, 1e-9), np.arange(-5, 5 + width, width))[0].astype(float)
+    h = ndimage.gaussian_filter1d(h, 1.5)
+    h /= h.sum()
+    return sd, 0.5 * float(np.log(2 * np.pi * np.exp(1))) + float((h * np.log(h + 1e-12)).sum()) - np.log(width)

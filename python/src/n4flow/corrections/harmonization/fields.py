@@ -1,0 +1,153 @@
+"""The correction that harmonisation makes: lattices for all sections and for each, and a gain for each plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module
+from n4flow.compute.jit import thread_count
+from n4flow.corrections.base import Correction, Where, in_frame
+from n4flow.corrections.harmonization.geometry import CONTROLS, block_means, depth_basis, fit_step
+from n4flow.errors import InputError
+from n4flow.io.frame import Frame
+from n4flow.n4_bias import bspline
+from n4flow.n4_bias.evaluate import Evaluator
+
+
+@dataclass
+class Harmonization(Correction):
+    """Divide by exp of the log field D(depth, y, x) + S_s(y, x) + F(y, x) + gain of the plane.
+
+    Parameters
+    ----------
+    depth : (degrees, c, c) float64 array
+        D: lattices of cubic B-splines in plane, times Legendre polynomials of the depth in the section.
+    section : (sections, c, c) float64 array
+        S of every section; that of a section that was not estimated is interpolated.
+    shared : (c, c) float64 array
+        F, as far as it is taken off.
+    plane : (Z,) float64 array
+        Log gain of every plane beside its section's: jitter and slow drift.
+    edges : (sections + 1,) int array
+        First plane of every section, and the one after the last. What lies before and after is padding.
+    grid : tuple of int
+        (y, x) of the fitted grid.
+    step : int
+        Voxels to a sample of that grid.
+    mode : str
+    gain, gain_sd : (sections,) float64 arrays
+        Mean log gain of each section and its uncertainty under the model; NaN where it was not estimated.
+    numbers : dict
+        What the estimate rests on; see `summary`.
+    reason : str, optional
+        Why nothing was estimated; the log field is then 0.
+    flat : (Y, X) float32 array, optional
+        A flat field that was given; the volume is divided by it as well.
+    frame : Frame, optional
+        What the fields cover of the planes, (Y, X) being its shape; all of them without it. What lies around it stays.
+    """
+
+    kind: ClassVar[str] = "harmonization"
+
+    depth: np.ndarray
+    section: np.ndarray
+    shared: np.ndarray
+    plane: np.ndarray
+    edges: np.ndarray
+    grid: tuple[int, int]
+    step: int
+    mode: str
+    gain: np.ndarray
+    gain_sd: np.ndarray
+    numbers: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    flat: np.ndarray | None = None
+    frame: Frame | None = None
+
+    @cached_property
+    def lattices(self) -> np.ndarray:
+        """(Z, c, c) float64: the control points of every plane's log field."""
+        planes = np.clip(np.arange(len(self.plane)), self.edges[0], self.edges[-1] - 1)
+        section = np.searchsorted(self.edges, planes, side="right") - 1
+        depth = np.tensordot(depth_basis(self.edges, planes), self.depth, axes=1)
+        # the weights of a spline sum to 1, so a gain is added to every control point
+        return np.asarray(depth + self.section[section] + self.shared + self.plane[:, None, None])
+
+    def _evaluator(self, where: Where, shape: tuple[int, ...]) -> Evaluator:
+        axes = [
+            bspline.grid_coordinates(n, samples, CONTROLS, per_sample=self.step, start=start)
+            for n, samples, start in zip(shape[1:], self.grid, (where.y, where.x), strict=True)
+        ]
+        return Evaluator.of_planes(self.lattices[where.z : where.z + shape[0]], *axes)
+
+    def log_field(self, where: Where, shape: tuple[int, ...], threads: int | None = None) -> np.ndarray:
+        """Return the log field of a block of `shape` at `where`, without a flat field that was given."""
+        return self._evaluator(where, shape).log_field(np.empty(shape, np.float32), thread_count(threads))
+
+    def small_log_field(self, planes: slice, shape: tuple[int, int, int]) -> np.ndarray:
+        """Return the log field of some planes on the shrunken grid of `shape`, with that of a given flat field."""
+        lattices, per_sample = self.lattices[planes], fit_step(*shape[1:])
+        axes = [
+            bspline.grid_coordinates(n, samples, CONTROLS, per_sample=per_sample)
+            for n, samples in zip(shape[1:], self.grid, strict=True)
+        ]
+        evaluator = Evaluator.of_planes(lattices, *axes)
+        found = evaluator.log_field(np.empty(evaluator.shape, np.float32), thread_count(None))
+        if self.flat is not None:
+            found += np.log(block_means(self.flat[None], self.step // per_sample))
+        return found
+
+    def apply(self, block: Any, where: Where) -> Any:
+        """Return block / exp(log field); exact zeros and voxels that are not finite stay. See `Correction.apply`."""
+        return in_frame(self.frame, block, where, self._apply)
+
+    def _apply(self, block: Any, where: Where) -> Any:
+        xp = array_module(block)
+        if where.z + block.shape[0] > len(self.plane):
+            msg = f"the harmonisation is for {len(self.plane)} planes, got planes up to {where.z + block.shape[0]}"
+            raise InputError(msg)
+        if self.flat is not None:
+            rows, columns = (slice(at, at + n) for at, n in zip((where.y, where.x), block.shape[1:], strict=True))
+            block = block / xp.asarray(self.flat[rows, columns])
+        if self.reason is not None:
+            return block
+        if xp is not np:
+            field_ = self._evaluator(where, block.shape).field(np.empty(block.shape, np.float32), thread_count(None))
+            return block / xp.asarray(field_)
+        block = np.ascontiguousarray(block, np.float32)
+        return self._evaluator(where, block.shape).correct(block, block, thread_count(None))
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the correction rests on: numbers of the estimate, and each section's gain."""
+        known = np.isfinite(self.gain)
+        gains = np.exp(self.gain[known])
+        found: dict[str, Any] = {"mode": self.mode, "flat_field": "given" if self.flat is not None else "not given"}
+        if self.reason is not None:
+            return found | {"reason": self.reason}
+        found |= {name: float(value) for name, value in self.numbers.items()}
+        found["sections_estimated"] = int(known.sum())
+        found["sections_interpolated"] = int((~known).sum())
+        found["gain_min"], found["gain_max"] = float(gains.min()), float(gains.max())
+        found["gain_sd_median"] = float(np.median(self.gain_sd[known]))
+        return found
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return settings and arrays."""
+        arrays = {name: getattr(self, name) for name in ("depth", "section", "shared", "plane", "edges")}
+        arrays |= {"gain": self.gain, "gain_sd": self.gain_sd}
+        if self.flat is not None:
+            arrays["flat"] = self.flat
+        settings = {"grid": list(self.grid), "step": self.step, "mode": self.mode, "numbers": dict(self.numbers)}
+        return settings | {"reason": self.reason, "frame": self.frame and list(self.frame)}, arrays
+
+    @classmethod
+    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild from `to_arrays`."""
+        known: dict[str, Any] = dict(settings)
+        known["grid"] = tuple(known["grid"])
+        known["frame"] = Frame(*known["frame"]) if known.get("frame") else None
+        return cls(**(known | arrays))

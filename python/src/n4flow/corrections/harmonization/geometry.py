@@ -1,0 +1,110 @@
+"""The unknowns of the harmonisation: where planes lie in sections, and the bases of every term."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from n4flow.n4_bias import bspline
+
+SPANS = 3  # of the lattice in plane: what is finer is anatomy
+CONTROLS = SPANS + 3
+N = CONTROLS**2  # control points of one plane
+DEGREES = 2  # of the shading's change with depth in the section
+PLANES_PER_KNOT = 15  # of the slow drift along the stack
+MOST_KNOTS = 18
+SLOPE = 0.1  # weight of the first derivative in the roughness
+
+SIDE = 96  # samples along the longer side of the fitted grid: fields are smooth, and voxels that move are forgiven
+FEWEST_SIDE = 24
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Planes, sections, and bases on the grid that is fitted.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Z, y, x) of that grid.
+    edges : (sections + 1,) int array
+        First plane of every section, and the number of planes.
+    """
+
+    shape: tuple[int, int, int]
+    edges: np.ndarray
+
+    @cached_property
+    def section(self) -> np.ndarray:
+        """(Z,) section of each plane."""
+        return np.repeat(np.arange(len(self.edges) - 1), np.diff(self.edges))
+
+    @cached_property
+    def axes(self) -> tuple[np.ndarray, ...]:
+        """First control and weights of each row, then of each column."""
+        found: list[np.ndarray] = []
+        for size in self.shape[1:]:
+            found += bspline.axis_weights(bspline.sample_coordinates(size, CONTROLS), CONTROLS)
+        return tuple(found)
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        """(Z, degrees): Legendre polynomials of the depth in the section, without the constant."""
+        return depth_basis(self.edges, np.arange(self.shape[0]))
+
+    @cached_property
+    def drift(self) -> np.ndarray:
+        """(Z, knots): basis of what changes slowly along the stack."""
+        spans = max(1, min(round(self.shape[0] / PLANES_PER_KNOT), MOST_KNOTS))
+        return bspline.weight_matrix(bspline.sample_coordinates(self.shape[0], spans + 3), spans + 3)
+
+    @cached_property
+    def roughness(self) -> np.ndarray:
+        """(n, n) penalty on a lattice, scaled so that a prior of variance 1 makes fields of rms 1 (level aside).
+
+        Squares of second differences, and a little of first ones.
+        """
+
+        def differences(order: int) -> np.ndarray:
+            d = np.diff(np.eye(CONTROLS), order, axis=0)
+            return np.asarray(d.T @ d)
+
+        one, flat = np.eye(CONTROLS), np.eye(N) - 1 / N
+        q = np.kron(differences(2), one) + 2 * np.kron(differences(1), differences(1)) + np.kron(one, differences(2))
+        q += SLOPE * (np.kron(differences(1), one) + np.kron(one, differences(1)))
+        by, bx = (
+            bspline.weight_matrix(bspline.sample_coordinates(size, CONTROLS), CONTROLS) for size in self.shape[1:]
+        )
+        mean_square = np.kron(by.T @ by / len(by), bx.T @ bx / len(bx))
+        return np.asarray(q * np.trace(mean_square @ flat @ np.linalg.inv(q + 1e-3 * np.eye(N)) @ flat))
+
+
+def depth_basis(edges: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """Return (planes, degrees): Legendre polynomials of the depth below the cut, in units of the longest section.
+
+    The longest section has depth -1 to 1; an instrument attenuates by the micrometre, not by the section.
+    """
+    section = np.searchsorted(edges, planes, side="right") - 1
+    longest = int(np.diff(edges).max())
+    t = 2 * (planes - edges[section]) / max(longest - 1, 1) - 1
+    return np.stack([np.polynomial.legendre.Legendre.basis(k)(t) for k in range(1, DEGREES + 1)], axis=1)
+
+
+def fit_step(height: int, width: int) -> int:
+    """Return how many shrunken voxels make a sample of the fitted grid.
+
+    >>> fit_step(500, 400), fit_step(80, 60), fit_step(512, 40)
+    (6, 1, 1)
+    """
+    return max(1, min(math.ceil(max(height, width) / SIDE), min(height, width) // FEWEST_SIDE))
+
+
+def block_means(values: np.ndarray, k: int) -> np.ndarray:
+    """Return means of k x k blocks in plane; those at the border may be smaller."""
+    rows, columns = (np.arange(0, n, k) for n in values.shape[1:])
+    sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), rows, axis=1), columns, axis=2)
+    sizes = np.minimum(k, values.shape[1] - rows)[:, None] * np.minimum(k, values.shape[2] - columns)[None]
+    return np.asarray(sums / sizes, np.float32)

@@ -1,0 +1,194 @@
+"""From a shrunken volume to the harmonisation: what takes part, the grid that is fitted, and what cannot be."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+
+import numpy as np
+from scipy import ndimage
+
+from n4flow.corrections.harmonization.estimator import Estimator
+from n4flow.corrections.harmonization.fields import Harmonization
+from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, Geometry, block_means, fit_step
+from n4flow.corrections.harmonization.stages import Estimate, estimate
+from n4flow.errors import InputError, N4flowWarning
+from n4flow.sections import SectionTable, filled_planes
+
+MODES = ("safe", "auto", "full")
+FEWEST = 10  # samples of tissue that a plane must have
+LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs
+WHOLE = 0.99  # share of tissue that a fitted sample needs
+STEP_RATIO = 2.0  # how much larger the steps beside the cuts must be for the table to be doubted
+LEAST_STEP = 0.03  # and how large (log)
+
+
+def estimate_harmonization(
+    mean: np.ndarray,
+    valid: np.ndarray,
+    tissue: np.ndarray,
+    sections: SectionTable,
+    *,
+    shrink: int = 1,
+    mode: str = "safe",
+    exclude: Collection[str | int] = (),
+    flat: np.ndarray | None = None,
+) -> Harmonization:
+    """Estimate the harmonisation of a volume.
+
+    Parameters
+    ----------
+    mean : (Z, y, x) float32 array
+        Shrunken volume, corrected by whatever comes before.
+    valid : (Z, y, x) float32 array
+        Share of valid voxels of each shrunken voxel.
+    tissue : (Z, y, x) bool array
+    sections : SectionTable
+        Flagged sections are left out, and get what lies between their neighbours.
+    shrink : int
+        Voxels to a shrunken voxel.
+    mode : {'safe', 'auto', 'full'}
+        Whether shading that all planes have alike is left, taken off as far as the data support it, or taken off.
+    exclude : collection of str or int
+        More sections to leave out, by id or index.
+    flat : (Y, X) float32 array, optional
+        A flat field, by which the volume is divided first. Shading that all planes share is then taken as measured.
+
+    Returns
+    -------
+    Harmonization
+
+    Raises
+    ------
+    InputError
+        An unknown mode or section, shapes that differ, or a flat field that is not positive.
+    """
+    if mode not in MODES:
+        msg = f"mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, got {mode!r}"
+        raise InputError(msg)
+    if not mean.shape == valid.shape == tissue.shape:
+        msg = f"volume, valid shares and tissue must have one shape, got {mean.shape}, {valid.shape}, {tissue.shape}"
+        raise InputError(msg)
+    n_planes, height, width = mean.shape
+    table = SectionTable.coerce(sections, n_planes)
+    usable = table.usable_planes & ~_excluded(table, exclude)[table.section_of_plane]
+    step = fit_step(height, width)
+    within = filled_planes(np.any(valid > 0, axis=(1, 2)))  # depth and drift are counted in these
+    edges = table.edges(within)
+    compared = (valid[within] >= LEAST_VALID) & tissue[within] & usable[within, None, None]
+    logs, inside = _fitted_grid(mean[within], compared, step, flat, shrink)
+    inside[inside.sum(axis=(1, 2)) < FEWEST] = False
+    reason = None
+    if not usable.any():
+        reason = "every section is flagged or excluded"
+    elif not inside.any():
+        reason = f"no plane has {FEWEST} samples of tissue"
+    elif (inside.any(axis=(1, 2))).sum() < 2:
+        reason = "only one plane has tissue, and nothing to compare it with"
+    grid, shape = inside.shape[1:], (CONTROLS, CONTROLS)
+    nothing = np.full(len(table), np.nan)
+    if reason is not None:
+        warnings.warn(f"harmonize leaves the volume as it is: {reason}", N4flowWarning, stacklevel=2)
+        still = (np.zeros((DEGREES, *shape)), np.zeros((len(table), *shape)), np.zeros(shape), np.zeros(n_planes))
+        return Harmonization(*still, edges, grid, step * shrink, mode, nothing, nothing, {}, reason, flat)
+    estimator = Estimator(logs, inside, Geometry(inside.shape, edges - within.start), FEWEST)
+    for sentence in doubts(estimator):
+        warnings.warn(sentence, N4flowWarning, stacklevel=2)
+    found = estimate(estimator, mode if flat is None else "safe")
+    return _harmonization(found, estimator, edges, n_planes, step * shrink, mode, flat)
+
+
+def _excluded(table: SectionTable, exclude: Collection[str | int]) -> np.ndarray:
+    """Return (sections,) bool: what is left out beside the flagged."""
+    ids = [section.id for section in table]
+    found = np.zeros(len(ids), bool)
+    for wanted in exclude:
+        if isinstance(wanted, str) and wanted in ids:
+            found[ids.index(wanted)] = True
+        elif isinstance(wanted, (int, np.integer)) and 0 <= wanted < len(ids):
+            found[wanted] = True
+        else:
+            msg = f"exclude must name sections of the table ({ids[0]} to {ids[-1]}) or count them, got {wanted!r}"
+            raise InputError(msg)
+    return found
+
+
+def _fitted_grid(
+    mean: np.ndarray, inside: np.ndarray, step: int, flat: np.ndarray | None, shrink: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (logs, inside) of the fitted grid: samples of whole tissue, without the rim, about their median."""
+    if flat is not None:
+        mean = mean / block_means(flat[None].astype(np.float64), shrink)
+    inside = inside & (mean > 0)
+    if step > 1:
+        share = np.stack([block_means(plane[None], step)[0] for plane in inside])
+        sums = np.stack([block_means(np.where(m, v, 0)[None], step)[0] for v, m in zip(mean, inside, strict=True)])
+        mean = np.divide(sums, share, out=np.zeros_like(sums), where=share > 0)
+        inside = share > WHOLE
+    # what lies at the rim is part agarose, and the first to move when sections are not aligned; small planes keep it
+    inner = ndimage.binary_erosion(inside, np.ones((1, 3, 3)))
+    small = inner.sum(axis=(1, 2)) < 3 * FEWEST
+    inside = np.where(small[:, None, None], inside, inner)
+    logs = np.log(np.where(inside, mean, 1)).astype(np.float32)
+    if inside.any():
+        logs = np.where(inside, logs - np.median(logs[inside]), np.float32(0))
+    return logs, inside
+
+
+def _harmonization(
+    found: Estimate,
+    estimator: Estimator,
+    edges: np.ndarray,
+    n_planes: int,
+    step: int,
+    mode: str,
+    flat: np.ndarray | None,
+) -> Harmonization:
+    grid = estimator.geometry.shape[1:]
+    section, live = found.section.copy(), np.isfinite(found.section[:, 0, 0])
+    middles = (edges[:-1] + edges[1:]) / 2
+    for place in np.ndindex(section.shape[1:]):  # a missing section lies between its neighbours
+        section[(~live, *place)] = np.interp(middles[~live], middles[live], section[(live, *place)])
+    # brightness as a whole is kept: the mean log field over the tissue that took part is 0
+    shared = found.shared
+    level = estimator.mean_field(shared)
+    section -= level
+    gain = np.where(live, section.mean(axis=(1, 2)), np.nan)
+    return Harmonization(
+        found.depth,
+        section,
+        shared,
+        np.pad(found.plane, (edges[0], n_planes - edges[-1])),
+        edges,
+        (int(grid[0]), int(grid[1])),
+        step,
+        mode,
+        gain,
+        found.gain_sd,
+        found.numbers,
+        flat=flat,
+    )
+
+
+def doubts(estimator: Estimator) -> list[str]:
+    """Return a sentence where steps lie beside the cuts of the section table, and not at them."""
+    planes, pairs = estimator.chain.planes, estimator.chain.pairs
+    n_planes, edges = estimator.geometry.shape[0], np.unique(estimator.geometry.edges)
+    steps = np.full(n_planes, np.nan)  # from each plane to the next
+    for i in pairs:
+        if planes[i + 1] == planes[i] + 1:
+            steps[planes[i]] = estimator.pairs.ratio(i)[0]
+    cuts = edges[1:-1] - 1
+    if len(cuts) < 3 or n_planes < 4 * (len(edges) - 1):
+        return []
+    steps -= np.nanmedian(steps)
+    sizes = {}
+    for shift in (-1, 0, 1):
+        beside = steps[np.clip(cuts + shift, 0, n_planes - 1)]
+        sizes[shift] = float(np.median(np.abs(beside[np.isfinite(beside)]))) if np.isfinite(beside).any() else 0.0
+    worst = max((-1, 1), key=lambda shift: sizes[shift])
+    if sizes[worst] > LEAST_STEP and sizes[worst] > STEP_RATIO * sizes[0]:
+        side = "before" if worst < 0 else "after"
+        where = f"one plane {side} the cuts of the section table ({sizes[worst]:.0%} there, {sizes[0]:.0%} at the cuts)"
+        return [f"brightness steps lie {where}; check where the sections begin"]
+    return []

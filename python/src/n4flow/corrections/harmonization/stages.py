@@ -1,0 +1,174 @@
+"""The stages of a mode: pairs alone, then with levels, then what all planes share, each as far as it is believed.
+
+F, which every plane has alike, is what anatomy common to all planes looks like too. It is taken off as far as classes
+get sharper beyond the histogram getting narrower, and as far as the pairs had something to correct.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from n4flow.compute.threads import run_tasks
+from n4flow.corrections.harmonization import kernels
+from n4flow.corrections.harmonization.acceleration import Anderson
+from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, structure
+from n4flow.corrections.harmonization.estimator import SETTLED, Estimator, Terms
+from n4flow.corrections.harmonization.geometry import DEGREES, N
+from n4flow.corrections.harmonization.pairs import LEVEL
+
+PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 60
+SECOND_PASSES = 15  # of levels, once what all planes share is taken off
+ROUNDS = 3
+WORTH_A_ROUND = 0.1  # share of F with which levels are fitted again, and then F
+SHARPER_LEVELS = 0.025  # sharpening with which levels are believed
+SHARPER_SHARED = 0.04, 0.12  # and what all planes share: none of it below the first, all from the second on
+SURER = 0.05  # rms of the pairs' correction with which half of that is believed
+
+
+@dataclass
+class Estimate:
+    """What was found, on the fitted grid; see `Harmonization` for the meaning."""
+
+    depth: np.ndarray
+    section: np.ndarray
+    plane: np.ndarray
+    shared: np.ndarray
+    gain_sd: np.ndarray
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+def shared_field(estimator: Estimator, lattice: np.ndarray, variance: float) -> tuple[np.ndarray, float]:
+    """Fit F from the distance of voxels to their classes; each section's own level is projected out."""
+    planes, row, n_s = estimator.chain.planes, estimator.chain.row, estimator.chain.n_sections
+    even = estimator.even()
+    weight, steps = estimator.inside.sum(axis=0), Anderson()
+    estimator.classes.restart()
+    for number in range(SHARED_PASSES):
+        estimator.classes.update(np.where(estimator.inside, even - estimator.evaluated(lattice), np.float32(0)))
+        grams, rights = np.zeros((len(planes), N, N)), np.zeros((len(planes), N))
+
+        def work(k: int, grams: np.ndarray = grams, rights: np.ndarray = rights) -> None:
+            z = planes[k]
+            weights = np.float32(CLASS_WEIGHT) * estimator.classes.weight[z]
+            distance = np.where(estimator.inside[z], even[z] - estimator.classes.target[z], np.float32(0))
+            kernels.normal_equations(weights, distance, *estimator.geometry.axes, grams[k], rights[k])
+
+        run_tasks(work, range(len(planes)))
+        gram, right = np.zeros((N, N)), np.zeros(N)
+        for s in range(n_s):
+            own, target = grams[row == s].sum(axis=0), rights[row == s].sum(axis=0)
+            h = own.sum(axis=1)
+            n = max(h.sum(), 1e-9)
+            gram += own - np.outer(h, h) / n
+            right += target - h * (target.sum() / n)
+        covariance = np.linalg.inv(gram + estimator.roughness / variance + 1e4 * LEVEL)
+        found = covariance @ right
+        moved = steps.step(lattice, found) if number > 1 else found
+        change = estimator.evaluated(moved - lattice)
+        lattice = moved
+        if number > 1:
+            size = lattice @ estimator.roughness @ lattice + (estimator.roughness * covariance).sum()
+            variance = float(np.clip(size / (N - 1), 0.003**2, 4))
+        if number > 4 and float(np.sqrt((change**2 * weight).sum() / weight.sum())) < SETTLED:
+            break
+    return lattice, variance
+
+
+def sharpening(estimator: Estimator, before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Return (sharpening, narrowing): what a correction does to the histogram beyond making it narrower.
+
+    The gain in negentropy over the log ratio of widths. Taking off what the instrument did sharpens the peaks of
+    classes; taking off anatomy only narrows the histogram.
+    """
+    found = [structure(estimator.classes.denoised(logs)[estimator.inside]) for logs in (before, after)]
+    (wide, rough), (narrow, sharp) = found
+    narrowing = float(np.log(wide / narrow))
+    return (sharp - rough) / max(narrowing, 0.01), narrowing
+
+
+def trust_in_levels(sharpening: float) -> float:
+    """Return the share of what levels add to the pairs that is believed."""
+    return float(np.clip(sharpening / SHARPER_LEVELS, 0, 1))
+
+
+def trust_in_shared(sharpening: float) -> float:
+    """Return the share of F that classes that get sharper by it speak for."""
+    none, full = SHARPER_SHARED
+    return float(np.clip((sharpening - none) / (full - none), 0, 1))
+
+
+def trust_in_instrument(rms_pairs: float) -> float:
+    """Return the share of F that what the pairs had to correct speaks for."""
+    return 1 / (1 + (SURER / max(rms_pairs, 1e-6)) ** 4)
+
+
+def estimate(estimator: Estimator, mode: str) -> Estimate:
+    """Run the stages of a mode: safe, auto or full."""
+    estimator.sections(PAIR_PASSES, 0)
+    alone, numbers = estimator.terms, {}
+    estimator.take(alone)
+    numbers["rms_adjacent"] = estimator.rms()
+    terms, levelled = _with_levels(estimator, alone, alone, LEVEL_PASSES, numbers)
+    rms = numbers["rms_pairs"] = estimator.rms()
+    lattice, variance, share, first = np.zeros(N), 0.1**2, 0.0, terms
+    uneven = 1.0 if mode == "full" else trust_in_instrument(rms)
+    for attempt in range(ROUNDS if mode != "safe" else 0):
+        lattice, variance = shared_field(estimator, lattice, variance)
+        lattice = estimator.centred(lattice)
+        shared = estimator.evaluated(lattice)
+        numbers["sharpening"], numbers["narrowing"] = sharpening(estimator, estimator.even(), estimator.even(shared))
+        share = 1.0 if mode == "full" else uneven * trust_in_shared(numbers["sharpening"])
+        weights = estimator.inside.sum(axis=0)
+        numbers["rms_shared"] = float(np.sqrt((shared**2 * weights).sum() / weights.sum()))
+        numbers["lambda"] = share
+        if attempt + 1 == ROUNDS or share < WORTH_A_ROUND:
+            break
+        estimator.shared = np.float32(uneven) * shared  # tried in full; how sharp classes are afterwards decides
+        terms, levelled = _with_levels(estimator, alone, levelled, SECOND_PASSES, numbers)
+    if share < WORTH_A_ROUND:  # tried and not believed
+        terms = first
+        estimator.take(first)
+    return _result(estimator, terms, share * lattice, numbers)
+
+
+def _with_levels(
+    estimator: Estimator, alone: Terms, start: Terms, passes: int, numbers: dict[str, float]
+) -> tuple[Terms, Terms]:
+    """Add levels to what the pairs alone say, as far as they are believed; also return them believed in full."""
+    estimator.take(alone)
+    before = estimator.even(estimator.shared)
+    estimator.take(start)
+    estimator.sections(0, passes)
+    levelled = estimator.terms
+    estimator.take(levelled)
+    sharper, _narrowing = sharpening(estimator, before, estimator.even(estimator.shared))
+    # what levels have shown before F was taken off stays shown
+    numbers["level_sharpening"] = sharper
+    numbers["level_trust"] = max(trust_in_levels(sharper), numbers.get("level_trust", 0.0))
+    terms = alone.towards(levelled, numbers["level_trust"])
+    estimator.take(terms)
+    return terms, levelled
+
+
+def _result(estimator: Estimator, terms: Terms, shared: np.ndarray, numbers: dict[str, float]) -> Estimate:
+    found, geometry = estimator.solution, estimator.geometry
+    n_s, side = len(geometry.edges) - 1, int(np.sqrt(N))
+    section, gain_sd = np.full((n_s, N), np.nan), np.full(n_s, np.nan)
+    section[estimator.live] = terms.section
+    gain_sd[estimator.live] = np.sqrt(found.lattice_covariance.sum(axis=(1, 2)) / N**2)
+    plane = geometry.drift @ terms.slow
+    plane[estimator.chain.planes] += terms.plane
+    numbers |= {f"sd_{name}": variance**0.5 for name, variance in estimator.variance.items()}
+    numbers |= {"noise": estimator.noise, "passes": estimator.passes}
+    if estimator.pairs.found is not None:
+        numbers |= {f"proof_{name}": proof for name, proof in estimator.pairs.found.proof.items()}
+    return Estimate(
+        terms.depth.reshape(DEGREES, side, side),
+        section.reshape(n_s, side, side),
+        plane,
+        shared.reshape(side, side),
+        gain_sd,
+        numbers,
+    )

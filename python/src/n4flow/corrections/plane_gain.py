@@ -1,0 +1,199 @@
+"""One gain for each plane that takes jitter out of the tissue brightness along Z.
+
+m_z is the mean of the tissue of plane z. The target is its Gaussian along Z over the planes that have a mean,
+t_z = sum_k G(k) w_(z+k) m_(z+k) / sum_k G(k) w_(z+k) with w = 1 for those planes and 0 for the rest (normalised
+convolution), and the gain is t_z / m_z. Slow change along Z, which anatomy makes, survives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, to_numpy
+from n4flow.compute.threads import share_planes
+from n4flow.corrections.base import Correction, Where
+from n4flow.corrections.dask import apply_lazily, count_lazily
+from n4flow.errors import InputError
+from n4flow.sections import SectionTable, filled_planes
+from n4flow.statistics.histograms import Distributions
+from n4flow.statistics.measure import plane_histograms
+
+MIN_TISSUE_VOXELS = 100
+
+
+@dataclass
+class PlaneGain(Correction):
+    """Multiply the tissue of each plane by its gain.
+
+    Parameters
+    ----------
+    gain : (Z,) float32 array
+        Dimensionless; exactly 1 where a plane is left alone.
+    measured : (Z,) bool array
+        Planes whose tissue was measured; the others have gain 1.
+    sigma : float
+        Sigma of the Gaussian, planes.
+    """
+
+    kind: ClassVar[str] = "plane_gain"
+    needs_tissue: ClassVar[bool] = True
+    gain: np.ndarray
+    measured: np.ndarray
+    sigma: float
+
+    def apply(self, block: Any, where: Where) -> Any:
+        """Return the block with its tissue (`where.tissue`) multiplied; everything else is untouched. In place."""
+        tissue = self.tissue(where, block.shape)
+        if tissue is None:
+            return block
+        gains, xp = self.gain[where.z : where.z + block.shape[0]], array_module(block)
+        if xp is not np:
+            return xp.where(xp.asarray(tissue), block * xp.asarray(gains)[:, None, None], block)
+        from n4flow.corrections import kernels
+
+        block, tissue = np.ascontiguousarray(block, np.float32), to_numpy(tissue)
+        share_planes(lambda a, b: kernels.plane_gain(block[a:b], tissue[a:b], gains[a:b]), len(block))
+        return block
+
+    def tissue(self, where: Where, shape: tuple[int, ...]) -> Any:
+        """Return the tissue mask of a block of such a shape; None where every gain is 1 and none is needed.
+
+        Raises
+        ------
+        InputError
+            `where` has no mask.
+        """
+        if (self.gain[where.z : where.z + shape[0]] == 1).all():
+            return None
+        if where.tissue is None:
+            msg = "the plane gain acts on tissue alone: give the block's tissue mask"
+            raise InputError(msg)
+        return as_mask(where.tissue, shape, "tissue mask")
+
+    def map(self, values: np.ndarray, z: int) -> np.ndarray:
+        """Return what the float32 `values` of tissue in plane `z` become."""
+        return np.asarray(values, np.float32) * self.gain[z]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the spread of the gains and how many planes were measured."""
+        gains = self.gain[self.measured] if self.measured.any() else np.ones(1, np.float32)
+        return {
+            "sigma_planes": float(self.sigma),
+            "planes_measured": int(self.measured.sum()),
+            "planes_left_alone": int((~self.measured).sum()),
+            "gain_min": float(gains.min()),
+            "gain_max": float(gains.max()),
+            "gain_sd": float(gains.std()),
+        }
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return settings and arrays."""
+        return {"sigma": float(self.sigma)}, {"gain": self.gain, "measured": self.measured}
+
+    @classmethod
+    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild from `to_arrays`."""
+        return cls(arrays["gain"], arrays["measured"], float(settings["sigma"]))
+
+
+def smooth_along(values: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
+    """Return the Gaussian mean along a profile of the values that have weight; 0 where none is within reach.
+
+    Beyond the ends the profile is mirrored, so that with weights of 1 this is `scipy.ndimage.gaussian_filter1d`.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
+    if sigma <= 0:
+        return np.where(weights > 0, values, 0.0)
+    total = gaussian_filter1d(values * weights, sigma)
+    weight = gaussian_filter1d(weights, sigma)
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-12)
+
+
+def push(values: np.ndarray, z: int, previous: Sequence[Any]) -> np.ndarray:
+    """Return what plane `z`'s intensities become under the corrections in order."""
+    for correction in previous:
+        values = correction.map(values, z)
+    return values
+
+
+def estimate_plane_gain(
+    histograms: Distributions,
+    previous: Sequence[Any] = (),
+    sections: Any = None,
+    sigma: float = 2.0,
+    min_tissue_voxels: int = MIN_TISSUE_VOXELS,
+) -> PlaneGain:
+    """Estimate the plane gain from the tissue histograms of all planes.
+
+    Parameters
+    ----------
+    histograms : Distributions
+        Class `tissue`, of the whole volume.
+    previous : sequence of corrections
+        Applied before this one, in order; the histograms are pushed through their maps.
+    sections : section table, count or None
+        Planes of flagged sections are out of the smoothing and keep gain 1.
+    sigma : float
+        Sigma of the Gaussian in planes; 0 switches the step off (gain exactly 1).
+    min_tissue_voxels : int
+        Planes with fewer tissue voxels, or whose mean is not positive, keep gain 1 and are out of the smoothing.
+    """
+    if sigma < 0:
+        msg = f"sigma must be 0 (off) or more (planes), got {sigma}"
+        raise InputError(msg)
+    n_planes = histograms.n_planes
+    table = SectionTable.coerce(sections, n_planes)
+    means = np.zeros(n_planes)
+    for z in np.flatnonzero(table.usable_planes).tolist():
+        values, counts = histograms.pairs(z, "tissue")
+        values = push(values, z, previous).astype(np.float64)
+        counts = np.where(
+            np.isfinite(values) & (values != 0), counts, 0
+        )  # what became 0 counts as background from here on
+        if counts.sum() >= max(1, min_tissue_voxels):
+            means[z] = counts @ np.nan_to_num(values) / counts.sum()
+    measured = means > 0
+    gain = np.ones(n_planes)
+    if sigma > 0:
+        ends = filled_planes(histograms.filled)
+        target = np.zeros(n_planes)
+        target[ends] = smooth_along(means[ends], measured[ends], sigma)
+        gain[measured] = target[measured] / means[measured]
+    return PlaneGain(gain.astype(np.float32), measured, float(sigma))
+
+
+def apply_zprofile_smoothing(
+    vol: Any, mask: Any, sigma: float, min_tissue_voxels: int = MIN_TISSUE_VOXELS, *, sections: Any = None
+) -> Any:
+    """Even out the brightness of tissue from plane to plane, keeping slow change along Z.
+
+    Parameters
+    ----------
+    vol : (Z, Y, X) array
+        NumPy, CuPy or dask (then lazy); any real type; never modified.
+    mask : (Z, Y, X) mask
+        Tissue: bool, 0/1, 0/255 or float. Everything else keeps its value.
+    sigma : float
+        Sigma of the Gaussian along Z, planes; 0 returns the input's values.
+    min_tissue_voxels : int
+        Planes with fewer tissue voxels are unchanged and out of the smoothing.
+    sections : section table or count, optional
+        Planes of flagged sections are unchanged and out of the smoothing.
+
+    Returns
+    -------
+    (Z, Y, X) float32 array of the kind of `vol`.
+    """
+    vol = as_block(vol)
+    mask = as_mask(mask, vol.shape)
+    if is_dask(vol):
+        histograms = count_lazily(vol, tissue=mask)
+        return apply_lazily(vol, histograms.then(estimate_plane_gain, (), sections, sigma, min_tissue_voxels), mask)
+    correction = estimate_plane_gain(plane_histograms(vol, mask), (), sections, sigma, min_tissue_voxels)
+    return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape), mask))

@@ -1,0 +1,242 @@
+"""Agarose to zero, brightness between sections kept: the plane range, and section scale factors.
+
+Per plane z: out = (clip(v, lower_z, upper_z) - lower_z) / span, where lower_z is the agarose median, upper_z a high
+percentile of all valid voxels and span the largest upper_z - lower_z of the usable planes that show agarose. One
+divisor for the whole volume keeps what one section is brighter than another; agarose at or below its level becomes
+exactly 0.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module, as_block, is_dask
+from n4flow.compute.threads import share_planes
+from n4flow.corrections.base import Correction, Where
+from n4flow.corrections.dask import apply_lazily, count_lazily, lazy_vector
+from n4flow.errors import InputError, N4flowWarning
+from n4flow.masks.agarose_levels import BORROWED, SOURCES, Levels, fill_levels, has_evidence, least_voxels
+from n4flow.sections import SectionTable, filled_planes
+from n4flow.statistics.histograms import Distributions
+from n4flow.statistics.measure import plane_histograms
+from n4flow.statistics.pooling import weighted_percentile
+
+PERCENTILE_MAX = 99.9
+
+
+@dataclass
+class PlaneRange(Correction):
+    """Clip each plane to its range, subtract the agarose level and divide by one span.
+
+    Parameters
+    ----------
+    lower, upper : (Z,) float32 arrays
+        Agarose level and cap of each plane, in the intensity unit of the volume.
+    span : float
+        The divisor of the whole volume, positive.
+    source : (Z,) uint8 array
+        Where each level comes from: 0 the plane's own agarose, 1 borrowed, 2 unknown.
+    confidence : (Z,) float32 array
+        From 0 to 1, see `levels.Levels`.
+    """
+
+    kind: ClassVar[str] = "plane_range"
+    lower: np.ndarray
+    upper: np.ndarray
+    span: float
+    source: np.ndarray
+    confidence: np.ndarray
+
+    def apply(self, block: Any, where: Where) -> Any:
+        """Return the block with agarose at 0; exact zeros and non-finite voxels stay. NumPy or CuPy, in place."""
+        xp = array_module(block)
+        if xp is np:
+            from n4flow.corrections import kernels
+
+            block = np.ascontiguousarray(block, np.float32)
+            span, planes = np.float32(self.span), slice(where.z, where.z + block.shape[0])
+            lower, upper = self.lower[planes], self.upper[planes]
+            share_planes(lambda a, b: kernels.plane_range(block[a:b], lower[a:b], upper[a:b], span), len(block))
+            return block
+        lower, upper = (xp.asarray(a[where.z : where.z + block.shape[0], None, None]) for a in (self.lower, self.upper))
+        mapped = (xp.maximum(xp.minimum(block, upper), lower) - lower) / xp.float32(self.span)
+        return xp.where(xp.isfinite(block) & (block != 0), mapped, block)
+
+    def map(self, values: np.ndarray, z: int) -> np.ndarray:
+        """Return what the float32 `values` of plane `z` become."""
+        return self.apply(np.array(values, np.float32).reshape(1, 1, -1), Where(z, 0, 0, (len(self.lower), 1, 1)))[0, 0]
+
+    def summary(self) -> dict[str, Any]:
+        """Return range, span and where the agarose levels come from."""
+        counts = np.bincount(self.source, minlength=len(SOURCES))
+        return {
+            "agarose_level_min": float(self.lower.min()),
+            "agarose_level_max": float(self.lower.max()),
+            "span": float(self.span),
+            **{f"planes_{name}": int(n) for name, n in zip(SOURCES, counts, strict=True)},
+            "borrowed_planes": [int(z) for z in np.flatnonzero(self.source == BORROWED)],
+        }
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return settings and arrays."""
+        return {"span": float(self.span)}, {
+            name: getattr(self, name) for name in ("lower", "upper", "source", "confidence")
+        }
+
+    @classmethod
+    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild from `to_arrays`."""
+        return cls(arrays["lower"], arrays["upper"], float(settings["span"]), arrays["source"], arrays["confidence"])
+
+
+def estimate_plane_range(
+    histograms: Distributions, sections: Any = None, percentile_max: float = PERCENTILE_MAX
+) -> PlaneRange:
+    """Estimate the plane range from histograms of all planes.
+
+    Parameters
+    ----------
+    histograms : Distributions
+        Classes `agarose` and all; the whole volume.
+    sections : section table, count or None
+        Flagged sections enter no estimate: their level is borrowed, and they are clipped only at the top of the common
+        range.
+    percentile_max : float
+        Percentile (0 to 100) of a plane's valid voxels at which it is clipped.
+
+    Raises
+    ------
+    InputError
+        A percentile outside 0 to 100.
+    """
+    if not 0 < percentile_max <= 100:
+        msg = f"percentile_max must be above 0 and at most 100 (percent), got {percentile_max}"
+        raise InputError(msg)
+    table = SectionTable.coerce(sections, histograms.n_planes)
+    usable = table.usable_planes
+    tops, medians, counts, valid = histograms.per_plane(
+        ("percentile", percentile_max), ("median", "agarose"), ("count", "agarose"), ("count",)
+    )
+    evidence = has_evidence(medians, counts, np.nan_to_num(tops), usable)
+    levels = fill_levels(medians, evidence, table, filled_planes(histograms.filled))
+    # Where the agarose is missing, the percentile of all voxels is one of tissue; take the rank that it usually has.
+    rest = (valid - counts)[evidence].sum()
+    rank = 100 - (100 - percentile_max) * min(100.0, valid[evidence].sum() / rest if rest else 1.0)
+    for z in np.flatnonzero(usable & (levels.source == BORROWED)).tolist():
+        tops[z] = histograms.percentile(z, rank)
+    return _with_span(levels, tops.astype(np.float32), usable)
+
+
+def _with_span(levels: Levels, tops: np.ndarray, usable: np.ndarray) -> PlaneRange:
+    """Add the span of the volume, and the cap of each plane, to the levels."""
+    lower = levels.values
+    measured = usable & np.isfinite(tops)
+    span = np.max(tops[measured] - lower[measured], initial=np.float32(0))  # float32, as `apply` subtracts
+    if span > 0:
+        cap = lower + span
+        cap = np.where(cap - lower > span, np.nextafter(cap, lower), cap)  # rounded up: no result may exceed 1
+        upper = np.where(measured, np.minimum(tops, cap), cap)
+    else:
+        msg = "no plane has intensities above the agarose level: the volume is not divided"
+        warnings.warn(msg, N4flowWarning, stacklevel=3)
+        span, upper = np.float32(1), np.where(measured, tops, np.float32(np.inf))
+    return PlaneRange(lower, upper.astype(np.float32), float(span), levels.source, levels.confidence)
+
+
+def normalize_volume(
+    vol: Any, agarose_mask: Any, percentile_max: float = PERCENTILE_MAX, *, sections: Any = None
+) -> tuple[Any, Any]:
+    """Put the agarose at exactly 0 and the volume into [0, 1], keeping brightness between sections.
+
+    Per plane: clip at the percentile and at the agarose median, subtract the median; then divide the volume by the
+    largest span of a plane. A plane without agarose borrows its level from its neighbours; none anywhere means level 0
+    and a warning, never NaN. Exact zeros (mosaic padding) and non-finite voxels count for nothing and stay as they are.
+
+    Parameters
+    ----------
+    vol : (Z, Y, X) array
+        NumPy, CuPy or dask; any real type; never modified. A dask array stays lazy: its statistics become part of the
+        graph, as one more pass over the array.
+    agarose_mask : (Y, X) or (Z, Y, X) mask
+        True (or above 0) in agarose.
+    percentile_max : float
+        Percentile (0 to 100) of the valid voxels of a plane.
+    sections : section table or count, optional
+        Sections whose flag keeps them out of the estimate, and whose depth profile a borrowed level follows. Each
+        plane by itself when left out.
+
+    Returns
+    -------
+    normalized : (Z, Y, X) float32 array
+    background : (Z,) float32 array
+        Agarose level of each plane. Both are of the kind of `vol`; background is NumPy for NumPy and CuPy input.
+    """
+    vol = as_block(vol)
+    if is_dask(vol):
+        histograms = count_lazily(vol, agarose=agarose_mask)
+        correction = histograms.then(estimate_plane_range, sections, percentile_max)
+        return apply_lazily(vol, correction), lazy_vector(correction, "lower", vol.shape[0])
+    correction = estimate_plane_range(plane_histograms(vol, agarose=agarose_mask), sections, percentile_max)
+    return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape))), correction.lower
+
+
+def compute_scale_factors(
+    vol: Any, n_serial_slices: Any, smooth_sigma: float, percentile: float, min_scale: float, max_scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """Return a factor for each plane that takes slow drift out of the sections' brightness.
+
+    The metric of a section is a percentile of its non-zero voxels; the metrics are smoothed by a Gaussian along the
+    sections; the factor is the median of the smoothed metrics over the smoothed metric, clamped. A section with next to
+    no voxels, or flagged, has metric 0 and no weight; it gets the factor of its neighbours.
+
+    Parameters
+    ----------
+    vol : (Z, Y, X) array
+        NumPy or CuPy, any real type.
+    n_serial_slices : int, section table or None
+        Count of sections (equal split, remainder spread), table, or None: each plane by itself.
+    smooth_sigma : float
+        Sigma of the Gaussian in sections; 0 for none.
+    percentile : float
+        0 to 100.
+    min_scale, max_scale : float
+        Bounds of the factor, dimensionless.
+
+    Returns
+    -------
+    scale_factors : (Z,) float32 array
+    raw_metrics, smoothed : (number of sections,) float64 arrays
+    boundaries : list of int
+        First plane of each section.
+
+    Raises
+    ------
+    InputError
+        A percentile outside 0 to 100 or bounds in the wrong order.
+    """
+    from n4flow.corrections.plane_gain import smooth_along
+
+    vol = as_block(vol)
+    if not 0 <= percentile <= 100 or not 0 < min_scale <= max_scale:
+        msg = f"expected percentile 0 to 100 and 0 < min_scale <= max_scale, got {percentile}, {min_scale}, {max_scale}"
+        raise InputError(msg)
+    table = SectionTable.coerce(n_serial_slices, vol.shape[0])
+    histograms = plane_histograms(vol)
+    pairs = [histograms.pooled(range(s.z_start, s.z_stop)) for s in table]
+    counts = np.array([n.sum() for _v, n in pairs])
+    enough = np.array([s.usable for s in table]) & (counts >= least_voxels(counts))
+    raw = np.array(
+        [weighted_percentile(*pair, percentile) if ok else 0.0 for pair, ok in zip(pairs, enough, strict=True)]
+    )
+    weights = (raw > 0).astype(np.float64)
+    smoothed = smooth_along(np.where(raw > 0, raw, 0.0), weights, smooth_sigma)
+    known = smoothed > 0
+    scale = np.ones(len(table))
+    if known.any():
+        scale[known] = np.median(smoothed[known]) / smoothed[known]
+    per_plane = np.clip(scale, min_scale, max_scale)[table.section_of_plane]
+    return per_plane.astype(np.float32), raw, smoothed, [s.z_start for s in table]

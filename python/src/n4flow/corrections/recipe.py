@@ -1,0 +1,231 @@
+"""The recipe: the ordered corrections of one sample, what the render applies and what is published as provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module, probe_gpu
+from n4flow.compute.gpu import on_device
+from n4flow.corrections.background import SpatialMeanBackground
+from n4flow.corrections.base import Correction, Where
+from n4flow.corrections.bias_field import BiasCorrection
+from n4flow.corrections.fused import render_on_host
+from n4flow.corrections.fused_gpu import render_on_gpu, render_through_gpu
+from n4flow.corrections.harmonization import Harmonization
+from n4flow.corrections.plane_gain import PlaneGain
+from n4flow.corrections.plane_range import PlaneRange
+from n4flow.corrections.section_lookup import SectionLookup
+from n4flow.errors import InputError
+from n4flow.io.open import open_volume
+
+KINDS: dict[str, type[Correction]] = {
+    cls.kind: cls
+    for cls in (SpatialMeanBackground, BiasCorrection, Harmonization, PlaneRange, SectionLookup, PlaneGain)
+}
+MASK_NAME = "mask.ome.zarr"
+SETTINGS = "settings"  # name under which a correction's settings lie in its .npz
+
+
+def save_correction(correction: Correction, path: str | Path) -> None:
+    """Write one correction as an .npz: its arrays and, as JSON text, its settings. Equal corrections, equal bytes."""
+    settings, arrays = correction.to_arrays()
+    text = json.dumps({"kind": correction.kind, **settings}, sort_keys=True)
+    with Path(path).open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **{SETTINGS: np.array(text)}, **arrays)
+
+
+def load_correction(path: str | Path) -> Correction:
+    """Read what `save_correction` wrote.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, or holds a kind of correction that this version does not know.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        settings = json.loads(str(arrays.pop(SETTINGS)))
+        kind = settings.pop("kind")
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"{path} is not a correction that n4flow wrote ({type(error).__name__}: {error}); give a file of a recipe"
+        raise InputError(msg) from error
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        msg = f"{path} holds a correction of kind {kind!r}, this version knows {known}; use the version that wrote it"
+        raise InputError(msg)
+    return KINDS[kind].from_arrays(settings, arrays)
+
+
+class Recipe(Sequence[Correction]):
+    """Corrections in the order in which they are applied.
+
+    Parameters
+    ----------
+    corrections : sequence of Correction
+        The first is applied first.
+    """
+
+    shape: tuple[int, ...] | None = None  # (Z, Y, X) of the volume that a stored recipe was made for
+    mask: Path | None = None  # the tissue mask that was published beside a stored recipe
+
+    def __init__(self, corrections: Sequence[Correction] = ()) -> None:
+        self._corrections = tuple(corrections)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a `recipe.json`, or the correction files of a folder in the order of their names.
+
+        Bias fields of consecutive files that cover different sections are one correction.
+        """
+        path = Path(path)
+        if path.is_dir():
+            files = sorted(path.glob("*.npz"))
+        elif path.is_file():
+            files = cls._listed(path)
+        else:
+            msg = f"recipe {path} does not exist; give a recipe.json that n4flow wrote"
+            raise InputError(msg)
+        corrections: list[Correction] = []
+        stages: list[str] = []
+        for file in files:
+            correction, stage = load_correction(file), file.stem.partition(".")[0]
+            if stages and stage == stages[-1] and isinstance(correction, BiasCorrection):
+                corrections[-1] = corrections[-1].joined(correction)  # type: ignore[attr-defined]
+            else:
+                corrections.append(correction)
+                stages.append(stage)
+        recipe = cls(corrections)
+        if path.is_file():
+            shape = json.loads(path.read_text(encoding="utf-8")).get("shape")
+            recipe.shape = tuple(shape) if shape else None
+            recipe.mask = path.parent / MASK_NAME if (path.parent / MASK_NAME).exists() else None
+        return recipe
+
+    @staticmethod
+    def _listed(path: Path) -> list[Path]:
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))["corrections"]
+            listed = [(path.parent / entry["file"], entry["sha256"]) for entry in entries]
+        except (ValueError, KeyError, TypeError) as error:
+            msg = f"{path} is not a recipe that n4flow wrote ({type(error).__name__}: {error})"
+            raise InputError(msg) from error
+        for file, expected in listed:
+            if not file.is_file():
+                keep = f"keep the folder {file.parent.name}/ together with recipe.json"
+                msg = f"recipe {path} lists {file.name}, which is not beside it; {keep}"
+                raise InputError(msg)
+            if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+                msg = f"{file} differs from what recipe {path} was written with; restore both from the same run"
+                raise InputError(msg)
+        return [file for file, _expected in listed]
+
+    def save(self, path: str | Path, **provenance: Any) -> None:
+        """Write `recipe.json`, and the corrections' arrays in a folder `corrections` beside it."""
+        path = Path(path)
+        folder = path.parent / "corrections"
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number, correction in enumerate(self):
+            file = folder / f"{number:02d}_{correction.kind}.npz"
+            save_correction(correction, file)
+            entries.append(
+                {
+                    "kind": correction.kind,
+                    "file": f"{folder.name}/{file.name}",
+                    "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                    "summary": correction.summary(),
+                }
+            )
+        text = json.dumps({**provenance, "corrections": entries}, indent=2, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def margin(self) -> tuple[int, int]:
+        """Voxels (y, x) of neighbourhood that a block needs on each side."""
+        return (
+            sum(correction.margin[0] for correction in self),
+            sum(correction.margin[1] for correction in self),
+        )
+
+    def apply_block(self, block: Any, where: Where) -> Any:
+        """Apply every correction in order to a float32 block, which may be overwritten.
+
+        Corrections that follow each other voxel by voxel are one pass, to the same bits.
+        """
+        render: Any = render_on_gpu if on_device(block) else render_on_host
+        return render(self._corrections, block, where)
+
+    def apply(
+        self,
+        array: Any,
+        z_start: int = 0,
+        *,
+        tissue: Any = None,
+        shape: tuple[int, int, int] | None = None,
+        gpu: bool = False,
+    ) -> Any:
+        """Return a corrected copy of whole planes.
+
+        Parameters
+        ----------
+        array : (z, Y, X) array
+            Consecutive planes in full size; NumPy or CuPy, any real dtype; not modified.
+        z_start : int
+            Index of the first plane in the volume.
+        tissue : (z, Y, X) bool array, optional
+            Tissue mask, needed where the recipe has a gain on tissue; the one beside a stored recipe without it.
+        shape : tuple of int, optional
+            Shape (Z, Y, X) of the whole volume; the array's own when `z_start` is 0.
+        gpu : bool
+            Let an array in host memory pass through the GPU, in blocks of planes. Without a working GPU that is a
+            GpuError.
+
+        Returns
+        -------
+        (z, Y, X) float32 array
+
+        Raises
+        ------
+        InputError
+            Planes of another shape than those that a stored recipe was made for.
+        """
+        xp = array_module(array)
+        if self.shape is not None and tuple(array.shape[1:]) != self.shape[1:]:
+            shapes = f"the recipe was made for planes of {self.shape[1:]} voxels (Y, X), got {tuple(array.shape[1:])}"
+            msg = f"{shapes}; give whole planes of the volume it was made for"
+            raise InputError(msg)
+        full = shape if shape is not None else (z_start + array.shape[0], *array.shape[1:])
+        if tissue is None and self.mask is not None:
+            planes = slice(z_start, z_start + array.shape[0])
+            tissue = xp.asarray(open_volume(self.mask, require_voxel_um=False).read(planes) > 0)
+        where = Where(z_start, 0, 0, full, tissue)
+        if gpu and xp is np:
+            probe_gpu()
+            return render_through_gpu(self._corrections, np.asarray(array), where)
+        return self.apply_block(xp.array(array, dtype=xp.float32), where)
+
+    def margin_first(self) -> tuple[Recipe, Recipe]:
+        """Split after the last correction that looks at neighbours: what needs a halo, and what is pointwise."""
+        last = max((i + 1 for i, correction in enumerate(self) if any(correction.margin)), default=0)
+        return self[:last], self[last:]
+
+    def __getitem__(self, index: Any) -> Any:
+        picked = self._corrections[index]
+        return Recipe(picked) if isinstance(index, slice) else picked
+
+    def __len__(self) -> int:
+        return len(self._corrections)
+
+    def __iter__(self) -> Iterator[Correction]:
+        return iter(self._corrections)
+
+    def __repr__(self) -> str:
+        return f"Recipe({', '.join(correction.kind for correction in self)})"

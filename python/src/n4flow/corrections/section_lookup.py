@@ -1,0 +1,180 @@
+"""The map of each section as a step of the recipe: a monotone piecewise-linear function of the intensity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module
+from n4flow.compute.threads import share_planes
+from n4flow.corrections.base import Correction, Where
+
+MATCHED, BORROWED, IDENTITY = 0, 1, 2
+STATUS = ("matched", "borrowed", "left_alone")
+MOST_STEPS = 1 << 15  # of the table that finds a segment: it stays in cache
+CACHED = ("_tables", "below")  # properties of a lookup that are made when needed
+
+
+@dataclass
+class SectionLookup(Correction):
+    """Map intensities above a threshold through one monotone piecewise-linear function per section or plane.
+
+    Parameters
+    ----------
+    threshold : float
+        Intensities at or below it are unchanged; every map begins at (threshold, threshold).
+    map_of_plane : (Z,) int32 array
+        Which map a plane takes; -1: none, the plane is unchanged.
+    status : (Z,) uint8 array
+        0 matched, 1 map borrowed from the nearest matched section, 2 left alone.
+    offsets : (maps + 1,) int64 array
+        Where each map's knots begin.
+    knots_x, knots_y : float64 arrays
+        Knots of all maps, strictly ascending in x and never descending in y within a map.
+    """
+
+    kind: ClassVar[str] = "section_lookup"
+    threshold: float
+    map_of_plane: np.ndarray
+    status: np.ndarray
+    offsets: np.ndarray
+    knots_x: np.ndarray
+    knots_y: np.ndarray
+
+    def knots(self, z: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the knots (x, y) of plane `z`'s map, None when the plane is unchanged."""
+        i = int(self.map_of_plane[z])
+        if i < 0:
+            return None
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return self.knots_x[part], self.knots_y[part]
+
+    def apply(self, block: Any, where: Where) -> Any:
+        """Return the mapped block; zeros and non-finite voxels stay as they are. NumPy or CuPy, in place."""
+        xp = array_module(block)
+        block = xp.ascontiguousarray(block, dtype=xp.float32)
+        maps, below = self.map_of_plane[where.z : where.z + block.shape[0]].tolist(), self.below
+
+        def work(start: int, stop: int) -> None:
+            for number, run in groupby(range(start, stop), maps.__getitem__):
+                if number < 0:
+                    continue
+                (segments, *table), part = self._table(number), slice((rows := list(run))[0], rows[-1] + 1)
+                if xp is np and table:
+                    from n4flow.corrections import kernels
+
+                    kernels.plane_lookup(block[part].reshape(-1), below, *table)
+                else:
+                    block[part] = _lookup_arrays(block[part], below, segments)
+
+        if xp is np:
+            share_planes(work, block.shape[0])
+        else:
+            work(0, block.shape[0])
+        return block
+
+    def run(self, start: int, stop: int) -> tuple[int, tuple[Any, ...] | None]:
+        """Return where the first run of planes of one map between two planes ends, and what `plane_lookup` takes.
+
+        None for planes without a map. `has_tables` must hold.
+        """
+        number = self.map_of_plane[start]
+        others = np.flatnonzero(self.map_of_plane[start:stop] != number)
+        stop = start + int(others[0]) if others.size else stop
+        return stop, None if number < 0 else (self.below, *self._table(int(number))[1:])
+
+    def has_tables(self, start: int, stop: int) -> bool:
+        """Return whether the map of every plane from one to another has a table for `plane_lookup`."""
+        return all(i < 0 or len(self._table(i)) > 1 for i in set(self.map_of_plane[start:stop].tolist()))
+
+    @cached_property
+    def below(self) -> np.float32:
+        """The float32 that an intensity above the threshold is above."""
+        below = np.float32(self.threshold)
+        return below if below <= self.threshold else np.nextafter(below, np.float32(-np.inf))
+
+    def segments(self, i: int) -> np.ndarray:
+        """Return the segments of map `i`: (4, n) float32, x and y of the knots, slopes, the y of each's end."""
+        return self._table(i)[0]
+
+    @cached_property
+    def _tables(self) -> dict[int, tuple[np.ndarray, ...]]:
+        return {}
+
+    def _table(self, i: int) -> tuple[np.ndarray, ...]:
+        """Return the table of map `i`, made once."""
+        if i not in self._tables:
+            self._tables[i] = self._new_table(i)
+        return self._tables[i]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in CACHED}
+
+    def _new_table(self, i: int) -> tuple[np.ndarray, ...]:
+        """Return the segments, and what `kernels.plane_lookup` takes of them.
+
+        The latter is left out where knots are too close for a table of a sensible size, which no estimate makes.
+        """
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        x, y = (knots[part].astype(np.float32).astype(np.float64) for knots in (self.knots_x, self.knots_y))
+        apart = np.append(np.diff(x) > 0, True)  # knots that are one float32 leave a segment of no length
+        slopes = np.append(np.diff(y)[apart[:-1]] / np.diff(x)[apart[:-1]], (y[-1] - y[0]) / (x[-1] - x[0]))
+        most = np.append(y[1:], np.inf)[apart]
+        x, y = x[apart], y[apart]
+        segments = np.stack([x, y, slopes, most]).astype(np.float32)
+        extent, after = x[-1] - x[0], np.append(x[1:], np.inf)
+        n_steps = len(x)
+        while n_steps <= MOST_STEPS:
+            slack = 2.0**-21 * extent  # of rounding in float32, more than there is
+            edges = x[0] + extent * np.arange(n_steps + 1) / n_steps
+            before = np.maximum(np.searchsorted(x, edges[:-1] - slack, side="right") - 1, 0)
+            if (np.searchsorted(x, edges[1:] + slack, side="right") - 1 - before <= 1).all():
+                starts = np.stack([after[before], 2 * before], axis=1)
+                return segments, segments.T.reshape(-1, 2).copy(), starts.astype(np.float32)
+            n_steps *= 2
+        return (segments,)
+
+    def map(self, values: np.ndarray, z: int) -> np.ndarray:
+        """Return what the float32 `values` of plane `z` become."""
+        return self.apply(
+            np.array(values, np.float32).reshape(1, 1, -1), Where(z, 0, 0, (len(self.map_of_plane), 1, 1))
+        )[0, 0]
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many planes were matched and how strongly the maps change intensities."""
+        counts = np.bincount(self.status, minlength=len(STATUS))
+        ratios = [
+            np.median((self.knots_y[a + 1 : b] - self.threshold) / (self.knots_x[a + 1 : b] - self.threshold))
+            for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        ]
+        return {
+            "threshold": float(self.threshold),
+            "maps": len(self.offsets) - 1,
+            **{f"planes_{name}": int(n) for name, n in zip(STATUS, counts, strict=True)},
+            "gain_min": float(min(ratios, default=1.0)),
+            "gain_max": float(max(ratios, default=1.0)),
+        }
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return settings and arrays."""
+        names = ("map_of_plane", "status", "offsets", "knots_x", "knots_y")
+        return {"threshold": float(self.threshold)}, {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild from `to_arrays`."""
+        names = ("map_of_plane", "status", "offsets", "knots_x", "knots_y")
+        return cls(float(settings["threshold"]), *(arrays[name] for name in names))
+
+
+def _lookup_arrays(block: Any, threshold: Any, segments: np.ndarray) -> Any:
+    """Do what `kernels.plane_lookup` does in array operations, on the device that owns `block`."""
+    xp = array_module(block)
+    knot_x, knot_y, slope, most = (xp.asarray(row) for row in segments[:4])
+    j = xp.clip(xp.searchsorted(knot_x, block, side="right") - 1, 0, knot_x.size - 1)
+    mapped = xp.minimum(knot_y[j] + (block - knot_x[j]) * slope[j], most[j])
+    return xp.where((block > threshold) & (block != 0) & xp.isfinite(block), mapped, block)

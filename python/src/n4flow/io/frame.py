@@ -1,0 +1,199 @@
+"""The frame of a volume: rows and columns that hold valid voxels. What lies around is padding, in every plane.
+
+Everything is estimated in the frame and counted from its corner: blocks of the shrunken volume, knots of bias fields,
+shading. So it does not matter how much padding a mosaic was given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.io.reader import Reader
+from n4flow.io.volume import Volume
+
+Box = tuple[slice, slice]
+
+# Of the frame, on each side: at its very end few voxels hold a spline, which then takes up anatomy.
+FIELD_MARGIN = 1 / 16
+READ_BYTES = 1 << 25  # of the input's own type that are looked at together
+
+
+class Frame(NamedTuple):
+    """Rows and columns of a plane, as indices of the first and of the one after the last."""
+
+    y_start: int
+    y_stop: int
+    x_start: int
+    x_stop: int
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Frame:
+        """Return the frame that whole planes of a volume of `shape` (Z, Y, X) are."""
+        return cls(0, shape[-2], 0, shape[-1])
+
+    @classmethod
+    def read(cls, text: str, shape: tuple[int, ...]) -> Frame:
+        """Read 'y_start:y_stop,x_start:x_stop' within planes of a volume of `shape`.
+
+        Raises
+        ------
+        InputError
+            Another text, or rows and columns that the planes do not have.
+        """
+        numbers = text.replace(",", ":").split(":")
+        frame = cls(*map(int, numbers)) if len(numbers) == 4 and all(n.isdecimal() for n in numbers) else None
+        if frame is None or not all(a < b <= n for a, b, n in zip(frame[::2], frame[1::2], shape[-2:], strict=True)):
+            msg = f"frame must be Y_START:Y_STOP,X_START:X_STOP within 0:{shape[-2]},0:{shape[-1]}, got {text!r}"
+            raise InputError(msg)
+        return frame
+
+    def __str__(self) -> str:
+        return f"{self.y_start}:{self.y_stop},{self.x_start}:{self.x_stop}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.y_stop - self.y_start, self.x_stop - self.x_start
+
+    @property
+    def box(self) -> Box:
+        """Rows and columns of a plane, as slices."""
+        return slice(self.y_start, self.y_stop), slice(self.x_start, self.x_stop)
+
+    def widened(self, rows: int, columns: int) -> Frame:
+        """Return the frame and so many rows and columns around it, whether planes have them or not."""
+        return Frame(self.y_start - rows, self.y_stop + rows, self.x_start - columns, self.x_stop + columns)
+
+    def holds(self, other: Frame) -> bool:
+        """Return whether another frame lies within this one."""
+        starts = all(a <= b for a, b in zip(self[::2], other[::2], strict=True))
+        return starts and all(a >= b for a, b in zip(self[1::2], other[1::2], strict=True))
+
+    def part(self, y: int, x: int, height: int, width: int) -> tuple[Box, Box] | None:
+        """Return rows and columns of a box that lie in the frame, counted from the box's corner and from the frame's.
+
+        None where none do.
+        """
+        rows = max(self.y_start, y), min(self.y_stop, y + height)
+        columns = max(self.x_start, x), min(self.x_stop, x + width)
+        if rows[0] >= rows[1] or columns[0] >= columns[1]:
+            return None
+
+        def counted(top: int, left: int) -> Box:
+            return slice(rows[0] - top, rows[1] - top), slice(columns[0] - left, columns[1] - left)
+
+        return counted(y, x), counted(self.y_start, self.x_start)
+
+
+def field_margin(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns on each side of a frame (.., y, x) that a bias field is spanned over as well."""
+    return math.ceil(FIELD_MARGIN * shape[-2]), math.ceil(FIELD_MARGIN * shape[-1])
+
+
+class _Framed(Reader):
+    """The frame of what another reader gives."""
+
+    def __init__(self, reader: Reader, frame: Frame) -> None:
+        self._reader, self._frame = reader, frame
+        self.path, self.dtype, self.chunks, self.shards = reader.path, reader.dtype, reader.chunks, reader.shards
+        self.shape = (reader.shape[0], *frame.shape)
+        self.voxel_um, self.origin_um, self.metadata = reader.voxel_um, reader.origin_um, reader.metadata
+        self.borrowed, self.lead = reader.borrowed, frame.y_start % reader.chunks[1]
+
+    def _shifted(self, y: slice, x: slice) -> Box:
+        down, across = self._frame.y_start, self._frame.x_start
+        return slice(y.start + down, y.stop + down), slice(x.start + across, x.stop + across)
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        return self._reader.read(z, *self._shifted(y, x))
+
+    def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
+        self._reader.read_into(out, z, *self._shifted(y, x))
+
+
+def framed(volume: Volume, frame: Frame | None) -> Volume:
+    """Return the frame of a volume as a volume; the volume itself where it has no padding.
+
+    Its place `origin_um` is still that of the whole volume.
+    """
+    if frame is None or frame == Frame.whole(volume.shape):
+        return volume
+    return replace(volume, reader=_Framed(volume.reader, frame))
+
+
+def find_frame(volume: Volume) -> Frame:
+    """Return the frame of a volume; whole planes where no voxel is valid.
+
+    Only what lies around what was found so far is read: little of a volume without padding.
+    """
+    n_z, depth = volume.shape[0], volume.chunks[0]
+    starts = list(range(0, n_z, depth))
+    starts.insert(0, starts.pop(len(starts) // 2))  # tissue reaches widest in the middle
+    frame: Frame | None = None
+    for start in starts:
+        for y, x in _around(volume, frame):
+            for box in _cut(volume, start, min(start + depth, n_z), y, x):
+                block = volume.read(*box)
+                valid = np.isfinite(block) & (block != 0) if block.dtype.kind == "f" else block
+                down, across = (np.flatnonzero(valid.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+                if down.size:
+                    frame = _joined(frame, Frame(*_ends(box[1], down), *_ends(box[2], across)))
+        if frame == Frame.whole(volume.shape):
+            break
+    volume.reader.let_go()
+    return frame or Frame.whole(volume.shape)
+
+
+def _ends(span: slice, found: np.ndarray) -> tuple[int, int]:
+    return span.start + int(found[0]), span.start + int(found[-1]) + 1
+
+
+def _joined(frame: Frame | None, found: Frame) -> Frame:
+    if frame is None:
+        return found
+    starts, stops = (min(frame[i], found[i]) for i in (0, 2)), (max(frame[i], found[i]) for i in (1, 3))
+    return Frame(*(end for ends in zip(starts, stops, strict=True) for end in ends))
+
+
+def _around(volume: Volume, frame: Frame | None) -> list[Box]:
+    """Return the boxes around a frame; all of the plane without one, or where a plane is decoded at once anyway."""
+    _n_z, n_y, n_x = volume.shape
+    planewise = not volume.reader.borrowed and volume.chunks[1] >= n_y and volume.chunks[2] >= n_x
+    if frame is None or planewise:
+        return [(slice(0, n_y), slice(0, n_x))]
+    rows, columns = frame.box
+    boxes = [
+        (slice(0, rows.start), slice(0, n_x)),
+        (slice(rows.stop, n_y), slice(0, n_x)),
+        (rows, slice(0, columns.start)),
+        (rows, slice(columns.stop, n_x)),
+    ]
+    return [(y, x) for y, x in boxes if y.start < y.stop and x.start < x.stop]
+
+
+def _cut(volume: Volume, z_start: int, z_stop: int, y: slice, x: slice) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut a box into boxes of about `READ_BYTES`: whole chunks, and runs of planes where chunks are larger."""
+    room = max(1, READ_BYTES // volume.dtype.itemsize)
+    _deep, high, wide = volume.chunks
+    wide *= max(1, room // ((z_stop - z_start) * high * wide))
+    high *= max(1, room // ((z_stop - z_start) * high * min(wide, x.stop - x.start)))
+    deep = max(1, room // (min(high, y.stop - y.start) * min(wide, x.stop - x.start)))
+    for z in range(z_start, z_stop, deep):
+        for rows in _steps(y, high):
+            for columns in _steps(x, wide):
+                yield slice(z, min(z + deep, z_stop)), rows, columns
+
+
+def _steps(span: slice, step: int) -> Iterator[slice]:
+    """Cut a span at multiples of a step."""
+    start = span.start
+    while start < span.stop:
+        stop = min(start - start % step + step, span.stop)
+        yield slice(start, stop)
+        start = stop

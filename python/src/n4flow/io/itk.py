@@ -1,0 +1,168 @@
+"""NRRD and MetaImage (`.nrrd`, `.nhdr`, `.mha`, `.mhd`), by SimpleITK. Spacing is in millimetres, as ITK has it.
+
+The voxels are held in memory once read: these files come compressed, in one piece.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.io.axes import select
+from n4flow.io.reader import Reader, plane_chunks
+from n4flow.io.units import micrometres_per, to_micrometres
+
+if TYPE_CHECKING:
+    from n4flow.io.volume import Volume
+
+SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+HEADER_BYTES = 2**16
+DOMAIN = ("domain", "space", "time", "none", "???")  # kinds of axes of NRRD; others are components of a voxel
+
+
+class ItkReader(Reader):
+    """One channel (component) of a NRRD or MetaImage file.
+
+    Raises
+    ------
+    InputError
+        Not readable, not a volume, several channels and none chosen.
+    """
+
+    borrowed = True
+
+    def __init__(self, path: Path, channel: int | str | None = None) -> None:
+        import SimpleITK as sitk
+
+        self.path = path
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise _damaged(path, error) from error
+        size = [int(n) for n in reader.GetSize()]
+        axes = ["t", "z", "y", "x"][-len(size) :]
+        shape = size[::-1]
+        if reader.GetNumberOfComponents() > 1:
+            axes, shape = [*axes, "c"], [*shape, reader.GetNumberOfComponents()]
+        self._select = select(path, axes, shape, channel, [])
+        self.shape = self._select.volume(shape)
+        self.dtype = _dtype(path, reader.GetPixelID())
+        self.chunks = plane_chunks(self.shape, self.dtype)
+        self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
+        direction = np.reshape(reader.GetDirection(), (len(size), len(size)))
+        units, self.reason = _units(_header(path), len(size))
+        for axis, spacing, unit_um in zip("xyz", reader.GetSpacing(), units, strict=False):
+            if unit_um is not None and spacing > 0:
+                self.voxel_um[axis] = to_micrometres(spacing, unit_um)
+        # ITK has the origin in the unit of the spacing, along the axes of the space; where the axes of the image are
+        # turned against those it is no origin along them, and kept beside the directions.
+        shared = units[0] if len(set(units[:3])) == 1 else None
+        origin_um = [to_micrometres(v, shared) if shared is not None else 0.0 for v in reader.GetOrigin()]
+        if np.allclose(direction, np.eye(len(size)), atol=1e-9):
+            self.origin_um.update(zip("xyz", origin_um, strict=False))
+        self.metadata = {
+            "format": "itk",
+            "direction": direction.ravel().tolist(),
+            "origin": [v / 1e3 for v in origin_um],  # millimetres
+        }
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the voxels of a box."""
+        if self._handle is None:
+            import SimpleITK as sitk
+
+            try:
+                self._handle = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path)))
+            except RuntimeError as error:
+                raise _damaged(self.path, error) from error
+        return self._select.transposed(self._handle[self._select.box(z, y, x)])
+
+
+def write_itk(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
+    """Write a (Z, Y, X) array with spacing, origin and directions in millimetres."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing([voxel_um[axis] / 1e3 for axis in "xyz"])
+    if like is not None:
+        image.SetOrigin([like.origin_um[axis] / 1e3 for axis in "xyz"])
+        direction = like.metadata.get("direction", [])
+        if len(direction) == 9:
+            image.SetDirection(direction)
+            image.SetOrigin(like.metadata["origin"])
+    sitk.WriteImage(image, str(path))
+
+
+def _dtype(path: Path, pixel: int) -> np.dtype:
+    import SimpleITK as sitk
+
+    names = {
+        "UInt8": np.uint8,
+        "Int8": np.int8,
+        "UInt16": np.uint16,
+        "Int16": np.int16,
+        "UInt32": np.uint32,
+        "Int32": np.int32,
+        "UInt64": np.uint64,
+        "Int64": np.int64,
+        "Float32": np.float32,
+        "Float64": np.float64,
+    }
+    for name, dtype in names.items():
+        if pixel in (getattr(sitk, f"sitk{name}"), getattr(sitk, f"sitkVector{name}")):
+            return np.dtype(dtype)
+    msg = f"{path} has voxels of type {sitk.GetPixelIDValueAsString(pixel)}; expected integers or real numbers"
+    raise InputError(msg)
+
+
+def _header(path: Path) -> dict[str, str]:
+    """Return the fields of a NRRD or MetaImage header, names in lower case."""
+    with path.open("rb") as stream:
+        lines = stream.read(HEADER_BYTES).splitlines()
+    sign = ":" if lines[0].startswith(b"NRRD") else "="
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _sign, value = line.decode("utf-8", errors="replace").partition(sign)
+        if not line or name.strip().lower() == "elementdatafile":
+            break
+        if not value.startswith("="):  # of `key:=value` the key is the writer's own
+            fields[name.strip().lower()] = value.strip()
+    return fields
+
+
+def _units(fields: dict[str, str], count: int) -> tuple[list[float | None], str]:
+    """Return the micrometres in the unit of each axis, x first, and why some have none.
+
+    ITK says neither: it drops the units, and takes 1 for a spacing that is not stated.
+    """
+    if "elementspacing" in fields or "elementsize" in fields:
+        return [1e3] * count, ""
+    kinds = fields.get("kinds", "").lower().split()
+    axes = [axis for axis, kind in enumerate(kinds) if kind in DOMAIN] or list(range(count))
+    directions = re.findall(r"none|\([^)]*\)", fields.get("space directions", ""))
+    spacings = directions or fields.get("spacings", "").lower().split()
+    names = re.findall(r'"([^"]*)"', fields.get("space units" if directions else "units", ""))
+    if directions and len(set(names)) > 1:
+        return [None] * count, f"its space units differ: {', '.join(names)}"
+    if directions:
+        names = names[:1] * len(directions)
+    units: list[float | None] = []
+    reasons = [] if spacings else ["its header states no spacing"]
+    for axis, letter in zip(axes, "xyzt", strict=False):
+        stated = axis < len(spacings) and spacings[axis] not in ("nan", "none")
+        name = names[axis] if axis < len(names) else ""
+        units.append((micrometres_per(name) if name else 1e3) if stated else None)
+        if stated and units[-1] is None and letter != "t":
+            reasons.append(f"axis {letter} has the unit {name!r}")
+    return units, "; ".join(reasons)
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return InputError(f"{path} is not a readable image: {lines[-1] if lines else error}; write or copy it again")

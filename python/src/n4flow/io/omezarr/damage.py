@@ -1,0 +1,115 @@
+"""Files of a Zarr array that are lost: absent, empty, or cut short as far as they tell without being decoded."""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from n4flow.io.omezarr.blosc_chunks import batched
+from n4flow.io.omezarr.chunk_grid import FileGrid
+from n4flow.io.omezarr.shards import blosc_fault, plain_index, shard_fault
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+REPEATED = 1  # kind of a Zstandard block that holds one byte, whatever its size
+CRC32C = 4  # bytes behind a chunk with a checksum
+MOST_LOOKED_AT = 16  # files at a time: what takes time is to wait for the disks of a cluster
+TOGETHER = 64  # files that a thread looks at before it asks for more
+WAITING = 64 * MOST_LOOKED_AT * TOGETHER  # files whose positions are held
+
+Index = tuple[int, ...]
+Wanted = Callable[[Index], bool]
+
+
+def faulty_files(folder: Path, array: Any, wanted: Wanted | None = None) -> dict[Index, str]:
+    """Return position and fault of the files of a zarr array in a folder; of `wanted` positions, if given."""
+    grid, check = FileGrid.of(array), file_check(array)
+
+    def look(some: list[Index]) -> list[tuple[Index, str]]:
+        found = ((index, _fault(folder / grid.key(index), check)) for index in some)
+        return [(index, fault) for index, fault in found if fault]
+
+    faults: dict[Index, str] = {}
+    with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
+        for some in batched(filter(wanted, grid.indices()), WAITING):
+            parts = [some[start : start + TOGETHER] for start in range(0, len(some), TOGETHER)]
+            faults.update(chain.from_iterable(pool.map(look, parts)))
+    return faults
+
+
+def _fault(file: Path, check: Callable[[Path], str | None] | None) -> str | None:
+    try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return "is no file"
+        if not found.st_size:
+            return "is empty"
+        return check(file) if check is not None else None
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+
+
+def file_check(array: Any) -> Callable[[Path], str | None] | None:
+    """Return what says of a file of a zarr array that is there what is wrong with it; None where files tell nothing.
+
+    A shard ends in its index, a chunk of Blosc begins with its length, one of Zstandard is a chain of blocks that state
+    theirs, and the length of a chunk that is not compressed is known.
+    """
+    if array.shards is not None:
+        chunks = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
+        return (
+            partial(shard_fault, chunks=chunks)
+            if plain_index(array.metadata.codecs[0].to_dict().get("configuration", {}))
+            else None
+        )
+    last, behind = _last_codec(array.metadata)
+    if last == "raw":
+        return partial(_raw_fault, nbytes=math.prod(array.chunks) * array.dtype.itemsize + behind)
+    if behind:
+        return None
+    return {"blosc": blosc_fault, "zstd": zstd_fault}.get(last)
+
+
+def zstd_fault(path: Path) -> str | None:
+    """Return what is wrong with the length of a file of Zstandard frames (RFC 8878), or None."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(5)
+        if len(head) < 5 or head[:4] != ZSTD_MAGIC:
+            return "is no frame of Zstandard"
+        single, checksum = head[4] >> 5 & 1, head[4] >> 2 & 1
+        content = (single, 2, 4, 8)[head[4] >> 6]
+        place = 5 + (1 - single) + (0, 1, 2, 4)[head[4] & 3] + content
+        last = 0
+        while not last:
+            stream.seek(place)
+            block = int.from_bytes(stream.read(3), "little")
+            last, kind, length = block & 1, block >> 1 & 3, block >> 3
+            place += 3 + (1 if kind == REPEATED else length)
+            if place > size:
+                return f"has {size} bytes and goes on behind them"
+    place += 4 * checksum
+    return None if place <= size else f"has {size} bytes and goes on behind them"
+
+
+def _raw_fault(path: Path, nbytes: int) -> str | None:
+    size = path.stat().st_size
+    return None if size == nbytes else f"has {size} bytes, expected {nbytes}"
+
+
+def _last_codec(metadata: Any) -> tuple[str, int]:
+    """Return the codec that gives a chunk's file its length, `raw` where there is none, and bytes put behind it."""
+    if metadata.zarr_format == 2:
+        compressor = metadata.compressor
+        name = getattr(compressor, "codec_id", None) or (compressor.to_dict()["name"] if compressor else "raw")
+        return ("filtered", 0) if name == "raw" and metadata.filters else (name, 0)
+    names = [codec.to_dict()["name"] for codec in metadata.codecs]
+    behind = 0
+    if names[-1] == "crc32c":
+        names, behind = names[:-1], CRC32C
+    return "raw" if names[-1] == "bytes" else str(names[-1]), behind

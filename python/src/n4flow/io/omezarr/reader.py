@@ -1,0 +1,355 @@
+"""Read OME-Zarr 0.1 to 0.5 and plain Zarr arrays, of Zarr v2 and v3, from a folder or a zip file."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.io.axes import select, spacing
+from n4flow.io.omezarr.blosc_chunks import BloscChunks
+from n4flow.io.omezarr.chunk_grid import FileGrid, listed, zipped_sizes
+from n4flow.io.omezarr.damage import Wanted, faulty_files
+from n4flow.io.reader import Reader, check_dtype
+
+MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+ZIPPED = (".zip", ".ozx")
+
+
+def is_zarr(path: Path) -> bool:
+    """Return whether `path` is a zipped store, or a folder with Zarr metadata."""
+    if path.is_dir():
+        return any((path / marker).exists() for marker in MARKERS)
+    return path.suffix.lower() in ZIPPED
+
+
+class ZarrReader(Reader):
+    """One level and channel of an OME-Zarr image, or a plain Zarr array.
+
+    Parameters
+    ----------
+    path : Path
+    level : int
+        Pyramid level, 0 is the finest.
+    channel : int or str, optional
+        Index or label; needed where there are several.
+    allow_missing_chunks : bool
+        Read absent and damaged files as 0 (invalid voxels) instead of refusing the store.
+    planes : (int, int), optional
+        What will be read: only its files are looked at.
+
+    Raises
+    ------
+    InputError
+        Not a volume, several channels and none chosen, missing files.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        level: int = 0,
+        channel: int | str | None = None,
+        *,
+        allow_missing_chunks: bool = False,
+        planes: tuple[int, int] | None = None,
+    ) -> None:
+        self.path, self.planes = path, planes
+        node = open_node(path)
+        array, described = find_level(path, node, level)
+        self._array_path = array.path
+        axes = [axis["name"] for axis in described["axes"]] or default_axes(path, array)
+        check_dtype(array.dtype, path)
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
+        self._select = select(path, axes, array.shape, channel, described["labels"])
+        self.shape = self._select.volume(array.shape)
+        self.chunks = self._select.volume(array.chunks, clip=self.shape)
+        self.shards = self._select.volume(array.shards) if array.shards is not None else None
+        with _well_formed(path):
+            self.voxel_um, self.origin_um, self.reason = spacing(described)
+        self.metadata = {
+            "format": "ome-zarr" if described["version"] else "zarr",
+            "ome_zarr_version": described["version"],
+            "zarr_format": array.metadata.zarr_format,
+            "axes": axes,
+            "channels": described["labels"],
+            "levels": described["levels"],
+            **described["extra"],
+        }
+        self._faulty = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
+        self._chunks = BloscChunks.of(path, array) if not self._faulty else None
+
+    def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:
+        """Return the positions of files of the chosen channel and planes that are absent or damaged, or refuse them."""
+        wanted = partial(self._select.touches, grid=FileGrid.of(array), planes=self.planes)
+        faults = lost_files(self.path, array, wanted)
+        if faults and not allow_missing_chunks:
+            msg = (
+                f"{self.path} lacks {len(faults)} files, or they are cut short: {listed(list(faults.values()))}; "
+                "copy the store again, or allow missing chunks to treat those voxels as invalid"
+            )
+            raise InputError(msg)
+        if faults:
+            depth = (self.shards or self.chunks)[0]
+            places = sorted({self._select.triple(index, 0)[0] for index in faults})
+            self.metadata["missing_chunks"] = list(faults.values())
+            self.metadata["missing_planes"] = [[z * depth, min((z + 1) * depth, self.shape[0])] for z in places]
+        return frozenset(faults)
+
+    def _box(self, z: slice, y: slice, x: slice) -> tuple[slice, ...]:
+        """Return a box along all axes of the array; what was not looked at would be read as if it were whole."""
+        low, high = self.planes or (z.start, z.stop)
+        if not low <= z.start <= z.stop <= high:
+            msg = f"planes {z.start} to {z.stop} of {self.path} are read, and it was opened for {low} to {high}"
+            raise InputError(msg)
+        return self._select.box(z, y, x)
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the voxels of a box."""
+        box = self._box(z, y, x)
+        if self._chunks is not None:
+            values: Any = np.empty([s.stop - s.start for s in box], self.dtype)
+            with self._complaining(z):
+                self._chunks.read_into(values, box)
+        else:
+            with self._complaining(z):
+                array = self._array
+                values = array[box] if not self._faulty else self._around_faults(array, box)
+        return self._select.transposed(np.asarray(values))
+
+    def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
+        """Read a box into `out`; decoded in place, where the array's axes allow it."""
+        box = self._box(z, y, x)
+        if self._faulty or not self._select.in_order or not out.flags.c_contiguous:
+            super().read_into(out, z, y, x)
+            return
+        target = out.reshape([s.stop - s.start for s in box])
+        if self._chunks is not None:
+            with self._complaining(z):
+                self._chunks.read_into(target, box)
+            return
+        from zarr.core.buffer import default_buffer_prototype
+
+        with self._complaining(z):
+            buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(cast(Any, target))
+            self._array.get_basic_selection(box, out=buffer)
+
+    @property
+    def by_chunks(self) -> bool:
+        """Whether the chunks are decoded by code of ours, in the thread that asks."""
+        return self._chunks is not None and self._select.in_order
+
+    def expect(self, z: slice, y: slice, x: slice) -> None:
+        """Have the system read a box ahead."""
+        if self._chunks is not None:
+            with self._complaining(z):
+                self._chunks.expect(self._box(z, y, x))
+
+    @property
+    def _array(self) -> Any:
+        """The zarr array, opened once in each process."""
+        if self._handle is None:
+            self._handle = open_node(self.path, self._array_path)
+        return self._handle
+
+    @contextmanager
+    def _complaining(self, z: slice) -> Iterator[None]:
+        """Turn what goes wrong into an error that names the planes."""
+        try:
+            yield
+        except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+            reason = " ".join(str(error).split())
+            msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
+            raise InputError(msg) from error
+
+    def _around_faults(self, array: Any, box: tuple[slice, ...]) -> np.ndarray:
+        """Read file by file and leave 0 where a file is absent or damaged."""
+        out = np.zeros([s.stop - s.start for s in box], self.dtype)
+        files = array.shards or array.chunks
+        first = [s.start // f for s, f in zip(box, files, strict=True)]
+        last = [-(-s.stop // f) for s, f in zip(box, files, strict=True)]
+        for offset in np.ndindex(*(b - a for a, b in zip(first, last, strict=True))):
+            index = tuple(a + o for a, o in zip(first, offset, strict=True))
+            if index in self._faulty:
+                continue
+            part = tuple(
+                slice(max(s.start, i * f), min(s.stop, (i + 1) * f)) for s, i, f in zip(box, index, files, strict=True)
+            )
+            out[tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, box, strict=True))] = array[part]
+        return out
+
+
+def lost_files(path: Path, array: Any, wanted: Wanted | None = None) -> dict[tuple[int, ...], str]:
+    """Return position and key of the files of an array that are absent, empty, or cut short as far as they tell.
+
+    Only `wanted` positions are looked at, all of them without it.
+    """
+    grid = FileGrid.of(array)
+    if path.is_dir():
+        return {index: grid.key(index) for index in faulty_files(path / array.path, array, wanted)}
+    sizes = zipped_sizes(path, array.path)
+    return {index: key for index in filter(wanted, grid.indices()) if not sizes.get(key := grid.key(index))}
+
+
+def open_node(path: Path, inside: str | None = None) -> Any:
+    """Open the array or group of a store, read only; at its root, or at the path `inside` it.
+
+    Raises
+    ------
+    InputError
+        There is no readable Zarr metadata.
+    """
+    import zarr
+    from zarr.storage import LocalStore, ZipStore
+
+    try:
+        if path.is_dir():
+            store: Any = LocalStore(path, read_only=True)
+            root = ""
+        else:
+            store, root = ZipStore(path, mode="r"), _zip_root(path)
+        where = root if inside is None else inside
+        if inside is None and _is_group(path, root):
+            # Consolidated metadata may be stale.
+            return zarr.open_group(store, path=where, mode="r", use_consolidated=False)
+        array = zarr.open_array(store, path=where, mode="r")
+        # The Rust pipeline decodes on all cores; it does not read zip files, Fortran order and foreign byte order.
+        if not path.is_dir() or array.order != "C" or not array.dtype.isnative:
+            return array
+        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
+            # Where it does not know a codec it says so in a warning and leaves the array to Zarr's own pipeline.
+            warnings.simplefilter("ignore")
+            return zarr.open_array(store, path=where, mode="r")
+    except (OSError, AttributeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        msg = f"{path} is not a readable Zarr store: {reason}; give an OME-Zarr image or a Zarr array"
+        raise InputError(msg) from error
+
+
+def _is_group(path: Path, root: str) -> bool:
+    """Return whether the root of a store is a group rather than an array."""
+    prefix = f"{root}/" if root else ""
+    if path.is_dir():
+        found = {marker: (path / marker).read_bytes() for marker in MARKERS if (path / marker).exists()}
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            found = {marker: archive.read(prefix + marker) for marker in MARKERS if prefix + marker in names}
+    if "zarr.json" in found:
+        return bool(json.loads(found["zarr.json"]).get("node_type") == "group")
+    return ".zarray" not in found
+
+
+def _zip_root(path: Path) -> str:
+    """Return the folder inside a zip file that holds the store: the top, or the one folder there."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    holders = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in MARKERS}
+    if not holders:
+        msg = f"{path} holds no Zarr metadata; zip the store so that zarr.json or .zattrs lies at its top"
+        raise InputError(msg)
+    least = min(holder.count("/") + bool(holder) for holder in holders)
+    tops = sorted(holder for holder in holders if holder.count("/") + bool(holder) == least)
+    if len(tops) > 1:
+        msg = f"{path} holds several stores: {listed(tops)}; zip one store into one file"
+        raise InputError(msg)
+    return tops[0]
+
+
+def default_axes(path: Path, array: Any) -> list[str]:
+    """Return axis names of an array without OME metadata: its dimension names, or (T, C, Z, Y, X) from the end.
+
+    Zarr v2 has no dimension names of its own; xarray keeps them as an attribute.
+    """
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    known = [name.lower() for name in names if isinstance(name, str) and name.lower() in ("t", "c", "z", "y", "x")]
+    if known and len(known) == len(names):
+        return known
+    if known:  # which of the others is which would be a guess
+        listing = ", ".join(map(str, names))
+        msg = f"{path} has dimensions named {listing}; expected z, y, x, and t or c at most, or names for none"
+        raise InputError(msg)
+    if not 2 <= array.ndim <= 5:
+        msg = f"{path} has shape {array.shape}; expected a volume (Z, Y, X)"
+        raise InputError(msg)
+    return list("tczyx"[-array.ndim :])
+
+
+def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
+    """Return the array of a level and what the metadata say about it."""
+    import zarr
+
+    nothing: dict[str, Any] = {"axes": [], "transforms": [], "labels": [], "version": None, "levels": 1, "extra": {}}
+    if isinstance(node, zarr.Array):
+        if level != 0:
+            msg = f"{path} is one Zarr array, without pyramid levels; level must be 0, got {level}"
+            raise InputError(msg)
+        return node, nothing
+    attributes = dict(node.attrs)
+    with _well_formed(path):
+        ome = attributes.get("ome", attributes)
+        multiscales = ome.get("multiscales")
+        if not multiscales:
+            return find_level(path, _only_child(path, node, ome), level)
+        multiscale = multiscales[0]
+        paths = [dataset["path"] for dataset in multiscale["datasets"]]
+        own, channels = attributes.get("n4flow"), (ome.get("omero") or {}).get("channels") or []
+        described = {
+            "axes": [_axis(axis) for axis in multiscale.get("axes") or []],
+            "labels": [str(channel.get("label", i)) for i, channel in enumerate(channels)],
+            "version": str(ome.get("version") or multiscale.get("version") or "unknown"),
+            "levels": len(paths),
+            "extra": dict(own) if isinstance(own, Mapping) else {},
+        }
+    if not 0 <= level < len(paths):
+        msg = f"{path} has {len(paths)} pyramid levels, counted from 0, got level {level}"
+        raise InputError(msg)
+    of_level = multiscale["datasets"][level].get("coordinateTransformations") or []
+    of_image = multiscale.get("coordinateTransformations") or []
+    array = open_node(path, "/".join(part for part in (node.path, paths[level]) if part))
+    return array, {**described, "transforms": [*of_level, *of_image]}
+
+
+@contextmanager
+def _well_formed(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with OME metadata of another form than the specification's into an error that says so."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        msg = f"{path} has OME-Zarr metadata of another form than the specification's ({fault}); write them again"
+        raise InputError(msg) from error
+
+
+def _axis(axis: Any) -> dict[str, Any]:
+    """Return an axis of OME-Zarr 0.4 and later (an object), or of 0.3 (a name)."""
+    if isinstance(axis, str):
+        return {"name": axis.lower(), "unit": None}
+    return {**axis, "name": str(axis["name"]).lower()}
+
+
+def _only_child(path: Path, group: Any, ome: Mapping[str, Any]) -> Any:
+    """Return the one image of a collection without multiscales of its own, such as bioformats2raw writes."""
+    import zarr
+
+    series: Sequence[str] = ome.get("series") or [name for name in sorted(group.group_keys()) if name.isdecimal()]
+    if "plate" not in ome and len(series) == 1:
+        child = group[series[0]]
+        attributes: dict[str, Any] = dict(child.attrs)
+        if isinstance(child, zarr.Group) and attributes.get("ome", attributes).get("multiscales"):
+            return child
+    inside = sorted([*group.group_keys(), *group.array_keys()])
+    msg = (
+        f"{path} is a Zarr group without an OME-Zarr image; it holds {listed(inside) if inside else 'nothing'}; "
+        "give the path of one image or array"
+    )
+    raise InputError(msg)

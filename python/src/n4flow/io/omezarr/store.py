@@ -1,0 +1,276 @@
+"""Write OME-Zarr 0.5 (Zarr v3, sharded) and 0.4 (Zarr v2): metadata and validation.
+
+`plan_layout` decides where every voxel goes, `create_store` writes the metadata, one `SlabWriter` per slab
+writes the voxels, `write_omero` says how viewers show them, and `validate_store` checks what is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from n4flow.errors import InputError, N4flowError
+from n4flow.io.omezarr.chunk_grid import FileGrid, listed
+from n4flow.io.omezarr.damage import faulty_files
+from n4flow.io.omezarr.layout import AXES, LevelLayout, StoreLayout, expected_shards
+from n4flow.io.omezarr.planning import plan_layout
+from n4flow.io.omezarr.shards import CODEC, LEVEL, chunk_codec, disk_error
+from n4flow.io.omezarr.slab_writer import SlabWriter
+
+__all__ = [
+    "LevelLayout",
+    "SlabWriter",
+    "StoreLayout",
+    "create_store",
+    "expected_shards",
+    "plan_layout",
+    "validate_store",
+    "write_omero",
+]
+
+METHODS = {
+    "image": ("mean", "mean over blocks of the level before, of finite voxels, of what there is at the edge"),
+    "labels": ("nearest", "voxel f * i + f // 2 of level 0, f the factor of the level"),
+}
+
+
+def create_store(path: str | Path, layout: StoreLayout, attributes: Mapping[str, Any] | None = None) -> None:
+    """Write the groups, arrays and OME metadata of a store, without voxels.
+
+    Parameters
+    ----------
+    path : path
+        A folder that does not exist yet, or is empty.
+    layout : StoreLayout
+    attributes : mapping, optional
+        JSON-able values kept under the key `n4flow`.
+
+    Raises
+    ------
+    InputError
+        There is something at `path` already.
+    DiskFullError
+        Space, inodes or a quota are used up.
+    """
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        msg = f"{path} exists already; remove it or choose another name"
+        raise InputError(msg)
+    modern = layout.version == "0.5"
+    try:
+        described = _attributes(path, layout, attributes)
+        group = zarr.create_group(path, zarr_format=3 if modern else 2, attributes=described)
+        for level in layout.levels:
+            dtype = np.dtype(layout.dtype).newbyteorder("<")
+            codec = BloscCodec(typesize=dtype.itemsize, cname=CODEC, clevel=LEVEL, shuffle="bitshuffle")
+            group.create_array(
+                level.path,
+                shape=level.shape,
+                chunks=level.chunks,
+                shards=level.shards,
+                dtype=dtype,
+                fill_value=0,
+                compressors=codec if modern else chunk_codec(),
+                dimension_names=AXES if modern else None,
+                chunk_key_encoding=None if modern else {"name": "v2", "separator": "/"},
+            )
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def write_omero(path: str | Path, window: tuple[float, float], range: tuple[float, float], label: str) -> None:  # noqa: A002
+    """Say how viewers show the image: complete `omero` metadata for its one channel.
+
+    Parameters
+    ----------
+    path : path
+        A store that `create_store` made.
+    window : (low, high)
+        Intensities shown as black and white.
+    range : (low, high)
+        Smallest and largest intensity there is.
+    label : str
+        Name of the channel.
+
+    Raises
+    ------
+    InputError
+        A bound is not finite: JSON has no such number.
+    """
+    if not all(map(math.isfinite, (*window, *range))):
+        msg = f"window and range need finite intensities, got {window} and {range}"
+        raise InputError(msg)
+    group, ome = _open_ome(Path(path), "r+")
+    planes = group[ome["multiscales"][0]["datasets"][0]["path"]].shape[0]
+    channel = {
+        "active": True,
+        "coefficient": 1.0,
+        "color": "FFFFFF",
+        "family": "linear",
+        "inverted": False,
+        "label": label,
+        "window": {
+            "min": float(min(range[0], window[0])),  # viewers cut a window to this, also that of a constant image
+            "max": float(max(range[1], window[1])),
+            "start": float(window[0]),
+            "end": float(window[1]),
+        },
+    }
+    omero = {
+        "id": 1,
+        "name": label,
+        "channels": [channel],
+        "rdefs": {"defaultT": 0, "defaultZ": planes // 2, "model": "greyscale"},
+    }
+    if group.metadata.zarr_format == 2:
+        group.attrs["omero"] = {"version": "0.4", **omero}
+    else:
+        group.attrs["ome"] = {**ome, "omero": omero}
+
+
+def validate_store(path: str | Path) -> None:
+    """Check a store on disk: metadata, levels, and every file.
+
+    The metadata must satisfy the OME-Zarr models of its version; every level must have the shape and the translation
+    that its scale asks for, so that all levels cover the same space; every shard or chunk must be there, and complete
+    as far as its index or header tells without decoding it.
+
+    Raises
+    ------
+    InputError
+        There is no OME-Zarr image at `path`.
+    N4flowError
+        The store is not valid; the sentence says what is wrong where.
+    """
+    path = Path(path)
+    group, ome = _open_ome(path, "r")
+    _check_models(path, group, ome)
+    axes = ome["multiscales"][0]["axes"]
+    if [(axis["name"], axis.get("unit")) for axis in axes] != [(axis, "micrometer") for axis in AXES]:
+        named = ", ".join(str(axis["name"]) for axis in axes)
+        msg = f"{path} has axes {named}; expected z, y, x in micrometer"
+        raise N4flowError(msg)
+    datasets = ome["multiscales"][0]["datasets"]
+    arrays = [group[dataset["path"]] for dataset in datasets]
+    transforms = [_transform(dataset) for dataset in datasets]
+    for dataset, array, (scale, translation) in zip(datasets, arrays, transforms, strict=True):
+        _check_level(path, dataset["path"], array, arrays[0], scale, translation, *transforms[0])
+        _check_files(path / dataset["path"], array)
+
+
+def _attributes(path: Path, layout: StoreLayout, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    datasets = []
+    for number, level in enumerate(layout.levels):
+        transforms = [
+            {"type": "scale", "scale": list(layout.scale_um(number))},
+            {"type": "translation", "translation": list(layout.translation_um(number))},
+        ]
+        datasets.append({"path": level.path, "coordinateTransformations": transforms})
+    kind, description = METHODS[layout.kind]
+    multiscale: dict[str, Any] = {
+        "name": path.name.removesuffix(".zarr").removesuffix(".ome"),
+        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in AXES],
+        "datasets": datasets,
+        "type": kind,
+        "metadata": {
+            "description": description,
+            "method": "n4flow block by block",
+            "version": metadata.version("n4flow"),
+            "factors": [list(level.factors) for level in layout.levels],
+        },
+    }
+    ome: dict[str, Any] = {"multiscales": [multiscale]}
+    if layout.kind == "labels":
+        ome["image-label"] = {"version": layout.version} if layout.version == "0.4" else {}
+    own = {"n4flow": dict(extra)} if extra else {}
+    if layout.version == "0.5":
+        return {"ome": {"version": "0.5", **ome}, **own}
+    multiscale["version"] = "0.4"
+    return {**ome, **own}
+
+
+def _open_ome(path: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, Any]]:
+    """Return the zarr group at `path` and its OME metadata."""
+    import zarr
+
+    try:
+        group = zarr.open_group(path, mode=mode, use_consolidated=False)
+    except (FileNotFoundError, KeyError, ValueError, TypeError, json.JSONDecodeError) as error:
+        msg = f"{path} is not a Zarr group; give the folder of an OME-Zarr image"
+        raise InputError(msg) from error
+    attributes: dict[str, Any] = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    if not ome.get("multiscales"):
+        msg = f"{path} has no OME-Zarr multiscales metadata; give the folder of an OME-Zarr image"
+        raise InputError(msg)
+    return group, ome
+
+
+def _check_models(path: Path, group: Any, ome: Mapping[str, Any]) -> None:
+    from ome_zarr_models.v04.image import Image as Image04
+    from ome_zarr_models.v05.image import Image as Image05
+    from pydantic import ValidationError
+
+    model = Image04 if group.metadata.zarr_format == 2 else Image05
+    try:
+        model.from_zarr(group)
+        if "omero" in ome:
+            from ome_zarr_models.common.omero import Omero
+
+            Omero.model_validate(ome["omero"])
+    except (ValidationError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"{path} is not valid OME-Zarr: {reason}"
+        raise N4flowError(msg) from error
+
+
+def _transform(dataset: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    scale: list[float] = []
+    translation: list[float] = []
+    for transform in dataset["coordinateTransformations"]:
+        scale = transform.get("scale", scale)
+        translation = transform.get("translation", translation)
+    return scale, translation or [0.0] * len(scale)
+
+
+def _check_level(
+    path: Path,
+    name: str,
+    array: Any,
+    base: Any,
+    scale: list[float],
+    translation: list[float],
+    base_scale: list[float],
+    base_translation: list[float],
+) -> None:
+    """Compare a level with level 0, axis by axis: whole factor, shape rounded up, same first edge."""
+    axes = zip(array.shape, base.shape, scale, base_scale, translation, base_translation, strict=True)
+    for samples, size, step, voxel, first, base_first in axes:
+        factor = round(step / voxel)
+        if abs(factor * voxel - step) > 1e-6 * step or samples != -(-size // factor):
+            msg = (
+                f"level {name} of {path} has shape {array.shape} and scale {scale}, which do not fit level 0 of shape "
+                f"{base.shape} and scale {base_scale}"
+            )
+            raise N4flowError(msg)
+        if abs((first - step / 2) - (base_first - voxel / 2)) > 1e-6 * voxel * max(1, size):
+            msg = f"level {name} of {path} has translation {translation}, which shifts it against level 0"
+            raise N4flowError(msg)
+
+
+def _check_files(folder: Path, array: Any) -> None:
+    """Look at every file of an array: there, and complete as its index or header tells."""
+    grid = FileGrid.of(array)
+    faults = [f"{grid.key(index)} {fault}" for index, fault in faulty_files(folder, array).items()]
+    if faults:
+        msg = f"{folder} has {len(faults)} faulty files: {listed(faults)}; write the store again"
+        raise N4flowError(msg)

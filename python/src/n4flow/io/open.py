@@ -1,0 +1,148 @@
+"""Opening a volume: which reader a file needs, its channel, level and voxel size."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.io import itk, tiff
+from n4flow.io.itk import ItkReader
+from n4flow.io.nifti import NiftiReader
+from n4flow.io.omezarr.chunk_grid import listed
+from n4flow.io.omezarr.layout import AXES, by_axis
+from n4flow.io.omezarr.reader import ZarrReader, is_zarr
+from n4flow.io.reader import NpyReader, Reader
+from n4flow.io.tiff import TiffReader
+from n4flow.io.volume import Volume
+
+FORMATS = "OME-Zarr (.zarr, .zarr.zip, .ozx), NIfTI (.nii, .nii.gz), TIFF, NRRD, MHA or .npy"
+
+
+def open_volume(
+    path: str | Path,
+    *,
+    level: int = 0,
+    channel: int | str | None = None,
+    voxel_um: Mapping[str, float] | Sequence[float] | None = None,
+    require_voxel_um: bool = True,
+    allow_missing_chunks: bool = False,
+    planes: tuple[int, int] | None = None,
+) -> Volume:
+    """Open a volume lazily.
+
+    Parameters
+    ----------
+    path : path
+        OME-Zarr 0.1 to 0.5 (a folder, or zipped), a Zarr array, NIfTI, TIFF, NRRD, MHA or `.npy`.
+    level : int
+        Pyramid level of an OME-Zarr image.
+    channel : int or str, optional
+        Index or label; needed where there are several.
+    voxel_um : dict by axis name, or (z, y, x), optional
+        Micrometres; takes the place of what the file says. A dict may name single axes.
+    require_voxel_um : bool
+        Refuse a volume without voxel size.
+    allow_missing_chunks : bool
+        Read absent, empty and damaged files of a Zarr store as 0; `metadata` then lists them as `missing_chunks`, and
+        the planes they touch as `missing_planes`.
+    planes : (int, int), optional
+        What will be read of it, from one plane to another: only their files of a Zarr store are looked at, and no other
+        planes can be read of such a store. `data`, which is all of it, is an error then.
+
+    Returns
+    -------
+    Volume
+
+    Raises
+    ------
+    InputError
+        The path is missing or no volume, the voxel size is unknown, several channels and none chosen, files of the
+        store missing. One sentence with the remedy.
+    """
+    path = Path(path)
+    if planes is not None and not 0 <= planes[0] < planes[1]:
+        msg = f"planes must be START:STOP from 0 on, got {planes[0]}:{planes[1]}"
+        raise InputError(msg)
+    reader = _reader(path, level, channel, allow_missing_chunks=allow_missing_chunks, planes=planes)
+    voxel = _voxel_size(reader, voxel_um, required=require_voxel_um)
+    return Volume(reader, voxel, reader.origin_um, reader.metadata, path)
+
+
+def missing_chunks(path: str | Path) -> list[str]:
+    """Return the keys, relative to the store, of files of level 0 of a Zarr image that are absent, empty or cut short.
+
+    Raises
+    ------
+    InputError
+        There is no Zarr image at `path`.
+    """
+    from n4flow.io.omezarr.reader import find_level, lost_files, open_node
+
+    path = Path(path)
+    array, _described = find_level(path, open_node(_existing(path)), 0)
+    return ["/".join(part for part in (array.path, key) if part) for key in lost_files(path, array).values()]
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        if scheme := re.match(r"(\w{2,}):/", str(path)):  # of the two slashes of an address a path keeps one
+            msg = f"{path} is an address ({scheme[1]}) and no path; copy or mount the volume, and give its path"
+            raise InputError(msg)
+        target = f" is a link to {os.readlink(path)}, which" if path.is_symlink() else ""
+        msg = f"{path}{target} does not exist; check the path"
+        raise InputError(msg)
+    return path
+
+
+def _reader(path: Path, level: int, channel: int | str | None, **of_a_store: Any) -> Reader:
+    name = _existing(path).name.lower()
+    if is_zarr(path):
+        return ZarrReader(path, level, channel, **of_a_store)
+    if path.is_dir():
+        inside = sorted(child.name for child in path.iterdir())
+        held = listed(inside) if inside else "nothing"
+        msg = f"{path} is a folder without Zarr metadata, it holds {held}; expected {FORMATS}"
+        raise InputError(msg)
+    if level != 0:
+        msg = f"pyramid levels are read from OME-Zarr alone, not from {path}; level must be 0, got {level}"
+        raise InputError(msg)
+    if name.endswith((".nii", ".nii.gz")):
+        return NiftiReader(path, channel)
+    if name.endswith(tiff.SUFFIXES):
+        return TiffReader(path, channel)
+    if name.endswith(itk.SUFFIXES):
+        return ItkReader(path, channel)
+    if name.endswith(".npy"):
+        if channel not in (None, 0, "0"):
+            msg = f"{path} has one channel, got channel {channel}; leave channel out"
+            raise InputError(msg)
+        return NpyReader(path)
+    msg = f"{path} is not a volume that n4flow reads; expected {FORMATS}"
+    raise InputError(msg)
+
+
+def _voxel_size(
+    reader: Reader, given: Mapping[str, float] | Sequence[float] | None, *, required: bool
+) -> dict[str, float] | None:
+    voxel = dict(reader.voxel_um)
+    if isinstance(given, Mapping) and set(given) < set(AXES):
+        voxel.update({axis: float(size) for axis, size in given.items()})
+    elif given is not None:
+        voxel = by_axis(given, "voxel_um")
+    if not all(np.isfinite(size) and size > 0 for size in voxel.values()):
+        msg = f"voxel_um needs positive micrometres, got {voxel}"
+        raise InputError(msg)
+    if set(voxel) == set(AXES):
+        return {axis: voxel[axis] for axis in AXES}
+    if not required:
+        return None
+    part = f" along {', '.join(axis for axis in AXES if axis not in voxel)}" if voxel else ""
+    reason = f" ({reader.reason})" if reader.reason else ""
+    msg = f"{reader.path} has no voxel size{part}{reason}; give it with voxel_um (z y x, micrometres)"
+    raise InputError(msg)

@@ -1,0 +1,220 @@
+"""TIFF: series of pages, ImageJ stacks and hyperstacks, OME-TIFF, BigTIFF.
+
+The shape is that of the series, never of the first page: an ImageJ stack above 4 GB has one page. Uncompressed
+voxels are memory mapped where they lie in one piece, others are decoded page by page.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.io.axes import select
+from n4flow.io.omezarr.chunk_grid import listed
+from n4flow.io.reader import Reader, check_dtype, plane_chunks
+from n4flow.io.units import micrometres_per, to_micrometres
+
+SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
+
+
+class TiffReader(Reader):
+    """One channel of a TIFF file.
+
+    Raises
+    ------
+    InputError
+        Not TIFF, cut short, several images, several channels and none chosen.
+    """
+
+    borrowed = True
+
+    def __init__(self, path: Path, channel: int | str | None = None) -> None:
+        self.path = path
+        with _opened(path) as tif:
+            series = _series(path, tif)
+            axes, shape = _axes(series), tuple(int(n) for n in series.shape)
+            check_dtype(series.dtype, path)
+            self._stored = np.dtype(series.dtype).newbyteorder(tif.byteorder)
+            self._stored_shape = shape
+            self._offset = series.dataoffset
+            _check_length(path, series)
+            _check_codec(path, series.keyframe)
+            self.voxel_um, self.reason, labels, flavour = _physical(tif, series)
+        self.dtype = self._stored.newbyteorder("=")
+        self.origin_um = dict.fromkeys("zyx", 0.0)
+        self._select = select(path, axes, shape, channel, labels)
+        self.shape = self._select.volume(shape)
+        self.chunks = plane_chunks(self.shape, self.dtype)
+        self.metadata = {"format": "tiff", "tiff": flavour, "axes": axes, "channels": labels}
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the voxels of a box."""
+        if self._handle is None:
+            self._handle = self._load()
+        try:
+            return self._select.transposed(self._handle[self._select.box(z, y, x)])
+        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            raise _damaged(self.path, error) from error
+
+    def _load(self) -> Any:
+        if self._offset is not None:
+            return np.memmap(self.path, self._stored, "r", self._offset, self._stored_shape)
+        import zarr
+        from tifffile import TiffFile
+
+        tif = TiffFile(self.path)
+        weakref.finalize(self, tif.close)  # the array reads from the open file as long as this reader lives
+        return zarr.open_array(_series(self.path, tif).aszarr(level=0), mode="r")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a TIFF file; a chain of pages that leads out of the file is an error, and not a shorter stack."""
+    from tifffile import TiffFile, TiffFileError
+
+    complaints: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            complaints.append(record.getMessage())
+
+    logger, listener = logging.getLogger("tifffile"), Listener(logging.WARNING)
+    heard = logger.propagate
+    logger.addHandler(listener)
+    logger.propagate = False
+    try:
+        with TiffFile(path) as tif:
+            len(tif.series)
+            broken = [text for text in complaints if "invalid page offset" in text or "corrupt" in text.lower()]
+            if broken:
+                raise TiffFileError(broken[0])
+            yield tif
+    except InputError:
+        raise
+    except (TiffFileError, OSError, ValueError, IndexError, struct.error) as error:
+        raise _damaged(path, error) from error
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = heard
+
+
+def _series(path: Path, tif: Any) -> Any:
+    """Return the one image of a file."""
+    series = tif.series
+    if not series:
+        msg = f"{path} is not a readable TIFF file: it holds no image; write or copy it again"
+        raise InputError(msg)
+    if len(series) != 1:
+        shapes = [f"{i}: {item.axes} {item.shape}" for i, item in enumerate(series)]
+        msg = f"{path} holds {len(series)} images ({listed(shapes)}); expected one volume, so save it by itself"
+        raise InputError(msg)
+    if series[0].dataoffset is None and any(page is None for page in series[0].pages):
+        msg = f"{path} lacks pages of its image of shape {series[0].shape}; put the files that hold them beside it"
+        raise InputError(msg)
+    return series[0]
+
+
+def _axes(series: Any) -> list[str]:
+    """Return the axes of a series among t, c, z, y, x; the one stack axis that has no name is z."""
+    known = {"T": "t", "C": "c", "S": "c", "Z": "z", "Y": "y", "X": "x"}
+    names = [known.get(axis, "" if n == 1 else "?") for axis, n in zip(series.axes, series.shape, strict=True)]
+    return ["z" if name == "?" and "z" not in names and names.count("?") == 1 else name for name in names]
+
+
+def _check_length(path: Path, series: Any) -> None:
+    """Compare the end of the voxels with the length of each file that holds some: OME-TIFF may have one per plane."""
+    ends = {path: 0}
+    if series.dataoffset is not None:
+        ends[path] = int(series.dataoffset + series.size * series.dtype.itemsize)
+    else:
+        for page in series.pages:
+            held = Path(page.parent.filehandle.path)  # beside the file itself, where `path` is a link to it
+            file = path if held == path.resolve() else held
+            spans = zip(page.dataoffsets, page.databytecounts, strict=False)
+            ends[file] = max([ends.get(file, 0), *(offset + count for offset, count in spans)])
+    for file, end in ends.items():
+        size = file.stat().st_size
+        if end > size:
+            msg = f"{file} is cut short: it has {size} bytes and refers to {end}; copy it again"
+            raise InputError(msg)
+
+
+def _check_codec(path: Path, page: Any) -> None:
+    """Refuse pages whose codec or predictor is not installed, before any of them is read."""
+    from tifffile import TIFF
+
+    for codecs, name in ((TIFF.DECOMPRESSORS, page.compression), (TIFF.UNPREDICTORS, page.predictor)):
+        try:
+            codecs[name]
+        except KeyError as error:
+            msg = f"{path} cannot be decoded: {error.args[0]}; install it, or save the file uncompressed or with zlib"
+            raise InputError(msg) from error
+
+
+def _physical(tif: Any, series: Any) -> tuple[dict[str, float], str, list[str], str]:
+    """Return voxel size, why it is not complete, channel labels and the flavour of TIFF."""
+    if series.kind == "ome" and tif.ome_metadata:
+        return (*_ome_size(tif.ome_metadata), "ome")
+    if tif.imagej_metadata is not None:
+        return (*_imagej_size(tif, tif.imagej_metadata), "imagej")
+    # Resolution tags count pixels per inch or centimetre of paper, mostly by default, and know no Z.
+    return {}, "only OME-TIFF and ImageJ files state one", [], "plain"
+
+
+def _ome_size(xml: str) -> tuple[dict[str, float], str, list[str]]:
+    pixels = next(node for node in ET.fromstring(xml).iter() if node.tag.endswith("}Pixels"))
+    voxel: dict[str, float] = {}
+    reasons = []
+    for axis in "zyx":
+        value = pixels.get(f"PhysicalSize{axis.upper()}")
+        unit = pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm")  # the default of the OME schema
+        unit_um = micrometres_per(unit)
+        if value is not None and unit_um is None:
+            reasons.append(f"axis {axis} has the unit {unit!r}")
+        elif value is not None and unit_um is not None and float(value) > 0:
+            voxel[axis] = to_micrometres(float(value), unit_um)
+    channels = [node for node in pixels if node.tag.endswith("}Channel")]
+    return voxel, "; ".join(reasons), [node.get("Name", str(i)) for i, node in enumerate(channels)]
+
+
+def _imagej_size(tif: Any, metadata: dict[str, Any]) -> tuple[dict[str, float], str, list[str]]:
+    tags = tif.pages.first.tags
+    sizes: dict[str, tuple[float, Any]] = {}
+    unit = metadata.get("unit")
+    for axis, tag in (("y", "YResolution"), ("x", "XResolution")):
+        if tag in tags and tags[tag].value[0] > 0:
+            pixels, per = tags[tag].value
+            sizes[axis] = (per / pixels, metadata.get("yunit", unit) if axis == "y" else unit)
+    if metadata.get("spacing", 0) > 0:
+        sizes["z"] = (float(metadata["spacing"]), metadata.get("zunit", unit))
+    voxel = {}
+    for axis, (size, name) in sizes.items():
+        unit_um = micrometres_per(name)
+        if unit_um is not None:
+            voxel[axis] = to_micrometres(size, unit_um)
+    reason = "" if len(voxel) == len(sizes) else f"its unit is {unit!r}" if unit else "it names no unit"
+    return voxel, reason, []
+
+
+def write_tiff(path: Path, array: np.ndarray, voxel_um: dict[str, float]) -> None:
+    """Write a (Z, Y, X) array as OME-TIFF with its voxel size; BigTIFF near 4 GB and above."""
+    from tifffile import imwrite
+
+    metadata: dict[str, Any] = {"axes": "ZYX"}
+    for axis in "ZYX":
+        metadata[f"PhysicalSize{axis}"] = voxel_um[axis.lower()]
+        metadata[f"PhysicalSize{axis}Unit"] = "µm"
+    imwrite(path, array, ome=True, photometric="minisblack", metadata=metadata)
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is not a readable TIFF file: {' '.join(str(error).split())}; write or copy it again")

@@ -1,0 +1,138 @@
+"""Where is agarose, and how bright is it: from the mean projection of a volume, read a run of planes at a time."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module, as_block
+from n4flow.compute.threads import run_tasks
+from n4flow.errors import N4flowWarning
+from n4flow.masks.agarose_levels import SOURCES, fill_levels, has_evidence
+from n4flow.masks.morphology import smooth_valid
+from n4flow.masks.otsu import Scale, choose_scale, otsu_split
+from n4flow.masks.packed_mask import PackedMask
+from n4flow.sections import SectionTable, filled_planes
+from n4flow.statistics.measure import plane_histograms
+from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, ShrunkenVolume, runs
+
+STRIP = 64  # rows whose sums stay in a thread's cache while the planes go by
+
+
+def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float]:
+    """Return where the agarose around the tissue is, and the threshold.
+
+    The mean along Z of the valid voxels is smoothed and cut by Otsu; the dark side is agarose. A position that has
+    only mosaic padding is neither agarose nor tissue. A projection of one class (tissue fills the field, or there is
+    none) has no agarose: the mask is all false, the threshold is what Otsu would have taken, and a warning says so.
+
+    Parameters
+    ----------
+    vol : (Z, Y, X) array, ShrunkenVolume or ShrunkenFiles
+        NumPy or CuPy, any real type. Of a shrunken volume, the means.
+    smoothing_sigma : float
+        Sigma of the Gaussian, voxels.
+
+    Returns
+    -------
+    agarose_mask : (Y, X) bool array of the kind of `vol`
+    threshold : float
+        In the intensity unit of `vol`.
+    """
+    mean = projection(vol if isinstance(vol, (ShrunkenVolume, ShrunkenFiles)) else as_block(vol))
+    xp = array_module(mean)
+    scale = Scale()
+    smooth = smooth_valid(mean, (smoothing_sigma, smoothing_sigma))
+    pairs = plane_histograms(smooth[None]).pairs(0)
+    split = otsu_split(*pairs)
+    if split is not None and split.one_class:  # a little agarose beside much tissue shows on the logarithmic scale
+        scale = choose_scale([pairs], pairs, split.separability)
+        smooth = smooth_valid(scale.forward(mean), (smoothing_sigma, smoothing_sigma))
+        split = otsu_split(*plane_histograms(smooth[None]).pairs(0), scale=scale)
+    threshold = scale.back(split.threshold) if split else float(pairs[0][0]) if len(pairs[0]) else 0.0
+    if split is None or split.one_class:
+        msg = "the mean projection shows no dark side: no agarose is found; give an agarose mask if there is some"
+        warnings.warn(msg, N4flowWarning, stacklevel=2)
+        return xp.zeros(smooth.shape, bool), threshold
+    return (smooth < split.threshold) & (smooth != 0), threshold
+
+
+def projection(vol: Any) -> Any:
+    """Return the mean along Z of the valid voxels of a (Z, Y, X) array or shrunken volume; 0 where there are none.
+
+    It is float64 (Y, X), and lies where the array does.
+    """
+    shrunken = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
+    xp = np if shrunken else array_module(vol)
+    total, count = xp.zeros(vol.shape[1:], xp.float64), xp.zeros(vol.shape[1:], xp.int64)
+    for start, stop in runs(0, vol.shape[0]):
+        planes = vol.part(start, stop).mean if shrunken else vol[start:stop]
+        if xp is np:
+            _add_valid(planes, total, count)
+            continue
+        for plane in planes:
+            valid = xp.isfinite(plane) & (plane != 0)
+            total += xp.where(valid, plane, 0)
+            count += valid
+    return xp.where(count > 0, total / xp.maximum(count, 1), 0)
+
+
+def _add_valid(planes: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
+    """Add the valid voxels of (z, Y, X) planes to their sum and number, plane after plane."""
+    from n4flow.masks import kernels as tissue_kernels
+
+    planes = planes if planes.dtype == np.float32 else planes.astype(np.float64)
+
+    def add(rows: slice) -> None:
+        tissue_kernels.add_valid(planes[:, rows], total[rows], count[rows])
+
+    run_tasks(add, [slice(start, stop) for start, stop in runs(0, len(total), STRIP)])
+
+
+def agarose_levels(
+    shrunken: Shrunken, agarose: np.ndarray, sections: Any, tissue: np.ndarray | PackedMask | None = None
+) -> list[dict[str, Any]]:
+    """Return the agarose level of each section of a shrunken volume, for the report.
+
+    Parameters
+    ----------
+    shrunken : ShrunkenVolume or ShrunkenFiles
+    agarose : (y, x) bool array
+        Agarose mask on the shrunken grid.
+    sections : section table, count or None
+    tissue : (Z, y, x) bool array or PackedMask, optional
+        Tissue mask on the shrunken grid; what it covers is not agarose.
+
+    Returns
+    -------
+    list of dict
+        section (id), level (median of the section's planes, in the intensity unit of the volume), source (own,
+        borrowed or unknown) and confidence (0 to 1).
+    """
+    table = SectionTable.coerce(sections, shrunken.shape[0])
+    medians, counts, tops = (np.zeros(shrunken.shape[0]) for _each in range(3))
+    for start, stop in runs(0, shrunken.shape[0]):
+        part, planes = shrunken.part(start, stop).mean, slice(start, stop)
+        histograms = plane_histograms(part, None if tissue is None else tissue[planes], agarose)
+        medians[planes], counts[planes], bright = histograms.per_plane(
+            ("median", "agarose"), ("count", "agarose"), ("percentile", 99.9)
+        )
+        tops[planes] = np.nan_to_num(bright)
+    evidence = has_evidence(medians, counts, tops, table.usable_planes)
+    filled = filled_planes(shrunken.planes["n_valid"])
+    levels = fill_levels(medians, evidence, table, filled)
+    edges = table.edges(filled).tolist()
+    # of a section without a valid voxel, what its planes were given
+    spans = [slice(*span) if span[0] < span[1] else s.planes for s, span in zip(table, pairwise(edges), strict=True)]
+    return [
+        {
+            "section": section.id,
+            "level": float(np.median(levels.values[span])),
+            "source": SOURCES[int(levels.source[span].min())],
+            "confidence": float(levels.confidence[span].mean()),
+        }
+        for section, span in zip(table, spans, strict=True)
+    ]

@@ -1,0 +1,209 @@
+"""Smoothing and closing that neither padding nor the border of the volume can pull down."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import groupby
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module
+from n4flow.compute.threads import run_tasks
+from n4flow.masks.packed_mask import PackedMask
+from n4flow.sections import SectionTable
+from n4flow.statistics.shrunken import runs
+
+SMOOTH_REACH = 4.0  # of the Gaussian, in sigma
+CLOSED_PLANES = 64  # of a packed mask at a time
+
+
+def _ndimage(xp: ModuleType) -> Any:
+    if xp is np:
+        import scipy.ndimage
+
+        return scipy.ndimage
+    import cupyx.scipy.ndimage
+
+    return cupyx.scipy.ndimage
+
+
+def smooth_valid(values: Any, sigmas: tuple[float, ...], weights: Any = None) -> Any:
+    """Return the Gaussian mean of the valid values around each valid voxel, float32; 0 at the others.
+
+    Parameters
+    ----------
+    values : float array of any number of axes
+        NumPy or CuPy.
+    sigmas : tuple of float
+        Sigma in voxels, one for each axis; the kernel reaches 4 sigma.
+    weights : array, optional
+        Weight of each voxel, for example its share of valid voxels; 1 for valid voxels when left out.
+    """
+    xp = array_module(values)
+    ndi = _ndimage(xp)
+    valid = xp.isfinite(values) & (values != 0)
+    weight = valid.astype(xp.float32) if weights is None else xp.where(valid, weights, 0).astype(xp.float32)
+    total = ndi.gaussian_filter(xp.where(valid, values, 0).astype(xp.float32) * weight, sigmas, mode="constant")
+    norm = ndi.gaussian_filter(weight, sigmas, mode="constant")
+    return xp.where(valid & (norm > 0), total / xp.where(norm > 0, norm, 1), 0).astype(xp.float32)
+
+
+class Norms:
+    """Smoothed weights of planes, kept while planes have the same weights: most have those of the plane before.
+
+    Whole volumes are valid everywhere, or lack the same mosaic padding in every plane of a section.
+    """
+
+    def __init__(self) -> None:
+        self.weights: np.ndarray | None = None
+        self.found: dict[tuple[int, ...], np.ndarray] = {}  # by how many planes lie on either side within reach
+
+    def of(self, weights: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
+        """Return what is known of planes that all have these (y, x) weights, to be added to."""
+        from n4flow.masks import kernels as tissue_kernels
+
+        if self.weights is None or not tissue_kernels.alike(self.weights, weights):
+            self.weights, self.found = weights.copy(), {}
+        return self.found
+
+
+def smooth_planes(
+    values: np.ndarray, sigmas: tuple[float, float, float], weights: Any, inner: slice, norms: Norms
+) -> np.ndarray:
+    """Return some planes of `smooth_valid` of a float32 (Z, Y, X) array, the same bits, by compiled loops.
+
+    `norms` are those of other planes of the volume, for the same sigmas.
+    """
+    from n4flow.masks import kernels as tissue_kernels
+
+    n_z, n_y, n_x = values.shape
+    halves = [_half_gaussian(sigma) for sigma in sigmas]
+    width = -(-n_x // tissue_kernels.COLUMNS) * tissue_kernels.COLUMNS
+    rows, weight_rows = (np.empty((n_z * n_y + 1, width), np.float32) for _each in range(2))
+    rows[-1], weight_rows[-1] = 0, 0  # what lies beyond the border
+    total, weight = (each[:-1].reshape(n_z, n_y, width) for each in (rows, weight_rows))
+    ones = np.broadcast_to(np.ones((1, 1), np.float32), values.shape[1:])
+    found = np.empty((inner.stop - inner.start, n_y, n_x), np.float32)
+
+    def weigh(z: int) -> None:
+        tissue_kernels.weigh(values[z], ones if weights is None else weights[z], total[z], weight[z])
+
+    def differs(z: int) -> bool:
+        return z > 0 and not tissue_kernels.alike(weight[z - 1], weight[z])
+
+    def norm(z: int) -> np.ndarray:
+        smooth = np.empty((n_y, n_x), np.float32)
+        tissue_kernels.smooth(weight_rows, z, *halves, smooth)
+        return smooth
+
+    run_tasks(weigh, range(n_z))
+    kind = np.cumsum(run_tasks(differs, range(n_z)))
+    reach = len(halves[0]) - 1
+    ends = [(max(z - reach, 0), min(z + reach, n_z - 1)) for z in range(n_z)]
+    uniform = [bool(kind[first] == kind[last]) for first, last in ends]
+    around = [tuple(sorted((z - first, last - z))) for z, (first, last) in enumerate(ends)]  # kernels are symmetric
+
+    def smooth(z: int, known: dict[tuple[int, ...], np.ndarray]) -> None:
+        out = found[z - inner.start]
+        tissue_kernels.smooth(rows, z, *halves, out)
+        tissue_kernels.divide(values[z], known[around[z]] if uniform[z] else norm(z), out)
+
+    for (_kind, same), group in groupby(range(inner.start, inner.stop), lambda z: (kind[z], uniform[z])):
+        planes = list(group)
+        known = norms.of(weight[planes[0]]) if same else {}
+        missing = {around[z]: z for z in planes if same and around[z] not in known}
+        known.update(zip(missing, run_tasks(norm, missing.values()), strict=True))
+        run_tasks(partial(smooth, known=known), planes)
+    return found
+
+
+def _half_gaussian(sigma: float) -> np.ndarray:
+    """Return the Gaussian kernel from its centre outwards, as SciPy makes it; one tap for no sigma."""
+    if sigma <= 1e-15:
+        return np.ones(1)
+    reach = int(SMOOTH_REACH * sigma + 0.5)
+    kernel = np.exp(-0.5 / sigma**2 * np.arange(-reach, reach + 1) ** 2)
+    return (kernel / kernel.sum())[reach:]
+
+
+def _disk(radius: int) -> np.ndarray:
+    offset = np.arange(-radius, radius + 1)
+    return offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2
+
+
+def close_plane(plane: Any, radius: int) -> Any:
+    """Fill the holes of a (Y, X) mask and close it with a disk, as if the plane went on empty beyond its border."""
+    xp = array_module(plane)
+    if xp is np:
+        from n4flow.masks import kernels as tissue_kernels
+
+        closed = np.array(plane, np.uint8, order="C")
+        tissue_kernels.fill_and_close(closed, max(0, radius))
+        return closed.view(bool)
+    ndi = _ndimage(xp)
+    plane = ndi.binary_fill_holes(plane)
+    if radius <= 0 or not plane.any():
+        return plane
+    # The erosion of the closing sees `radius` voxels beyond the border: with these there, it takes back no more than
+    # was added.
+    closed = ndi.binary_closing(xp.pad(plane, radius), structure=xp.asarray(_disk(radius)))
+    return closed[radius:-radius, radius:-radius]
+
+
+def close_along_z(mask: Any, sections: SectionTable, reach: int, filled: slice = slice(None)) -> Any:
+    """Bridge gaps along Z that are at most `reach` sections long, where the mask is on both sides of the gap.
+
+    That is the closing with a line along Z, measured in sections, which may differ in thickness; nothing is taken
+    from the mask at the ends of the stack. Planes that are not `filled` are padding, and make no section thicker.
+    """
+    if reach <= 0 or len(sections) < 2:
+        return mask
+    cuts = sections.edges(filled)
+    sizes, steps = np.diff(cuts), np.zeros(len(mask))
+    steps[cuts[0] : cuts[-1]] = np.repeat(1 / np.maximum(sizes, 1), sizes)
+    edges = np.concatenate([[0.0], np.cumsum(steps)])
+    most = reach + 1e-6
+    if isinstance(mask, PackedMask):
+        return _close_packed(mask, edges, most)
+    if array_module(mask) is np:
+        return _close_packed(PackedMask.of(mask), edges, most)[:]
+    xp = array_module(mask)
+    edges = xp.asarray(edges)
+    n_planes = mask.shape[0]
+    last = xp.full(mask.shape, -1, xp.int32)  # the last plane at or below each voxel that is in the mask
+    running = xp.full(mask.shape[1:], -1, xp.int32)
+    for z in range(n_planes):
+        running = xp.where(mask[z], xp.int32(z), running)
+        last[z] = running
+    closed = mask.copy()
+    following = xp.full(mask.shape[1:], n_planes, xp.int32)
+    for z in range(n_planes - 1, -1, -1):
+        following = xp.where(mask[z], xp.int32(z), following)
+        gap = edges[xp.minimum(following, n_planes)] - edges[last[z] + 1]
+        closed[z] |= (last[z] >= 0) & (following < n_planes) & (gap <= most)
+    return closed
+
+
+def _close_packed(mask: PackedMask, edges: np.ndarray, most: float) -> PackedMask:
+    """Bridge the gaps of a packed mask, a few planes at a time: forwards to find their ends, backwards to fill them."""
+    from n4flow.masks import kernels as tissue_kernels
+
+    stretches = list(runs(0, len(mask), CLOSED_PLANES))
+    found, closed = PackedMask.empty(mask.shape), PackedMask.empty(mask.shape)
+    width = mask.bits(0, 1).shape[1]
+    below, last = np.zeros(width, np.uint8), np.full((width, 8), -1, np.int32)
+    for start, stop in stretches:
+        bits = mask.bits(start, stop)
+        tissue_kernels.ends_of_gaps(bits, start, edges, most, below, last)
+        found.set_bits(start, bits)
+    filling = np.zeros(width, np.uint8)
+    for start, stop in reversed(stretches):
+        bits, ends = mask.bits(start, stop), found.bits(start, stop)
+        for inside, end in zip(bits[::-1], ends[::-1], strict=True):
+            following = filling & ~inside | end
+            inside |= filling
+            filling = following
+        closed.set_bits(start, bits)
+    return closed

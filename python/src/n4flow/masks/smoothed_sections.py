@@ -1,0 +1,189 @@
+"""What the smoothed sections of a volume show, from which its tissue is told: run of planes by run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module, to_numpy
+from n4flow.compute.threads import run_tasks
+from n4flow.masks.morphology import SMOOTH_REACH, Norms, smooth_planes, smooth_valid
+from n4flow.masks.otsu import Scale, Separability, Split, otsu_split
+from n4flow.sections import Section, SectionTable, filled_planes
+from n4flow.statistics.accumulate import strips
+from n4flow.statistics.histograms import Pairs
+from n4flow.statistics.measure import plane_histograms
+from n4flow.statistics.pooling import Pool
+from n4flow.statistics.shrunken import RUN_PLANES, ShrunkenFiles, ShrunkenVolume
+
+HELD_BYTES = 1 << 26  # of distributions of sections, for a few hundred of them
+
+
+class Smoother:
+    """The smoothed volume, run of planes by run.
+
+    Of an array it is kept where the array lies. Of a shrunken volume every run is read and smoothed when it is asked
+    for: then memory does not grow with Z, and the few passes cost less than the pages would.
+
+    Parameters
+    ----------
+    vol : array, ShrunkenVolume or ShrunkenFiles
+    weights : array or None
+    gpu_planes : int or None
+        Compute on the GPU, so many planes at a time; where the volume lies without it.
+    """
+
+    def __init__(self, vol: Any, weights: Any, sigmas: tuple[float, float, float], gpu_planes: int | None) -> None:
+        self.vol, self.weights, self.sigmas, self.gpu_planes = vol, weights, sigmas, gpu_planes
+        self.streamed = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
+        self.on_host = gpu_planes is None and (self.streamed or array_module(vol) is np)
+        self._held: dict[int, Any] = {}
+        self._norms = Norms()
+
+    def take(self, array: Any) -> Any:
+        """Return an array where it is computed."""
+        if self.gpu_planes is None:
+            return array
+        import cupy
+
+        return cupy.asarray(array)
+
+    def give(self, array: Any) -> Any:
+        """Return a result where the volume lies."""
+        return array if self.gpu_planes is None else to_numpy(array)
+
+    def filled(self) -> slice:
+        """Return the planes from the first to the last that holds valid voxels."""
+        if self.streamed:
+            return filled_planes(self.vol.planes["n_valid"])
+        holds = np.ones(len(self.vol), bool)
+        for order in (1, -1):  # from both ends inwards, as far as they are empty
+            for z in range(len(holds))[::order]:
+                holds[z] = self._holds(z)
+                if holds[z]:
+                    break
+        return filled_planes(holds)
+
+    def _holds(self, z: int) -> bool:
+        plane = self.vol[z]
+        xp = array_module(plane)
+        valid = xp.isfinite(plane) & (plane != 0)
+        return bool((valid if self.weights is None else valid & (self.weights[z] > 0)).any())
+
+    def runs(self, section: Section, scale: Scale) -> Iterator[tuple[int, Any]]:
+        """Yield (first plane, smoothed planes on `scale`) of a section, 0 where a voxel is not valid.
+
+        Smoothing goes along Z within the section only: its neighbours have another gain, and a missing one has none.
+        """
+        step = RUN_PLANES if self.on_host else self.gpu_planes or section.z_stop - section.z_start
+        margin = int(SMOOTH_REACH * self.sigmas[0] + 0.5)
+        for start in range(section.z_start, section.z_stop, step):
+            stop = min(start + step, section.z_stop)
+            first, last = max(section.z_start, start - margin), min(section.z_stop, stop + margin)
+            if start in self._held:
+                yield start, self._held[start]
+                continue
+            smooth = self._smooth(first, last, slice(start - first, stop - first), scale)
+            if not self.streamed:
+                self._held[start] = self.give(smooth)
+            yield start, smooth
+
+    def forget(self) -> None:
+        """Let go of what was smoothed: the scale changes."""
+        self._held.clear()
+
+    def _smooth(self, first: int, last: int, inner: slice, scale: Scale) -> Any:
+        if self.streamed:
+            part = self.vol.part(first, last)
+            values, weights = part.mean, part.valid
+        else:
+            values, weights = self.vol[first:last], None if self.weights is None else self.weights[first:last]
+        if not self.on_host:
+            weights = None if weights is None else self.take(weights)
+            return smooth_valid(scale.forward(self.take(values)), self.sigmas, weights)[inner]
+        if scale.floor is None and values.dtype == np.float32:  # what is not valid is left out below
+            return smooth_planes(values, self.sigmas, weights, inner, self._norms)
+        scaled = np.empty(values.shape, np.float32)
+
+        def forward(z: int) -> None:
+            for start, stop in strips(*values.shape[1:]):
+                scaled[z, start:stop] = scale.forward(values[z, start:stop])
+
+        run_tasks(forward, range(len(values)))
+        return smooth_planes(scaled, self.sigmas, weights, inner, self._norms)
+
+
+class SectionHistograms:
+    """Distributions of the smoothed intensities of sections; of the first ones they are kept, others counted again.
+
+    Parameters
+    ----------
+    smoother : Smoother
+    table : SectionTable
+    scale : Scale
+        That intensities are smoothed on.
+    """
+
+    def __init__(self, smoother: Smoother, table: SectionTable, scale: Scale) -> None:
+        self.table, self.scale = table, scale
+        self._smoother = smoother
+        self._held: dict[int, Pairs] = {}
+        self._room = HELD_BYTES
+
+    def pairs(self, i: int) -> Pairs:
+        """Return (values, counts) of section `i`."""
+        if i in self._held:
+            return self._held[i]
+        pool = Pool()
+        for _start, part in self._smoother.runs(self.table[i], self.scale):
+            histograms = plane_histograms(self._smoother.take(part))
+            for z in range(len(part)):
+                pool.add(*histograms.pairs(z))
+        pairs = pool.pairs()
+        nbytes = sum(array.nbytes for array in pairs)
+        if nbytes <= self._room:
+            self._room -= nbytes
+            self._held[i] = pairs
+        return pairs
+
+
+class Group:
+    """Sections whose distributions are pooled."""
+
+    def __init__(self) -> None:
+        self.members: list[int] = []
+        self.separability = Separability()
+        self._pool = Pool()
+
+    def add(self, i: int, split: Split | None, pairs: Pairs) -> None:
+        """Add section `i`."""
+        self.members.append(i)
+        self._pool.add(*pairs)
+        if split is not None:
+            self.separability.add(split, *pairs)
+
+    @property
+    def together(self) -> Pairs:
+        """The pooled distribution."""
+        return self._pool.pairs()
+
+
+def survey(
+    counted: SectionHistograms, chosen: Collection[int] | None = None
+) -> tuple[list[Split | None], list[int], Group]:
+    """Return the split and the voxels of each section, and the chosen sections together.
+
+    Chosen without `chosen` are the usable sections that can be split in two; if there are none, those that are flagged.
+    """
+    splits: list[Split | None] = []
+    voxels: list[int] = []
+    usable, flagged = Group(), Group()
+    for i, section in enumerate(counted.table):
+        pairs = counted.pairs(i)
+        splits.append(otsu_split(*pairs, scale=counted.scale))
+        voxels.append(int(pairs[1].sum()))
+        if splits[i] is not None if chosen is None else i in chosen:
+            (usable if section.usable else flagged).add(i, splits[i], pairs)
+    return splits, voxels, usable if usable.members else flagged

@@ -1,0 +1,180 @@
+"""Where a pass finds the tissue of a block: the estimated mask, or the one that the user gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.arrays import array_module
+from n4flow.compute.threads import scratch
+from n4flow.errors import InputError
+from n4flow.io.frame import Frame, framed
+from n4flow.io.open import open_volume
+from n4flow.io.volume import Volume
+from n4flow.masks.packed_mask import PackedMask
+from n4flow.statistics.accumulate import class_rows
+from n4flow.statistics.plane_file import PieceFile, write_pieces
+
+
+def expand_mask(mask_small: Any, k: int, z: slice, y: slice, x: slice, out: np.ndarray | None = None) -> Any:
+    """Return a block of a mask at full resolution: voxel i in plane belongs to shrunken voxel i // k.
+
+    Parameters
+    ----------
+    mask_small : (Z, y, x) bool array
+        Mask on the grid shrunken by `k` in plane.
+    z, y, x : slice
+        The block, in voxels at full resolution, with start and stop.
+    out : bool array, optional
+        Of the block's shape; written and returned, for a NumPy mask.
+    """
+    xp = array_module(mask_small)
+    if xp is np:
+        from n4flow.statistics import histogram_kernels as kernels
+
+        out = np.empty([part.stop - part.start for part in (z, y, x)], bool) if out is None else out
+        kernels.expand_rows(mask_small[z].view(np.uint8), k, y.start, x.start, out.view(np.uint8))
+        return out
+    rows, columns = (xp.arange(part.start, part.stop) // k for part in (y, x))
+    return mask_small[z][:, rows[:, None], columns[None, :]]
+
+
+@dataclass(frozen=True)
+class TissueSource:
+    """The tissue mask at full resolution, block by block.
+
+    Parameters
+    ----------
+    small : (Z, y, x) bool array or PackedMask
+        Mask on the shrunken grid.
+    agarose_small : (y, x) bool array
+        Agarose mask on the shrunken grid.
+    shrink : int
+        In-plane block size.
+    given : Volume, optional
+        The user's mask, which is then used as it is.
+    z_start : int
+        Plane of the volume that `small` begins with.
+    frame : Frame, optional
+        What the shrunken grid covers of the planes; all of them without it. Rows and columns are counted from its
+        corner, but for those of `given`.
+    """
+
+    small: np.ndarray | PackedMask
+    agarose_small: np.ndarray
+    shrink: int
+    given: Volume | None = None
+    z_start: int = 0
+    frame: Frame | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write both masks, every plane apart; the user's own mask stays where it is."""
+        packed = self.small if isinstance(self.small, PackedMask) else PackedMask.of(self.small)
+        arrays = {"agarose": self.agarose_small, "shrink": np.array(self.shrink)}
+        if self.frame is not None:
+            arrays["frame"] = np.array(self.frame)
+        write_pieces(path, arrays, packed.planes)
+
+    @classmethod
+    def load(cls, path: str | Path, given: Volume | None = None, planes: tuple[int, int] | None = None) -> TissueSource:
+        """Read what `save` wrote: all planes, which stay packed, or those from one to another.
+
+        `given` is the user's mask, if there is one.
+        """
+        file = PieceFile(path)
+        stored, (start, stop) = file.head, (0, len(file)) if planes is None else planes
+        packed = PackedMask(file.read(start, stop), stored["agarose"].shape)
+        small = packed if planes is None else packed[:]
+        frame = Frame(*stored["frame"].tolist()) if "frame" in stored else None
+        return cls(small, stored["agarose"], int(stored["shrink"]), given, start, frame)
+
+    def part(self, start: int, stop: int) -> TissueSource:
+        """Return the masks of some planes, packed where they are."""
+        first, last = start - self.z_start, stop - self.z_start
+        small = self.small.part(first, last) if isinstance(self.small, PackedMask) else self.small[first:last]
+        return replace(self, small=small, z_start=start)
+
+    def unpacked(self) -> TissueSource:
+        """Return the masks as arrays."""
+        return replace(self, small=self.small[:])
+
+    def small_planes(self, start: int, stop: int) -> np.ndarray:
+        """Return planes of the mask on the shrunken grid."""
+        return self.small[start - self.z_start : stop - self.z_start]
+
+    def block(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the (z, y, x) bool mask of a box with whole bounds, in a buffer of this thread."""
+        if self._given is not None:
+            return self._given.read(z, y, x) > 0
+        small = self.small_planes(z.start, z.stop)
+        out = scratch("mask", (len(small), y.stop - y.start, x.stop - x.start), bool)
+        expanded: np.ndarray = expand_mask(small, self.shrink, slice(0, len(small)), y, x, out)
+        return expanded
+
+    @cached_property
+    def _given(self) -> Volume | None:
+        """The user's mask in the frame."""
+        return None if self.given is None else framed(self.given, self.frame)
+
+    @cached_property
+    def _around(self) -> np.ndarray:
+        """The classes (y, x) on the shrunken grid where there is no tissue."""
+        return class_rows(None, self.agarose_small, self.agarose_small.shape)
+
+    def classes(self, z: slice, y: slice, inside: np.ndarray | None) -> tuple[np.ndarray, int, int]:
+        """Return classes, block size and first row of a box of whole rows, see `PlaneCounter.add`.
+
+        `inside` is that box (z, y, X) of the user's mask, where there is one.
+        """
+        first, last = y.start // self.shrink, -(-y.stop // self.shrink)
+        around = self._around[first:last]
+        below = y.start - first * self.shrink
+        if inside is None:
+            return around * ~self.small_planes(z.start, z.stop)[:, first:last], self.shrink, below  # tissue is class 0
+        from n4flow.statistics import histogram_kernels as kernels
+
+        classes = scratch("given classes", inside.shape, np.uint8)
+        kernels.expand_rows(np.broadcast_to(around, (len(inside), *around.shape)), self.shrink, below, 0, classes)
+        classes[inside] = 0
+        return classes, 1, 0
+
+
+def open_mask(
+    path: str | Path,
+    volume: Volume,
+    *,
+    allow_missing_chunks: bool = False,
+    planes: tuple[int, int] | None = None,
+) -> Volume:
+    """Open a user's tissue mask for `volume`; where chunks may be missing, no tissue is there.
+
+    `planes` are those that will be read, see `open_volume`.
+
+    Raises
+    ------
+    InputError
+        The mask has another shape; the message gives both.
+    """
+    mask = open_volume(path, require_voxel_um=False, allow_missing_chunks=allow_missing_chunks, planes=planes)
+    return check_mask(mask, volume)
+
+
+def check_mask(mask: Volume, volume: Volume) -> Volume:
+    """Return a mask, if it has the shape of its volume.
+
+    Raises
+    ------
+    InputError
+        It has another; the message gives both.
+    """
+    if mask.shape != volume.shape:
+        msg = (
+            f"mask {mask.source.name} has shape {mask.shape}, the volume has {volume.shape} (Z, Y, X); "
+            "give a mask of the volume's shape"
+        )
+        raise InputError(msg)
+    return mask

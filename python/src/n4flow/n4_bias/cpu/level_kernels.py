@@ -1,0 +1,284 @@
+# mypy: ignore-errors
+# (numba gives these functions their types)
+"""One level of N4, compiled: what every member of the team runs. See `cpu`, and `plain` for the same in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from n4flow.compute.jit import kernel
+from n4flow.n4_bias.cpu import thread_team as team
+from n4flow.n4_bias.cpu.convergence_kernels import cv, itk_measure
+from n4flow.n4_bias.cpu.sharpening_kernels import expected_log_intensity, fine_bounds, histogram, residual_table
+from n4flow.n4_bias.cpu.sweep_kernels import SMALL_STEP, expand_rows, field_unit, fit_unit
+
+up = np.uintp
+f4 = np.float32
+
+LEAST_WEIGHT = 1.2e-8  # see bspline
+LEAST_SPREAD = 1e-6  # range of log intensity that float32 hardly resolves
+MOST_FINE = 65000  # fine bins: their index is 16 bits
+
+# what the members know in common, in the array `state`
+# LOW is the range's lowest value as ITK sees it, FLOOR the lowest there is
+LOW, HIGH, FLOOR, ORIGIN, STEP, FINE, LARGEST, MADE, STOP = range(9)
+STATE = 9
+
+
+@kernel
+def combine(rows, n_y, first, weights, partial, out):
+    """Sum the pieces' controls (j, c) into the lattice along z, in order: out[a, j, c]."""
+    n_units = partial.shape[0]
+    flat, target = partial.reshape(n_units, -1), out.reshape(out.shape[0], -1)
+    out[:] = 0.0
+    for unit in range(n_units):
+        z = rows.units[unit, 0] // n_y
+        for k in range(4):
+            w = np.float64(weights[z, k])
+            a = first[z] + up(k)
+            for i in range(flat.shape[1]):
+                target[a, i] += w * flat[unit, i]
+
+
+@kernel
+def take_step(delta, omega, alpha, lattice, step):
+    """Step = alpha delta / omega where a control has seen a voxel; add it to the lattice. Returns its largest size."""
+    largest = 0.0
+    for a in range(delta.shape[0]):
+        for j in range(delta.shape[1]):
+            for c in range(delta.shape[2]):
+                value = 0.0
+                if omega[a, j, c] > LEAST_WEIGHT:
+                    value = alpha * delta[a, j, c] / omega[a, j, c]
+                step[a, j, c] = value
+                lattice[a, j, c] += value
+                largest = max(largest, abs(value))
+    return largest
+
+
+@kernel
+def lay_grid(state, largest, bins, per_bin):
+    """Lay the fine bins for the next sweep: no voxel moves by more than the largest control of the step."""
+    floor, high = state[FLOOR], state[HIGH]
+    extent = high - floor + 2.0 * largest
+    step = max((high - state[LOW]) / ((bins - 1) * per_bin), extent / (MOST_FINE - 8))
+    state[ORIGIN] = floor - largest - step
+    state[STEP] = step
+    state[FINE] = np.floor(extent / step) + 4.0
+    state[LARGEST] = largest
+
+
+@kernel
+def fit_sweep(member, members, words, rows, n_y, work, tables, weights_y, weights_x, table, state):
+    """Claim pieces and sum what they ask of the controls."""
+    while state[STOP] == 0.0:
+        unit = team.claim(words, team.FIRST_SWEEP, member, members, work.partial.shape[0])
+        if unit >= work.partial.shape[0]:
+            break
+        fit_unit(up(unit), member, rows, n_y, table, tables, weights_y, weights_x, work)
+
+
+@kernel
+def field_sweep(member, members, words, rows, n_y, work, tables, state):
+    """Claim pieces and take the new field off them."""
+    stride = (up(state[FINE]) + up(64)) & ~up(15)
+    counts = work.counts[member, : up(2) * stride]
+    counts[:] = np.int32(0)
+    grid = (f4(state[ORIGIN]), f4(1.0 / state[STEP]), f4(state[FINE]))
+    small = state[LARGEST] <= SMALL_STEP
+    while True:
+        unit = team.claim(words, team.SECOND_SWEEP, member, members, work.partial.shape[0])
+        if unit >= work.partial.shape[0]:
+            break
+        field_unit(up(unit), member, rows, n_y, grid, small, tables, work, counts)
+    for f in range(stride):
+        counts[f] += counts[f + stride]
+
+
+@kernel
+def expand(member, members, work, tables, lattice, phi):
+    """Before the second sweep: expand field and step along x; two members take one each."""
+    if member == 0:
+        expand_rows(lattice, tables.weight_x, tables.reach, work.field)
+    if member == min(1, members - 1):
+        expand_rows(phi, tables.weight_x, tables.reach, work.step)
+
+
+@kernel
+def lowest_and_highest(work):
+    """Return the extremes over all pieces, in fine bins."""
+    ends = work.ends
+    low, high = ends[0, 0], ends[0, 1]
+    for unit in range(1, ends.shape[0]):
+        low = min(low, ends[unit, 0])
+        high = max(high, ends[unit, 1])
+    return low, high
+
+
+@kernel
+def sum_counts(members, work, n_fine):
+    """Sum the counts of all members into the first's."""
+    total = work.counts[0]
+    for member in range(1, members):
+        part = work.counts[member]
+        for f in range(up(n_fine)):
+            total[f] += part[f]
+    return total
+
+
+@kernel
+def set_missed_apart(work, total, low, n_fine):
+    """Take voxels that ITK missed out of the counts, since they lie below its range; give each a bin of its own.
+
+    They are the first of `work.places`; returns how many.
+    """
+    missed = 0
+    positions = work.positions
+    for k in range(positions.size):
+        place = work.places[k]
+        if place < 0 or positions[k] >= low:
+            break
+        total[work.fine_index[place]] -= np.int32(1)
+        missed += 1
+        work.fine_index[place] = n_fine + missed
+    return missed
+
+
+@kernel
+def sharpen(members, work, state, settings):
+    """After the second sweep: range, histogram and the residual of every fine bin."""
+    low, high = lowest_and_highest(work)
+    origin, step, n_fine = state[ORIGIN], state[STEP], int(state[FINE])
+    lowest = min(low, work.positions[0])
+    if not high > low:  # what ITK sees has no spread
+        low = lowest
+    state[LOW], state[FLOOR], state[HIGH] = origin + low * step, origin + lowest * step, origin + high * step
+    if state[HIGH] - state[LOW] <= LEAST_SPREAD:  # the field explains all there is
+        work.table[:] = f4(0)
+        return
+    total = sum_counts(members, work, n_fine)
+    missed = set_missed_apart(work, total, low, n_fine)
+    bins = settings.bins
+    per_bin = (bins - 1) / (state[HIGH] - state[LOW])
+    start, stride = (origin + 0.5 * step - state[LOW]) * per_bin, step * per_bin  # of fine bins, in bins
+    fine_bounds(n_fine, start, stride, bins, work.bounds)
+    histogram(total, n_fine, start, stride, work.bounds, work.histogram)
+    expected_log_intensity(
+        work.histogram, state[LOW], state[HIGH], bins, settings.fwhm, settings.wiener,
+        work.cosine, work.sine, work.transforms, work.expected,
+    )  # fmt: skip
+    residual_table(work.expected, n_fine, start, stride, work.bounds, origin, step, work.table)
+    work.table[n_fine] = f4(0)
+    for k in range(missed):
+        w = origin + work.positions[k] * step
+        work.table[n_fine + 1 + k] = w - work.expected[bins - 1]
+
+
+@kernel
+def measure_change(work, settings, stop):
+    """Return by how much the last step changed the field."""
+    total, squares, count = 0.0, 0.0, 0.0
+    for unit in range(settings.kept_units, work.changes.shape[0]):
+        total += work.changes[unit, 0]
+        squares += work.changes[unit, 1]
+        count += work.there[unit]
+    if not settings.itk:
+        return cv(count, total, squares)
+    return itk_measure(work.kept, up(work.kept.size), count, total, squares, stop)
+
+
+@kernel
+def run_level(
+    member, members, words, rows, n_y, work, tables, lattice, phi, omega, state, settings, first, most, stop, measures
+):
+    """Iterate one level.
+
+    Parameters
+    ----------
+    member, members : int
+    words : what `team.new_team` returned
+    rows : packing.Rows
+    n_y : uintp
+    work : cpu.Work
+    tables : cpu.Tables
+    lattice, phi, omega : (cz, cy, cx) float64 arrays
+        The log field's lattice, updated; room for a step and for the controls' weights.
+    state : (STATE,) float64 array
+        What the members know in common.
+    settings : cpu.KernelSettings
+    first : bool
+        Whether this is the first level: it begins with the fine bins of the log image itself, as after a step of 0.
+    most : int
+        Iterations that may be made.
+    stop : float
+        Measure at or below which the level ends.
+    measures : (most,) float64 array
+        Written.
+    """
+    if first:
+        if member == 0:
+            lay_grid(state, 0.0, settings.bins, settings.per_bin)
+        expand(member, members, work, tables, lattice, phi)
+        if not team.meet(words, members):
+            return
+        field_sweep(member, members, words, rows, n_y, work, tables, state)
+        if not team.meet(words, members):
+            return
+        if member == 0:
+            sharpen(members, work, state, settings)
+            team.begin_anew(words, team.SECOND_SWEEP, members)
+    if member == 0:
+        state[STOP] = 0.0
+        work.ones[:] = f4(1)
+        work.ones[int(state[FINE])] = f4(0)
+    if not team.meet(words, members):
+        return
+    fit_sweep(member, members, words, rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state)
+    if not team.meet(words, members):
+        return
+    if member == 0:
+        combine(rows, n_y, tables.first_z, tables.square_z, work.partial, omega)
+        team.begin_anew(words, team.FIRST_SWEEP, members)
+    if not team.meet(words, members):
+        return
+    made = 0
+    while True:
+        if made < most:
+            fit_sweep(
+                member, members, words, rows, n_y, work, tables, tables.share_y, tables.share_x, work.table, state
+            )
+        if not team.meet(words, members):
+            return
+        if state[STOP] != 0.0 or made == most:
+            break
+        if member == 0:
+            combine(rows, n_y, tables.first_z, tables.share_z, work.partial, phi)
+            largest = take_step(phi, omega, settings.over_relax, lattice, phi)
+            lay_grid(state, largest, settings.bins, settings.per_bin)
+            team.begin_anew(words, team.FIRST_SWEEP, members)
+        if not team.meet(words, members):
+            return
+        expand(member, members, work, tables, lattice, phi)
+        if not team.meet(words, members):
+            return
+        field_sweep(member, members, words, rows, n_y, work, tables, state)
+        posted = team.atomic_load(words, team.POSTED)
+        if not team.meet(words, members):
+            return
+        made += 1
+        # One member sharpens while another measures; the next sweep begins with the table, whoever is free. Where the
+        # measure then ends the level, that sweep is thrown away.
+        if member == 0:
+            sharpen(members, work, state, settings)
+            team.begin_anew(words, team.SECOND_SWEEP, members)
+            team.atomic_add(words, team.POSTED, np.int64(1))
+        if member == members - 1:
+            measures[made - 1] = measure_change(work, settings, stop)
+            if measures[made - 1] <= stop:
+                state[STOP] = 1.0
+        if not team.wait_for_change(words, team.POSTED, posted):
+            return
+    if member == 0:
+        team.begin_anew(words, team.FIRST_SWEEP, members)
+        state[MADE] = made
+    team.meet(words, members)

@@ -1,0 +1,167 @@
+"""The voxels of a mask, packed row by row, as the sweeps of the fast engine read them.
+
+Of each row of the image the stretch from its first to its last voxel in the mask is kept, as log intensity in float32.
+Voxels in between that are outside the mask hold `OUTSIDE`, far above any logarithm, and fall into a bin of their own.
+Each row's stretch is filled up to a multiple of `LANES` in the same way, so that the vector loops over it have no
+tail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from n4flow.compute.jit import pieces, share, worthwhile, writeable
+from n4flow.compute.simd import LANES
+from n4flow.n4_bias.cpu.packing_kernels import extremes, find_hulls, pack_rows
+from n4flow.n4_bias.problem import Survey, Voxels
+
+UNIT_VOXELS = 1 << 14  # packed voxels to a piece of a sweep, about: a plane where it is smaller
+
+
+class Rows(NamedTuple):
+    """Packed voxels, and where each row of the image lies among them.
+
+    Parameters
+    ----------
+    log_image : (n,) float32 array
+    weights : (n,) float32 array
+        Confidence; empty where every voxel counts alike.
+    first : (Z * Y,) uintp array
+        The x of a row's first packed voxel.
+    start : (Z * Y + 1,) uintp array
+        Where a row begins in the packed arrays.
+    units : (units, 2) uintp array
+        The rows of each piece of a sweep, all in one plane: the first, and the one behind the last.
+    """
+
+    log_image: np.ndarray
+    weights: np.ndarray
+    first: np.ndarray
+    start: np.ndarray
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed image, and what is known about its voxels.
+
+    Parameters
+    ----------
+    rows : Rows
+    shape : (Z, Y, X)
+        A 2-D image has one plane.
+    width : int
+        Stride of a row in work arrays: X and room for the filling, a multiple of `LANES`.
+    unit_voxels : (units,) int64 array
+        Usable voxels of each piece.
+    survey : Survey
+    """
+
+    rows: Rows
+    shape: tuple[int, int, int]
+    width: int
+    unit_voxels: np.ndarray
+    survey: Survey
+
+
+def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, threads: int) -> Packed:
+    """Pack the usable voxels of an image: those in the mask, finite and above 0, with a weight above 0.
+
+    Parameters
+    ----------
+    image : (Z, Y, X) or (Y, X) real or integer array
+    mask : bool array of the same shape
+    weights : float32 array of the same shape, or None
+    threads : int
+    """
+    lead = (None,) * (3 - image.ndim)
+    image, mask = image[lead], mask[lead]
+    if weights is not None:
+        weights = writeable(weights[lead])
+        mask = mask & (weights > 0)
+    n_z, n_y, n_x = image.shape
+    flat_mask = writeable(mask, bool).reshape(n_z * n_y, n_x).view(np.uint8)
+
+    first, stop = np.empty(n_z * n_y, np.uintp), np.empty(n_z * n_y, np.uintp)
+    found = np.empty(n_z * n_y, np.int64)  # usable voxels of each row
+    counts = []  # in the mask, not finite
+
+    def look(start: int, end: int, values: np.ndarray) -> None:
+        rows = slice(start, end)
+        counts.append(find_hulls(values, flat_mask[rows], first[rows], stop[rows], found[rows]))
+
+    _by_rows(image, threads, look)
+    lengths = -(-(stop - first).astype(np.int64) // LANES) * LANES
+    start = np.zeros(n_z * n_y + 1, np.uintp)
+    np.cumsum(lengths, out=start[1:])
+    log_image = np.empty(int(start[-1]), np.float32)
+
+    def fill(row_start: int, row_stop: int, values: np.ndarray) -> None:
+        rows = slice(row_start, row_stop)
+        edges = start[row_start : row_stop + 1]
+        pack_rows(values, flat_mask[rows], first[rows], stop[rows], edges, log_image)
+        part = log_image[int(edges[0]) : int(edges[-1])]
+        np.log(part, out=part)
+
+    _by_rows(image, threads, fill)
+    packed_weights = np.empty(0, np.float32)
+    if weights is not None:
+        packed_weights = np.empty(log_image.size, np.float32)
+        pack_rows(weights.reshape(n_z * n_y, n_x), flat_mask, first, stop, start, packed_weights)
+        packed_weights[np.isinf(packed_weights)] = 0
+    masked, nonfinite = (sum(numbers) for numbers in zip(*counts, strict=True)) if counts else (0, 0)
+    low, high, at_high = extremes(log_image)
+    ends = np.concatenate(([0], np.cumsum(found)))
+    usable = int(ends[-1])
+    survey = Survey(
+        Voxels(masked, nonfinite, masked - nonfinite - usable),
+        math.exp(low) if usable else 0.0,
+        math.exp(high) if usable else 0.0,
+        int(at_high),
+    )
+    units = _units(start, n_y)
+    voxels = ends[units[:, 1].astype(np.int64)] - ends[units[:, 0].astype(np.int64)]
+    rows = Rows(log_image, packed_weights, first, start, units)
+    return Packed(rows, (n_z, n_y, n_x), (n_x // LANES + 2) * LANES, voxels, survey)
+
+
+def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarray], None]) -> None:
+    """Call work(start, stop, values) for runs of rows of an image; values is (stop - start, X) float32."""
+    n_y, n_x = image.shape[1:]
+    cuts = pieces(image.shape, threads)
+
+    def each(first: int, last: int) -> None:
+        for z_start, z_stop, y_start, y_stop in cuts[first:last]:
+            block = writeable(image[z_start:z_stop, y_start:y_stop])
+            start = z_start * n_y + y_start
+            work(start, start + block.shape[0] * block.shape[1], block.reshape(-1, n_x))
+
+    share(each, len(cuts), worthwhile(threads, image.size))
+
+
+def _units(start: np.ndarray, n_y: int) -> np.ndarray:
+    """Return the rows of each piece of a sweep: planes, or in large planes runs of rows of about `UNIT_VOXELS`.
+
+    They follow from the mask alone, never from the number of threads, since sums are kept by piece. Rows without voxels
+    before the first and behind the last are left out.
+    """
+    full = np.diff(start.astype(np.int64)).reshape(-1, n_y) > 0
+    planes = np.flatnonzero(full.any(axis=1))
+    begin = planes * n_y + full[planes].argmax(axis=1)
+    end = (planes + 1) * n_y - full[planes, ::-1].argmax(axis=1)
+    pieces_of = np.rint((start[end] - start[begin]).astype(np.int64) / UNIT_VOXELS).astype(np.int64)
+    if (pieces_of <= 1).all():
+        return np.stack((begin, end), axis=1).astype(np.uintp)
+    units = []
+    for first, last, n in zip(begin.tolist(), end.tolist(), np.maximum(pieces_of, 1).tolist(), strict=True):
+        edges = start[first : last + 1].astype(np.int64)
+        inner = np.searchsorted(edges, edges[0] + (edges[-1] - edges[0]) * np.arange(1, n) // n)
+        cuts = np.unique(np.concatenate(([0], inner, [last - first])))
+        units += [(first + a, first + b) for a, b in pairwise(cuts.tolist())]
+    return np.array(units, np.uintp).reshape(-1, 2)

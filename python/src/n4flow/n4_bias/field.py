@@ -1,0 +1,372 @@
+"""The bias field: its lattice, where its samples lie, and what the fit did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from n4flow.compute.arrays import is_dask
+from n4flow.compute.gpu import as_float32, guarded, on_device
+from n4flow.compute.jit import thread_count
+from n4flow.errors import InputError
+from n4flow.n4_bias import bspline
+from n4flow.n4_bias.evaluate import Evaluator
+from n4flow.n4_bias.gpu.evaluate import DeviceEvaluator, correct_streamed
+from n4flow.n4_bias.problem import Voxels
+from n4flow.n4_bias.settings import Level
+
+Slices = tuple[slice, ...]
+RULES = ("aligned", "index")
+NO_VOXELS = Voxels(0, 0, 0)
+_SETTINGS = "settings"  # name under which the settings lie in an .npz
+
+
+@dataclass(frozen=True)
+class BiasField:
+    """A multiplicative bias field: corrected image = image / exp(log field).
+
+    Parameters
+    ----------
+    lattice : (cz, cy, cx) or (cy, cx) float32 array
+        Control points of the log field's cubic B-spline. An axis along which the fitted image has one sample has one.
+    grid_shape : tuple of int
+        Shape of the image that was fitted.
+    shape : tuple of int
+        Shape of the full-size image.
+    shrink : tuple of int
+        Full-size voxels to one sample of the fitted image, along each axis.
+    levels : tuple of Level
+        Control points, iterations made and the measure after each, for every level.
+    reason : str, optional
+        Why nothing was fitted; the lattice is then 0 and the field 1.
+    backend : str
+        The backend that fitted it.
+    seconds : float
+        Time of the fit.
+    convergence : str
+        Measure that ended the levels: 'itk' or 'cv'.
+    voxels : Voxels
+        How many voxels of the fitted image were in the mask, and how many of them not finite or not above 0.
+    voxel_um : tuple of float, optional
+        Full-size voxel in micrometres, where known.
+    """
+
+    lattice: np.ndarray
+    grid_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    shrink: tuple[int, ...]
+    levels: tuple[Level, ...] = ()
+    reason: str | None = None
+    backend: str = "cpu"
+    seconds: float = 0.0
+    convergence: str = "itk"
+    voxels: Voxels = NO_VOXELS
+    voxel_um: tuple[float, ...] | None = None
+
+    @property
+    def knot_um(self) -> tuple[float, ...] | None:
+        """Distance of the final knots along each axis, in micrometres: the scale that the field can follow."""
+        if self.voxel_um is None:
+            return None
+        steps = [max(n - 1, 1) * k * um for n, k, um in zip(self.grid_shape, self.shrink, self.voxel_um, strict=True)]
+        return tuple(step / max(bspline.spans(c), 1) for step, c in zip(steps, self.lattice.shape, strict=True))
+
+    def log_field(
+        self,
+        shape: Sequence[int] | None = None,
+        where: Slices | None = None,
+        *,
+        rule: str = "aligned",
+        threads: int | None = None,
+        gpu: bool = False,
+    ) -> Any:
+        """Return the log field on a grid over the image's field of view.
+
+        Parameters
+        ----------
+        shape : sequence of int, optional
+            Shape of the grid; by default the full-size image. The shape of the fitted image gives its samples.
+        where : tuple of slice, optional
+            The part of that grid that is wanted; by default all of it.
+        rule : {'aligned', 'index'}
+            'aligned' puts the samples of a shrunken fit at the centres of their blocks. 'index' is ITK's rule, which
+            pins first to first and last to last voxel; it differs for shrunken fits.
+        threads : int, optional
+            By default every processor this process may use. The result does not depend on it.
+        gpu : bool
+            Evaluate on the device and return a CuPy array, equal to the bit.
+
+        Returns
+        -------
+        float32 array
+        """
+        lattice, coordinates, out_shape = self._grid(shape, where, rule)
+        if gpu:
+            return _on_gpu(lattice, coordinates, None, out_shape, DeviceEvaluator.log_field)
+        target = np.empty(out_shape, np.float32)
+        Evaluator(lattice, coordinates).log_field(_volume_view(target), thread_count(threads))
+        return target
+
+    def field(
+        self,
+        shape: Sequence[int] | None = None,
+        where: Slices | None = None,
+        *,
+        out: Any = None,
+        threads: int | None = None,
+        gpu: bool = False,
+    ) -> Any:
+        """Return exp of the log field, in `out` where that is given; see `log_field`."""
+        lattice, coordinates, out_shape = self._grid(shape, where, "aligned")
+        if gpu:
+            return _on_gpu(lattice, coordinates, out, out_shape, DeviceEvaluator.field)
+        target = np.empty(out_shape, np.float32) if out is None else check_out(out, out_shape)
+        Evaluator(lattice, coordinates).field(_volume_view(target), thread_count(threads))
+        return target
+
+    def apply(
+        self,
+        image: Any,
+        out: Any = None,
+        *,
+        where: Slices | None = None,
+        rule: str = "aligned",
+        threads: int | None = None,
+    ) -> Any:
+        """Return image / field. Zeros and non-finite voxels stay what they are.
+
+        Parameters
+        ----------
+        image : array of the full-size shape, real or integer, NumPy, CuPy or dask
+            A CuPy array is corrected on its device, to the same bits; a dask array stays lazy.
+        out : float32 or float64 array, optional
+            Where the result goes; it may be `image`.
+        where : tuple of slice, optional
+            The part of the full-size image that `image` is.
+        rule : {'aligned', 'index'}
+            See `log_field`.
+        threads : int, optional
+
+        Returns
+        -------
+        float32 array, or `out`
+
+        Raises
+        ------
+        InputError
+            `image` or `out` has another shape than the field, or `out` cannot hold the result.
+        """
+        if is_dask(image):
+            return self._apply_lazily(image)
+        lattice, coordinates, shape = self._grid(None, where, rule)
+        if tuple(image.shape) != shape:
+            msg = f"the bias field is for an image of shape {shape}, got {tuple(image.shape)}"
+            raise InputError(msg)
+        if on_device(image):
+
+            def correct(evaluator: DeviceEvaluator, target: Any) -> None:
+                evaluator.correct(_volume_view(as_float32(image)), target)
+
+            return _on_gpu(lattice, coordinates, out, shape, correct)
+        values = _volume_view(np.asarray(image))
+        target = np.empty(shape, np.float32) if out is None else check_out(out, shape)
+        Evaluator(lattice, coordinates).correct(values, _volume_view(target), thread_count(threads))
+        return target
+
+    def apply_through_gpu(self, image: np.ndarray, out: np.ndarray, field: np.ndarray | None = None) -> None:
+        """Write image / field to `out`, which may be `image`, and the field to `field`: host arrays, block by block.
+
+        The result is that of `apply`, to the bit.
+        """
+        lattice, coordinates, _shape = self._grid(None, None, "aligned")
+        source, target = _volume_view(image), _volume_view(out)
+        field_target = None if field is None else _volume_view(field)
+
+        def work(voxels: int) -> None:
+            correct_streamed(DeviceEvaluator(lattice, coordinates), source, target, field_target, voxels)
+
+        guarded(work, release=True)
+
+    def on_gpu(self, where: Slices) -> DeviceEvaluator:
+        """Return the field of a part of the full-size volume, prepared for evaluation on the device."""
+        lattice, coordinates, _shape = self._grid(None, where, "aligned")
+        return DeviceEvaluator(lattice, coordinates)
+
+    def centred(self, mask: Any) -> BiasField:
+        """Return the field with a mean log of 0 over a mask of the fitted image, a NumPy or CuPy array.
+
+        Correcting by it keeps the brightness there. N4 leaves that level free; it drifts with the number of iterations.
+        """
+        if self.reason is not None or not mask.any():
+            return self
+        inside = self.log_field(self.grid_shape, gpu=on_device(mask))[mask]
+        level = float(inside.mean(dtype=np.float64))  # synchronize
+        return replace(self, lattice=(self.lattice - np.float32(level)))  # the weights of a spline sum to 1
+
+    def save(self, path: str | Path) -> None:
+        """Write the field as an .npz of a few kilobytes."""
+        settings, lattice = self.to_settings()
+        with Path(path).open("wb") as stream:
+            np.savez(stream, allow_pickle=False, lattice=lattice, **{_SETTINGS: np.array(json.dumps(settings))})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            The file is missing or not a bias field.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls.from_settings(json.loads(str(stored[_SETTINGS])), stored["lattice"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = f"{path} is not a bias field that n4flow wrote ({type(error).__name__}: {error})"
+            raise InputError(msg) from error
+
+    def to_settings(self) -> tuple[dict[str, Any], np.ndarray]:
+        """Return everything but the lattice as JSON types, and the lattice."""
+        settings = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "lattice"}
+        settings["levels"] = [asdict(level) for level in self.levels]
+        settings["voxels"] = asdict(self.voxels)
+        return settings, self.lattice
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], lattice: np.ndarray) -> Self:
+        """Rebuild the field from what `to_settings` returned, or from that after JSON."""
+        known = dict(settings)
+        for name in ("grid_shape", "shape", "shrink", "voxel_um"):
+            known[name] = None if known[name] is None else tuple(known[name])
+        known["levels"] = tuple(
+            Level(tuple(level["control_points"]), tuple(level["measures"]), level["converged"])
+            for level in known["levels"]
+        )
+        known["voxels"] = Voxels(**known["voxels"])
+        return cls(lattice=np.asarray(lattice, np.float32), **known)
+
+    def evaluator(self) -> Evaluator:
+        """Return the field prepared for evaluation on the full-size image, for who evaluates part after part."""
+        lattice, coordinates, _shape = self._grid(None, None, "aligned")
+        return Evaluator(lattice, coordinates)
+
+    def _grid(
+        self, shape: Sequence[int] | None, where: Slices | None, rule: str
+    ) -> tuple[np.ndarray, list[np.ndarray], tuple[int, ...]]:
+        """Return lattice and coordinates of a grid, with three axes, and the grid's shape."""
+        if rule not in RULES:
+            msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
+            raise InputError(msg)
+        whole = self.shape if shape is None else tuple(int(n) for n in shape)
+        if len(whole) != len(self.shape):
+            msg = f"the bias field has {len(self.shape)} axes, shape has {len(whole)}: {whole}"
+            raise InputError(msg)
+        part = tuple(slice(None) for _ in whole) if where is None else where
+        coordinates = [self._coordinates(axis, n, rule)[s] for axis, (n, s) in enumerate(zip(whole, part, strict=True))]
+        out_shape = tuple(t.size for t in coordinates)
+        lattice = self.lattice
+        for _missing in range(3 - lattice.ndim):
+            lattice, coordinates = lattice[None], [np.zeros(1), *coordinates]
+        return lattice, coordinates, out_shape
+
+    def _coordinates(self, axis: int, size: int, rule: str) -> np.ndarray:
+        samples, controls = self.grid_shape[axis], self.lattice.shape[axis]
+        if size == samples:
+            return bspline.grid_coordinates(size, samples, controls)
+        if rule == "index":
+            return bspline.index_coordinates(size, controls)
+        return bspline.grid_coordinates(size, samples, controls, per_sample=self.shrink[axis] * size / self.shape[axis])
+
+    def _apply_lazily(self, image: Any) -> Any:
+        if tuple(image.shape) != self.shape:
+            msg = f"the bias field is for an image of shape {self.shape}, got {tuple(image.shape)}"
+            raise InputError(msg)
+        starts = [np.cumsum((0, *sizes)) for sizes in image.chunks]
+
+        def correct(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+            at = block_info[0]["chunk-location"]
+            place = tuple(slice(int(s[i]), int(s[i]) + n) for s, i, n in zip(starts, at, block.shape, strict=True))
+            return self.apply(block, where=place, threads=1)
+
+        return image.map_blocks(correct, dtype=np.float32, meta=np.empty((0,) * image.ndim, np.float32))
+
+
+def unfitted(shape: Sequence[int], grid_shape: Sequence[int], shrink: Sequence[int], **facts: Any) -> BiasField:
+    """Return the field that changes nothing, with the facts of why."""
+    lattice = np.zeros([1 if n == 1 else 4 for n in grid_shape], np.float32)
+    return BiasField(lattice, tuple(grid_shape), tuple(shape), tuple(shrink), **facts)
+
+
+def check_out(out: Any, shape: Sequence[int], name: str = "out") -> np.ndarray:
+    """Return `out` where it can hold a result of `shape`.
+
+    Raises
+    ------
+    InputError
+        It is no NumPy array, has another shape or is not of a real type.
+    """
+    if not isinstance(out, np.ndarray) or out.dtype.kind != "f" or out.dtype.itemsize < 4:
+        kind = getattr(out, "dtype", type(out).__name__)
+        msg = f"{name} must be a NumPy array of float32 or float64, got {kind}"
+        raise InputError(msg)
+    if out.shape != tuple(shape):
+        msg = f"{name} must have the shape of the image, {tuple(shape)}, got {out.shape}"
+        raise InputError(msg)
+    return out
+
+
+def _on_gpu(
+    lattice: np.ndarray,
+    coordinates: Sequence[np.ndarray],
+    out: Any,
+    shape: Sequence[int],
+    write: Callable[[DeviceEvaluator, Any], Any],
+) -> Any:
+    """Return what `write` writes to a float32 CuPy array of `shape`: in `out`, where that is given."""
+
+    def work(_voxels: int) -> Any:
+        target = _device_target(out, shape)
+        write(DeviceEvaluator(lattice, coordinates), _volume_view(target))
+        return _delivered(target, out)
+
+    return guarded(work, release=False)
+
+
+def _device_target(out: Any, shape: Sequence[int]) -> Any:
+    """Return a float32 CuPy array for a result of `shape`: `out` itself where it is one.
+
+    Raises
+    ------
+    InputError
+        `out` cannot hold the result.
+    """
+    import cupy
+
+    if out is None:
+        return cupy.empty(tuple(shape), cupy.float32)
+    if not on_device(out):
+        check_out(out, shape)
+    elif out.shape != tuple(shape) or out.dtype.kind != "f" or out.dtype.itemsize < 4:
+        msg = f"out must be a float32 or float64 array of shape {tuple(shape)}, got {out.dtype} of {out.shape}"
+        raise InputError(msg)
+    elif out.dtype == np.float32 and out.flags.c_contiguous:
+        return out
+    return cupy.empty(tuple(shape), cupy.float32)
+
+
+def _delivered(target: Any, out: Any) -> Any:
+    """Return the result in `out`, where one was given."""
+    if out is None or out is target:
+        return target
+    out[...] = target if on_device(out) else target.get()  # synchronize
+    return out
+
+
+def _volume_view(array: Any) -> Any:
+    """Return a (z, y, x) view of an array with two or three axes."""
+    return array if array.ndim == 3 else array[(None,) * (3 - array.ndim)]

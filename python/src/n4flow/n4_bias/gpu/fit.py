@@ -1,0 +1,365 @@
+"""The fast engine on a GPU: the algorithm of `cpu`, its kernels in `cuda/*.cu`, nothing but whole launches from here.
+
+What differs from the CPU is who does what, not what is done:
+
+- packing, both sweeps, sharpening and the convergence measure run on the device. An iteration is one CUDA graph of
+  some ten launches; the measure, which is a long way round for a device, lies beside the next sweep;
+- the device itself decides whether a level goes on, and later launches of that level then do nothing. The host looks
+  at its verdict two batches behind, so that it never keeps the device waiting;
+- a verdict within 0.3 % of the threshold, or in doubt, is the host's: it gets the changes and takes the CPU's own
+  measure. So levels end after as many iterations as on the CPU.
+
+Two runs give the same bits. Against the CPU, sums are taken in another order and logarithms are another library's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.gpu import NOTHING, multiprocessors, streams
+from n4flow.compute.simd import LANES
+from n4flow.errors import InputError
+from n4flow.n4_bias.cpu.fit import FEW_VOXELS, FINE_PER_BIN, FINEST_PER_BIN, KEPT_VOXELS
+from n4flow.n4_bias.gpu.cuda_source import launch
+from n4flow.n4_bias.gpu.level import LevelArrays, lay_out
+from n4flow.n4_bias.gpu.sharpen import from_ordered
+from n4flow.n4_bias.problem import Solution, Survey, Voxels, refined_axes
+from n4flow.n4_bias.settings import FitSettings, Level
+from n4flow.n4_bias.sharpening import padded_size
+
+MOST_VOXELS = 2**31 - 2**10  # of the fitted image: places among its voxels are 32 bits
+MOST_FINE = 65000  # as in common.cu
+FINE_ROOM = MOST_FINE + 512
+BATCH = 4  # iterations between two looks at the verdict
+THREADS = 256  # of a block
+WARP = 32
+FIT_THREADS, FIELD_THREADS = 1536, 1024  # that a multiprocessor has the registers for
+SHARED_BYTES = 46_000  # of dynamic shared memory that any device gives a block, with room for what kernels declare
+SHARED_FINE = 8192  # fine bins that a block counts in shared memory at most; where there are more, in global memory
+ABSENT = 1e9  # as in common.cu
+PASSES = 4  # walks over the kept changes; see measure.cu
+# where chunks of the kept changes begin: as long as blocks are short there (see measure.cu), then every CHUNK
+FIRST_CHUNKS = (*range(0, 4096, 512), *range(4096, 8192, 1024))
+CHUNK = 2048
+TOTALS_BYTES, WALK_BYTES = 32, 32  # of the structures of measure.cu
+
+# as in common.cu
+FINE, ACTIVE, STOP, MADE, MOST, END_LOW, END_HIGH, FIRST_LENGTH, LOG_LOW, LOG_HIGH, AT_HIGH = range(11)
+LOW, HIGH, FLOOR, ORIGIN, STEP, REST_COUNT, REST_TOTAL, REST_SQUARES, MEASURE = range(9)
+GO_ON, END, ASK = range(3)
+FLOAT_INFINITY = 0x7F800000
+
+i4, f8 = np.int32, np.float64
+
+
+@dataclass
+class DevicePacked:
+    """A packed image on the device; see `packing.Packed`.
+
+    Parameters
+    ----------
+    log_image, weights : (n,) float32 CuPy arrays
+        `weights` is None where every voxel counts alike.
+    rows : (Z * Y, 4) int32 CuPy array
+        Where each row begins among the packed voxels, the x of its first, its length.
+    words : (11,) uint32 CuPy array
+        Whole numbers that the kernels share.
+    shape : (Z, Y, X)
+    survey : Survey
+    """
+
+    log_image: Any
+    weights: Any
+    rows: Any
+    words: Any
+    shape: tuple[int, int, int]
+    survey: Survey
+
+
+def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
+    """Pack the usable voxels of an image on the device; see `packing.pack`.
+
+    Parameters
+    ----------
+    image : (Z, Y, X) or (Y, X) real or integer array, NumPy or CuPy
+    mask : bool array of the same shape
+    weights : float32 array of the same shape, or None
+
+    Raises
+    ------
+    InputError
+        More voxels than a device can count.
+    """
+    import cupy
+
+    _check_size(math.prod(image.shape))
+    shape = (1,) * (3 - image.ndim) + tuple(image.shape)
+    n_rows, n_x = shape[0] * shape[1], shape[2]
+    values = cupy.ascontiguousarray(cupy.asarray(image), dtype=cupy.float32)
+    inside = cupy.ascontiguousarray(cupy.asarray(mask), dtype=bool)
+    confidence = None if weights is None else cupy.ascontiguousarray(cupy.asarray(weights), dtype=cupy.float32)
+    given = NOTHING if confidence is None else confidence
+    rows, totals = cupy.zeros((n_rows, 4), cupy.int32), cupy.zeros(3, cupy.uint64)
+    blocks = -(-n_rows * WARP // THREADS)
+    launch("find_rows", blocks, THREADS, values, inside, given, i4(n_rows), i4(n_x), i4(LANES), rows, totals)
+    ends = cupy.cumsum(rows[:, 2], dtype=cupy.int64)
+    n = int(ends[-1])  # synchronize
+    _check_size(n)  # rows are filled up
+    start = np.zeros(11, np.uint32)
+    start[[MOST, END_LOW, LOG_LOW]] = 1, FLOAT_INFINITY, 0xFFFFFFFF
+    words = cupy.asarray(start)
+    log_image = cupy.empty(n, cupy.float32)
+    packed = None if confidence is None else cupy.empty(n, cupy.float32)
+    target = NOTHING if packed is None else packed
+    launch(
+        "fill_rows", blocks, THREADS,
+        values, inside, given, i4(n_rows), i4(n_x), ends, rows, log_image, target, words,
+    )  # fmt: skip
+    launch("count_highest", min(1024, -(-n // THREADS)), THREADS, log_image, i4(n), words)
+    found = words.get()  # synchronize
+    masked, nonfinite, nonpositive = (int(count) for count in totals.get())
+    voxels = Voxels(masked, nonfinite, nonpositive)
+    low, high = (math.exp(from_ordered(found[k])) if n else 0.0 for k in (LOG_LOW, LOG_HIGH))
+    return DevicePacked(log_image, packed, rows, words, shape, Survey(voxels, low, high, int(found[AT_HIGH])))
+
+
+def _check_size(voxels: int) -> None:
+    if voxels > MOST_VOXELS:
+        msg = f"the fitted image has {voxels} voxels, a GPU takes {MOST_VOXELS} at most; shrink more"
+        raise InputError(msg)
+
+
+def chunk_cuts(kept: int) -> np.ndarray:
+    """Return where the chunks of the kept changes begin, and where the last ends: (chunks + 1,) int32."""
+    return np.array([*(c for c in FIRST_CHUNKS if c < kept), *range(8192, kept, CHUNK), kept], i4)
+
+
+def fit(packed: DevicePacked, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
+    """Fit a packed image; see `cpu.fit`."""
+    import cupy
+
+    stream, side = streams()
+    stream.wait_event(cupy.cuda.get_current_stream().record())
+    with stream:
+        solution = _Fit(packed, controls, settings, stream, side).run()
+        stream.synchronize()
+    return solution
+
+
+class _Fit:
+    """The arrays of one fit on the device, and its launches."""
+
+    def __init__(
+        self, packed: DevicePacked, controls: Sequence[tuple[int, ...]], settings: FitSettings, stream: Any, side: Any
+    ) -> None:
+        import cupy
+        import cupyx
+
+        self.packed, self.controls, self.settings = packed, controls, settings
+        self.stream, self.side = stream, side
+        self.words = packed.words
+        self.steps = [(1,) * (3 - len(c)) + tuple(c) for c in controls]
+        few = packed.survey.usable < FEW_VOXELS
+        finest = few and settings.bins * FINEST_PER_BIN * 2 < MOST_FINE
+        self.per_bin = FINEST_PER_BIN if finest else FINE_PER_BIN
+        self.size = padded_size(settings.bins)
+        n, n_x = packed.log_image.size, packed.shape[2]
+        kept = min(n, KEPT_VOXELS) if settings.convergence == "itk" else 0
+        cuts = chunk_cuts(kept)
+        self.chunks = cuts.size - 1
+        self.multiprocessors = multiprocessors()
+        self.width = min(THREADS, -(-n_x // WARP) * WARP)
+        self.levels = lay_out(packed.shape, self.steps, self.width, SHARED_BYTES)
+        pieces = max(level.pieces for level in self.levels)
+        most = max(1, *settings.iterations)
+
+        self.index = cupy.empty(n, cupy.uint16)
+        self.kept = cupy.full(kept, ABSENT, cupy.float32)
+        self.bounds = cupy.asarray(cuts)
+        self.totals = cupy.empty(max(1, self.chunks) * TOTALS_BYTES, cupy.uint8)
+        self.walks = cupy.empty(max(1, PASSES * self.chunks) * WALK_BYTES, cupy.uint8)
+        self.partial = cupy.empty(max(level.partial_size for level in self.levels), cupy.float32)
+        self.changes = cupy.empty((pieces, 2), cupy.float64)
+        self.counts = cupy.zeros(FINE_ROOM, cupy.int32)
+        self.table = cupy.empty(FINE_ROOM, cupy.float32)
+        self.first_row = cupy.empty(n_x + LANES, cupy.float32)
+        self.measures = cupy.zeros((len(controls), most), cupy.float64)
+        self.largest = cupy.zeros(1, cupy.uint64)
+        # kept to the end: a level may end while a copy into one of them is on its way
+        self.slots = [cupyx.empty_pinned(self.words.shape, np.uint32) for _ in range(2)]
+        low, high = np.log([packed.survey.low, packed.survey.high])
+        self.state = cupy.asarray(np.array([low, high, low, 0, 0, 0, 0, 0, 0], f8))
+        angle = 2 * np.pi * np.arange(self.size // 2) / self.size
+        self.waves = cupy.asarray(np.stack((np.cos(angle), np.sin(angle))))
+        doubles = 5 * self.size + 2 * settings.bins
+        self.sharpen_bytes = 8 * doubles + 4 * settings.bins
+        self.spare = cupy.empty(doubles + settings.bins, cupy.float64) if self.sharpen_bytes > SHARED_BYTES else None
+
+    def run(self) -> Solution:
+        """Fit all levels."""
+        made = []
+        # Kernels are loaded when they are first launched, and must not be while a graph is captured. All others are
+        # launched before the first one is; the measure is not, and does nothing as long as no level has begun.
+        self._measure(0)
+        for number, level in enumerate(self.levels):
+            most = self.settings.iterations[number]
+            if number == 0:  # the fine bins of the log image itself, as after a step of 0
+                self._field(level)
+                self._sharpen()
+            self._begin(number)
+            if most:
+                self._fit_sweep(level, weighing=True)
+                self._combine(level, weighing=True)
+                self._fit_sweep(level)
+            made.append(self._iterate(number, most) if most else 0)
+        measures = self.measures.get(stream=self.stream)  # synchronize
+        lattice = self.levels[-1].lattice.get(stream=self.stream)[tuple(slice(c) for c in self.steps[-1])]
+        stop = self.settings.stop
+        levels = tuple(
+            Level(tuple(c), tuple(row[:n].tolist()), n > 0 and bool(row[n - 1] <= stop))
+            for c, row, n in zip(self.controls, measures, made, strict=True)
+        )
+        return Solution(lattice.reshape(self.controls[-1]), levels)
+
+    def _iterate(self, number: int, most: int) -> int:
+        """Iterate a level; return the iterations made."""
+        import cupy
+
+        graph = self._capture(number)
+        slots = list(self.slots)
+        flight: deque[tuple[np.ndarray, Any]] = deque()
+        launched = 0
+        while True:
+            while launched < most and len(flight) < len(slots):
+                batch = min(BATCH, most - launched)
+                for _ in range(batch):
+                    graph.launch(self.stream)
+                launched += batch
+                slot = slots.pop(0)
+                slots.append(slot)
+                self.words.get(stream=self.stream, out=slot, blocking=False)
+                event = cupy.cuda.Event(block=False, disable_timing=True)
+                event.record(self.stream)
+                flight.append((slot, event))
+            words, event = flight.popleft()
+            event.synchronize()
+            if words[STOP] == ASK:
+                flight.clear()
+                launched = int(words[MADE])  # what was launched behind it does nothing
+                if self._decide(number, launched) or launched == most:
+                    return launched
+            elif words[STOP] == END or words[MADE] == most:
+                return int(words[MADE])
+
+    def _capture(self, number: int) -> Any:
+        """Return one iteration as a CUDA graph: the step, the new field, and beside the measure the next fit."""
+        import cupy
+
+        level = self.levels[number]
+        fork, join = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+        self.stream.begin_capture()
+        try:
+            self._combine(level)
+            self._field(level)
+            self.side.wait_event(self.stream.record(fork))
+            with self.side:
+                self._measure(number)
+            self._sharpen()
+            self._fit_sweep(level)
+            self.stream.wait_event(self.side.record(join))
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong before is what is told
+                self.stream.end_capture()
+            raise
+        return self.stream.end_capture()
+
+    def _decide(self, number: int, made: int) -> bool:
+        """Take the CPU's measure of a close call; return whether the level ends."""
+        from n4flow.n4_bias.cpu.convergence_kernels import itk_measure
+
+        kept, state = self.kept.get(stream=self.stream), self.state.get(stream=self.stream)  # synchronize
+        rest = state[[REST_COUNT, REST_TOTAL, REST_SQUARES]].tolist()
+        measure = itk_measure(kept, np.uintp(kept.size), *rest, self.settings.stop)
+        ends = bool(measure <= self.settings.stop)
+        self.measures[number, made - 1 : made] = measure
+        self.words[STOP : STOP + 1] = END if ends else GO_ON
+        return ends
+
+    def _begin(self, number: int) -> None:
+        level, last = self.levels[number], self.levels[number - 1]
+        n = self.steps[number]
+        coarse = (NOTHING, i4(0), i4(0), i4(0))
+        if number:
+            doubled = refined_axes(self.steps[number - 1], n)
+            coarse = (last.lattice, i4(last.padded[1]), i4(last.padded[2]), i4(sum(1 << axis for axis in doubled)))
+        blocks = -(-math.prod(n) // THREADS)
+        most = i4(self.settings.iterations[number])
+        rooms = (i4(level.padded[1]), i4(level.padded[2]))
+        launch("begin_level", blocks, THREADS, *coarse, level.lattice, *(i4(c) for c in n), *rooms, most, self.words)
+
+    def _fit_sweep(self, level: LevelArrays, *, weighing: bool = False) -> None:
+        packed = self.packed
+        weights = NOTHING if packed.weights is None else packed.weights
+        tables = level.squares if weighing else level.shares
+        launch(
+            "fit_sweep", self._blocks(level, FIT_THREADS), self.width,
+            self.index, weights, packed.rows, *(i4(n) for n in packed.shape), i4(level.run), i4(level.n_runs),
+            self.table, i4(weighing), level.first_y, tables.y, tables.x, level.support_x, i4(level.padded[2]),
+            i4(level.most_lines), self.partial, self.words, shared=level.fit_bytes(self.width),
+        )  # fmt: skip
+
+    def _combine(self, level: LevelArrays, *, weighing: bool = False) -> None:
+        tables = level.squares if weighing else level.shares
+        launch(
+            "combine", level.padded[0] * level.padded[1], THREADS,
+            self.partial, i4(self.packed.shape[1]), i4(level.run), i4(level.n_runs), i4(level.most_lines),
+            level.first_z, tables.z, level.support_z, level.first_y, level.runs_of, i4(level.padded[1]),
+            i4(level.padded[2]), f8(self.settings.over_relax), i4(weighing), level.omega, level.lattice, level.step,
+            self.largest, self.words, shared=8 * THREADS,
+        )  # fmt: skip
+
+    def _field(self, level: LevelArrays) -> None:
+        packed, weights = self.packed, level.weights
+        fine = min(SHARED_FINE, (SHARED_BYTES - level.field_bytes(0)) // 4)
+        launch(
+            "field_sweep", self._blocks(level, FIELD_THREADS), self.width,
+            packed.log_image, packed.rows, *(i4(n) for n in packed.shape), i4(level.run), i4(level.n_runs),
+            level.lattice, level.step, i4(level.padded[1]), i4(level.padded[2]), i4(level.most_lines),
+            level.first_z, weights.z, level.first_y, weights.y, level.first_x, weights.x,
+            i4(self.settings.bins), i4(self.per_bin), i4(fine), self.largest, self.state, self.words,
+            self.index, self.kept, i4(self.kept.size), self.changes, self.counts, self.first_row,
+            shared=level.field_bytes(fine),
+        )  # fmt: skip
+
+    def _sharpen(self) -> None:
+        settings = self.settings
+        spare, shared = (NOTHING, self.sharpen_bytes) if self.spare is None else (self.spare, 0)
+        launch(
+            "sharpen", 1, THREADS,
+            self.words, self.state, self.counts, self.index, self.first_row, i4(settings.bins), i4(self.size),
+            f8(settings.fwhm), f8(settings.wiener), self.waves[0], self.waves[1], spare, self.table, self.largest,
+            shared=shared,
+        )  # fmt: skip
+
+    def _measure(self, number: int) -> None:
+        chunks, level = i4(self.chunks), self.levels[number]
+        launch("total_changes", self.chunks, THREADS, self.kept, self.bounds, self.totals, self.words)
+        for k in range(PASSES):
+            arguments = (self.kept, self.bounds, chunks, self.totals, self.walks, i4(k), self.words)
+            launch("walk_chunks", self.chunks, WARP, *arguments)
+        launch(
+            "decide", 1, THREADS,
+            self.totals, self.walks, chunks, i4(PASSES), self.changes, i4(level.pieces),
+            f8(self.packed.survey.usable), f8(self.settings.stop), self.measures[number], self.state, self.words,
+        )  # fmt: skip
+
+    def _blocks(self, level: LevelArrays, threads: int) -> int:
+        """Return blocks for the pieces of a sweep: as many as run at once, `threads` on each multiprocessor."""
+        return min(level.pieces, self.multiprocessors * (threads // self.width))

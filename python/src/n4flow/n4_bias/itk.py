@@ -1,0 +1,121 @@
+"""The reference backend: SimpleITK's N4BiasFieldCorrection on the image that is fitted.
+
+SimpleITK gives the log field on any grid and not the lattice. The lattice is read back by asking for the field on a
+small grid that determines it, four samples to a span, and solving for the controls axis by axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.n4_bias import bspline
+from n4flow.n4_bias.problem import Problem, Solution, refined_axes
+from n4flow.n4_bias.settings import FitSettings, Level
+
+
+def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
+    """Fit with SimpleITK.
+
+    ITK doubles the spans of every axis from level to level. Where an axis must not be doubled (a thin section along
+    Z), the levels from there on are a second call: on the image divided by the field so far, with its lattice added.
+    The field is the sum of its updates, so that is the same computation.
+
+    Raises
+    ------
+    InputError
+        Weights, over-relaxation or the order-independent measure were asked for: SimpleITK has none of them.
+    """
+    _check(problem, settings)
+    axes = [axis for axis, n in enumerate(problem.image.shape) if n > 1]  # ITK refuses an axis of one sample
+    image = _filled(problem).squeeze()
+    mask = problem.mask.squeeze()
+    lattice = np.zeros([controls[0][axis] for axis in axes])
+    levels: list[Level] = []
+    for start, stop in _runs(controls):
+        points = [tuple(c[axis] for axis in axes) for c in controls[start:stop]]
+        if start:
+            lattice = _refined(lattice, controls[start - 1 : start + 1], axes)
+        coordinates = [bspline.sample_coordinates(n, c) for n, c in zip(image.shape, lattice.shape, strict=True)]
+        even = (image / np.exp(bspline.evaluate(lattice, coordinates))).astype(np.float32) if start else image
+        update, measures = _run(even, mask, points, settings.iterations[start:stop], settings)
+        for coarse, fine in pairwise(points):
+            lattice = bspline.refine(lattice, refined_axes(coarse, fine))
+        lattice = lattice + update
+        levels += [
+            Level(c, m, bool(m) and m[-1] <= settings.stop) for c, m in zip(controls[start:stop], measures, strict=True)
+        ]
+    return Solution(lattice.reshape(controls[-1]), tuple(levels))
+
+
+def _check(problem: Problem, settings: FitSettings) -> None:
+    for wanted, name in (
+        (problem.weights is not None, "weights"),
+        (settings.over_relax != 1, "over_relax"),
+        (settings.convergence != "itk", "convergence 'cv'"),
+    ):
+        if wanted:
+            msg = f"backend itk has no {name}, since SimpleITK has none; use backend cpu, or leave it out"
+            raise InputError(msg)
+
+
+def _filled(problem: Problem) -> np.ndarray:
+    """Return the image as float32 with 1 outside the mask, where ITK would otherwise meet NaN."""
+    image = problem.image.astype(np.float32)
+    image[~problem.mask] = 1
+    return image
+
+
+def _runs(controls: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Return the ranges of levels within which every axis doubles from each level to the next."""
+    cuts = [0]
+    for level, (coarse, fine) in enumerate(pairwise(controls), start=1):
+        if any(a == b != 1 for a, b in zip(coarse, fine, strict=True)):
+            cuts.append(level)
+    return list(pairwise([*cuts, len(controls)]))
+
+
+def _refined(lattice: np.ndarray, steps: Sequence[tuple[int, ...]], axes: list[int]) -> np.ndarray:
+    coarse, fine = ([step[axis] for axis in axes] for step in steps)
+    return bspline.refine(lattice, refined_axes(coarse, fine))
+
+
+def _run(
+    image: np.ndarray,
+    mask: np.ndarray,
+    controls: list[tuple[int, ...]],
+    iterations: tuple[int, ...],
+    settings: FitSettings,
+) -> tuple[np.ndarray, list[tuple[float, ...]]]:
+    """Run the filter once; return the lattice of the last level, and the measures of each."""
+    import SimpleITK as sitk
+
+    correction = sitk.N4BiasFieldCorrectionImageFilter()
+    correction.SetMaximumNumberOfIterations([int(n) for n in iterations])
+    correction.SetConvergenceThreshold(settings.threshold)
+    correction.SetNumberOfHistogramBins(settings.bins)
+    correction.SetBiasFieldFullWidthAtHalfMaximum(settings.fwhm)
+    correction.SetWienerFilterNoise(settings.wiener)
+    correction.SetNumberOfControlPoints([int(c) for c in reversed(controls[0])])  # ITK counts axes from the fastest
+    correction.SetNumberOfThreads(settings.threads)
+    measures: list[list[float]] = [[] for _ in iterations]
+
+    def iterated() -> None:
+        measures[correction.GetCurrentLevel()].append(correction.GetCurrentConvergenceMeasurement())
+
+    correction.AddCommand(sitk.sitkIterationEvent, iterated)
+    correction.Execute(sitk.GetImageFromArray(image), sitk.GetImageFromArray(mask.astype(np.uint8)))
+    return _lattice(correction, controls[-1]), [tuple(m) for m in measures]
+
+
+def _lattice(correction: Any, controls: tuple[int, ...]) -> np.ndarray:
+    import SimpleITK as sitk
+
+    sizes = [bspline.reference_size(c) for c in controls]
+    grid = sitk.Image([int(n) for n in reversed(sizes)], sitk.sitkFloat32)
+    log_field = sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(grid))
+    return bspline.lattice_from_samples(log_field, controls)

@@ -1,0 +1,218 @@
+"""What a backend is given, what it gives back, and the checks before either."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.n4_bias.bspline import spans
+from n4flow.n4_bias.settings import Level
+
+LEAST_SPREAD = 1e-4  # range of log intensity below which there is nothing to correct: 0.01 %
+MOST_SATURATED = 0.5  # share of the fitted voxels that may hold the one largest value
+MOST_CONTROLS = 1 << 24  # 128 MB of float64 lattice
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The lattice of the log bias field, and what each level did."""
+
+    lattice: np.ndarray
+    levels: tuple[Level, ...]
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """How many voxels of the fitted image lie in the mask, and how many of them cannot be fitted."""
+
+    masked: int
+    nonfinite: int
+    nonpositive: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is to fit.
+
+    Parameters
+    ----------
+    voxels : Voxels
+    low, high : float
+        Lowest and highest usable intensity; 0 where there is none.
+    at_high : int
+        Voxels that hold the highest.
+    """
+
+    voxels: Voxels
+    low: float
+    high: float
+    at_high: int
+
+    @property
+    def usable(self) -> int:
+        """Voxels that can be fitted."""
+        return self.voxels.masked - self.voxels.nonfinite - self.voxels.nonpositive
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An image to fit, as arrays; the fast engine packs it instead.
+
+    Parameters
+    ----------
+    image : (z, y, x) or (y, x) array, real or integer
+    mask : bool array of the same shape
+        Voxels that take part; the image is finite and above 0 there.
+    weights : float32 array of the same shape, or None
+        Confidence of each voxel in the fit; it enters neither histogram nor convergence.
+    survey : Survey
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    weights: np.ndarray | None
+    survey: Survey
+
+
+def pose(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None = None, _threads: int = 1) -> Problem:
+    """Return the problem without the voxels that cannot be fitted.
+
+    A logarithm needs finite values above 0. Raising or shifting the others would put a step into the histogram, so
+    they are left out and counted. A voxel of weight 0 is outside the mask.
+    """
+    if weights is not None:
+        mask = mask & (weights > 0)
+    finite = np.isfinite(image)
+    usable = mask & finite & (image > 0)
+    masked, n = int(np.count_nonzero(mask)), int(np.count_nonzero(usable))
+    nonfinite = masked - int(np.count_nonzero(mask & finite))
+    values = image[usable]
+    low, high = (float(values.min()), float(values.max())) if n else (0.0, 0.0)
+    at_high = int(np.count_nonzero(values == high))
+    survey = Survey(Voxels(masked, nonfinite, masked - nonfinite - n), low, high, at_high)
+    return Problem(image, usable, weights, survey)
+
+
+def degenerate(survey: Survey, shape: Sequence[int]) -> str | None:
+    """Return why nothing can be fitted to an image of that shape, or None.
+
+    N4 gives a finite and meaningless field for such images, with no error. They are normal in serial data: blank
+    sections, clipped ones.
+    """
+    n = survey.usable
+    least = 4 ** sum(size > 1 for size in shape)
+    if n == 0:
+        masked = survey.voxels.masked
+        return f"no positive finite voxel among {masked} in the mask" if masked else "empty mask"
+    if n < least:
+        return f"too few voxels: {n}, a cubic spline needs {least}"
+    if math.log(survey.high / survey.low) <= LEAST_SPREAD:
+        return f"no spread: every voxel is within {100 * LEAST_SPREAD:g} % of {survey.low:g}"
+    saturated = survey.at_high / n
+    if saturated > MOST_SATURATED:
+        return f"saturated: {100 * saturated:.0f} % of the voxels hold the largest value, {survey.high:g}"
+    return None
+
+
+def controls_from_distance(extents_um: Sequence[float], distance_um: float | None) -> tuple[int, ...]:
+    """Return control points along each axis for knots `distance_um` apart: ceil(extent / distance) + 3.
+
+    A distance larger than the extent, or None, gives one span.
+
+    Examples
+    --------
+    >>> controls_from_distance((193_000, 229_000, 193_000), 200_000)
+    (4, 5, 4)
+    """
+    if distance_um is None:
+        return (4,) * len(extents_um)
+    # a hair below, so that 30 / 10 is three spans whatever the rounding of the two
+    return tuple(max(1, math.ceil(extent / distance_um - 1e-9)) + 3 for extent in extents_um)
+
+
+def check_distance(distance_um: float | None, extents_um: Sequence[float], shape: Sequence[int]) -> None:
+    """Refuse a knot distance that the fitted image cannot carry.
+
+    Raises
+    ------
+    InputError
+        Not above 0, finer than the voxels of the fitted image along every axis that has several, or a lattice too
+        large.
+    """
+    if distance_um is None:
+        return
+    if not distance_um > 0:
+        msg = f"the spline distance must be above 0 micrometres, got {distance_um:g}"
+        raise InputError(msg)
+    voxels = [extent / n for extent, n in zip(extents_um, shape, strict=True) if n > 1]
+    if voxels and distance_um < min(voxels):
+        msg = (
+            f"a spline distance of {distance_um:g} micrometres is finer than the voxels of the fitted image "
+            f"({min(voxels):g} micrometres); give at least {4 * min(voxels):g}, or shrink less"
+        )
+        raise InputError(msg)
+    controls = math.prod(controls_from_distance(extents_um, distance_um))
+    if controls > MOST_CONTROLS:
+        spans_wanted = MOST_CONTROLS ** (1 / len(shape))
+        msg = (
+            f"a spline distance of {distance_um:g} micrometres needs a lattice of {controls} control points "
+            f"({8e-9 * controls:.1f} GB), at most {MOST_CONTROLS} are allowed; "
+            f"give at least {max(extents_um) / spans_wanted:.3g}"
+        )
+        raise InputError(msg)
+
+
+def level_controls(
+    first: Sequence[int], levels: int, shape: Sequence[int], *, thin: bool = False
+) -> tuple[tuple[int, ...], ...]:
+    """Return the control points along each axis at each level.
+
+    Each level doubles the spans: c becomes 2c - 3. An axis with one sample has one control at every level.
+
+    Parameters
+    ----------
+    first : sequence of int
+        Control points of the first level, at least 4 on each axis.
+    levels : int
+    shape : sequence of int
+        The fitted image.
+    thin : bool
+        Whether an axis stops doubling where it would get more spans than steps between samples, and starts with
+        no more than that: a section of few planes then gets few spans along Z. ITK doubles every axis (False).
+
+    Raises
+    ------
+    InputError
+        Fewer than 4 control points, or a lattice too large.
+    """
+    if len(first) != len(shape) or min(first) < 4:
+        msg = f"control points must be at least 4 along each of the {len(shape)} axes, got {tuple(first)}"
+        raise InputError(msg)
+
+    def most_spans(n: int) -> int:
+        return max(1, n - 1)
+
+    controls = [1 if n == 1 else min(c, most_spans(n) + 3) if thin else c for c, n in zip(first, shape, strict=True)]
+    chosen = [tuple(controls)]
+    for _level in range(levels - 1):
+        for axis, n in enumerate(shape):
+            doubled = 2 * spans(controls[axis])
+            if n > 1 and not (thin and doubled > most_spans(n)):
+                controls[axis] = doubled + 3
+        chosen.append(tuple(controls))
+    if math.prod(chosen[-1]) > MOST_CONTROLS:
+        msg = (
+            f"{levels} levels from {tuple(first)} control points end with a lattice of {chosen[-1]}, "
+            f"more than the {MOST_CONTROLS} control points allowed; use fewer levels or control points"
+        )
+        raise InputError(msg)
+    return tuple(chosen)
+
+
+def refined_axes(coarse: Sequence[int], fine: Sequence[int]) -> list[int]:
+    """Return the axes whose spans double from one level to the next."""
+    return [axis for axis, (a, b) in enumerate(zip(coarse, fine, strict=True)) if a != b]

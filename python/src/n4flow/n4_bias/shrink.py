@@ -1,0 +1,79 @@
+"""Shrinking by masked block mean: fewer voxels to fit, each the mean of the tissue in its block and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from n4flow.compute.jit import share, writeable
+from n4flow.errors import InputError
+from n4flow.n4_bias.shrink_kernels import shrink_block
+
+LEAST_SHARE = 0.5  # share of a block's voxels that must be usable for the block to take part
+LEAST_SAMPLES = 4  # along an axis, below which a single factor for all axes does not shrink it
+
+
+def factors(shrink: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the factor along each axis.
+
+    A sequence is taken as it is. A single number is lowered along axes where it would leave fewer than four samples,
+    as few as a cubic spline needs, so that a thin section is shrunk in plane only.
+
+    Raises
+    ------
+    InputError
+        A factor below 1, or another number of them than axes.
+    """
+    given = (int(shrink),) if isinstance(shrink, (int, np.integer)) else tuple(int(k) for k in shrink)
+    if min(given, default=0) < 1 or (len(given) != len(shape) and not isinstance(shrink, (int, np.integer))):
+        msg = f"shrink must be a whole number of at least 1, or one for each of the {len(shape)} axes, got {shrink}"
+        raise InputError(msg)
+    if isinstance(shrink, (int, np.integer)):
+        return tuple(max(1, min(given[0], n // LEAST_SAMPLES)) for n in shape)
+    return given
+
+
+def shrunken_shape(shape: Sequence[int], shrink: Sequence[int]) -> tuple[int, ...]:
+    """Return the number of blocks along each axis; the last of a row may be smaller than the others."""
+    return tuple(-(-n // k) for n, k in zip(shape, shrink, strict=True))
+
+
+def shrink_masked(
+    image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, shrink: Sequence[int], threads: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return block means of the usable voxels: those in the mask, finite and above 0.
+
+    Parameters
+    ----------
+    image : (Z, Y, X) real or integer array
+    mask : (Z, Y, X) bool array
+    weights : (Z, Y, X) float32 array, optional
+        Confidence; the mean is weighted by it.
+    shrink : three int
+    threads : int
+
+    Returns
+    -------
+    mean : (z, y, x) float32 array
+        0 in blocks without a usable voxel.
+    small_mask : (z, y, x) bool array
+        Blocks of which at least half the voxels are usable.
+    small_weights : (z, y, x) float32 array or None
+        Sum of the weights in the block, divided by its voxels.
+    """
+    deep, high, wide = shrink
+    small = shrunken_shape(image.shape, shrink)
+    mean, shares = np.zeros(small, np.float32), np.zeros(small, np.float32)
+    totals = np.zeros(small if weights is not None else (0, 0, 0), np.float32)
+
+    def work(start: int, stop: int) -> None:
+        for z in range(start, stop):
+            planes = slice(z * deep, (z + 1) * deep)
+            block = writeable(image[planes])
+            given = np.empty((0, 0, 0), np.float32) if weights is None else writeable(weights[planes])
+            total = totals[z] if weights is not None else np.empty((0, 0), np.float32)
+            shrink_block(block, writeable(mask[planes], bool), given, high, wide, mean[z], shares[z], total)
+
+    share(work, small[0], threads)
+    return mean, shares >= LEAST_SHARE, None if weights is None else totals

@@ -1,0 +1,235 @@
+"""Write a phantom to disk: the volume block by block, its section table, and the truth beside it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.phantom.options import CLASSES
+from n4flow.phantom.volume import PhantomBlock, PhantomVolume
+
+ZARR_SUFFIXES = (".ome.zarr", ".zarr")
+SUFFIXES = (
+    *ZARR_SUFFIXES,
+    ".ome.tif",
+    ".ome.tiff",
+    ".tif",
+    ".tiff",
+    ".nii.gz",
+    ".nii",
+    ".nrrd",
+    ".mha",
+    ".mhd",
+    ".npy",
+)
+MODEL = "observed = dark + truth * bias * section_gain * plane_jitter * speckle"
+_RUN_VOXELS = 1 << 24  # voxels made at once
+
+# Stores of the truth: name, dtype, kind of pyramid, and what of a block goes into it.
+TRUTH: tuple[tuple[str, str, str, Callable[[PhantomBlock], np.ndarray]], ...] = (
+    ("truth", "float32", "image", lambda block: block.truth),
+    ("bias", "float32", "image", lambda block: block.bias),
+    ("tissue", "uint8", "labels", lambda block: block.tissue.view(np.uint8)),
+    ("agarose", "uint8", "labels", lambda block: block.agarose.view(np.uint8)),
+    ("labels", "uint8", "labels", lambda block: block.labels),
+)
+
+
+class Phantom(PhantomVolume):
+    """A phantom that can be written to disk."""
+
+    def write(self, path: str | Path, truth: str | Path | None = None, **options: Any) -> dict[str, Any]:
+        """Write the volume, its section table and, if asked for, all that is known about it: `write_phantom`."""
+        return write_phantom(self, Path(path), Path(truth) if truth is not None else None, **options)
+
+
+def write_phantom(
+    phantom: PhantomVolume,
+    path: Path,
+    truth: Path | None = None,
+    *,
+    threads: int | None = None,
+    ome_zarr_version: str = "0.5",
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """Write the volume, its section table beside it and, if asked for, all that is known about it.
+
+    Memory does not grow with Z, except where `path` is not an OME-Zarr: other formats are written whole.
+
+    Parameters
+    ----------
+    phantom : PhantomVolume
+    path : path
+        `NAME.ome.zarr`, or any other suffix that `write_volume` knows. The section table is `NAME.sections.tsv`.
+    truth : path, optional
+        A folder for truth.ome.zarr, bias.ome.zarr (float32), tissue.ome.zarr, agarose.ome.zarr, labels.ome.zarr
+        (uint8), sections.tsv, section_gain.tsv, plane_jitter.tsv and phantom.json.
+    threads : int, optional
+        All cores without it; the result does not depend on it.
+    ome_zarr_version : {'0.5', '0.4'}
+    progress : callable, optional
+        Called with the number of planes written, after each run of planes.
+
+    Returns
+    -------
+    dict
+        Where everything lies, shape, voxels, seconds.
+
+    Raises
+    ------
+    InputError
+        `path` exists, `truth` is not an empty folder, or the suffix is unknown.
+    """
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s) and len(path.name) > len(s)), None)
+    if suffix is None:
+        known = ", ".join(SUFFIXES)
+        msg = f"phantom: expected a name that ends in one of {known}, got {path.name!r}; give NAME.ome.zarr"
+        raise InputError(msg)
+    if path.exists():
+        msg = f"phantom: {path} exists already; remove it or choose another name"
+        raise InputError(msg)
+    if truth is not None and truth.exists() and (not truth.is_dir() or any(truth.iterdir())):
+        msg = f"phantom: the truth needs a folder that is new or empty, got {truth}; remove it or choose another name"
+        raise InputError(msg)
+    started = time.perf_counter()
+    table = path.with_name(path.name[: -len(suffix)] + ".sections.tsv")
+    is_zarr = suffix in ZARR_SUFFIXES
+    if not is_zarr:
+        from n4flow.io.writers import write_volume
+
+        write_volume(path, phantom.observed(0, phantom.shape[0], threads), voxel_um=phantom.voxel_um)
+    _write_stores(phantom, path if is_zarr else None, truth, threads, ome_zarr_version, progress)
+    phantom.sections.write(table)
+    if truth is not None:
+        _write_tables(phantom, truth)
+    seconds = time.perf_counter() - started
+    voxels = int(np.prod(phantom.shape))
+    return {
+        "store": str(path),
+        "sections": str(table),
+        "truth": str(truth) if truth is not None else None,
+        "shape": list(phantom.shape),
+        "dtype": phantom.options.dtype,
+        "voxel_um": phantom.voxel_um,
+        "voxels": voxels,
+        "seconds": round(seconds, 3),
+        "voxels_per_second": round(voxels / seconds),
+    }
+
+
+def _write_stores(
+    phantom: PhantomVolume,
+    path: Path | None,
+    truth: Path | None,
+    threads: int | None,
+    version: str,
+    progress: Callable[[int], object] | None,
+) -> None:
+    """Make the planes once, run by run, and write them to every store."""
+    from n4flow.io.omezarr.planning import plan_layout
+    from n4flow.io.omezarr.slab_writer import SlabWriter
+    from n4flow.io.omezarr.store import create_store, write_omero
+
+    options, depth = phantom.options, phantom.shape[0]
+    wanted: list[tuple[Path, str, str, Callable[[PhantomBlock], np.ndarray]]] = []
+    if path is not None:
+        wanted.append((path, options.dtype, "image", lambda block: block.observed))
+    if truth is not None:
+        truth.mkdir(parents=True, exist_ok=True)
+        wanted += [(truth / f"{name}.ome.zarr", dtype, kind, part) for name, dtype, kind, part in TRUTH]
+    if not wanted:
+        return
+    with published([store for store, *_rest in wanted]) as partial:
+        writers = []
+        for place, (store, dtype, kind, _part) in zip(partial, wanted, strict=True):
+            layout = plan_layout(phantom.shape, dtype, phantom.voxel_um, version=version, kind=kind)
+            create_store(place, layout)
+            if kind == "image":
+                high = 1.0 if store.name.startswith("bias") else options.white_level
+                write_omero(place, (0.0, 1.5 * high), (0.0, 4.0 * high), store.name.partition(".")[0])
+            writers.append(SlabWriter(place, layout, 0, depth, threads=threads))
+        for start, stop in runs(phantom.shape):
+            if truth is None:
+                writers[0].write(phantom.observed(start, stop, threads), start)
+            else:
+                block = phantom.planes(start, stop, threads)
+                for writer, (_store, _dtype, _kind, part) in zip(writers, wanted, strict=True):
+                    writer.write(part(block), start)
+            if progress is not None:
+                progress(stop)
+        for writer in writers:
+            writer.close()
+
+
+def runs(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield runs of planes: a power of two, so that they fill the chunks of a store evenly, of bounded size."""
+    most = max(1, min(32, _RUN_VOXELS // (shape[1] * shape[2])))
+    step = 1 << (most.bit_length() - 1)
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+@contextmanager
+def published(stores: Sequence[Path]) -> Iterator[list[Path]]:
+    """Give a name beside each store to write into; all take their place only if nothing fails."""
+    scratch: list[Path] = []
+    try:
+        for store in stores:
+            store.parent.mkdir(parents=True, exist_ok=True)
+            scratch.append(Path(tempfile.mkdtemp(prefix=f".{store.name}.", dir=store.parent)))
+        yield [folder / "new" for folder in scratch]
+        for folder, store in zip(scratch, stores, strict=True):
+            os.rename(folder / "new", store)
+    finally:
+        for folder in scratch:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_tables(phantom: PhantomVolume, truth: Path) -> None:
+    """Write what is not a volume: sections, gains, jitter, and every parameter."""
+    from n4flow.phantom.anatomy import LEVELS
+
+    truth.mkdir(parents=True, exist_ok=True)
+    phantom.sections.write(truth / "sections.tsv")
+    gains = zip(phantom.sections, phantom.section_gain, strict=True)
+    _write_tsv(
+        truth / "section_gain.tsv",
+        ("id", "z_start", "z_stop", "gain"),
+        [(s.id, s.z_start, s.z_stop, f"{gain:.9g}") for s, gain in gains],
+    )
+    names = [phantom.sections[int(i)].id for i in phantom.sections.section_of_plane]
+    _write_tsv(
+        truth / "plane_jitter.tsv",
+        ("z", "section", "jitter"),
+        [(z, name, f"{jitter:.9g}") for z, (name, jitter) in enumerate(zip(names, phantom.plane_jitter, strict=True))],
+    )
+    options = phantom.options
+    described = {
+        "model": MODEL,
+        "shape": phantom.shape,
+        "axes": "ZYX",
+        "options": dataclasses.asdict(options),
+        "labels": CLASSES,
+        "class_intensity": {name: round(level * options.white_level, 6) for name, level in LEVELS.items()},
+        "faults": [{"section": phantom.sections[i].id, "fault": fault} for i, fault in options.faults],
+    }
+    (truth / "phantom.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tsv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,226 @@
+"""The chain: every stage of the workflow as a function of small objects, for the commands and for `n4flow.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.threads import crew
+from n4flow.corrections.bias_field import BiasCorrection
+from n4flow.corrections.harmonization import Harmonization
+from n4flow.corrections.histogram_matching import estimate_lookup
+from n4flow.corrections.plane_gain import PlaneGain, estimate_plane_gain
+from n4flow.corrections.plane_range import PlaneRange
+from n4flow.corrections.recipe import Recipe
+from n4flow.corrections.section_lookup import SectionLookup
+from n4flow.errors import InputError
+from n4flow.io.frame import Frame, field_margin
+from n4flow.masks.agarose import agarose_levels, get_agarose_mask
+from n4flow.masks.packed_mask import PackedMask
+from n4flow.masks.tissue import tissue_mask_with_levels
+from n4flow.masks.tissue_source import TissueSource
+from n4flow.n4_bias.api import fit_shrunken
+from n4flow.sections import Section, SectionTable, filled_planes
+from n4flow.statistics.histograms import Distributions
+from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
+
+MIN_TISSUE_VOXELS = 100  # a plane with fewer keeps its brightness
+TISSUE_THRESHOLD = 0.0  # intensity at or below which matching leaves a voxel alone: the agarose level
+LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs to enter the bias field's fit
+
+
+@dataclass(frozen=True)
+class BiasSettings:
+    """How a bias field is fitted; the meaning of each is that of the workflow parameter."""
+
+    spline_um: float | None
+    iterations: tuple[int, ...]
+    tolerance: float
+    backend: str
+    threads: int | None = None
+
+
+@crew()
+def find_masks(
+    shrunken: Shrunken, sections: SectionTable, given: PackedMask | None = None
+) -> tuple[TissueSource, dict[str, Any]]:
+    """Return tissue and agarose masks on the shrunken grid, and their numbers.
+
+    Parameters
+    ----------
+    shrunken : ShrunkenVolume or ShrunkenFiles
+    sections : SectionTable
+    given : (Z, y, x) PackedMask, optional
+        The user's mask on the shrunken grid, in place of the estimated one.
+    """
+    numbers: dict[str, Any] = {"mask": "given" if given is not None else "estimated"}
+    if given is None:
+        estimated = tissue_mask_with_levels(shrunken, sections)
+        tissue = estimated.mask
+        numbers.update(
+            thresholds=list(estimated.thresholds),
+            threshold_origins=list(estimated.origins),
+            volume_threshold=estimated.volume_threshold,
+            threshold_scale=estimated.scale,
+        )
+    else:
+        tissue = given
+    if given is not None and not given.any():
+        msg = "the given mask is empty: no voxel is above 0; give a mask that covers the tissue"
+        raise InputError(msg)
+    agarose, threshold = get_agarose_mask(shrunken)
+    filled = filled_planes(shrunken.planes["n_valid"])
+    numbers["tissue_share"] = tissue.mean() * len(tissue) / (filled.stop - filled.start)
+    numbers["agarose_share"] = float(agarose.mean())
+    numbers["agarose_threshold"] = float(threshold)
+    numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections, tissue)
+    return TissueSource(tissue, agarose, shrunken.shrink, frame=shrunken.frame), numbers
+
+
+def fit_sections(
+    shrunken: Shrunken,
+    tissue: TissueSource,
+    sections: SectionTable,
+    batch: tuple[int, int],
+    voxel_um: Mapping[str, float],
+    settings: BiasSettings,
+) -> BiasCorrection:
+    """Fit a bias field to each usable section of a batch; a flagged section keeps its intensities.
+
+    Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
+    `tissue` holds at least the planes of the batch.
+    """
+    if settings.backend != "itk":
+        settings = replace(settings, backend="cpu")
+    fields = []
+    for section in sections[slice(*batch)]:
+        if section.usable:
+            planes = _valid_planes(shrunken, section.z_start, section.z_stop)
+            part = shrunken.part(*planes)
+            (whole, mean), (fitted, inside) = (_with_margin(part.shape, dtype) for dtype in (np.float32, bool))
+            mean[...] = part.mean
+            inside[...] = tissue.small_planes(*planes) & (part.valid >= LEAST_VALID)
+            field = _fit(whole, fitted, shrunken, voxel_um, settings, f"section {section.id}")
+            fields.append((*planes, field))
+    return BiasCorrection(tuple(fields), _field_frame(shrunken))
+
+
+def _valid_planes(shrunken: Shrunken, z_start: int, z_stop: int) -> tuple[int, int]:
+    """Return the first and the one after the last of some planes that have valid voxels; all of them without any."""
+    some = filled_planes(shrunken.planes["n_valid"][z_start:z_stop])
+    return z_start + some.start, z_start + some.stop
+
+
+def fit_volume(
+    shrunken: Shrunken,
+    tissue: TissueSource,
+    sections: SectionTable,
+    voxel_um: Mapping[str, float],
+    settings: BiasSettings,
+    previous: Recipe | None = None,
+) -> BiasCorrection:
+    """Fit one bias field to the whole volume, after those that `previous` holds; flagged sections are left out."""
+    first, last = _valid_planes(shrunken, 0, shrunken.shape[0])
+    shape = last - first, *shrunken.shape[1:]
+    (whole, mean), (fitted, inside) = (_with_margin(shape, dtype) for dtype in (np.float32, bool))
+    for start, stop in runs(first, last):
+        part, planes = shrunken.part(start, stop), slice(start - first, stop - first)
+        mean[planes] = part.mean
+        inside[planes] = tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
+        inside[planes] &= sections.usable_planes[start:stop, None, None]
+    _divide_by_fields(mean, previous, first)
+    field = _fit(whole, fitted, shrunken, voxel_um, settings, "the whole volume")
+    return BiasCorrection(((first, last, field),), _field_frame(shrunken))
+
+
+def _divide_by_fields(mean: np.ndarray, previous: Recipe | None, z_start: int = 0) -> None:
+    """Divide planes of a shrunken volume, from `z_start` on, by the bias fields that were fitted before."""
+    for correction in previous or ():
+        if isinstance(correction, BiasCorrection):
+            for number, (first, last, _field) in enumerate(correction.fields):
+                for start, stop in runs(max(first, z_start), min(last, z_start + len(mean))):
+                    planes = slice(start - first, stop - first)
+                    field = correction.small_log_field(number, planes, mean.shape[1:])
+                    mean[start - z_start : stop - z_start] /= np.exp(field)
+
+
+def harmonization(
+    shrunken: Shrunken,
+    tissue: TissueSource,
+    sections: SectionTable,
+    mode: str,
+    previous: Recipe | None = None,
+    flat_field: np.ndarray | None = None,
+) -> Harmonization:
+    """Estimate all sections together, after the bias fields that `previous` holds; see `estimate_harmonization`."""
+    from n4flow.corrections.harmonization.prepare import estimate_harmonization
+
+    whole = shrunken.part(0, shrunken.shape[0])
+    mean = whole.mean if isinstance(shrunken, ShrunkenFiles) else whole.mean.copy()
+    _divide_by_fields(mean, previous)
+    options: dict[str, Any] = {"shrink": shrunken.shrink, "mode": mode, "flat": flat_field}
+    found = estimate_harmonization(mean, whole.valid, tissue.small[:], sections, **options)
+    return replace(found, frame=tissue.frame)
+
+
+def _with_margin(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return zeros for planes (z, y, x) and the margin of a bias field around them, and a view of the planes."""
+    rows, columns = field_margin(shape)
+    whole = np.zeros((shape[0], shape[1] + 2 * rows, shape[2] + 2 * columns), dtype)
+    return whole, whole[:, rows : rows + shape[1], columns : columns + shape[2]]
+
+
+def _field_frame(shrunken: Shrunken) -> Frame:
+    """Return what a bias field covers of the planes: whole blocks of the shrunken volume, and the margin."""
+    frame = shrunken.frame or Frame.whole(shrunken.full_shape)
+    height, width = (n * shrunken.shrink for n in shrunken.shape[1:])
+    blocks = Frame(frame.y_start, frame.y_start + height, frame.x_start, frame.x_start + width)
+    return blocks.widened(*(n * shrunken.shrink for n in field_margin(shrunken.shape)))
+
+
+def _fit(
+    mean: np.ndarray,
+    inside: np.ndarray,
+    shrunken: Shrunken,
+    voxel_um: Mapping[str, float],
+    settings: BiasSettings,
+    name: str,
+) -> Any:
+    return fit_shrunken(
+        mean,
+        inside,
+        shrink=(1, shrunken.shrink, shrunken.shrink),
+        full_shape=(mean.shape[0], *(n * shrunken.shrink for n in mean.shape[1:])),
+        voxel_um=tuple(voxel_um[axis] for axis in "zyx"),
+        spline_um=settings.spline_um,
+        iterations=settings.iterations,
+        tolerance=settings.tolerance,
+        backend=settings.backend,
+        threads=settings.threads,
+        name=name,
+    )
+
+
+def pointwise(recipe: Recipe) -> list[Any]:
+    """Return the corrections that come after the histograms were counted: the maps of intensity that a plane has."""
+    return [correction for correction in recipe if isinstance(correction, (PlaneRange, SectionLookup, PlaneGain))]
+
+
+def lookup(histograms: Distributions, recipe: Recipe, sections: SectionTable, match: str, n_bins: int) -> SectionLookup:
+    """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
+    table = sections if match == "section" else by_plane(sections)
+    return estimate_lookup(histograms, pointwise(recipe), table, n_bins, TISSUE_THRESHOLD)
+
+
+def plane_gain(histograms: Distributions, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
+    """Smooth the tissue profile along Z."""
+    return estimate_plane_gain(histograms, pointwise(recipe), sections, sigma, MIN_TISSUE_VOXELS)
+
+
+def by_plane(sections: SectionTable) -> SectionTable:
+    """Return a table in which every plane is a section with its section's flag."""
+    planes = [Section(f"{s.id}:{z}", z, z + 1, s.flag) for s in sections for z in range(s.z_start, s.z_stop)]
+    return SectionTable(planes, sections.n_planes)

@@ -1,0 +1,317 @@
+"""The plan of one sample: everything that follows from its files and parameters, and from where there is padding."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.corrections.background import SpatialMeanBackground
+from n4flow.corrections.harmonization.flat import read_flat
+from n4flow.errors import InputError
+from n4flow.io.disk_space import store_needs
+from n4flow.io.frame import Frame, find_frame
+from n4flow.io.omezarr.chunk_grid import listed
+from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.omezarr.planning import plan_layout
+from n4flow.io.open import open_volume
+from n4flow.io.volume import Volume
+from n4flow.masks.tissue_source import open_mask
+from n4flow.pipeline.parameters import iteration_list, voxel_size
+from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
+from n4flow.sections import SectionTable
+from n4flow.statistics.measure import choose_shrink
+
+# The endings of the formats that are read; modules/samples.nf has the same.
+ENDINGS = (
+    r"(?:\.ozx|(?:\.ome)?\.zarr(?:\.zip)?|(?:\.ome)?\.tiff?|\.btf|\.tf8|\.nii(?:\.gz)?|\.nrrd|\.nhdr|\.mh[ad]|\.npy)$"
+)
+BESIDE = 20_000_000, 24  # bytes and files beside the stores: report, tables, recipe with its corrections, provenance
+RESERVED = ("mask", "pipeline_info")  # what else has a name in the results
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done with one sample.
+
+    Attributes
+    ----------
+    sample : str
+    volume : Volume
+        The input.
+    mask : Volume or None
+        The user's tissue mask.
+    sections : SectionTable
+    shrink : int
+        In-plane block size of the shrunken volume.
+    layout, mask_layout : StoreLayout
+        The stores that will be written.
+    slabs : list of (int, int)
+        Runs of planes, each the work of one task.
+    batches : list of (int, int)
+        Runs of sections, each the work of one task.
+    warnings : list of str
+        What the user should know before the run.
+    margin : int
+        Rows around a voxel that the recipe looks at.
+    frame : Frame
+        Rows and columns that hold valid voxels; what lies around is padding, and stays as it is.
+    flat_field : (y, x) float32 array or None
+        Measured shading that every plane has, in the frame.
+    backend : str
+        What fits bias fields.
+    """
+
+    sample: str
+    volume: Volume
+    mask: Volume | None
+    sections: SectionTable
+    shrink: int
+    layout: StoreLayout
+    mask_layout: StoreLayout
+    slabs: list[tuple[int, int]]
+    batches: list[tuple[int, int]]
+    warnings: list[str]
+    frame: Frame
+    margin: int = 0
+    flat_field: np.ndarray | None = None
+    backend: str = "auto"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
+        volume, memory, of_three = self.volume, self._memory(2), self._memory(3)
+        return {
+            "sample": self.sample,
+            "shape": list(volume.shape),
+            "frame": str(self.frame),
+            "dtype": str(volume.dtype),
+            "format": volume.metadata.get("format"),
+            "voxel_um": volume.voxel_um,
+            "origin_um": volume.origin_um,
+            "mask": "given" if self.mask is not None else "estimated",
+            "flat_field": "given" if self.flat_field is not None else "not given",
+            "sections": len(self.sections),
+            "flagged_sections": [section.id for section in self.sections if not section.usable],
+            "shrink": self.shrink,
+            "slab_planes": self.layout.slab_planes,
+            "slabs": [list(slab) for slab in self.slabs],
+            "batches": [list(batch) for batch in self.batches],
+            "levels": [list(level.shape) for level in self.layout.levels],
+            "output_dtype": self.layout.dtype,
+            "output_gigabytes": round(math.prod(volume.shape) * np.dtype(self.layout.dtype).itemsize / 1e9, 3),
+            "needs": self.needs(),
+            "memory_bytes": memory,
+            "memory_bytes_per_thread": {name: of_three[name] - size for name, size in memory.items()},
+            "warnings": self.warnings,
+        }
+
+    def needs(self) -> dict[str, int]:
+        """Return what the results take on a disk at most, and what the files between the stages take."""
+        nbytes, files = store_needs((self.layout, self.mask_layout), 0, self.volume.shape[0])
+        nbytes, files = nbytes + BESIDE[0], files + BESIDE[1] + len(self.batches)  # each with a bias field
+        work_bytes, work_files = work_needs(self._framed_shape, self.shrink, len(self.slabs))
+        return {"bytes": nbytes, "files": files, "work_bytes": work_bytes, "work_files": work_files}
+
+    @property
+    def _framed_shape(self) -> tuple[int, int, int]:
+        """(Z, Y, X) that the shrunken volume is made of."""
+        return self.volume.shape[0], *self.frame.shape
+
+    def _memory(self, threads: int) -> dict[str, int]:
+        """Return the peak memory of a task of each process; each further thread adds the same."""
+        layouts, flat = (self.layout, self.mask_layout), 0 if self.flat_field is None else self.flat_field.nbytes
+        needs = pass_bytes(self.volume, *layouts, self.shrink, self.frame.shape, margin=self.margin, threads=threads)
+        longest = max(section.z_stop - section.z_start for section in self.sections)
+        others = shrunken_bytes(self._framed_shape, self.shrink, longest, self.backend)
+        return {name: size + flat for name, size in needs.items()} | others
+
+
+def background_radius(radius_um: float, voxel_um: Mapping[str, float]) -> tuple[float, float]:
+    """Return a radius in micrometres as voxels (y, x)."""
+    return radius_um / voxel_um["y"], radius_um / voxel_um["x"]
+
+
+def output_dtype(dtype: str, volume_dtype: np.dtype) -> str:
+    """Return the data type that is written for the parameter `dtype`."""
+    if dtype != "input":
+        return dtype
+    return str(np.dtype(volume_dtype).newbyteorder("=")) if volume_dtype.kind in "iu" else "float32"
+
+
+def make_plan(
+    image: str | Path,
+    parameters: Mapping[str, Any],
+    sample: str | None = None,
+    frame: Frame | None = None,
+    planes: tuple[int, int] | None = None,
+) -> Plan:
+    """Open a sample's files and decide how it is processed.
+
+    Parameters
+    ----------
+    image : path
+    parameters : mapping
+        Resolved parameters (`n4flow.pipeline.parameters.resolve`).
+    sample : str, optional
+        Name of the sample; the file's own without it.
+    frame : Frame, optional
+        What was found to hold valid voxels; it is looked for without it.
+    planes : (int, int), optional
+        What will be read of the sample, see `open_volume`; no frame is looked for then.
+
+    Raises
+    ------
+    InputError
+        Any fault of the input; the message begins with the sample's name.
+    """
+    sample = sample or sample_name(image)
+    check_name(sample)
+    try:
+        return _plan(Path(image), parameters, sample, frame, planes)
+    except InputError as error:
+        msg = f"sample {sample}: {error}"
+        raise InputError(msg) from error
+
+
+def sample_name(image: str | Path) -> str:
+    """Return a file's name without the ending of its format.
+
+    >>> sample_name("data/brain.ome.zarr"), sample_name("t1.nii.gz"), sample_name("a.b.tif")
+    ('brain', 't1', 'a.b')
+    """
+    return re.sub(ENDINGS, "", Path(image).name, flags=re.IGNORECASE)
+
+
+def check_name(sample: str) -> None:
+    """Refuse a sample name that cannot name a folder of results, or that a result has already.
+
+    Raises
+    ------
+    InputError
+        With the rule.
+    """
+    if not re.fullmatch(r"\w[\w .+-]*", sample) or sample in RESERVED:
+        rule = "letters, digits, spaces and . _ + -, beginning with a letter or digit"
+        msg = f"sample name {sample!r} must be {rule}, and not {' or '.join(RESERVED)}; give another in a sample sheet"
+        raise InputError(msg)
+
+
+def _plan(
+    image: Path,
+    parameters: Mapping[str, Any],
+    sample: str,
+    frame: Frame | None,
+    planes: tuple[int, int] | None,
+) -> Plan:
+    warnings = []
+    allow = {"allow_missing_chunks": parameters["allow_missing_chunks"], "planes": planes}
+    volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
+    mask = open_mask(parameters["mask"], volume, **allow) if parameters["mask"] else None
+    sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
+    incomplete = [file for file in (volume, mask) if file is not None and "missing_planes" in file.metadata]
+    if incomplete:
+        for file in incomplete:
+            sections = sections.flagged(file.metadata["missing_planes"], "damaged")
+        keys = listed([key for file in incomplete for key in file.metadata["missing_chunks"]])
+        damaged = ", ".join(section.id for section in sections if not section.usable)
+        warnings.append(f"lost chunks are treated as invalid voxels: {keys}; flagged sections: {damaged}")
+    if len(sections) == 1 and volume.shape[0] > 1:
+        warnings.append("the whole stack is treated as one section; give sections where it was cut into several")
+    if not any(section.usable for section in sections):
+        warnings.append("every section is flagged, so nothing can be estimated and sections stay as they are")
+    _check_backend(parameters)
+    _check_flat_field(parameters)
+    frame = frame or (find_frame(volume) if planes is None else Frame.whole(volume.shape))
+    flat_field = read_flat(parameters["flat_field"], frame, volume.shape) if parameters["flat_field"] else None
+    shrink = parameters["shrink"] or choose_shrink((volume.shape[0], *frame.shape))
+    if shrink > 1 and min(frame.shape) < 2 * shrink:
+        msg = f"shrink {shrink} leaves fewer than 2 voxels of planes of {frame.shape} (Y, X); give a smaller one"
+        raise InputError(msg)
+    wide = volume.dtype.kind in "iu" and volume.dtype.itemsize >= 4
+    if wide or volume.dtype == np.float64:
+        warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
+    _check_spline(parameters, volume, frame)
+    geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
+    layout = plan_layout(
+        volume.shape,
+        output_dtype(parameters["dtype"], volume.dtype),
+        version=parameters["ome_zarr_version"],
+        **geometry,
+    )
+    geometry["slab_planes"] = layout.slab_planes
+    mask_layout = plan_layout(volume.shape, "uint8", version=parameters["ome_zarr_version"], kind="labels", **geometry)
+    return Plan(
+        sample=sample,
+        volume=volume,
+        mask=mask,
+        sections=sections,
+        shrink=shrink,
+        layout=layout,
+        mask_layout=mask_layout,
+        slabs=_runs(volume.shape[0], layout.slab_planes),
+        batches=_runs(len(sections), parameters["sections_per_task"]),
+        warnings=warnings,
+        frame=frame,
+        margin=_margin(parameters["background_radius_um"], volume.voxel_um),
+        flat_field=flat_field,
+        backend=parameters["backend"],
+    )
+
+
+def _check_flat_field(parameters: Mapping[str, Any]) -> None:
+    """Refuse a flat field that nothing would divide by, or that N4 would have to fit first."""
+    if not parameters["flat_field"]:
+        return
+    for name, works, remedy in (
+        ("harmonize", ("safe", "auto", "full"), "harmonize divides by it; give harmonize safe, auto or full"),
+        ("bias", ("off", None), "N4 would fit the same shading before; give bias off"),
+    ):
+        if parameters[name] not in works:
+            msg = f"flat_field cannot be used with {name} {parameters[name]}: {remedy}, or leave flat_field out"
+            raise InputError(msg)
+
+
+def _margin(radius_um: float, voxel_um: Mapping[str, float] | None) -> int:
+    """Return the rows that a background of a radius reaches."""
+    if radius_um <= 0 or voxel_um is None:
+        return 0
+    return SpatialMeanBackground(background_radius(radius_um, voxel_um)).margin[0]
+
+
+def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> None:
+    """Refuse knots that would end finer than the voxels."""
+    voxel_um, levels = volume.voxel_um, len(iteration_list(parameters["iterations"]))
+    if parameters["bias"] == "off" or voxel_um is None:
+        return
+    extent = min(n * voxel_um[axis] for n, axis in zip(frame.shape, "yx", strict=True))
+    first = parameters["spline_um"] or extent
+    last = first / 2 ** (levels - 1)
+    finest = 2 * max(voxel_um["y"], voxel_um["x"])
+    if last < finest:
+        asked = f"spline_um {first:g}" if parameters["spline_um"] else f"one span of {first:g} micrometres"
+        if frame != Frame.whole(volume.shape):
+            asked += f" (valid voxels lie in rows and columns {frame} alone)"
+        msg = (
+            f"{asked} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
+            f"voxels ({finest:g}); give at least {finest * 2 ** (levels - 1):g} or fewer levels"
+        )
+        raise InputError(msg)
+
+
+def _check_backend(parameters: Mapping[str, Any]) -> None:
+    """Refuse a GPU that nothing would use."""
+    if parameters["backend"] == "gpu" and parameters["bias"] == "sections":
+        msg = (
+            "parameter backend gpu is for the field of the whole volume, and bias is sections, which are fitted on "
+            "CPUs; give bias volume or two_pass, or backend cpu"
+        )
+        raise InputError(msg)
+
+
+def _runs(total: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, total)) for start in range(0, total, step)]

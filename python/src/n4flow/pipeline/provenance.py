@@ -1,0 +1,226 @@
+"""Provenance of a run: settings, versions, command lines, and digests of all results, tied together by an RO-Crate.
+
+The crate follows the Workflow Run Crate profile 0.5 (https://w3id.org/ro/wfrun/workflow/0.5); that of `n4flow run`,
+which has no workflow file, the Process Run Crate profile 0.5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from n4flow.corrections.recipe import MASK_NAME
+from n4flow.pipeline.finish import CHECKSUMS_NAME
+from n4flow.pipeline.parameters import schema
+from n4flow.pipeline.timing import dumps
+
+CRATE_NAME = "ro-crate-metadata.json"
+INFO = "pipeline_info"
+# What a result may depend on; the packages of a GPU are there where one is used.
+TOOLS = (
+    *("n4flow", "numpy", "scipy", "numba", "llvmlite", "SimpleITK", "scikit-image", "zarr", "zarrs", "numcodecs"),
+    *("google-crc32c", "nibabel", "tifffile", "dask", "matplotlib", "ome-zarr-models", "rocrate"),
+    *("cupy-cuda12x", "cupy-cuda13x"),
+)
+PROFILES = "https://w3id.org/ro/wfrun"
+WORKFLOW_CRATE = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known about a run besides its results.
+
+    Parameters
+    ----------
+    command : str
+        The command line that started it.
+    parameters : mapping
+        Resolved parameters.
+    inputs : sequence of str
+        Paths that were read.
+    versions : str
+        Tab-separated lines: process, container, tool, version.
+    details : mapping
+        Whatever else the engine says about the run: its own version, profile, session.
+    workflow : path, optional
+        The main script, where a workflow engine ran it.
+    """
+
+    command: str
+    parameters: Mapping[str, Any]
+    inputs: Sequence[str]
+    versions: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    workflow: Path | None = None
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of Python and of every package here that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for tool in TOOLS:
+        try:
+            found[tool] = metadata.version(tool)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sample_digests(checksums: Path) -> dict[str, str]:
+    """Return the digest of each store that a `checksums.json` lists: the SHA-256 of the digests of its levels."""
+    stores = json.loads(checksums.read_text(encoding="utf-8"))["stores"]
+    return {
+        name: hashlib.sha256("".join(level["digest"] for level in store["levels"]).encode()).hexdigest()
+        for name, store in stores.items()
+    }
+
+
+def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
+    """Write `pipeline_info` and the RO-Crate of a run.
+
+    Parameters
+    ----------
+    outdir : path
+        Root of the crate, where results are or will be.
+    run : Run
+    samples : sequence of path
+        The `checksums.json` of each sample.
+    """
+    info = outdir / INFO
+    info.mkdir(parents=True, exist_ok=True)
+    details = {"command": run.command, "inputs": list(run.inputs), **run.details}
+    (info / "run.json").write_text(dumps(details) + "\n", encoding="utf-8")
+    (info / "parameters.json").write_text(dumps(dict(run.parameters)) + "\n", encoding="utf-8")
+    (info / "versions.tsv").write_text(run.versions, encoding="utf-8")
+    if run.workflow is not None:
+        shutil.copyfile(run.workflow, info / "main.nf")
+    crate = _crate(outdir, run, samples)
+    (outdir / CRATE_NAME).write_text(dumps(crate.metadata.generate()) + "\n", encoding="utf-8")
+
+
+def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
+    from rocrate.model import ContextEntity
+    from rocrate.rocrate import ROCrate
+
+    crate = ROCrate(gen_preview=False, version="1.1")  # the one that the profiles are based on
+    crate.metadata.extra_terms["sha256"] = "https://schema.org/sha256"  # younger than the crate's context
+    crate.name = f"n4flow results: {', '.join(_read(sample)['sample'] for sample in samples)}"
+    crate.description = "Serial-section volumes with even intensity, the recipes that made them so, and reports"
+    crate.license = "that of the input data"
+    crate.datePublished = datetime.now(UTC)
+    info = [_file(crate, f"{INFO}/{name}", outdir / INFO / name) for name in ("run.json", "parameters.json")]
+    info.append(_file(crate, f"{INFO}/versions.tsv", outdir / INFO / "versions.tsv"))
+    profiles = [(f"{PROFILES}/process/0.5", "Process Run Crate", "0.5")]
+    if run.workflow is not None:
+        profiles.append((f"{PROFILES}/workflow/0.5", "Workflow Run Crate", "0.5"))
+        profiles.append((WORKFLOW_CRATE, "Workflow RO-Crate", "1.0"))
+    conforms = [
+        crate.add(ContextEntity(crate, uri, properties={"@type": "CreativeWork", "name": name, "version": version}))
+        for uri, name, version in profiles
+    ]
+    crate.root_dataset["conformsTo"] = conforms
+    instrument = _instrument(crate, outdir, run)
+    objects = [_input(crate, path) for path in run.inputs]
+    for name, value in run.parameters.items():
+        objects.append(_setting(crate, name, value, instrument if run.workflow is not None else None))
+    results = [entity for sample in samples for entity in _results(crate, sample)]
+    action = {
+        "@type": "CreateAction",
+        "name": "run of n4flow",
+        "description": run.command,
+        "endTime": datetime.now(UTC).isoformat(timespec="seconds"),
+        "actionStatus": "http://schema.org/CompletedActionStatus",
+    }
+    entity = crate.add(ContextEntity(crate, "#run", properties=action))
+    entity["instrument"], entity["object"] = instrument, [*objects, *info]
+    entity["result"] = results
+    crate.root_dataset["mentions"] = [entity]
+    return crate
+
+
+def _instrument(crate: Any, outdir: Path, run: Run) -> Any:
+    from rocrate.model import ContextEntity
+
+    version = tool_versions().get("n4flow", "")
+    if run.workflow is None:
+        software = {"@type": "SoftwareApplication", "name": "n4flow", "softwareVersion": version}
+        return crate.add(ContextEntity(crate, "#n4flow", properties=software))
+    path = outdir / INFO / "main.nf"
+    workflow = crate.add_workflow(dest_path=f"{INFO}/main.nf", main=True, lang="nextflow", properties=_sums(path))
+    workflow["name"], workflow["version"] = "n4flow", version
+    workflow["license"] = "https://spdx.org/licenses/BSD-3-Clause"
+    workflow["creator"] = crate.add(
+        ContextEntity(crate, "#authors", properties={"@type": "Organization", "name": "n4flow authors"})
+    )
+    for name, rule in schema().items():
+        parameter = crate.add(ContextEntity(crate, f"#parameter-{name}", properties=_formal(name, rule)))
+        workflow.append_to("input", parameter)
+    for name, described in (("store", "The corrected volume"), ("mask", "The tissue mask")):
+        made = {"@type": "FormalParameter", "name": name, "description": described, "additionalType": "Dataset"}
+        workflow.append_to("output", crate.add(ContextEntity(crate, f"#{name}", properties=made | FORMAL)))
+    return workflow
+
+
+FORMAL = {"conformsTo": {"@id": "https://bioschemas.org/profiles/FormalParameter/1.0-RELEASE"}}
+TYPES = {"integer": "Integer", "number": "Float", "string": "Text", "boolean": "Boolean"}
+
+
+def _formal(name: str, rule: Mapping[str, Any]) -> dict[str, Any]:
+    kind = rule["type"] if isinstance(rule["type"], str) else rule["type"][0]
+    described = {"@type": "FormalParameter", "name": name, "description": rule["description"]}
+    required = {"valueRequired": name == "input"}
+    default = {"defaultValue": rule["default"]} if rule.get("default") is not None else {}
+    return described | {"additionalType": TYPES[kind]} | required | default | FORMAL
+
+
+def _setting(crate: Any, name: str, value: Any, workflow: Any) -> Any:
+    from rocrate.model import ContextEntity
+
+    properties = {"@type": "PropertyValue", "name": name, "value": "null" if value is None else value}
+    entity = crate.add(ContextEntity(crate, f"#setting-{name}", properties=properties))
+    if workflow is not None:
+        entity["exampleOfWork"] = crate.get(f"#parameter-{name}")
+    return entity
+
+
+def _input(crate: Any, path: str) -> Any:
+    from rocrate.model import ContextEntity
+
+    uri = Path(path).absolute().as_uri()  # outside the crate, so it is a work that is spoken of, and no data of it
+    return crate.add(ContextEntity(crate, uri, properties={"@type": "CreativeWork", "name": Path(path).name}))
+
+
+def _results(crate: Any, checksums: Path) -> list[Any]:
+    stated, digests = _read(checksums), sample_digests(checksums)
+    sample, made = stated["sample"], []
+    for name, digest in digests.items():
+        described = {"name": name, "additionalType": "OME-Zarr", "identifier": digest}
+        store = crate.add_dataset(dest_path=f"{sample}/{name}/", properties=described)
+        if crate.get(formal := "#mask" if name == MASK_NAME else "#store") is not None:
+            store["exampleOfWork"] = crate.get(formal)
+        made.append(store)
+    for name, digest in stated["files"].items():
+        if name.split("/")[0] not in digests:
+            properties = {"name": name, "sha256": digest}
+            made.append(crate.add_file(dest_path=f"{sample}/{name}", properties=properties))
+    return [*made, _file(crate, f"{sample}/{CHECKSUMS_NAME}", checksums)]
+
+
+def _read(checksums: Path) -> dict[str, Any]:
+    return dict(json.loads(checksums.read_text(encoding="utf-8")))
+
+
+def _file(crate: Any, name: str, path: Path) -> Any:
+    return crate.add_file(dest_path=name, properties={"name": Path(name).name, **_sums(path)})
+
+
+def _sums(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"sha256": hashlib.sha256(content).hexdigest(), "contentSize": str(len(content))}

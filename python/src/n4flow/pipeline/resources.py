@@ -1,0 +1,156 @@
+"""Peak memory of the stages and room for their files, from shapes and types alone: what is asked for beforehand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from n4flow.io.frame import field_margin
+from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.omezarr.slab_writer import FEWEST_TASKS, TOGETHER
+from n4flow.io.volume import Volume
+from n4flow.masks.smoothed_sections import HELD_BYTES
+from n4flow.pipeline.blocks import Blocks, in_parts
+from n4flow.statistics.accumulate import MOST_TILES, STRIP_VOXELS
+from n4flow.statistics.bins import N_BINS
+
+INTERPRETER = 450_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
+MARGIN = 1.2  # allocators round up, and keep some of what is given back
+SHRUNKEN = 12  # of a shrunken voxel: its mean, its share of valid voxels, and both as they are packed for a file
+FITTED = 12  # of a shrunken voxel that a bias field is fitted to, or that is harmonized; measured 11.5 and 11.4
+FITTED_BY_ITK = 56  # measured 54.7
+HELD_PLANES = 48  # of shrunken planes that a stage reads, smooths or measures at a time, with those around them
+HISTOGRAM = 3 * 8 * 8192  # of a plane: values and counts of three classes over eight octaves
+DISTRIBUTIONS = HELD_BYTES + 8 * 8 * N_BINS  # those of sections that are kept, and the pooled ones
+PAIR = 12  # of a histogram: the value and the count of a bin that has at least one voxel
+SHRUNKEN_FILE = 8  # of a shrunken voxel in a file, where neither its mean nor its share of valid voxels compresses
+PLANE_FILE = 160  # of a plane's counts, and of the headers of what is compressed
+ARCHIVE = 8192  # headers and names of the arrays of one file
+
+
+def pass_bytes(
+    volume: Volume,
+    layout: StoreLayout,
+    mask_layout: StoreLayout,
+    shrink: int,
+    plane: tuple[int, int],
+    *,
+    margin: int = 0,
+    threads: int = 2,
+) -> dict[str, int]:
+    """Return the peak memory of a task of each streaming process, in bytes.
+
+    It grows with the size of a plane and with the planes of a slab on the shrunken grid, and not with the planes of the
+    volume.
+
+    Parameters
+    ----------
+    volume : Volume
+        The input.
+    layout, mask_layout : StoreLayout
+        The stores that RENDER writes.
+    shrink : int
+        In-plane block size of the shrunken volume.
+    plane : tuple of int
+        Rows and columns that it is made of.
+    margin : int
+        Rows that the recipe's neighbourhoods reach.
+    threads : int
+        Of a task.
+    """
+    planes = min(layout.slab_planes, volume.shape[0])
+    small = math.prod(-(-n // shrink) for n in plane)
+    chunks = [store.levels[0].chunks for store in (layout, mask_layout)]
+    depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
+    read, render = Blocks.of(volume, halo=margin), Blocks.of(volume, depth, height, margin)
+    tables = threads * (2 * 8 * 3 * 2 * N_BINS + 3 * 4 * STRIP_VOXELS)
+    decoding = threads * 2 * math.prod(volume.chunks) * volume.dtype.itemsize
+    tiles = min(MOST_TILES, math.prod(-(-n // c) for n, c in zip(volume.shape[1:], chunks[0][1:], strict=True)))
+    masks = small * planes * 9 // 8  # as they are read, and as bits
+    whole = not margin and in_parts(volume, 0, layout.levels[0].chunks)
+    held = threads * math.prod(layout.levels[0].chunks) * volume.dtype.itemsize if whole else 2 * render.nbytes(volume)
+    parts = {
+        "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * SHRUNKEN + 12 * read.depth * volume.shape[2],
+        "PLANE_STATISTICS": decoding + 2 * read.nbytes(volume) + tables + masks + 3 * planes * HISTOGRAM,
+        "RENDER": decoding
+        + held
+        + planes * small * SHRUNKEN
+        + 12 * render.depth * small
+        + tiles * 12 * chunks[0][0] * sum(-(-n // shrink) for n in chunks[0][1:])
+        + masks
+        + sum(_writer_bytes(store, render, volume.shape, threads) for store in (layout, mask_layout)),
+    }
+    around = 0
+    if margin:  # corrected blocks as float32, and the float64 planes of a Gaussian mean
+        rows = min(render.height + 2 * margin, volume.shape[1])
+        around = (4 * render.depth * render.height + 48 * threads * rows) * volume.shape[2]
+    return {name: int(INTERPRETER + MARGIN * (size + around)) for name, size in parts.items()}
+
+
+def shrunken_bytes(
+    shape: tuple[int, int, int], shrink: int, longest_section: int, backend: str = "auto"
+) -> dict[str, int]:
+    """Return the peak memory of a task of each process that works on the shrunken volume, in bytes.
+
+    TISSUE_MASK and FINISH hold a few planes and the packed masks; N4_SECTIONS one section, N4_VOLUME and HARMONIZE
+    the whole shrunken volume.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Z, Y, X) of full resolution.
+    shrink : int
+        In-plane block size of the shrunken volume.
+    longest_section : int
+        Planes.
+    backend : str
+        What fits bias fields. What a GPU's libraries take beside it is not in here.
+    """
+    blocks = [-(-n // shrink) for n in shape[1:]]
+    small = math.prod(blocks)
+    masks = 2 * shape[0] * -(-small // 8)  # noise stays as large as its bits
+    planes = HELD_PLANES * small * SHRUNKEN + masks
+    wide = math.prod(n + 2 * m for n, m in zip(blocks, field_margin(blocks), strict=True))
+    fitted = wide * (FITTED_BY_ITK if backend == "itk" else FITTED)
+    sizes = {
+        "TISSUE_MASK": planes + DISTRIBUTIONS,
+        "N4_SECTIONS": longest_section * fitted,
+        "N4_VOLUME": shape[0] * fitted,
+        "HARMONIZE": shape[0] * small * FITTED,
+        "FINISH": planes,
+    }
+    return {name: int(INTERPRETER + MARGIN * size) for name, size in sizes.items()}
+
+
+def work_needs(shape: tuple[int, int, int], shrink: int, slabs: int) -> tuple[int, int]:
+    """Return the bytes and files that lie between the stages at most: shrunken volumes, histograms and masks.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Z, Y, X) of full resolution.
+    shrink : int
+        In-plane block size of the shrunken volume.
+    slabs : int
+        Each of which has a file of the shrunken input, one of the shrunken result and one of histograms.
+    """
+    small = math.prod(-(-n // shrink) for n in shape[1:])
+    histograms = min(HISTOGRAM, PAIR * math.prod(shape[1:]))
+    plane = 2 * (SHRUNKEN_FILE * small + PLANE_FILE) + histograms + -(-small // 8)
+    return shape[0] * plane + small + 3 * slabs * ARCHIVE, 3 * slabs + 1
+
+
+def _writer_bytes(layout: StoreLayout, blocks: Blocks, shape: tuple[int, int, int], threads: int) -> int:
+    """Return what a writer holds: chunks in work, compressed chunks that wait, and chunks that are not complete."""
+    itemsize = np.dtype(layout.dtype).itemsize
+    first = layout.levels[0]
+    chunk = math.prod(first.chunks)
+    total = threads * chunk * (2 * itemsize + 4) + FEWEST_TASKS * TOGETHER * threads * chunk * itemsize
+    if blocks.depth % first.chunks[0] and blocks.depth < shape[0]:  # blocks that end within chunks
+        total += first.chunks[0] * math.prod(shape[1:]) * itemsize
+    for level in layout.levels[1:]:
+        covered = level.chunks[0] * level.factors[0]
+        rows = level.chunks[1] if covered <= blocks.depth else level.shape[1]
+        total += 4 * level.chunks[0] * (rows + level.chunks[1]) * level.shape[2]
+    return total

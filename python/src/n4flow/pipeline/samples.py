@@ -1,0 +1,74 @@
+"""The samples of a run: one volume, or the rows of a sample sheet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from n4flow.errors import InputError
+from n4flow.pipeline.plan import sample_name
+
+COLUMNS = ("sample", "image", "mask", "flat_field", "sections", "voxel_um")
+
+
+def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
+    """Refuse inputs that lie where the results will: a run would replace them.
+
+    Raises
+    ------
+    InputError
+        With the path.
+    """
+    target = folder.resolve()
+    for path in inputs:
+        if isinstance(path, (str, Path)) and target in (Path(path).resolve(), *Path(path).resolve().parents):
+            msg = f"{path} lies in {folder}, where the results go; choose another outdir"
+            raise InputError(msg)
+
+
+def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
+    """Return (sample, image, own parameters) of each sample; paths in a sample sheet are relative to it."""
+    if path.suffix.lower() != ".csv":
+        return [(sample_name(path), path, {})]
+    if not path.is_file():
+        msg = f"parameter input: {path} does not exist; check the path"
+        raise InputError(msg)
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        header, *lines = [
+            [cell.strip() for cell in line] for line in csv.reader(stream, skipinitialspace=True) if any(line)
+        ] or [[]]
+    names, rows = header, [dict(zip(header, line, strict=False)) for line in lines]
+    if set(names) - set(COLUMNS) or not {"sample", "image"} <= set(names):
+        expected = "sample, image and, optionally, mask, flat_field, sections, voxel_um"
+        msg = f"sample sheet {path.name} has columns {', '.join(names)}; expected {expected}"
+        raise InputError(msg)
+    if not rows:
+        msg = f"sample sheet {path.name} has no rows; give one line for each sample under a header"
+        raise InputError(msg)
+    for number, row in enumerate(rows, start=1):
+        if not row.get("sample") or not row.get("image"):
+            msg = f"sample sheet {path.name}, row {number}: sample and image must not be empty"
+            raise InputError(msg)
+    samples = [row["sample"] for row in rows]
+    for sample in samples:
+        if samples.count(sample) > 1:
+            rows_of = f"names sample {sample} in {samples.count(sample)} rows"
+            msg = f"sample sheet {path.name} {rows_of}; give every sample a name of its own"
+            raise InputError(msg)
+    return [(row["sample"], path.parent / row["image"], _own(row, path.parent)) for row in rows]
+
+
+def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Return the parameters that a row of the sheet sets for its sample."""
+    own: dict[str, Any] = {}
+    for name in ("mask", "flat_field"):
+        if row.get(name):
+            own[name] = str(folder / str(row[name]))
+    if row.get("voxel_um"):
+        own["voxel_um"] = row["voxel_um"]
+    if row.get("sections"):
+        text = str(row["sections"])
+        own["sections"] = int(text) if text.isdecimal() else str(folder / text)
+    return own

@@ -1,0 +1,66 @@
+"""The clock of a stage and its numbers: seconds, warnings, and how they are written as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.malloc import give_back
+from n4flow.errors import N4flowWarning
+
+log = logging.getLogger("n4flow")
+
+
+@contextmanager
+def stage(name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
+    """Time a stage and collect what it says; memory that the one before it freed is given back first.
+
+    Parameters
+    ----------
+    name : str
+        Name of the workflow's process.
+    **numbers
+        What is known before it begins.
+
+    Yields
+    ------
+    dict
+        To be filled with the stage's numbers; `stage`, `seconds` and `warnings` are added. Each of n4flow's warnings is
+        logged once.
+    """
+    give_back()
+    collected: dict[str, Any] = {"stage": name, **numbers}
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", N4flowWarning)
+        yield collected
+    said = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, N4flowWarning)))
+    for message in said:
+        log.warning("warning: %s", message)
+    collected.update(seconds=round(time.perf_counter() - started, 3), warnings=said)
+
+
+def dumps(value: Any) -> str:
+    """Return JSON text; NumPy scalars and arrays as numbers and lists, what is not finite as null."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,180 @@
+"""Check results again: every voxel, every file, every statement of the provenance against the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from n4flow.corrections.recipe import Recipe
+from n4flow.errors import InputError, N4flowError
+from n4flow.io.omezarr.checksums import chunk_checksum, describe_level, grid
+from n4flow.io.omezarr.store import validate_store
+from n4flow.io.open import open_volume
+from n4flow.io.volume import Volume
+from n4flow.pipeline.finish import CHECKSUMS_NAME
+from n4flow.pipeline.provenance import CRATE_NAME, sample_digests
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found to be as it was written."""
+
+    samples: tuple[str, ...]
+    files: int
+    chunks: int
+
+
+def verify(outdir: str | Path) -> Verified:
+    """Check the results of a run again: `OUTDIR`, or the folder of one sample.
+
+    Every file is compared with its SHA-256, every chunk of every pyramid level is decoded and compared with the
+    checksum that its writer took, the stores' metadata is validated, recipes are loaded, and the RO-Crate must name
+    the same digests.
+
+    Parameters
+    ----------
+    outdir : path
+
+    Returns
+    -------
+    Verified
+
+    Raises
+    ------
+    InputError
+        There are no results.
+    N4flowError
+        The first difference: where it is, what was expected and what was found.
+    """
+    outdir = Path(outdir)
+    whole_run = not (outdir / CHECKSUMS_NAME).is_file()
+    folders = sorted(path.parent for path in outdir.glob("*/recipe.json")) if whole_run else [outdir]
+    if not folders:
+        msg = f"{outdir} holds no results of n4flow; give the outdir of a run, or the folder of one sample"
+        raise InputError(msg)
+    counts = [_verify_sample(folder) for folder in folders]
+    files, chunks = (sum(numbers) for numbers in zip(*counts, strict=True))
+    if whole_run:
+        files += _verify_crate(outdir)
+    return Verified(tuple(folder.name for folder in folders), files, chunks)
+
+
+def _verify_sample(folder: Path) -> tuple[int, int]:
+    try:
+        stated = json.loads((folder / CHECKSUMS_NAME).read_text(encoding="utf-8"))
+        files, stores = dict(stated["files"]), dict(stated["stores"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{folder / CHECKSUMS_NAME} cannot be read ({type(error).__name__}: {error}); publish the sample again"
+        raise N4flowError(msg) from error
+    for name, expected in files.items():
+        _compare_file(folder / name, expected)
+    inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    in_stores = tuple(f"{name}/" for name in stores)
+    unknown = sorted(n for n in inside - set(files) - {CHECKSUMS_NAME} if not n.startswith(in_stores))
+    if unknown:
+        msg = f"{folder / unknown[0]} was not written by the run; remove it"
+        raise N4flowError(msg)
+    chunks = 0
+    for name, store in stores.items():
+        if (difference := first_difference(folder / name, store)) is not None:
+            raise N4flowError(difference)
+        validate_store(folder / name)
+        chunks += sum(len(level["checksums"]) for level in store["levels"])
+    Recipe.load(folder / "recipe.json")
+    return len(files) + 1, chunks
+
+
+def first_difference(store: Path, stated: Mapping[str, Any]) -> str | None:
+    """Compare the voxels of a store with what was stated when it was written.
+
+    Parameters
+    ----------
+    store : path
+    stated : mapping
+        As `n4flow.io.omezarr.checksums.describe` returned it.
+
+    Returns
+    -------
+    str or None
+        Where the first difference is, in words; None where there is none.
+    """
+    for number, level in enumerate(stated["levels"]):
+        where, chunks, checksums = f"{store}, level {level['path']}", level["chunks"], level["checksums"]
+        if describe_level(level["path"], level["shape"], chunks, level["dtype"], checksums) != level:
+            return f"{where}: its digest is not that of its checksums; {CHECKSUMS_NAME} was changed"
+        try:
+            volume = open_volume(store, level=number, require_voxel_um=False)
+        except InputError as error:
+            return f"{where}: {error}"
+        if list(volume.shape) != level["shape"] or volume.dtype.name != level["dtype"]:
+            return f"{where} is {volume.dtype} {volume.shape}, {level['dtype']} {tuple(level['shape'])} was written"
+        found = _checksums(volume, chunks)
+        for index, expected, (box, checksum) in zip(grid(volume.shape, chunks), checksums, found, strict=True):
+            if checksum != expected:
+                ends = zip("zyx", (s.start for s in box), (s.stop - 1 for s in box), strict=True)
+                voxels = ", ".join(f"{axis} {a} to {b}" for axis, a, b in ends)
+                place = f"{where}, chunk {'/'.join(map(str, index))} (voxels {voxels})"
+                return f"{place} has checksum {checksum}, {expected} was written; publish the sample again"
+    return None
+
+
+def _checksums(volume: Volume, chunks: Sequence[int]) -> Iterator[tuple[tuple[slice, ...], str]]:
+    """Yield the box and the checksum of every chunk; several are read at once, few are held."""
+    boxes = [
+        tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, chunks, volume.shape, strict=True))
+        for index in grid(volume.shape, chunks)
+    ]
+    threads = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(boxes), 8 * threads):
+            batch = boxes[start : start + 8 * threads]
+            yield from zip(batch, pool.map(partial(_checksum, volume), batch), strict=True)
+
+
+def _checksum(volume: Volume, box: tuple[slice, ...]) -> str:
+    try:
+        block = volume.read(*box)
+    except InputError as error:
+        return f"none ({error})"
+    return f"{chunk_checksum(block, block.shape):08x}"
+
+
+def _compare_file(path: Path, expected: str) -> None:
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        msg = f"{path} cannot be read ({error.strerror}); publish the sample again"
+        raise N4flowError(msg) from error
+    if found != expected:
+        msg = f"{path} has SHA-256 {found}, {expected} was written; publish the sample again"
+        raise N4flowError(msg)
+
+
+def _verify_crate(outdir: Path) -> int:
+    """Check that the RO-Crate can be read, that its files are as it says, and that the stores have its digests."""
+    from rocrate.rocrate import ROCrate
+
+    path = outdir / CRATE_NAME
+    try:
+        crate = ROCrate(outdir)
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"{path} is not an RO-Crate ({type(error).__name__}: {error}); run the workflow again with -resume"
+        raise N4flowError(msg) from error
+    files = [entity for entity in crate.get_entities() if entity.get("sha256")]
+    for entity in files:
+        _compare_file(outdir / entity.id, entity["sha256"])
+    for store in (entity for entity in crate.get_entities() if entity.get("additionalType") == "OME-Zarr"):
+        folder = outdir / store.id
+        stated = sample_digests(folder.parent / CHECKSUMS_NAME).get(folder.name)
+        if store["identifier"] != stated:
+            msg = f"{path} names digest {store['identifier']} for {store.id}, {CHECKSUMS_NAME} has {stated}; run again"
+            raise N4flowError(msg)
+    return len(files)

@@ -1,0 +1,4 @@
+"""The report: numbers, pictures, the assessment, and the page that shows them.
+
+May import `corrections` and what lies below it.
+"""

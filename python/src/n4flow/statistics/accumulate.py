@@ -1,0 +1,315 @@
+"""Statistics of planes that arrive in pieces: block means, and histograms.
+
+Both take rows of planes in the order of their rows, keep kilobytes, and give the same bits however a plane is cut and
+whatever the number of threads: sums of a column run over its rows in order, and histograms are whole numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.threads import available_threads, run_tasks, scratch
+from n4flow.statistics.bins import N_BINS, pairs_of_bins
+from n4flow.statistics.pooling import add_up
+
+PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
+NATIVE = ("u1", "u2", "i2")  # integer types with a compiled loop of their own; others go through float32
+STRIP_VOXELS = 1 << 17  # half a megabyte of float32: what a thread works on stays in its cache
+COUNTED = (*NATIVE, "f4")  # types that histograms are counted from; others go through float32
+COLUMNS = 512  # voxels, about, of the narrowest part of a plane that is a task of its own
+MOST_TILES = 1024  # of a render before they are added up
+MOST_PIECES = 16  # histograms of one plane before they are added up
+
+_tables = threading.local()
+
+Lists = tuple[np.ndarray, ...]
+Tables = tuple[np.ndarray, ...]
+
+
+def strips(height: int, width: int) -> list[tuple[int, int]]:
+    """Cut rows of a plane into runs of about `STRIP_VOXELS`."""
+    step = max(1, STRIP_VOXELS // width)
+    return [(y, min(y + step, height)) for y in range(0, height, step)]
+
+
+class BlockMeans:
+    """Means of the valid voxels of k x k blocks of planes, and counts and extremes of each plane.
+
+    Parameters
+    ----------
+    shape : (Z, Y, X)
+        The planes that will come.
+    k : int
+        Block size, voxels.
+
+    Attributes
+    ----------
+    mean, valid : (Z, y, x) float32 arrays
+        See `statistics.ShrunkenVolume`.
+    counts : (Z, 5) int64 array
+        See `PLANE_COUNTS`.
+    extremes : (Z, 2) float64 array
+    """
+
+    def __init__(self, shape: tuple[int, int, int], k: int) -> None:
+        n_z, n_y, n_x = shape
+        self.shape, self.k = shape, k
+        self.mean = np.empty((n_z, -(-n_y // k), -(-n_x // k)), np.float32)
+        self.valid = np.empty_like(self.mean)
+        self.counts = np.zeros((n_z, len(PLANE_COUNTS)), np.int64)
+        self.extremes = np.tile([np.inf, -np.inf], (n_z, 1))
+
+
+class PlaneShrinker(BlockMeans):
+    """Block means of planes whose rows arrive in order.
+
+    Parameters
+    ----------
+    shape, k
+        See `BlockMeans`.
+    dtype : dtype
+        Of the voxels.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], k: int, dtype: np.dtype) -> None:
+        super().__init__(shape, k)
+        self._native = dtype.newbyteorder("=").str[1:] in NATIVE
+        self._limits = (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "ui" else None
+        self._sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(self, block: np.ndarray, z: int = 0, y: int = 0, threads: int | None = None) -> None:
+        """Add rows (z, y, X) whose first voxel is row `y` of plane `z`; a plane's rows come in order."""
+        n_z, _n_y, n_x = block.shape
+        # a few planes are shared out by columns, whole blocks of them
+        blocks = self.mean.shape[2]
+        parts = max(1, min((threads or available_threads()) // n_z, n_x // COLUMNS, blocks))
+        cuts = [min(n_x, blocks * i // parts * self.k) for i in range(parts)] + [n_x]
+        for plane in range(z, z + n_z):
+            if plane not in self._sums:
+                self._sums[plane] = np.zeros(n_x, np.int32 if self._native else np.float64), np.zeros(n_x, np.int32)
+        tasks = [(i, part) for i in range(n_z) for part in range(parts)]
+        counts = np.zeros((n_z, parts, len(PLANE_COUNTS)), np.int64)
+        extremes = np.tile([np.inf, -np.inf], (n_z, parts, 1))
+
+        def work(task: tuple[int, int]) -> None:
+            i, part = task
+            columns = slice(cuts[part], cuts[part + 1])
+            self._rows(block[i, :, columns], z + i, y, columns, counts[i, part], extremes[i, part])
+
+        run_tasks(work, tasks, threads)
+        self.counts[z : z + n_z] += counts.sum(axis=1)
+        ends = self.extremes[z : z + n_z]
+        ends[:, 0] = np.minimum(ends[:, 0], extremes[..., 0].min(axis=1))
+        ends[:, 1] = np.maximum(ends[:, 1], extremes[..., 1].max(axis=1))
+        if y + block.shape[1] == self.shape[1]:
+            for plane in range(z, z + n_z):
+                del self._sums[plane]
+
+    def _rows(
+        self, rows: np.ndarray, plane: int, y: int, columns: slice, counts: np.ndarray, extremes: np.ndarray
+    ) -> None:
+        from n4flow.statistics import block_mean_kernels as block_kernels
+
+        sums, lost = (held[columns] for held in self._sums[plane])
+        blocks = slice(columns.start // self.k, -(-columns.stop // self.k))
+        state = (sums, lost, self.mean[plane, :, blocks], self.valid[plane, :, blocks], counts, extremes)
+        n_y = self.shape[1]
+        if self._native:
+            rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
+            block_kernels.shrink_rows_int(rows, y, n_y, self.k, self._limits, *state)
+            return
+        for start, stop in strips(*rows.shape):
+            part = rows[start:stop]
+            values = scratch("shrink", part.shape, np.float32)
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
+                np.copyto(values, part, casting="unsafe")
+            block_kernels.shrink_rows_float(values, values.view(np.int32), y + start, n_y, self.k, *state)
+            if self._limits is not None:
+                counts[PLANE_COUNTS.index("n_saturated")] += np.count_nonzero(part == self._limits[1])
+
+
+def plane_numbers(counts: np.ndarray, extremes: np.ndarray) -> dict[str, np.ndarray]:
+    """Return counts and extremes (Z, ...) by name; extremes of planes without valid voxels are 0."""
+    numbers: dict[str, np.ndarray] = {name: counts[:, i] for i, name in enumerate(PLANE_COUNTS)}
+    some = numbers["n_valid"] > 0
+    numbers["minimum"] = np.where(some, extremes[:, 0], 0.0)
+    numbers["maximum"] = np.where(some, extremes[:, 1], 0.0)
+    return numbers
+
+
+class Tile:
+    """What one part of some planes gives to the k x k blocks that it touches.
+
+    Parameters
+    ----------
+    means : TileShrinker
+        Takes the means of blocks that lie in this tile alone.
+    at : (z, y, x)
+        Place of its first voxel.
+    shape : (z, y, x)
+    """
+
+    def __init__(self, means: TileShrinker, at: tuple[int, int, int], shape: tuple[int, ...]) -> None:
+        self.means, self.at, self.shape, k = means, at, shape, means.k
+        rows, columns = (-(-(a + n) // k) - a // k for a, n in zip(at[1:], shape[1:], strict=True))
+        self.blocks = rows, columns
+        axes = zip(at[1:], shape[1:], means.shape[1:], strict=True)
+        inside = math.prod(_whole_blocks(*axis, k) for axis in axes)
+        self.edges = (
+            np.empty((shape[0], rows * columns - inside)),
+            np.empty((shape[0], rows * columns - inside), np.int32),
+        )
+        self.counts = np.zeros((shape[0], len(PLANE_COUNTS)), np.int64)
+        self.extremes = np.tile([np.inf, -np.inf], (shape[0], 1))
+
+    def add(self, first: int, values: np.ndarray) -> None:
+        """Add planes (z, y, x) float32 of the tile, all its rows and columns, from its plane `first` on."""
+        from n4flow.statistics import tile_mean_kernels as tile_kernels
+
+        planes = slice(first, first + len(values))
+        inside = slice(self.at[0] + first, self.at[0] + first + len(values))
+        place = self.at[1:], self.means.shape[1:], self.means.k, self.means.mean[inside], self.means.valid[inside]
+        state = (part[planes] for part in (*self.edges, self.counts, self.extremes))
+        tile_kernels.shrink_tile(values, values.view(np.int32), *place, *state)
+
+
+def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
+    """Return how many blocks along an axis lie within a tile."""
+    stop = start + extent
+    return max(0, (-(-size // k) if stop == size else stop // k) - -(-start // k))
+
+
+class TileShrinker(BlockMeans):
+    """Block means of planes that arrive in tiles.
+
+    A block that several tiles touch is the sum of theirs in the order of rows and columns.
+
+    Parameters
+    ----------
+    shape, k
+        See `BlockMeans`.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], k: int) -> None:
+        super().__init__(shape, k)
+        self._open: slice | None = None
+        self._shared = np.zeros((2, max(self.mean.shape[1:])), bool)
+        self._sums, self._lost = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
+
+    def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
+        """Add tiles of the same planes, all planes of which were added; planes end where tiles of others come."""
+        from n4flow.statistics import tile_mean_kernels as tile_kernels
+
+        if self._open != planes:
+            self.finish()
+            self._open = planes
+            depth = planes.stop - planes.start
+            if len(self._sums) < depth:
+                shape = (depth, *self.mean.shape[1:])
+                self._sums, self._lost = np.zeros(shape), np.zeros(shape, np.int32)
+        for tile in sorted(tiles, key=lambda tile: tile.at):
+            first = tile.at[0] - planes.start
+            held = self._sums[first : first + tile.shape[0]], self._lost[first : first + tile.shape[0]]
+            place = tile.at[1:], tile.shape[1:], self.shape[1:], self.k, tile.blocks
+            tile_kernels.add_edges(*tile.edges, *place, *held, self._shared)
+            inside = slice(tile.at[0], tile.at[0] + tile.shape[0])
+            self.counts[inside] += tile.counts
+            ends = self.extremes[inside]
+            ends[:, 0] = np.minimum(ends[:, 0], tile.extremes[:, 0])
+            ends[:, 1] = np.maximum(ends[:, 1], tile.extremes[:, 1])
+
+    def finish(self) -> None:
+        """Turn the sums of the planes that came last into means."""
+        from n4flow.statistics import tile_mean_kernels as tile_kernels
+
+        if self._open is not None:
+            depth = self._open.stop - self._open.start
+            into = self.mean[self._open], self.valid[self._open]
+            tile_kernels.settle_edges(
+                self._sums[:depth], self._lost[:depth], self.shape[1:], self.k, self._shared, *into
+            )
+            self._open = None
+            self._shared[:] = False
+
+
+class PlaneCounter:
+    """Histograms of planes whose rows arrive in pieces, in any order.
+
+    Parameters
+    ----------
+    n_planes : int
+    """
+
+    def __init__(self, n_planes: int) -> None:
+        self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
+
+    def add(
+        self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0, field: Tables | None = None
+    ) -> None:
+        """Count rows of some planes; no two threads may add to one plane at a time.
+
+        Parameters
+        ----------
+        plane : int
+            The first one.
+        rows : (z, y, X) array
+            Of any real type.
+        classes : (z, blocks down, blocks across) uint8 array
+            Of each k x k voxels of the planes: 0 tissue, 1 agarose, 2 the rest.
+        k : int
+        y : int
+            The first row's place below the first row of `classes`.
+        field : tuple of arrays, optional
+            `Evaluator.tables` of the bias field on these rows, by which they are divided first.
+        """
+        from n4flow.statistics import histogram_kernels as kernels
+
+        if not hasattr(_tables, "words"):
+            _tables.words = np.zeros((3 * 2 * N_BINS + 1, 2), np.int64)  # it is all zeros between calls
+        n_z, n_y, width = rows.shape
+        if rows.dtype.str[1:] not in COUNTED or not rows.dtype.isnative:
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
+                rows = rows.astype(np.float32)
+        _start, step = strips(n_y, width)[0]
+        room = scratch("values", (1, step, width), np.float32), scratch("classes", (1, step, width), np.uint8)
+        ends = np.empty((n_z, 3, 2), np.int64)
+        most = max(1, kernels.PIECE_VOXELS // width)
+        for start in range(0, n_y, most):
+            part = slice(start, min(start + most, n_y))
+            lattice, fz, wz, fy, wy, *along_x = kernels.NO_FIELD if field is None else field
+            tables = (lattice, fz, wz, fy[part], wy[part], *along_x)
+            out = scratch("counted", (3, rows[:, part].size), np.int64)  # little of it is written
+            kernels.count_planes(rows[:, part], tables, classes, k, y + start, *room, _tables.words, out, ends)
+            self._keep(plane, out[:, : ends[-1, -1, -1]].copy(), ends.tolist())
+
+    def _keep(self, plane: int, counted: np.ndarray, ends: list[list[list[int]]]) -> None:
+        """Put the lists of planes, classes and signs to what was counted before."""
+        begin = 0
+        for pieces, plane_ends in zip(self._pieces[plane : plane + len(ends)], ends, strict=True):
+            for lists, class_ends in zip(pieces, plane_ends, strict=True):
+                for end in class_ends:
+                    if end > begin:
+                        lists.append(tuple(counted[:, begin:end]))
+                    begin = end
+                if len(lists) > MOST_PIECES:
+                    lists[:] = [add_up(lists)]
+
+    def lists(self, plane: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (values float32, counts uint32) of a plane for the three classes, and forget them."""
+        pieces, self._pieces[plane] = self._pieces[plane], ([], [], [])
+        return [pairs_of_bins(*add_up(parts)) for parts in pieces]
+
+
+def class_rows(tissue: Any, agarose: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Return the class of each position (y, x) as uint8: 0 tissue, 1 agarose outside tissue, 2 the rest."""
+    classes = np.full(shape, 2, np.uint8)
+    if agarose is not None:
+        classes[agarose] = 1
+    if tissue is not None:
+        classes[tissue] = 0
+    return classes

@@ -1,0 +1,87 @@
+"""Distributions of several planes as one: sums of histograms, and their percentiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from n4flow.statistics.bins import N_BINS, bin_edges, bin_index
+
+
+def pool(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merge (value, count) pairs bin by bin: sorted values (bin means, float32) and counts (int64)."""
+    if not len(values):
+        return np.empty(0, np.float32), np.empty(0, np.int64)
+    index = bin_index(values)
+    base = int(index.min())
+    span = int(index.max()) - base + 1
+    if span <= 4 * len(values):
+        total = np.bincount(index - base, weights=counts)
+        moment = np.bincount(index - base, weights=np.asarray(counts, np.float64) * values)
+        used = np.flatnonzero(total)
+        total, moment = total[used], moment[used]
+    else:  # few pairs far apart
+        order = np.argsort(index, kind="stable")
+        first = np.flatnonzero(np.diff(index[order], prepend=base - 1))
+        total = np.add.reduceat(np.asarray(counts, np.float64)[order], first)
+        moment = np.add.reduceat((np.asarray(counts, np.float64) * values)[order], first)
+    return (moment / total).astype(np.float32), total.astype(np.int64)
+
+
+class Pool:
+    """Pairs that are merged as they come, in the order in which they are added: what `pool` does to all at once."""
+
+    def __init__(self) -> None:
+        self._total, self._moment = np.zeros(2 * N_BINS), np.zeros(2 * N_BINS)  # no memory until they are written to
+        self._first, self._stop = len(self._total), 0  # bins in use
+
+    def add(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """Add (value, count) pairs, finite float32 and whole numbers."""
+        if not len(values):
+            return
+        from n4flow.statistics import histogram_kernels as kernels
+
+        index = bin_index(values) + N_BINS
+        self._first, self._stop = min(self._first, int(index.min())), max(self._stop, int(index.max()) + 1)
+        kernels.add_pairs(index, values, counts, self._total, self._moment)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return sorted values (bin means, float32) and counts (int64)."""
+        used = self._first + np.flatnonzero(self._total[self._first : self._stop])
+        total, moment = self._total[used], self._moment[used]
+        return (moment / total).astype(np.float32), total.astype(np.int64)
+
+
+def weighted_percentile(values: np.ndarray, counts: np.ndarray, q: float) -> float:
+    """Return the q-th percentile (0 to 100) of pooled pairs, as numpy's `linear` method on the voxels themselves.
+
+    The voxels of a bin are taken to lie evenly around their mean, as far as the nearer edge of the bin: so the result
+    is within one bin of the exact one, and exact where a bin holds one distinct value at its edge or a single voxel.
+    NaN when there are no voxels.
+    """
+    cumulated = np.cumsum(counts)
+    if not len(cumulated):
+        return float("nan")
+    lower, upper = bin_edges(values)
+    position = (int(cumulated[-1]) - 1) * q / 100.0
+    rank = np.array([np.floor(position), np.ceil(position)])
+    at = np.minimum(np.searchsorted(cumulated, rank, side="right"), len(cumulated) - 1)
+    within = (2 * (rank - (cumulated[at] - counts[at])) + 1) / counts[at] - 1  # -1 .. 1 across the bin
+    mean = values[at].astype(np.float64)
+    estimate = mean + within * np.minimum(mean - lower[at], upper[at] - mean)
+    return float(estimate[0] + (position - rank[0]) * (estimate[1] - estimate[0]))
+
+
+def add_up(parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add whole counts and sums of pieces (bins, counts, sums) bin by bin; within a piece no bin comes twice."""
+    if not parts:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+    if len(parts) == 1:
+        bins, counts, sums = parts[0]
+        return bins, counts, sums
+    from n4flow.statistics import histogram_kernels as kernels
+
+    bins, counts, sums = (np.concatenate(lists) for lists in zip(*parts, strict=True))
+    first = int(bins.min())
+    return tuple(kernels.add_pieces(bins, counts, sums, first, int(bins.max()) + 1 - first))

@@ -1,0 +1,214 @@
+"""Compiled loops of block means of planes that come in tiles: a tile's share of each k x k block, and their sum.
+
+Plain arithmetic in a fixed order, without the GIL, as in `kernels`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute import simd as v
+from n4flow.compute.jit import row_kernel
+from n4flow.compute.numba_cache import njit
+from n4flow.statistics.block_mean_kernels import BROKEN, MOST_MEASURED, PLAIN, add_blocks, mean_of, measure, usable
+
+
+@row_kernel
+def _sum_blocks(tile, bits, z, y_start, x_start, k, sums, lost, counts, extremes, column, gone):  # type: ignore[no-untyped-def]
+    """Add a plane of a tile to the sums (blocks down, blocks across) of blocks that it touches; return its state."""
+    n_y, n_x = tile.shape[1:]
+    ahead = -x_start % k  # columns before the first block that begins in the tile
+    whole = max(0, n_x - ahead) // k
+    all_sums, all_lost = sums.reshape(-1), lost.reshape(-1)
+    voxels, state, i = tile[z].reshape(-1), PLAIN, 0
+    for start in range(0, voxels.size, MOST_MEASURED):
+        part = voxels[start : start + MOST_MEASURED]
+        state = max(state, measure(part, counts, extremes))
+    while i < n_y:
+        r = (y_start + i) // k - y_start // k
+        stop = min(n_y, (r + 1 + y_start // k) * k - y_start)
+        if state == BROKEN:
+            _add_valid_rows(tile, bits, z, i, stop, column, gone)
+        else:
+            _add_rows(voxels, n_x, i, stop, column, gone)
+        i = stop
+        at = r * sums.shape[1]
+        add_blocks(column[:n_x], k, ahead, whole, all_sums, at)
+        if state != PLAIN:
+            add_blocks(gone[:n_x], k, ahead, whole, all_lost, at)
+    return state
+
+
+@row_kernel
+def _add_values(value, total, zeros):  # type: ignore[no-untyped-def]
+    """Add a vector of voxels to a vector of sums, and what is 0 to one of counts."""
+    none, one = v.splat(np.float32(0)), v.splat(np.float32(1))
+    return v.add(total, v.widen(value)), v.add(zeros, v.where_zero(value, one, none))
+
+
+@row_kernel
+def _add_rows(voxels, n_x, start, stop, column, gone):  # type: ignore[no-untyped-def]
+    """Write the sums of the columns of some rows (y * n_x,), in the order of the rows, and how many voxels are 0."""
+    whole = n_x - n_x % v.LANES
+    for x in range(0, whole, v.LANES):
+        total, zeros = v.splat(np.float64(0)), v.splat(np.float32(0))
+        for i in range(start, stop):
+            total, zeros = _add_values(v.load(voxels, i * n_x + x), total, zeros)
+        v.store(column, x, total)
+        v.store(gone, x, zeros)
+    if whole < n_x:
+        total, zeros = v.splat(np.float64(0)), v.splat(np.float32(0))
+        for i in range(start, stop):
+            total, zeros = _add_values(v.load_first(voxels, i * n_x + whole, n_x - whole), total, zeros)
+        v.store(column, whole, total)
+        v.store(gone, whole, zeros)
+
+
+@row_kernel
+def _add_valid_rows(tile, bits, z, start, stop, column, gone):  # type: ignore[no-untyped-def]
+    """Write the sums of the finite voxels of columns, and how many are not valid."""
+    column[:] = 0.0
+    gone[:] = np.float32(0)
+    for i in range(start, stop):
+        for x in range(tile.shape[2]):
+            finite, good = usable(bits[z, i, x])
+            column[x] += np.float64(tile[z, i, x] if finite else np.float32(0))
+            gone[x] += np.float32(not good)
+
+
+@row_kernel
+def _whole(block: int, k: int, start: int, extent: int, size: int) -> bool:
+    """Return whether a block of `k` along an axis of `size` lies within a tile of `extent` that begins at `start`."""
+    return (block * k >= start) & (min((block + 1) * k, size) <= start + extent)
+
+
+@row_kernel
+def _extent(block: int, k: int, size: int) -> int:
+    """Return how many voxels a block has along an axis of `size`."""
+    return min((block + 1) * k, size) - block * k
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def shrink_tile(
+    tile: Any,
+    bits: Any,
+    at: Any,
+    size: Any,
+    k: int,
+    mean: Any,
+    valid: Any,
+    edges: Any,
+    edges_lost: Any,
+    counts: Any,
+    extremes: Any,
+) -> None:
+    """Write means and valid shares of the k x k blocks that lie in a float32 tile (z, y, x), also seen as int32 `bits`.
+
+    Parameters
+    ----------
+    at, size : (int, int)
+        Row and column of the plane that the tile begins at; rows and columns of the plane.
+    mean, valid : (z, blocks down, blocks across) array
+        Of whole planes.
+    edges, edges_lost : (z, n) float64 and int32 array
+        Written: what the tile gives to blocks that others touch, too: sums, and voxels that are not valid.
+    counts, extremes : (z, 5) and (z, 2) array
+        Added to.
+    """
+    extent = tile.shape[1:]
+    first_r, first_c = at[0] // k, at[1] // k
+    n_r, n_c = -(-(at[0] + extent[0]) // k) - first_r, -(-(at[1] + extent[1]) // k) - first_c
+    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
+    # one block that reaches beyond the tile on both sides is left out once
+    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
+    sums, lost = np.zeros((n_r, n_c)), np.zeros((n_r, n_c))
+    room = extent[1] + v.LANES  # the last vector may reach beyond the columns
+    column, gone = np.zeros(room, np.float64), np.zeros(room, np.float32)
+    for z in range(tile.shape[0]):
+        state = _sum_blocks(tile, bits, z, at[0], at[1], k, sums, lost, counts[z], extremes[z], column, gone)
+        edge = 0
+        for r in range(n_r):
+            row = first_r + r
+            inside = _whole(row, k, at[0], extent[0], size[0])
+            if inside:
+                height = _extent(row, k, size[0])
+                means, shares, totals = mean[z, row, first_c:], valid[z, row, first_c:], sums[r]
+                most = np.float64(height * k)
+                if state == PLAIN:
+                    for c in range(begin, end - 1):
+                        means[c] = totals[c] / most
+                        shares[c] = 1.0
+                else:
+                    for c in range(begin, end - 1):
+                        n = most - lost[r, c]
+                        means[c] = totals[c] / (n if n > 0.0 else 1.0)
+                        shares[c] = n / most
+                for c in range(max(begin, end - 1), end):  # the last one may be narrower
+                    voxels = height * _extent(first_c + c, k, size[1])
+                    means[c], shares[c] = mean_of(totals[c], lost[r, c], voxels)
+            # what is inside is left out
+            for c in range(begin if inside else n_c):
+                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
+                edge += 1
+            for c in range(end if inside else n_c, n_c):
+                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
+                edge += 1
+        sums[:] = 0.0
+        if state != PLAIN:
+            lost[:] = 0.0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def add_edges(
+    edges: Any,
+    edges_lost: Any,
+    at: Any,
+    extent: Any,
+    size: Any,
+    k: int,
+    blocks: Any,
+    sums: Any,
+    lost: Any,
+    open_: Any,
+) -> None:
+    """Add the edges of a tile of so many `blocks`, see `shrink_tile`, to sums and counts of whole planes (z, y, x).
+
+    `open_` (2, n) is set for the rows and columns of blocks that may have several tiles.
+    """
+    first_r, first_c = at[0] // k, at[1] // k
+    n_c = blocks[1]
+    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
+    # one block that reaches beyond the tile on both sides is left out once
+    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
+    for r in range(first_r, first_r + blocks[0]):
+        open_[0, r] |= not _whole(r, k, at[0], extent[0], size[0])
+    for c in range(n_c):
+        open_[1, first_c + c] |= c < begin or c >= end
+    for z in range(edges.shape[0]):
+        edge = 0
+        for r in range(first_r, first_r + blocks[0]):
+            c, inside = 0, _whole(r, k, at[0], extent[0], size[0])
+            while c < n_c:
+                if inside and c == begin and begin < end:
+                    c = end
+                    continue
+                sums[z, r, first_c + c] += edges[z, edge]
+                lost[z, r, first_c + c] += edges_lost[z, edge]
+                edge += 1
+                c += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def settle_edges(sums: Any, lost: Any, size: Any, k: int, open_: Any, mean: Any, valid: Any) -> None:
+    """Turn sums and counts of blocks that several tiles may have touched into means; leave zeros behind."""
+    every, some = np.arange(sums.shape[2]), np.flatnonzero(open_[1, : sums.shape[2]])
+    for z in range(sums.shape[0]):
+        for r in range(sums.shape[1]):
+            height = _extent(r, k, size[0])
+            for c in every if open_[0, r] else some:
+                voxels = height * _extent(c, k, size[1])
+                mean[z, r, c], valid[z, r, c] = mean_of(sums[z, r, c], lost[z, r, c], voxels)
+                sums[z, r, c] = 0.0
+                lost[z, r, c] = 0

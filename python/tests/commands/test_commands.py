@@ -1,0 +1,229 @@
+"""The command line: exit codes, one sentence for a mistake, numbers as JSON, lists of numbers."""
+
+import ctypes
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import n4flow.commands
+from n4flow.commands import join_lists, main
+from n4flow.commands.finish import whole
+from n4flow.commands.run import read_options
+from n4flow.commands.step import plane_range, step
+from n4flow.errors import DiskFullError, GpuError, InputError, N4flowWarning
+from n4flow.io.writers import write_volume
+from n4flow.pipeline.timing import dumps
+from n4flow.statistics.measure import shrink_planes
+
+
+def ended(arguments):
+    """Return the exit code of a command."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("n4flow", "numpy"),
+        ("n4flow.commands", "numpy"),
+        ("n4flow.pipeline.estimate", "scipy.ndimage scipy.optimize skimage SimpleITK matplotlib dask zarr cupy"),
+    ],
+)
+def test_a_task_imports_nothing_that_only_other_tasks_need(module, unneeded):
+    code = f"import sys, {module}; print(*sorted(sys.modules.keys() & set({unneeded.split()})))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "brain.ome.zarr"
+    write_volume(path, np.full((6, 40, 50), 5, np.uint16), voxel_um=(20, 4, 5))
+    return path
+
+
+def test_inspect_prints_the_plan(image, capsys):
+    assert ended(["inspect", image, "--sections", "3"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["sample"], plan["shape"], plan["sections"]) == ("brain", [6, 40, 50], 3)
+
+
+def test_a_mistake_ends_with_code_2_and_one_sentence(image, capsys):
+    assert ended(["inspect", image, "--sections", "9"]) == 2
+    assert capsys.readouterr().err == (
+        "n4flow: sample brain: sections must be a count from 1 to the number of planes (6), got 9\n"
+    )
+    assert ended(["run", image, image.parent / "out", "--smoth-z", "3"]) == 2
+    assert capsys.readouterr().err == "n4flow: unknown parameter smoth_z; did you mean smooth_z?\n"
+    assert not (image.parent / "out").exists()
+
+
+def test_wrong_usage_ends_with_code_2():
+    assert ended(["inspect"]) == 2
+    assert ended(["shrnk"]) == 2
+
+
+def test_inspect_answers_a_fault_to_the_workflow(image, tmp_path):
+    assert ended(["inspect", image, "--sections", "9", "--answer", tmp_path / "plan.json"]) == 0
+    assert "got 9" in json.loads((tmp_path / "plan.json").read_text())["fault"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (GpuError("no working GPU: none"), 3, "no working GPU"),
+        (MemoryError("Unable to allocate 9 GiB"), 4, "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "out.zarr"), 5, "disk or quota full at out.zarr"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 5, "disk or quota full"),
+        (DiskFullError("disk full"), 5, "disk full"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_each_kind_of_failure_has_its_exit_code(monkeypatch, capsys, error, code, word):
+    def fail(**_given):
+        raise error
+
+    monkeypatch.setattr(n4flow.commands.typer.main, "get_command", lambda _app: fail)
+    assert ended(["inspect"]) == code
+    assert word in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_takes_the_sentence_and_leaves_the_code():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("n4flow"), "inspect", "nowhere.zarr"], stderr=full, check=False
+        )
+    assert done.returncode == 2
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+    def fail(**_given):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(n4flow.commands.typer.main, "get_command", lambda _app: fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        main(["inspect"])
+
+
+@pytest.mark.parametrize(
+    ("given", "joined"),
+    [
+        (
+            ["n4", "a", "b", "--iterations", "50", "40", "--shrink", "2"],
+            ["n4", "a", "b", "--iterations", "50,40", "--shrink", "2"],
+        ),
+        (["n4", "--iterations", "50", "a.nii"], ["n4", "--iterations", "50", "a.nii"]),
+        (["n4", "--iterations", "5,6", "7"], ["n4", "--iterations", "5,6,7"]),
+        (["--shrink", "2", "3"], ["--shrink", "2", "3"]),
+    ],
+)
+def test_a_list_option_takes_the_numbers_that_follow(given, joined):
+    assert join_lists(given) == joined
+
+
+def test_run_reads_options_in_every_spelling():
+    assert read_options(["--smooth-z", "0", "--voxel_um", "10", "5", "5", "--match=off"]) == {
+        "smooth_z": "0",
+        "voxel_um": "10 5 5",
+        "match": "off",
+    }
+    with pytest.raises(InputError, match="parameter shrink needs a value"):
+        read_options(["--shrink", "--match", "off"])
+    with pytest.raises(InputError, match="unexpected argument 'x'"):
+        read_options(["x"])
+
+
+def test_a_step_writes_its_numbers_and_says_its_warnings(tmp_path, caplog):
+    import warnings
+
+    with step("SHRINK", 1, tmp_path / "n.json") as numbers:
+        warnings.warn("section s003 is empty", N4flowWarning, stacklevel=1)
+        numbers.update(share=np.float32(0.5), missing=float("nan"))
+    written = json.loads((tmp_path / "n.json").read_text())
+    assert written["stage"] == "SHRINK"
+    assert written["share"] == 0.5
+    assert written["missing"] is None
+    assert written["threads"] == 1
+    assert written["warnings"] == ["section s003 is empty"]
+    assert "section s003 is empty" in caplog.text
+
+
+def test_a_step_that_fails_leaves_no_numbers(tmp_path):
+    with pytest.raises(InputError), step("SHRINK", 1, tmp_path / "n.json"):
+        raise InputError("bad")
+    assert not (tmp_path / "n.json").exists()
+
+
+def test_json_has_no_nan_and_no_numpy():
+    assert json.loads(dumps({"a": np.arange(2), "b": [np.int64(3), float("inf")]})) == {"a": [0, 1], "b": [3, None]}
+
+
+@pytest.mark.parametrize("text", ["0:9", "3:3", "a:b", "4", "-1:2", "²:5"])
+def test_planes_outside_the_volume_are_refused(text):
+    with pytest.raises(InputError, match=r"planes must be START:STOP within 0:8"):
+        plane_range(text, 8)
+    assert plane_range("2:8", 8) == plane_range("2:8") == (2, 8)
+
+
+def test_planes_and_masks_that_do_not_fit_are_said_by_a_task(image, tmp_path, capsys):
+    np.save(tmp_path / "short.npy", np.ones((3, 40, 50), np.uint8))
+    slab = ["shrink", image, "--shrink", "2", "--out", tmp_path / "slab.npz", "--planes"]
+    assert ended([*slab, "4:9"]) == 2
+    assert capsys.readouterr().err == "n4flow: planes must be START:STOP within 0:6, got '4:9'\n"
+    assert ended([*slab, "4:6", "--mask", tmp_path / "short.npy"]) == 2
+    assert "mask short.npy has shape (3, 40, 50), the volume has (6, 40, 50)" in capsys.readouterr().err
+    assert not (tmp_path / "slab.npz").exists()
+
+
+def test_slabs_that_are_not_the_volume_are_refused(tmp_path):
+    image = np.random.default_rng(2).uniform(1, 9, (7, 12, 16)).astype(np.float32)
+    slabs = [tmp_path / f"{start}.npz" for start in (0, 3, 6)]
+    for start, slab in zip((0, 3, 6), slabs, strict=True):
+        shrink_planes(image[start : start + 3], 2).save(slab)
+    assert np.array_equal(whole(slabs, image.shape, tmp_path).part(0, 7).mean, shrink_planes(image, 2).mean)
+    with pytest.raises(InputError, match=rf"^{tmp_path} holds slabs of 4 planes, and the volume has 7; give"):
+        whole(slabs[1:], image.shape, tmp_path)
+    with pytest.raises(InputError, match="slabs of 10 planes"):
+        whole([slabs[0], *slabs], image.shape, tmp_path)
+
+
+ARENAS = """
+import ctypes, os, sys, threading
+from n4flow.commands import main
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+try:
+    main(["--version"])
+except SystemExit:
+    pass
+together = threading.Barrier(8)
+def allocate():
+    together.wait()
+    libc.malloc(100_000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.fopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, out)
+libc.fclose(out)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="the C library is not glibc")
+@pytest.mark.parametrize(("asked", "expected"), [(None, max(2, len(os.sched_getaffinity(0)))), ("5", 5)])
+def test_a_command_keeps_an_arena_of_memory_for_each_core(tmp_path, asked, expected):
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    environment |= {"MALLOC_ARENA_MAX": asked} if asked else {}
+    subprocess.run([sys.executable, "-c", ARENAS, tmp_path / "info.xml"], env=environment, check=True)
+    assert (tmp_path / "info.xml").read_text().count("<heap nr=") == min(expected, 9)  # of eight threads and the first

@@ -1,0 +1,133 @@
+"""Kernels of a read-only cache folder are used; missing ones are compiled and the folder stays as it is."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import n4flow
+from n4flow.compute import numba_cache
+
+MODULE = """
+import json, os, sys
+from numba import config, njit
+
+if sys.argv[1] == "read-only":
+    writable = os.access  # root may write anywhere, so the answer for this folder is made up
+    os.access = lambda path, mode: path != config.CACHE_DIR and writable(path, mode)
+
+@njit(cache=True)
+def double(value):
+    return 2 * value
+
+results = [double(1)] + ([double(1.5)] if sys.argv[1] == "read-only" else [])
+print(json.dumps([results, sum(double.stats.cache_hits.values()), sum(double.stats.cache_misses.values())]))
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """Run the module above in a new process, with a cache folder that keeps what earlier runs compiled."""
+    module, cache = tmp_path / "module.py", tmp_path / "cache"
+    module.write_text(MODULE)
+    cache.mkdir()
+    environment = {
+        **os.environ,
+        "NUMBA_CACHE_DIR": str(cache),
+        "NUMBA_CACHE_LOCATOR_CLASSES": "n4flow.compute.numba_cache.ReadOnlyCacheLocator",
+        "TMPDIR": str(tmp_path),
+    }
+
+    def run(mode: str) -> str:
+        command = [sys.executable, module, mode]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    return run
+
+
+def test_read_only_cache(run, tmp_path: Path):
+    assert run("writable") == "[[2], 0, 1]"
+    compiled = sorted((tmp_path / "cache").rglob("*"))
+    assert run("read-only") == "[[2, 3.0], 1, 1]"  # the integer kernel is found, the one for floats is compiled
+    assert sorted((tmp_path / "cache").rglob("*")) == compiled
+    assert not list(tmp_path.glob("n4flow-kernels-*"))
+
+
+def test_read_only_and_empty(run):
+    assert run("read-only") == "[[2, 3.0], 0, 2]"
+
+
+KERNEL = """
+import os, sys
+from numba.core.caching import IndexDataCacheFile
+from n4flow.compute import numba_cache
+if sys.argv[1]:
+    numba_cache.sources_digest = lambda: sys.argv[1]  # as if another file of the package had changed
+from n4flow.n4_bias.cpu.convergence_kernels import cv
+if "killed" in sys.argv:  # before the data, after the index
+    IndexDataCacheFile._save_data = lambda *_: os._exit(0)
+if "at once" in sys.argv:  # another process looked at the index before this one wrote it
+    IndexDataCacheFile._load_index = lambda _self: {}
+cv(*([2, 0, 1] if "whole" in sys.argv else [2.0, 0.0, 1.0]))
+print(sum(cv.stats.cache_hits.values()), sum(cv.stats.cache_misses.values()))
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that calls a kernel in a new process, and what that printed: hits and misses."""
+
+    def call(*words: str) -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", KERNEL, *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    return call
+
+
+def test_kernels_are_as_fresh_as_the_whole_package(kernel: Callable[..., str]) -> None:
+    """A kernel in an unchanged file may hold parts of another file that has changed."""
+    found = [kernel(digest) for digest in ("", "", "changed", "changed", "")]
+    assert found == ["0 1", "1 0", "0 1", "1 0", "0 1"]
+
+
+def test_the_digest_is_of_every_room() -> None:
+    assert Path(n4flow.__file__).parent == numba_cache.PACKAGE
+
+
+def test_a_new_index_that_names_old_data_is_no_hit(kernel: Callable[..., str]) -> None:
+    assert [kernel(""), kernel("changed", "killed")] == ["0 1", ""]
+    assert [kernel("changed"), kernel("changed")] == ["0 1", "1 0"]
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("left", [0, 0.99])
+def test_files_that_were_cut_short_are_written_anew(
+    kernel: Callable[..., str], tmp_path: Path, kind: str, left: float
+) -> None:
+    assert kernel("") == "0 1"
+    (file,) = tmp_path.rglob(f"*.cv-*.{kind}")
+    file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
+    assert [kernel(""), kernel("")] == ["0 1", "1 0"]
+
+
+def test_a_byte_that_flipped_in_compiled_code_is_seen(kernel: Callable[..., str], tmp_path: Path) -> None:
+    assert kernel("") == "0 1"
+    (file,) = tmp_path.rglob("*.cv-*.nbc")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert [kernel(""), kernel("")] == ["0 1", "1 0"]
+
+
+def test_data_that_two_processes_wrote_at_once_are_told_apart(kernel: Callable[..., str], tmp_path: Path) -> None:
+    assert kernel("") == "0 1"
+    (data,) = tmp_path.rglob("*.cv-*.nbc")
+    floats = data.read_bytes()
+    assert kernel("", "at once", "whole") == "0 1"
+    assert data.read_bytes() != floats  # of the same name
+    data.write_bytes(floats)  # the first was the last to write
+    assert [kernel("", "whole"), kernel("", "whole"), kernel(""), kernel("")] == ["0 1", "1 0", "0 1", "1 0"]

@@ -1,0 +1,192 @@
+"""Harmonisation, inside: variances told apart by where shifts happen, and the linear system."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from n4flow.corrections.harmonization import kernels
+from n4flow.corrections.harmonization.acceleration import Anderson
+from n4flow.corrections.harmonization.evidence import FLOOR, PROVEN, Shifts, components
+from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N
+from n4flow.corrections.harmonization.system import Chain, D, System
+
+# --------------------------------------------------------------------------------------------------------- the evidence
+
+
+def shifts_of(gain: float, jitter: float, seed: int, planes: int = 240, long: int = 8) -> Shifts:
+    """Return shifts of known making: anatomy 0.15 of the scatter, ten times as much at three places, and a drift."""
+    rng = np.random.default_rng(seed)
+    section = np.arange(planes) // long
+    scatter = rng.uniform(0.03, 0.06, planes - 1)
+    anatomy = rng.normal(0, 0.15, planes - 1) * scatter
+    anatomy[[40, 41, 150]] *= 10
+    drift = Geometry((planes, 24, 24), np.arange(0, planes + 1, long)).drift
+    anatomy += scatter * (drift[:-1] @ rng.normal(0, 0.2, drift.shape[1]))
+    level = rng.normal(0, gain, section.max() + 1)[section] + rng.normal(0, jitter, planes)
+    depth = ((np.arange(planes) % long) / max(long - 1, 1))[:, None]
+    shift = np.diff(level) + anatomy - 0.5 * np.diff(depth[:, 0])
+    upper = np.arange(planes - 1)
+    return Shifts(
+        shift, scatter, np.full(planes - 1, 1e-6), upper, upper + 1, section, np.diff(depth, axis=0), drift[:-1]
+    )
+
+
+def test_variances_are_told_apart_by_where_shifts_happen() -> None:
+    for seed in range(3):
+        found = components(shifts_of(0.12, 0.03, seed)).sd
+        assert found["gain"] == pytest.approx(0.12, rel=0.35)  # 30 gains tell their sd to 13 %, one sd
+        assert found["plane"] == pytest.approx(0.03, rel=0.25)  # 240 planes, 5 %
+        found = components(shifts_of(0.0, 0.0, seed)).sd
+        assert found["anatomy"] == pytest.approx(
+            0.15, rel=0.4
+        )  # what changed ten times as much does not count as usual
+        assert found["gain"] == FLOOR["gain"]
+        assert found["plane"] == FLOOR["plane"]
+
+
+def test_sections_of_one_plane_tell_gain_from_anatomy_by_going_back() -> None:
+    """Gain and jitter are then one thing; anatomy does not go back."""
+    found = components(shifts_of(0.1, 0.0, 0, long=1)).sd
+    assert np.hypot(found["gain"], found["plane"]) == pytest.approx(0.1, rel=0.25)
+    still = components(shifts_of(0.0, 0.0, 0, long=1)).sd
+    assert np.hypot(still["gain"], still["plane"]) < 2e-3
+
+
+# ---------------------------------------------------------------------------------------------------------- the algebra
+
+
+def wild(seed: int, *, size: float, freedom: float, jitter: float = 0.03) -> Shifts:
+    """Return shifts of 12 sections of 8 planes with gains of 0.12, whose anatomy has Student's t."""
+    rng = np.random.default_rng(seed)
+    geometry = Geometry((96, 24, 24), np.arange(0, 97, 8))
+    upper, scatter = np.arange(95), np.full(95, 0.04)
+    anatomy = size * scatter * rng.standard_t(freedom, 95)
+    plane = jitter * rng.standard_normal(96) + 0.12 * rng.standard_normal(12)[geometry.section]
+    plane += 0.25 * geometry.depth[:, 0]
+    depth, drift = np.diff(geometry.depth, axis=0), geometry.drift[upper]
+    return Shifts(
+        np.diff(plane) + anatomy, scatter, np.full(95, 1e-7), upper, upper + 1, geometry.section, depth, drift
+    )
+
+
+@pytest.mark.parametrize(("freedom", "size", "seed"), [(1.5, 0.1, 0), (3.0, 0.1, 2), (3.0, 0.25, 0), (3.0, 0.25, 1)])
+def test_jitter_is_proven_beside_wild_anatomy(freedom: float, size: float, seed: int) -> None:
+    """With widths of Student's t that are fitted again where jitter is absent, none of these is proven."""
+    found = components(wild(seed, size=size, freedom=freedom))
+    assert found.proof["plane"] >= PROVEN
+    assert found.sd["plane"] == pytest.approx(0.03, rel=0.25)
+    assert found.sd["gain"] == pytest.approx(0.12, rel=0.5)  # 12 of them: 20 % are one sd
+    without = components(wild(seed, size=size, freedom=freedom, jitter=0.0))
+    assert without.proof["plane"] < PROVEN
+    assert without.sd["plane"] == FLOOR["plane"]
+
+
+@pytest.mark.parametrize("place", [7, 47, 231])
+def test_gains_that_one_place_alone_needs_are_not_there(place: int) -> None:
+    rng = np.random.default_rng(place)
+    shifts = shifts_of(0.0, 0.0, seed=place)
+    shifts.shift[place] -= 0.25  # a midline begins at a cut and ends in the section
+    shifts.shift[place + 2] += 0.25
+    found = components(shifts)
+    assert found.sd["gain"] == FLOOR["gain"]
+    cuts = np.flatnonzero(np.diff(shifts.section))
+    shifts.shift[cuts] += 0.15 * np.diff(rng.normal(size=30))
+    found = components(shifts)
+    assert found.proof["gain"] >= PROVEN
+    assert found.sd["gain"] == pytest.approx(0.15, rel=0.5)  # 30 gains tell their sd to 13 %, one sd
+
+
+def weight_matrix(geometry: Geometry) -> np.ndarray:
+    """Return (voxels of a plane, n): the spline weights of every voxel, written out."""
+    fy, wy, fx, wx = geometry.axes
+    side = int(np.sqrt(N))
+    rows, columns = np.zeros((len(fy), side)), np.zeros((len(fx), side))
+    for first, weights, matrix in ((fy, wy, rows), (fx, wx, columns)):
+        for i, (start, four) in enumerate(zip(first, weights, strict=True)):
+            matrix[i, start : start + 4] = four
+    return np.kron(rows, columns)
+
+
+def test_normal_equations_are_those_of_the_written_out_matrix() -> None:
+    rng = np.random.default_rng(0)
+    geometry = Geometry((2, 11, 17), np.array([0, 2]))
+    weights = (rng.random((11, 17)) * (rng.random((11, 17)) > 0.3)).astype(np.float32)
+    target = rng.normal(size=(11, 17)).astype(np.float32)
+    gram, right = np.zeros((N, N)), np.zeros(N)
+    kernels.normal_equations(weights, target, *geometry.axes, gram, right)
+    b = weight_matrix(geometry)
+    np.testing.assert_allclose(gram, b.T @ (weights.reshape(-1, 1) * b), atol=1e-10)
+    np.testing.assert_allclose(right, b.T @ (weights.astype(float) * target).reshape(-1), atol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [(4, 1, 5, 2), (7,), (1, 1, 1), (2, 3)])
+def test_the_linear_solve_is_that_of_the_dense_system(lengths: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    m, knots = len(row), 4
+    chain = Chain(np.arange(m), row, np.arange(m - 1))
+    depth, drift = rng.normal(size=(m, DEGREES)), rng.normal(size=(m, knots))
+    factors = rng.normal(size=(m - 1, N, 50))
+    gram, right = factors @ factors.transpose(0, 2, 1) / 50, rng.normal(size=(m - 1, N))
+    h, level = rng.random((m, N)), rng.normal(size=m)
+    system = System(chain, depth, drift)
+    scatter = rng.random(m - 1) + 0.5
+    system.add_pairs(gram, right, scatter)
+    system.add_levels(h, h.sum(axis=1), level)
+    q = len(system.border)
+    precisions = np.eye(N) * 2.0, 3.0, np.eye(q)
+    system.add_priors(*precisions)
+    found = system.solve()
+
+    # the same equations, one row of unknowns: lattices, gains, border
+    n_s = len(lengths)
+    size = n_s * N + m + q
+    gains = slice(n_s * N, n_s * N + m)
+
+    def plane(z: int) -> np.ndarray:
+        """Return (n, unknowns): the control points of plane z as the unknowns make them."""
+        rows = np.zeros((N, size))
+        rows[:, row[z] * N : (row[z] + 1) * N] = np.eye(N)
+        rows[:, gains.start + z] = 1
+        for i in range(DEGREES):
+            rows[:, gains.stop + i * N : gains.stop + (i + 1) * N] = depth[z, i] * np.eye(N)
+        rows[:, gains.stop + D.stop : gains.stop + D.stop + knots] = drift[z]
+        return rows
+
+    dense = np.diag(np.concatenate([np.full(n_s * N, 2.0), np.full(m, 3.0), np.ones(q)]))
+    target = np.zeros(size)
+    for k in range(m - 1):
+        rows = plane(k + 1) - plane(k)
+        rows[:, gains.stop + D.stop + knots :] = scatter[k] * drift[k]
+        dense += rows.T @ gram[k] @ rows
+        target += rows.T @ right[k]
+    for z in range(m):
+        one = h[z] @ plane(z)
+        dense += np.outer(one, one) / h[z].sum()
+        target += one * level[z]
+    expected, covariance = np.linalg.solve(dense, target), np.linalg.inv(dense)
+    np.testing.assert_allclose(found.lattices.reshape(-1), expected[: n_s * N], atol=1e-8)
+    np.testing.assert_allclose(found.gains, expected[gains], atol=1e-8)
+    np.testing.assert_allclose(found.border, expected[gains.stop :], atol=1e-8)
+    np.testing.assert_allclose(found.gain_variance, np.diag(covariance)[gains], atol=1e-8)
+    np.testing.assert_allclose(found.border_covariance, covariance[gains.stop :, gains.stop :], atol=1e-8)
+    for s in range(n_s):
+        block = slice(s * N, (s + 1) * N)
+        np.testing.assert_allclose(found.lattice_covariance[s], covariance[block, block], atol=1e-8)
+
+
+def test_anderson_reaches_the_fixed_point_that_plain_steps_creep_to() -> None:
+    rng = np.random.default_rng(4)
+    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    slopes = np.array([0.95, 0.8, 0.5, 0.2, 0.1, 0.0])
+    truth, plain = rng.normal(size=6), np.zeros(6)
+    point, steps = np.zeros(6), Anderson()
+
+    def g(x: np.ndarray) -> np.ndarray:
+        return truth + basis @ (slopes * (basis.T @ (x - truth)))
+
+    for _step in range(25):
+        point, plain = steps.step(point, g(point)), g(plain)
+    assert np.linalg.norm(plain - truth) > 0.02 * np.linalg.norm(truth)  # 0.95 ** 25 is 0.28
+    assert np.linalg.norm(point - truth) < 1e-5 * np.linalg.norm(truth)

@@ -1,0 +1,610 @@
+"""Reading stores that others wrote: Zarr v2 and v3, axes, units, channels, zip files, and stores with faults."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+
+from n4flow.errors import InputError
+from n4flow.io.omezarr.shards import EMPTY, shard_index
+from n4flow.io.open import missing_chunks, open_volume
+from n4flow.io.writers import write_volume
+
+SHAPE = (13, 29, 37)
+BLOSC = {"compressors": zarr.codecs.BloscCodec(cname="lz4", shuffle="bitshuffle")}
+OLD_BLOSC = {"compressors": numcodecs.Blosc("zstd", 3, numcodecs.Blosc.SHUFFLE)}
+MICRO = "micrometer"
+
+
+@pytest.fixture
+def voxels():
+    return np.random.default_rng(5).integers(1, 60000, SHAPE).astype("uint16")
+
+
+def multiscale(axes="zyx", units=MICRO, scale=None, translation=None, **more):
+    scale = scale or [{"z": 25.0, "y": 10.0, "x": 6.5}.get(axis, 1.0) for axis in axes]
+    transforms = [{"type": "scale", "scale": scale}]
+    if translation:
+        transforms.append({"type": "translation", "translation": translation})
+    kinds = {"t": "time", "c": "channel"}
+    described = [{"name": axis, "type": kinds.get(axis, "space")} for axis in axes]
+    for axis in described:
+        if axis["type"] == "space" and units != "absent":
+            axis["unit"] = units[axis["name"]] if isinstance(units, dict) else units
+    return {"axes": described, "datasets": [{"path": "0", "coordinateTransformations": transforms}], **more}
+
+
+def make(path, array, version="0.5", ome=None, **options):
+    """Write a store with zarr-python, which shares no code with our writer."""
+    v3 = version == "0.5"
+    ome = ome or {"multiscales": [multiscale()]}
+    group = zarr.create_group(
+        path, zarr_format=3 if v3 else 2, attributes={"ome": {"version": "0.5", **ome}} if v3 else ome
+    )
+    if not v3:
+        options.setdefault("chunk_key_encoding", {"name": "v2", "separator": "/"})
+    stored = group.create_array("0", shape=array.shape, dtype=array.dtype, **{"chunks": (5, 8, 16), **options})
+    stored[...] = array
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [
+        ("0.4", {}),
+        ("0.4", {"chunk_key_encoding": {"name": "v2", "separator": "."}}),
+        ("0.4", {"order": "F"}),
+        ("0.4", {"fill_value": None}),
+        ("0.4", {"compressors": None}),
+        ("0.5", {}),
+        ("0.5", {"shards": (10, 16, 32)}),
+        ("0.5", {"shards": (10, 16, 32), "compressors": "auto"}),
+        ("0.5", {"chunk_key_encoding": {"name": "default", "separator": "."}}),
+        ("0.5", {"chunk_key_encoding": {"name": "v2", "separator": "/"}}),
+        # chunks of Blosc are decoded by code of ours
+        ("0.4", OLD_BLOSC),
+        ("0.4", {**OLD_BLOSC, "chunk_key_encoding": {"name": "v2", "separator": "."}}),
+        ("0.5", BLOSC),
+        ("0.5", {**BLOSC, "shards": (10, 16, 32)}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", ">f4", "|u1", "<i2", ">f8"])
+def test_every_encoding_gives_the_same_voxels(tmp_path, voxels, version, options, dtype):
+    array = voxels.astype(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr remarks on dtypes that Zarr v3 does not name yet
+        make(tmp_path / "s.zarr", array, version, **options)
+    volume = open_volume(tmp_path / "s.zarr")
+    assert volume.shape == SHAPE
+    assert volume.dtype == np.dtype(dtype).newbyteorder("=")
+    assert volume.chunks == (5, 8, 16)
+    assert volume.shards == options.get("shards")
+    assert volume.voxel_um == {"z": 25.0, "y": 10.0, "x": 6.5}
+    read = volume.read(slice(3, 12), slice(None, -2), slice(1, 30))
+    assert read.dtype.isnative
+    assert read.flags.c_contiguous
+    assert read.flags.writeable
+    assert np.array_equal(read, array[3:12, :-2, 1:30])
+    assert np.array_equal(pickle.loads(pickle.dumps(volume)).data.compute(), array)
+
+
+@pytest.mark.parametrize(("version", "options"), [("0.4", {}), ("0.5", {}), ("0.5", BLOSC)])
+@pytest.mark.parametrize("axes", ["zyx", "czyx", "tczyx", "tzyx", "yxz", "xyz", "zyxc", "yx", "cyx"])
+def test_axes_are_found_by_name(tmp_path, voxels, version, options, axes):
+    array = voxels
+    if "z" not in axes:
+        array = voxels[0]
+    channels = [array, array + 1] if "c" in axes else [array]
+    stored = np.stack(channels) if "c" in axes else array
+    stored = stored if "t" not in axes else stored[None]
+    natural = [a for a in "tczyx" if a in axes]
+    stored = stored.transpose([natural.index(a) for a in axes])
+    chunks = tuple({"t": 1, "c": 2, "z": 5, "y": 8, "x": 16}[a] for a in axes)
+    path = make(tmp_path / "s.zarr", stored, version, {"multiscales": [multiscale(axes)]}, chunks=chunks, **options)
+    given = {"voxel_um": {"z": 9}} if "z" not in axes else {}
+    if "c" in axes:
+        with pytest.raises(InputError, match="has 2 channels; choose one with channel, 0 to 1"):
+            open_volume(path, **given)
+        with pytest.raises(InputError, match="got channel 2; choose 0 to 1"):
+            open_volume(path, channel=2, **given)
+        assert np.array_equal(open_volume(path, channel=1, **given).read(slice(None)), np.atleast_3d(array.T).T + 1)
+    else:
+        with pytest.raises(InputError, match="has one channel, got channel 1"):
+            open_volume(path, channel=1, **given)
+    volume = open_volume(path, channel=0, **given)
+    assert volume.shape == (SHAPE if "z" in axes else (1, *SHAPE[1:]))
+    assert volume.voxel_um["x"] == 6.5
+    read = volume.read(slice(None), slice(2, 9), slice(5, None))
+    assert np.array_equal(read, np.atleast_3d(array.T).T[:, 2:9, 5:])
+
+
+def test_channels_by_label(tmp_path, voxels):
+    ome = {"multiscales": [multiscale("czyx")], "omero": {"channels": [{"label": "auto"}, {"label": "signal"}]}}
+    path = make(tmp_path / "s.zarr", np.stack([voxels, voxels // 2]), ome=ome, chunks=(1, 5, 8, 16))
+    with pytest.raises(InputError, match=r"has 2 channels \(auto, signal\); choose one"):
+        open_volume(path)
+    volume = open_volume(path, channel="signal")
+    assert volume.metadata["channels"] == ["auto", "signal"]
+    assert np.array_equal(volume.read(slice(None)), voxels // 2)
+
+
+def test_channel_may_be_any_whole_number(tmp_path, voxels):
+    path = make(
+        tmp_path / "s.zarr",
+        np.stack([voxels, voxels + 1]),
+        chunks=(1, 5, 8, 16),
+        ome={"multiscales": [multiscale("czyx")]},
+    )
+    assert np.array_equal(open_volume(path, channel=np.int64(1)).read(slice(None)), voxels + 1)
+    with pytest.raises(InputError, match="has 2 channels, got channel 0.5; choose 0 to 1"):
+        open_volume(path, channel=0.5)
+
+
+def test_time_series_is_refused(tmp_path, voxels):
+    path = make(
+        tmp_path / "s.zarr", np.stack([voxels] * 3), ome={"multiscales": [multiscale("tzyx")]}, chunks=(1, 5, 8, 16)
+    )
+    with pytest.raises(InputError, match="has 3 time points; expected one volume"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [(MICRO, 1), ("millimeter", 1e3), ("nanometer", 1e-3), ("meter", 1e6), ("angstrom", 1e-4), ("um", 1), ("µm", 1)],
+)
+def test_lengths_are_converted(tmp_path, voxels, unit, factor):
+    scale, translation = [0.025 / factor * 1e3, 0.0041, 1.1], [0.5, 0.0, -7.0]
+    path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [multiscale("zyx", unit, scale, translation)]})
+    volume = open_volume(path)
+    assert volume.voxel_um["z"] == 25.0
+    assert volume.voxel_um["y"] == pytest.approx(0.0041 * factor, rel=1e-12)
+    assert volume.origin_um == pytest.approx({"z": 0.5 * factor, "y": 0, "x": -7 * factor}, rel=1e-12)
+
+
+def test_twins_in_millimetres_and_micrometres_have_one_digest(tmp_path, voxels):
+    digests = set()
+    for unit, scale in ((MICRO, [25.0, 4.1, 1.3]), ("millimeter", [0.025, 0.0041, 0.0013])):
+        make(tmp_path / f"{unit}.zarr", voxels, ome={"multiscales": [multiscale("zyx", unit, scale)]})
+        digests.add(open_volume(tmp_path / f"{unit}.zarr").digest())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("units", "reason"),
+    [
+        (None, "axis z has no unit; axis y has no unit; axis x has no unit"),
+        ("absent", "axis z has no unit"),
+        ("pixel", "axis z has the unit 'pixel'"),
+        ({"z": None, "y": MICRO, "x": MICRO}, "no voxel size along z (axis z has no unit)"),
+    ],
+)
+def test_unknown_units_need_the_option(tmp_path, voxels, units, reason):
+    path = make(tmp_path / "s.zarr", voxels, "0.4", {"multiscales": [multiscale("zyx", units)]})
+    with pytest.raises(InputError) as caught:
+        open_volume(path)
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith("give it with voxel_um (z y x, micrometres)")
+    assert open_volume(path, require_voxel_um=False).voxel_um is None
+    assert open_volume(path, voxel_um=(3, 2, 1)).voxel_um == {"z": 3.0, "y": 2.0, "x": 1.0}
+
+
+def test_transformations_of_the_whole_image_follow_those_of_the_level(tmp_path, voxels):
+    image = multiscale("zyx", MICRO, [2.0, 1.0, 1.0], [1.0, 0.0, 3.0])
+    image["coordinateTransformations"] = [
+        {"type": "scale", "scale": [10.0, 5.0, 4.0]},
+        {"type": "translation", "translation": [100.0, 0.0, 0.5]},
+    ]
+    volume = open_volume(make(tmp_path / "s.zarr", voxels, ome={"multiscales": [image]}))
+    assert volume.voxel_um == {"z": 20.0, "y": 5.0, "x": 4.0}
+    assert volume.origin_um == {"z": 110.0, "y": 0.0, "x": 12.5}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"type": "rotation", "rotation": [[1, 0, 0], [0, 0, 1], [0, 1, 0]]},
+        {"type": "scale", "path": "factors"},
+        {"type": "scale", "scale": [2, 2]},
+    ],
+)
+def test_a_size_that_an_unknown_transformation_would_change_is_not_taken(tmp_path, voxels, other):
+    described = multiscale()
+    described["coordinateTransformations"] = [other]
+    path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [described]})
+    with pytest.raises(InputError, match="has no voxel size .a transformation is .*, expected scale and translation"):
+        open_volume(path)
+    assert np.array_equal(open_volume(path, voxel_um=(1, 1, 1)).read(slice(None)), voxels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"axes": 5},
+        {"axes": [{"type": "space"}] * 3},
+        {"datasets": [{}]},
+        {"datasets": "0"},
+        {"coordinateTransformations": {"type": "scale"}},
+        {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": ["a", "b", "c"]}]}]},
+    ],
+)
+def test_metadata_of_another_form_are_an_error_and_no_traceback(tmp_path, voxels, change):
+    path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [{**multiscale(), **change}]})
+    with pytest.raises(InputError, match="has OME-Zarr metadata of another form than the specification's"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "", "{bad"])
+def test_metadata_that_are_no_json_object(tmp_path, voxels, text):
+    path = make(tmp_path / "s.zarr", voxels)
+    (path / "zarr.json").write_text(text)
+    with pytest.raises(InputError, match="is not a readable Zarr store"):
+        open_volume(path)
+
+
+def test_metadata_that_are_null_count_as_absent(tmp_path, voxels):
+    described = {**multiscale(), "coordinateTransformations": None}
+    path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [described], "omero": None})
+    assert open_volume(path).voxel_um == {"z": 25.0, "y": 10.0, "x": 6.5}
+
+
+def test_old_images_without_transformations(tmp_path, voxels):
+    ome = {"multiscales": [{"version": "0.3", "axes": ["z", "y", "x"], "datasets": [{"path": "0"}]}]}
+    path = make(tmp_path / "s.zarr", voxels, "0.4", ome)
+    with pytest.raises(InputError, match="has no voxel size; give it"):
+        open_volume(path)
+    assert np.array_equal(open_volume(path, voxel_um=(1, 2, 3)).read(slice(None)), voxels)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_plain_array(tmp_path, voxels, zarr_format):
+    zarr.create_array(tmp_path / "a.zarr", data=voxels, zarr_format=zarr_format)
+    with pytest.raises(InputError, match="has no voxel size; give it with voxel_um"):
+        open_volume(tmp_path / "a.zarr")
+    volume = open_volume(tmp_path / "a.zarr", voxel_um=(3, 2, 1))
+    assert volume.metadata["format"] == "zarr"
+    assert np.array_equal(volume.read(slice(None)), voxels)
+    with pytest.raises(InputError, match="without pyramid levels; level must be 0, got 1"):
+        open_volume(tmp_path / "a.zarr", level=1, voxel_um=(3, 2, 1))
+
+
+def test_plain_array_with_named_dimensions(tmp_path, voxels):
+    zarr.create_array(tmp_path / "a.zarr", data=voxels.transpose(2, 0, 1), dimension_names=("x", "z", "y"))
+    assert np.array_equal(open_volume(tmp_path / "a.zarr", voxel_um=(3, 2, 1)).read(slice(None)), voxels)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_dimension_names_of_plain_arrays(tmp_path, voxels, zarr_format):
+    def named(*names):
+        kept = {"dimension_names": names} if zarr_format == 3 else {"attributes": {"_ARRAY_DIMENSIONS": list(names)}}
+        path = tmp_path / "-".join(map(str, names))
+        zarr.create_array(path, data=voxels, zarr_format=zarr_format, **kept)
+        return open_volume(path, voxel_um=(1, 1, 1)).read(slice(None))
+
+    assert np.array_equal(named("X", "Y", "Z"), voxels.T)
+    assert np.array_equal(named("dim_0", "dim_1", "dim_2"), voxels)
+    with pytest.raises(InputError, match="has dimensions named time, y, x; expected z, y, x"):
+        named("time", "y", "x")
+
+
+def test_bioformats2raw_folder(tmp_path, voxels):
+    path = tmp_path / "s.zarr"
+    zarr.create_group(path, zarr_format=2, attributes={"bioformats2raw.layout": 3})
+    make(path / "0", voxels, "0.4")
+    assert np.array_equal(open_volume(path).read(slice(None)), voxels)
+    make(path / "1", voxels, "0.4")
+    with pytest.raises(InputError, match="it holds 0, 1; give the path of one image or array"):
+        open_volume(path)
+
+
+def zipped(path, target, *, root=""):
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                archive.write(file, root + str(file.relative_to(path)))
+    return target
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(("name", "root"), [("s.zarr.zip", ""), ("s.ozx", ""), ("s.zarr.zip", "folder/s.ome.zarr/")])
+def test_zip_files(tmp_path, voxels, version, name, root):
+    options = {"shards": (10, 16, 32)} if version == "0.5" else {}
+    path = make(tmp_path / "s.zarr", voxels, version, **options)
+    target = zipped(path, tmp_path / name, root=root)
+    shutil.rmtree(path)
+    volume = open_volume(target)
+    assert volume.voxel_um["z"] == 25.0
+    assert np.array_equal(volume.read(slice(2, 11), slice(5, 20)), voxels[2:11, 5:20])
+    assert np.array_equal(pickle.loads(pickle.dumps(volume)).data.compute(), voxels)
+    assert missing_chunks(target) == []
+
+
+def test_zip_files_that_are_no_store(tmp_path, voxels):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(InputError, match="holds no Zarr metadata"):
+        open_volume(tmp_path / "a.zip")
+    (tmp_path / "b.zip").write_bytes(b"no zip at all")
+    with pytest.raises(InputError, match="is not a readable Zarr store"):
+        open_volume(tmp_path / "b.zip")
+    path = make(tmp_path / "s.zarr", voxels)
+    key = missing_key(path)
+    (path / key).unlink()
+    with pytest.raises(InputError, match=f"lacks 1 files, or they are cut short: {key.removeprefix('0/')}"):
+        open_volume(zipped(path, tmp_path / "c.zip"))
+
+
+def test_a_damaged_member_of_a_zip_file_is_an_error(tmp_path, voxels):
+    path = zipped(make(tmp_path / "s.zarr", voxels), tmp_path / "s.zip")
+    with zipfile.ZipFile(path) as archive:
+        member = next(entry for entry in archive.infolist() if entry.filename.endswith("0/c/0/0/0"))
+    data = bytearray(path.read_bytes())
+    data[member.header_offset + 30 + len(member.filename) + 20] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zip cannot be read: Bad CRC-32 for file '.*0/c/0/0/0'"):
+        open_volume(path).read(slice(0, 5))
+
+
+def missing_key(path):
+    """Return the key of a file in the middle of level 0."""
+    files = sorted(str(file.relative_to(path)) for file in (path / "0").rglob("*") if file.is_file())
+    return [file for file in files if not file.endswith(("zarr.json", ".zarray", ".zattrs"))][7]
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "cut"])
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [
+        ("0.4", {}),
+        ("0.4", OLD_BLOSC),
+        ("0.4", {"compressors": None}),
+        ("0.5", {}),
+        ("0.5", BLOSC),
+        ("0.5", {"compressors": None}),
+        ("0.5", {"compressors": zarr.codecs.GzipCodec()}),
+        ("0.5", {"compressors": [zarr.codecs.ZstdCodec(checksum=True)]}),
+        ("0.5", {"shards": (5, 16, 16), **BLOSC}),
+    ],
+)
+def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, options, fault):
+    path = make(tmp_path / "s.zarr", voxels, version, fill_value=9, **options)
+    assert missing_chunks(path) == []
+    key = missing_key(path)
+    data = (path / key).read_bytes()
+    if fault == "missing":
+        (path / key).unlink()
+    else:
+        (path / key).write_bytes(data[: 0 if fault == "empty" else -9])
+    if fault == "cut" and isinstance(options.get("compressors"), zarr.codecs.GzipCodec):
+        # A chunk of gzip says nothing of its length, so this shows when it is decoded.
+        with pytest.raises(InputError, match="planes 0 to 13 of .*s.zarr cannot be read"):
+            open_volume(path).read(slice(None))
+        return
+    assert missing_chunks(path) == [key]
+    with pytest.raises(
+        InputError, match=f"lacks 1 files, or they are cut short: {key.removeprefix('0/')}; copy the store"
+    ):
+        open_volume(path)
+    volume = open_volume(path, allow_missing_chunks=True)
+    assert volume.metadata["missing_chunks"] == [key.removeprefix("0/")]
+    z, y, x = (int(part) for part in key.split("/")[-3:])
+    file = options.get("shards", (5, 8, 16))
+    expected = voxels.copy()
+    expected[tuple(slice(i * f, (i + 1) * f) for i, f in zip((z, y, x), file, strict=True))] = 0
+    assert volume.metadata["missing_planes"] == [[z * 5, min(z * 5 + 5, 13)]]
+    assert np.array_equal(volume.read(slice(None)), expected)
+    assert np.array_equal(volume.read(slice(2, 9), slice(3, 20), slice(7, 33)), expected[2:9, 3:20, 7:33])
+
+
+@pytest.mark.parametrize("options", [{}, {"shards": (5, 32, 48)}], ids=["chunks", "shards"])
+def test_a_store_opened_for_some_planes_looks_at_their_files_alone(tmp_path, voxels, options, monkeypatch):
+    path = make(tmp_path / "s.zarr", voxels, **BLOSC, **options)
+    for key in ("0/c/0/0/0", "0/c/2/0/0"):
+        (path / key).write_bytes(b"")
+    seen = []
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda file, **more: (seen.append(file), stat(file, **more))[1])
+    volume = open_volume(path, planes=(6, 10))
+    assert {file.relative_to(path).parts[2] for file in seen if "c" in file.parts} == {"1"}
+    assert np.array_equal(volume.read(slice(6, 10)), voxels[6:10])
+    for planes in (slice(5, 10), slice(6, 11), slice(None)):  # the first are in a file that was looked at
+        with pytest.raises(InputError, match="are read, and it was opened for 6 to 10"):
+            volume.read(planes)
+    for planes, lost, kept in (((4, 6), 4, 5), ((9, 11), 10, 9)):
+        with pytest.raises(InputError, match="lacks 1 files"):
+            open_volume(path, planes=planes)
+        volume = open_volume(path, planes=planes, allow_missing_chunks=True)
+        assert not volume.read(slice(lost, lost + 1), slice(0, 8), slice(0, 16)).any()
+        assert np.array_equal(volume.read(slice(kept, kept + 1)), voxels[kept : kept + 1])
+    for planes in ((-1, 4), (3, 3)):
+        with pytest.raises(InputError, match=r"planes must be START:STOP from 0 on, got"):
+            open_volume(path, planes=planes, allow_missing_chunks=True)
+    with pytest.raises(InputError, match="s.zarr was opened for planes 9 to 11, and data is all of it"):
+        volume.data.sum()
+
+
+def test_a_folder_in_the_place_of_a_chunk_is_lost(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels, **BLOSC)
+    (path / "0/c/1/0/0").unlink()
+    (path / "0/c/1/0/0").mkdir()
+    with pytest.raises(InputError, match="lacks 1 files, or they are cut short: c/1/0/0"):
+        open_volume(path)
+    assert not open_volume(path, allow_missing_chunks=True).read(slice(5, 10), slice(0, 8), slice(0, 16)).any()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that opens and cannot be read")
+def test_what_the_system_says_of_a_chunk_that_cannot_be_read_is_said(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), **BLOSC)
+    volume = open_volume(path)
+    assert np.array_equal(volume.read(slice(5, 13)), voxels[5:])  # the index of the shard is held now
+    shard = path / "0/c/0/0/0"
+    shard.unlink()
+    shard.symlink_to("/proc/self/mem")  # nothing lies at its first addresses
+    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zarr cannot be read: .*Input/output error"):
+        volume.read(slice(0, 5))
+
+
+@pytest.mark.parametrize("place", [4, 12])
+def test_a_damaged_chunk_of_a_shard_is_an_error(tmp_path, voxels, place):
+    path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), **BLOSC)
+    shard = path / "0/c/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[place : place + 4] = b"\xff\xff\xff\x7f"  # the stated length of the voxels, and of the chunk
+    shard.write_bytes(data)
+    volume = open_volume(path)
+    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zarr cannot be read: "):
+        volume.read(slice(0, 5))
+    assert np.array_equal(volume.read(slice(5, 13)), voxels[5:])
+
+
+def test_chunks_that_a_shard_leaves_out_hold_the_fill_value(tmp_path, voxels):
+    voxels[:5, :8, :16] = 7
+    voxels[10:] = 7
+    path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), fill_value=7, **BLOSC)
+    index = shard_index(path / "0/c/0/0/0", 3 * 4 * 3)
+    assert (index[:, 0] == EMPTY).sum() == 13
+    assert np.array_equal(open_volume(path).read(slice(None)), voxels)
+
+
+def test_a_store_written_anew_is_read_anew(tmp_path, voxels):
+    for array in (voxels, voxels // 3):
+        path = make(tmp_path / "s.zarr", array, shards=(15, 32, 48), **BLOSC)
+        assert np.array_equal(open_volume(path).read(slice(None)), array)
+        shutil.rmtree(path)
+
+
+def test_missing_files_of_another_channel_do_not_matter(tmp_path, voxels):
+    ome = {"multiscales": [multiscale("czyx")]}
+    path = make(tmp_path / "s.zarr", np.stack([voxels, voxels]), ome=ome, chunks=(1, 13, 29, 37))
+    (path / "0/c/1/0/0/0").unlink()
+    assert np.array_equal(open_volume(path, channel=0).read(slice(None)), voxels)
+    with pytest.raises(InputError, match="c/1/0/0/0"):
+        open_volume(path, channel=1)
+
+
+def test_pyramid_levels(tmp_path):
+    array = np.random.default_rng(0).random((5, 270, 31)).astype("float32")
+    write_volume(tmp_path / "s.zarr", array, voxel_um=(25, 10, 10))
+    volume = open_volume(tmp_path / "s.zarr", level=1)
+    assert volume.shape == (5, 135, 31)
+    assert volume.voxel_um == {"z": 25.0, "y": 20.0, "x": 10.0}
+    assert volume.origin_um == {"z": 0.0, "y": 5.0, "x": 0.0}
+    with pytest.raises(InputError, match="has 2 pyramid levels, counted from 0, got level 2"):
+        open_volume(tmp_path / "s.zarr", level=2)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda p: p.mkdir(), "is a folder without Zarr metadata, it holds nothing; expected OME-Zarr"),
+        (lambda p: zarr.create_group(p), "is a Zarr group without an OME-Zarr image; it holds nothing"),
+        (lambda p: make(p, np.zeros((2, 3), "c8"), chunks=(2, 3)), "voxels of type complex64"),
+        (lambda p: (p.mkdir(), (p / "zarr.json").write_text("{")), "is not a readable Zarr store"),
+        (
+            lambda p: make(p, np.zeros((2, 3, 4), "u1"), ome={"multiscales": [multiscale("zy")]}, chunks=(2, 3, 4)),
+            r"has axes z, y and shape \(2, 3, 4\); expected z, y, x",
+        ),
+    ],
+)
+def test_what_is_no_volume_is_named(tmp_path, build, message):
+    build(tmp_path / "s.zarr")
+    with pytest.raises(InputError, match=message):
+        open_volume(tmp_path / "s.zarr")
+
+
+def test_metadata_that_name_a_level_that_is_not_there(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels)
+    file = path / "zarr.json"
+    attributes = json.loads(file.read_text())
+    attributes["attributes"]["ome"]["multiscales"][0]["datasets"][0]["path"] = "scale0/image"
+    file.write_text(json.dumps(attributes))
+    with pytest.raises(InputError, match="is not a readable Zarr store: .*scale0/image"):
+        open_volume(path)
+
+
+THREADS = """
+import os, sys, threading
+from n4flow.compute.threads import limit_threads
+from n4flow.io.open import open_volume
+
+def foreign():  # not those of Python: how many its pools start depends on how soon each is done
+    return {int(task) for task in os.listdir("/proc/self/task")} - {t.native_id for t in threading.enumerate()}
+
+limit_threads(int(sys.argv[2]))
+before = foreign()
+open_volume(sys.argv[1], voxel_um=(1, 1, 1)).read(slice(None))
+print(len(foreign() - before))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the threads of a process there")
+def test_zarrs_takes_as_many_threads_as_are_asked_for(tmp_path):
+    """Chunks of another codec than Blosc, which the library decodes by threads of its own."""
+    store = zarr.create_array(
+        tmp_path / "gzip.zarr", shape=(8, 64, 64), chunks=(2, 32, 32), dtype="u2", compressors=zarr.codecs.GzipCodec()
+    )
+    store[:] = np.arange(8 * 64 * 64, dtype="u2").reshape(8, 64, 64)
+    started = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", THREADS, str(tmp_path / "gzip.zarr"), count],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for count in ("1", "4")
+    ]
+    assert started == [1, min(4, len(os.sched_getaffinity(0)))]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_stored_bytes_may_have_another_order_than_the_array(tmp_path, voxels, sharded):
+    """Zarr v3 states the byte order in a codec, not in the type."""
+    codecs = [zarr.codecs.BytesCodec(endian="big"), zarr.codecs.BloscCodec(typesize=2)]
+    if sharded:
+        codecs = [zarr.codecs.ShardingCodec(chunk_shape=(4, 8, 8), codecs=codecs)]
+    store = zarr.create(store=tmp_path / "a.zarr", shape=SHAPE, chunks=(8, 16, 16), dtype="u2", codecs=codecs)
+    store[:] = voxels
+    volume = open_volume(tmp_path / "a.zarr", require_voxel_um=False)
+    np.testing.assert_array_equal(volume.read(slice(None)), voxels)
+
+
+def test_an_index_of_another_byte_order_is_no_damage(tmp_path, voxels):
+    inner = [zarr.codecs.BytesCodec(), zarr.codecs.BloscCodec()]
+    index = [zarr.codecs.BytesCodec(endian="big"), zarr.codecs.Crc32cCodec()]
+    sharding = zarr.codecs.ShardingCodec(chunk_shape=(5, 8, 8), codecs=inner, index_codecs=index)
+    path = make(tmp_path / "s.zarr", voxels, chunks=(5, 16, 16), serializer=sharding, compressors=None)
+    assert np.array_equal(open_volume(path).read(slice(None)), voxels)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(2**64 - 2, 1000), (20, 2**64 - 10)])
+def test_an_index_whose_ends_wrap_around_is_refused(tmp_path, offset, size):
+    index = np.array([offset, size], "<u8").tobytes()
+    checksum = google_crc32c.value(index)
+    (tmp_path / "shard").write_bytes(bytes(4096) + index + checksum.to_bytes(4, "little"))
+    with pytest.raises(ValueError, match="beyond its end"):
+        shard_index(tmp_path / "shard", 1)
+
+
+def test_a_volume_that_was_read_is_read_in_a_forked_process_too(tmp_path, voxels):
+    zarr.create_array(tmp_path / "v.zarr", data=voxels, chunks=(4, 16, 16), **BLOSC)
+    code = (
+        "import os, sys; from n4flow.compute.threads import limit_threads; from n4flow.io.open import open_volume\n"
+        f"limit_threads(2); volume = open_volume({str(tmp_path / 'v.zarr')!r}, voxel_um=(1, 1, 1))\n"
+        "sums = [volume.read(slice(0, 13)).sum()]\n"
+        "if (child := os.fork()) == 0: os._exit(int(volume.read(slice(0, 13)).sum() != sums[0]))\n"
+        "print(sums[0], os.waitpid(child, 0)[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == [str(voxels.sum()), "0"]

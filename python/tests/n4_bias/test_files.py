@@ -1,0 +1,127 @@
+"""`n4flow n4` and its library call: from file to file, with voxel size and orientation."""
+
+import json
+import re
+
+import nibabel
+import numpy as np
+import pytest
+
+import n4flow
+from n4flow.commands import main
+from n4flow.compute.threads import available_threads
+from n4flow.errors import InputError
+from n4flow.io.open import open_volume
+from n4flow.io.writers import write_volume
+from n4flow.n4_bias.files import correct_file
+
+SHAPE, VOXEL_UM = (10, 40, 50), (3000.0, 1000.0, 500.0)
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
+    tissue = np.where(y * y + x * x < 0.8, np.where(np.sin(9 * x) > 0, 200, 130), 0)
+    noise = 1 + 0.02 * rng.standard_normal(SHAPE)
+    return (tissue * np.exp(0.2 * x + 0.1 * z) * noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".tif", ".ome.zarr", ".npy"])
+def test_any_format_to_any_format(tmp_path, image, ending):
+    source, output, bias = (tmp_path / f"{name}{ending}" for name in ("source", "output", "bias"))
+    write_volume(source, image, voxel_um=VOXEL_UM)
+    facts = correct_file(source, output, bias=bias, iterations=(8, 8))
+    expected = n4flow.n4(image, iters=(8, 8))
+    written = open_volume(output, require_voxel_um=False)
+    assert np.array_equal(written.read(slice(None)), expected)
+    if ending != ".npy":
+        assert list(written.voxel_um.values()) == pytest.approx(VOXEL_UM)
+    field = open_volume(bias, require_voxel_um=False).read(slice(None))
+    assert np.allclose(expected * field, image, rtol=1e-5)
+    assert facts["shape"] == list(SHAPE)
+    assert sum(facts["iterations"]) > 0
+    json.dumps(facts)
+
+
+def test_orientation_is_kept(tmp_path, image):
+    affine = np.array([[0, -0.5, 0, 9], [1, 0, 0, -7], [0, 0, 3, 5], [0, 0, 0, 1]], float)
+    nifti = nibabel.Nifti1Image(image.T, affine)
+    nifti.header.set_xyzt_units("mm")
+    nifti.set_qform(affine, code=1)
+    nibabel.save(nifti, tmp_path / "image.nii")
+    correct_file(tmp_path / "image.nii", tmp_path / "corrected.nii", iterations=(2,))
+    corrected = nibabel.load(tmp_path / "corrected.nii")
+    assert np.array_equal(corrected.affine, affine)
+    assert corrected.header["qform_code"] == 1
+    assert corrected.get_data_dtype() == np.float32
+
+
+def test_options_reach_the_fit(tmp_path, image, capsys):
+    source, mask = tmp_path / "image.nii", tmp_path / "mask.nii"
+    write_volume(source, (image * 100).astype(np.uint16), voxel_um=VOXEL_UM)
+    write_volume(mask, ((image > 150) * 255).astype(np.uint8), voxel_um=VOXEL_UM)
+    files = [str(source), str(tmp_path / "out.npy")]
+    files += ["--mask", str(mask), "--bias", str(tmp_path / "bias.npy"), "--json", str(tmp_path / "facts.json")]
+    options = "--iterations 5 4 --shrink 1,2,2 --spline-um 20000 --tolerance 0 --backend cpu --threads 2"
+    cores = available_threads()
+    with pytest.raises(SystemExit) as end:
+        main(["n4", *files, *options.split()])
+    assert end.value.code == 0
+    assert "iterations 5, 4; fitted in" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["iterations"] == [5, 4]
+    # 30, 40, 25 mm: 2, 2, 2 spans of 20 mm, doubled once
+    assert facts["control_points"] == [7, 7, 7]
+    assert (facts["backend"], facts["shrink"], facts["threads"]) == ("cpu", [1, 2, 2], min(2, cores))
+    field = n4flow.fit_bias(
+        (image * 100).astype(np.uint16), image > 150, iters=(5, 4), shrink=(1, 2, 2), control_points=5, conv_threshold=0
+    )
+    assert np.array_equal(np.load(tmp_path / "bias.npy"), field.field())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--spline-um", "10"], "a spline distance of 10 micrometres is finer than the voxels"),
+        (["--spline-um", "9000", "--control-points", "5"], "both say how fine the lattice is"),
+        (["--shrink", "two"], "parameter shrink must be numbers"),
+        (["--backend", "fast"], "backend must be one of auto, cpu, gpu, itk, got 'fast'"),
+        (["--mask", "MASK"], r"mask must have the shape \(10, 40, 50\) of the volume, got \(9, 40, 50\)"),
+    ],
+)
+def test_refusals(tmp_path, image, capsys, options, sentence):
+    source, mask = tmp_path / "image.nrrd", tmp_path / "mask.npy"
+    write_volume(source, image, voxel_um=VOXEL_UM)
+    np.save(mask, np.ones((9, 40, 50), np.uint8))
+    given = [str(mask) if option == "MASK" else option for option in options]
+    with pytest.raises(SystemExit) as end:
+        main(["n4", str(source), str(tmp_path / "out.nrrd"), *given])
+    assert end.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("n4flow: ")
+    assert "\n" not in message
+    assert re.search(sentence, message)
+    assert not (tmp_path / "out.nrrd").exists()
+
+
+def test_a_file_without_voxel_size_goes_to_npy_only(tmp_path, image):
+    np.save(tmp_path / "image.npy", image)
+    correct_file(tmp_path / "image.npy", tmp_path / "out.npy", iterations=(2,))
+    with pytest.raises(InputError, match="has no voxel size"):
+        correct_file(tmp_path / "image.npy", tmp_path / "out.nii", iterations=(2,))
+    assert not (tmp_path / "out.nii").exists()
+
+
+def test_nifti_whose_unit_is_unknown_keeps_its_affine_and_goes_to_no_other_format(tmp_path):
+    rng = np.random.default_rng(4)
+    affine = np.array([[0, -2, 0, 9], [2, 0, 0, -5], [0, 0, 3, 1], [0, 0, 0, 1]], float)
+    values = rng.uniform(100, 200, (24, 22, 20)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "in.nii")
+    correct_file(tmp_path / "in.nii", tmp_path / "out.nii.gz", iterations=(3,))
+    written = nibabel.load(tmp_path / "out.nii.gz")
+    assert np.allclose(written.affine, affine)
+    assert written.header.get_xyzt_units()[0] == "unknown"
+    with pytest.raises(InputError, match="has no voxel size"):
+        correct_file(tmp_path / "in.nii", tmp_path / "out.nrrd", iterations=(3,))
+    assert not (tmp_path / "out.nrrd").exists()

@@ -1,0 +1,68 @@
+"""After the warm-up nothing is compiled any more, whatever the image is like."""
+
+import importlib
+import itertools
+import os
+import subprocess
+import sys
+
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+
+import n4flow
+from n4flow.n4_bias.warm_up import warm_up
+
+MODULES = (
+    "n4_bias.cpu.convergence_kernels", "n4_bias.cpu.level_kernels", "n4_bias.cpu.packing_kernels",
+    "n4_bias.cpu.sharpening_kernels", "n4_bias.cpu.sweep_kernels", "n4_bias.evaluate_kernels",
+    "n4_bias.shrink_kernels", "compute.simd",
+)  # fmt: skip
+
+
+def signatures() -> dict[str, int]:
+    """How many signatures each compiled function of the fit has."""
+    found = {}
+    for name in MODULES:
+        module = importlib.import_module(f"n4flow.{name}")
+        for item, value in vars(module).items():
+            if isinstance(value, Dispatcher):
+                found[f"{value.py_func.__module__}.{item}"] = len(value.signatures)
+    return found
+
+
+def test_one_signature_serves_every_image():
+    warm_up()
+    before = signatures()
+    rng = np.random.default_rng(0)
+    for dtype, shape, threads in itertools.product(
+        ("uint8", ">u2", "float64", "float32"), ((6, 20, 24), (20, 24)), (1, 2)
+    ):
+        image = rng.uniform(50, 60, shape).astype(dtype)
+        image.flags.writeable = False
+        flipped = image[..., ::-1]
+        for given in (image, flipped):
+            mask = given > 51
+            mask.flags.writeable = False
+            options = {"iters": (1, 1), "threads": threads}
+            n4flow.n4(given, mask, **options, convergence="cv")
+            n4flow.n4(given, mask, **options, weights=rng.random(shape))
+            bias = n4flow.fit_bias(given, mask, **options, shrink=2)
+            bias.log_field()
+            bias.apply(given)
+            bias.field()
+    assert signatures() == before
+    assert "n4flow.n4_bias.cpu.sweep_kernels.field_unit" in before
+
+
+def test_compiling_is_announced_once_and_cached(tmp_path):
+    code = "import logging; logging.basicConfig(level=20, format='%(message)s')\n"
+    # a kernel of the evaluation alone: seconds, where all of them take half a minute
+    code += "import numpy as np; from n4flow.n4_bias.evaluate import Evaluator\n"
+    code += "Evaluator(np.zeros((4, 4, 4)), [np.zeros(2)] * 3).log_field(np.empty((2, 2, 2), 'f4'))"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stderr
+        for _time in range(2)
+    ]
+    assert said[0].strip() == "compiling kernels for this processor; this happens once and takes some seconds"
+    assert said[1] == ""

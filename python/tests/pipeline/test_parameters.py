@@ -1,0 +1,107 @@
+"""Parameters: one schema, the same defaults everywhere, one sentence for each mistake."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from n4flow.errors import InputError
+from n4flow.pipeline.parameters import defaults, iteration_list, resolve, schema, voxel_size
+
+ROOT = Path(__file__).parents[3]
+
+MISTAKES = [
+    ({"smoth_z": 1}, "unknown parameter smoth_z; did you mean smooth_z?"),
+    ({"smooth_z": -1}, "parameter smooth_z must be a number from 0 to 1000 (planes), got -1"),
+    ({"match": "sections"}, "parameter match must be off, section or plane, got 'sections'"),
+    ({"n_bins": "many"}, "parameter n_bins must be a whole number from 8 to 65536, got 'many'"),
+    ({"spline_um": 0}, "parameter spline_um must be a number above 0 (micrometres), got 0"),
+    (
+        {"iterations": "50,x"},
+        "parameter iterations must be whole numbers from 1 upwards, separated by commas, got '50,x'",
+    ),
+    ({"normalize": "maybe"}, "parameter normalize must be true or false, got 'maybe'"),
+    ({"percentile_max": 101}, "parameter percentile_max must be a number above 50 to 100 (percent), got 101"),
+    ({"smooth_z": "-1"}, "parameter smooth_z must be a number from 0 to 1000 (planes), got -1"),
+    ({"smooth_z": "nan"}, "parameter smooth_z must be a number from 0 to 1000 (planes), got nan"),
+    ({"iterations": 0}, "parameter iterations must be whole numbers from 1 upwards, separated by commas, got 0"),
+    (
+        {"voxel_um": "1 2 3'; rm -r ~"},
+        "parameter voxel_um must be three positive numbers 'z y x' (micrometres), got \"1 2 3'; rm -r ~\"",
+    ),
+    ({"norm": 1}, "unknown parameter norm; did you mean normalize?"),
+    ({"harmonize": "yes"}, "parameter harmonize must be off, safe, auto or full, got 'yes'"),
+    (
+        {"harmonize": "safe", "match": "section"},
+        "harmonize takes the place of match and smooth_z, got harmonize safe with match section; leave one of them out",
+    ),
+    (
+        {"harmonize": "auto", "smooth_z": 2},
+        "harmonize takes the place of match and smooth_z, got harmonize auto with smooth_z 2; leave one of them out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "sentence"), MISTAKES)
+def test_each_mistake_has_its_sentence(given, sentence):
+    with pytest.raises(InputError) as caught:
+        resolve(given)
+    assert str(caught.value) == sentence
+
+
+def test_text_from_a_command_line_is_typed():
+    resolved = resolve({"smooth_z": "3", "sections": "30", "normalize": "false", "shrink": "4", "iterations": "20"})
+    assert resolved["smooth_z"] == 3.0
+    assert resolved["sections"] == 30
+    assert resolved["normalize"] is False
+    assert resolved["shrink"] == 4
+    assert iteration_list(resolved["iterations"]) == (20,)
+    assert resolve({"sections": "table.tsv"})["sections"] == "table.tsv"
+    assert resolve({"sections": Path("a") / "table.tsv"})["sections"] == "a/table.tsv"
+    assert resolve({"voxel_um": (10, 2.5, 3)})["voxel_um"] == "10 2.5 3"
+    shrink = resolve({"shrink": 2.0})["shrink"]
+    assert (shrink, type(shrink)) == (2, int)
+
+
+def test_voxel_size_has_three_positive_numbers():
+    assert voxel_size("10, 2.5 3") == {"z": 10.0, "y": 2.5, "x": 3.0}
+    with pytest.raises(InputError, match=r"voxel_um must be 3 numbers separated by spaces or commas, got '10 2'"):
+        voxel_size("10 2")
+    with pytest.raises(InputError, match="three positive sizes"):
+        voxel_size("10 0 1")
+
+
+def config_parameters() -> dict[str, object]:
+    """Read the defaults of nextflow.config."""
+    block = re.search(r"^params \{(.*?)^\}", (ROOT / "nextflow.config").read_text(), re.MULTILINE | re.DOTALL)
+    assert block is not None
+    literals = dict(re.findall(r"^\s+(\w+)\s*=\s*(.*?)\s*(?://.*)?$", block[1], re.MULTILINE))
+    return {name: json.loads(text.replace("'", '"')) for name, text in literals.items()}
+
+
+def test_the_workflow_and_the_package_have_the_same_parameters_and_defaults():
+    assert config_parameters() == defaults()
+
+
+def test_the_schema_at_the_top_is_the_package_s():
+    assert json.loads((ROOT / "nextflow_schema.json").read_text()) == json.loads(
+        (ROOT / "python/src/n4flow/nextflow_schema.json").read_text()
+    )
+
+
+def test_every_default_is_allowed_by_its_own_rule():
+    given = {name: value for name, value in defaults().items() if value is not None}
+    usual = {"bias": "sections", "match": "section", "smooth_z": 2.0}
+    assert resolve(given) == defaults() | usual
+    assert resolve(given | usual) == resolve(given)
+
+
+def test_what_harmonize_takes_the_place_of_is_off_with_it():
+    harmonized = resolve({"harmonize": "auto"})
+    assert [harmonized[name] for name in ("bias", "match", "smooth_z", "normalize")] == ["off", "off", 0.0, True]
+    assert resolve({"harmonize": "auto", "match": "off", "smooth_z": 0, "bias": "volume"})["bias"] == "volume"
+
+
+def test_every_parameter_says_what_it_is():
+    assert all(rule["description"].endswith(".") for rule in schema().values())

@@ -1,0 +1,108 @@
+"""The plan of a sample: what is decided, and what is refused, before any voxel is read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from n4flow.errors import InputError
+from n4flow.io.writers import write_volume
+from n4flow.pipeline.parameters import resolve
+from n4flow.pipeline.plan import ENDINGS, check_name, make_plan, sample_name
+from n4flow.statistics.measure import choose_shrink
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "brain.ome.zarr"
+    write_volume(path, np.full((20, 50, 70), 5, np.uint16), voxel_um=(20, 4, 5))
+    return path
+
+
+def plan(image, **parameters):
+    return make_plan(image, resolve(parameters))
+
+
+@pytest.mark.parametrize(
+    ("shape", "shrink"),
+    [((5, 160, 200), 1), ((5, 512, 512), 1), ((5, 513, 400), 2), ((9, 10000, 15000), 30), ((9, 40, 4000), 1)],
+)
+def test_shrink_brings_planes_to_512_voxels_and_not_below_32(shape, shrink):
+    assert choose_shrink(shape) == shrink
+
+
+@pytest.mark.parametrize(
+    ("name", "sample"),
+    [
+        ("a/brain.ome.zarr", "brain"),
+        ("t1.nii.gz", "t1"),
+        ("x.y.tif", "x.y"),
+        ("b.ome.tiff", "b"),
+        ("c.zarr.zip", "c"),
+        ("scan_v1.2", "scan_v1.2"),
+    ],
+)
+def test_a_sample_is_named_after_its_file(name, sample):
+    assert sample_name(name) == sample
+
+
+def test_slabs_and_batches_cover_everything_once(image):
+    made = plan(image, sections=7, sections_per_task=3, slab_planes=6)
+    assert made.batches == [(0, 3), (3, 6), (6, 7)]
+    planes = [z for start, stop in made.slabs for z in range(start, stop)]
+    assert planes == list(range(20))
+    assert made.layout.slab_planes == made.mask_layout.slab_planes
+    summary = made.summary()
+    assert summary["shape"] == [20, 50, 70]
+    assert summary["voxel_um"] == {"z": 20, "y": 4, "x": 5}
+    assert summary["sections"] == 7
+
+
+@pytest.mark.parametrize(("dtype", "written"), [("float32", "float32"), ("input", "uint16"), ("uint8", "uint8")])
+def test_the_result_s_type_follows_the_parameter(image, dtype, written):
+    assert plan(image, dtype=dtype).layout.dtype == written
+
+
+def test_a_whole_stack_as_one_section_is_said(image):
+    assert "treated as one section" in plan(image).warnings[0]
+    assert plan(image, sections=4).warnings == []
+
+
+def test_faults_name_the_sample(image, tmp_path):
+    mask = tmp_path / "mask.npy"
+    np.save(mask, np.ones((20, 50, 69), np.uint8))
+    with pytest.raises(InputError, match=r"^sample brain: mask mask.npy has shape \(20, 50, 69\), .* \(20, 50, 70\)"):
+        plan(image, mask=str(mask))
+    with pytest.raises(InputError, match=r"^sample brain: sections must be .* number of planes \(20\), got 21"):
+        plan(image, sections=21)
+    with pytest.raises(InputError, match=r"^sample brain: shrink 40 leaves fewer than 2 voxels"):
+        plan(image, shrink=40)
+
+
+def test_knots_finer_than_the_voxels_are_refused_with_what_would_do(image):
+    with pytest.raises(InputError, match=r"40 with 4 levels ends at knots 5 micrometres apart.*give at least 80"):
+        plan(image, spline_um=40)
+    assert plan(image, spline_um=80).shrink == 1
+    with pytest.raises(InputError, match=r"one span of 200 micrometres with 6 levels.*or fewer levels"):
+        plan(image, iterations="9,9,9,9,9,9")
+    assert plan(image, spline_um=40, bias="off").shrink == 1
+
+
+def test_a_gpu_that_nothing_would_use_is_refused(image):
+    with pytest.raises(InputError, match="backend gpu is for the field of the whole volume, and bias is sections"):
+        plan(image, backend="gpu")
+    assert plan(image, backend="gpu", bias="two_pass").shrink == 1
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "bob's", "scan [1]", "", "mask", "pipeline_info", "-x", "a;b"])
+def test_a_sample_name_that_cannot_be_a_folder_is_refused(name):
+    with pytest.raises(InputError, match="must be letters, digits, spaces and"):
+        check_name(name)
+
+
+def test_the_workflow_reads_names_by_the_same_rules():
+    groovy = (Path(__file__).parents[3] / "modules" / "samples.nf").read_text()
+    assert f"/(?i){ENDINGS}/" in groovy
+    assert r"/(?U)\w[\w .+-]*/" in groovy
+    for name in ("Hirn 3", "Ü_1.2", "a+b"):
+        check_name(name)

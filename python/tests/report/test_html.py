@@ -1,0 +1,400 @@
+"""The report: one file that needs nothing else, with the right pixels, numbers and words."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from n4flow.corrections.bias_field import BiasCorrection
+from n4flow.corrections.plane_gain import PlaneGain
+from n4flow.n4_bias.field import BiasField
+from n4flow.report.html import (
+    backends,
+    change,
+    duration,
+    grouped,
+    label,
+    merged,
+    number,
+    percent,
+    shown,
+    write_report,
+)
+from n4flow.report.metrics import metrics
+from n4flow.report.pair import Pair
+from n4flow.report.pictures import Views, data_uri, field_limit, nice_length, outline, windows
+from n4flow.sections import Section, SectionTable
+from n4flow.statistics.measure import shrink_planes
+
+SHAPE = (9, 40, 56)
+VOXEL_UM = {"z": 50.0, "y": 10.0, "x": 10.0}
+VOID = {"meta", "br"}  # html elements without an end tag; SVG ones close themselves
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its text, its ids, and whether every element is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.note(attrs)
+
+    def handle_startendtag(self, tag, attrs):
+        self.note(attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def note(self, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href", "srcset", "data", "action"):
+                self.links.append(value)
+
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def made(flags=("ok", "ok", "ok"), recipe=None):
+    """A small volume with sections of different brightness, shading, padding and masks, as a report gets them."""
+    tissue = np.zeros(SHAPE, bool)
+    tissue[:, 10:30, 12:44] = True
+    signal = np.where(np.arange(SHAPE[2]) // 5 % 2, 800.0, 400.0) * np.ones(SHAPE)
+    gains = np.repeat([1.0, 1.4, 0.9], 3)[:, None, None]
+    noise = np.random.default_rng(0).lognormal(0, 0.05, SHAPE)
+    before = 100 + np.where(tissue, signal * gains * noise, noise)
+    after = 0.001 * np.where(tissue, signal * noise, noise)
+    for volume in (before, after):
+        volume[:, :3] = 0
+    sections = SectionTable([Section(f"s{i}", 3 * i, 3 * i + 3, flag) for i, flag in enumerate(flags)], SHAPE[0])
+    if recipe is None:
+        lattice = np.random.default_rng(1).normal(0, 0.1, (4, 4, 4)).astype(np.float32)
+        lattice -= lattice.mean()
+        gain = PlaneGain(np.linspace(0.9, 1.1, SHAPE[0]).astype(np.float32), np.ones(SHAPE[0], bool), 2.0)
+        recipe = [BiasCorrection(((0, SHAPE[0], BiasField(lattice, SHAPE, SHAPE, (1, 1, 1), backend="itk")),)), gain]
+    return {
+        "before": shrink_planes(before.astype(np.float32), 1),
+        "after": shrink_planes(after.astype(np.float32), 1),
+        "tissue": tissue,
+        "agarose": ~tissue.any(axis=0),
+        "sections": sections,
+        "recipe": recipe,
+    }
+
+
+STAGES = [
+    {"stage": "SHRINK", "seconds": 1.25, "planes": [0, 5], "shrink": 1, "n_zero": 500, "threads": 2},
+    {"stage": "SHRINK", "seconds": 2.5, "planes": [5, 9], "shrink": 1, "n_zero": 500, "threads": 2},
+    {"stage": "N4_VOLUME", "seconds": 61.0, "fields": [{"backend": "itk"}], "extra_numbers": [1, 2, 3]},
+    {"stage": "NORMALIZE", "seconds": 0.02, "borrowed_planes": []},
+]
+
+
+def report(path, arrays, sample="brain 1", stages=STAGES, parameters=None, warnings=(), **volume):
+    """Write a report and return its text and its parsed page."""
+    numbers = metrics(**arrays)
+    facts = {"shape": list(SHAPE), "dtype": "uint16", "voxel_um": VOXEL_UM, "format": "ome-zarr", "mask": "estimated"}
+    write_report(
+        path,
+        sample=sample,
+        volume=facts | volume,
+        stages=stages,
+        parameters=parameters if parameters is not None else {"bias": "volume", "spline_um": None, "smooth_z": 2.0},
+        metrics=numbers,
+        warnings=list(warnings),
+        pair=Pair(**arrays),
+        recipe=arrays["recipe"],
+    )
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text), numbers
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    text, page, _numbers = report(tmp_path / "report.html", made())
+    assert text.lstrip().startswith("<!DOCTYPE html>")
+    assert all(link.startswith(("data:image/", "#")) for link in page.links)
+    assert "http" not in text
+    assert not re.search(r"file:|<script|@import|<link|javascript:", text)
+    assert all(use.startswith("#") for use in re.findall(r"url\(([^)]*)\)", text))
+    assert len(text) < 1_000_000
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_every_id_is_unique_and_every_reference_resolves(tmp_path):
+    text, page, _numbers = report(tmp_path / "report.html", made())
+    assert len(page.ids) == len(set(page.ids))
+    used = {link[1:] for link in page.links if link.startswith("#")} | set(re.findall(r"url\(#([^)]*)\)", text))
+    assert used <= set(page.ids)
+    assert not re.search(r"#01020[3-7]", text)  # every colour of the plots follows the page
+
+
+def test_the_page_says_the_numbers(tmp_path):
+    arrays = made(flags=("ok", "ok", "damaged"))
+    warning = "the mask touches the border"
+    _text, page, numbers = report(tmp_path / "report.html", arrays, warnings=[warning])
+    words = page.words()
+    bias, contrast = numbers["bias_field"], numbers["contrast"]
+    for expected in (
+        "9 × 40 × 56 voxels",
+        "50 × 10 × 10 µm",
+        "uint16, ome-zarr",
+        "3, 1 flagged",
+        warning,
+        "2 of 3 sections pass; look at s2.",
+        "Bias field divided out; brightness of tissue smoothed along Z.",
+        "N4 backend itk",
+        "1 min 5 s, all tasks added up",
+        f"{numbers['tissue']['cv_before']:.1%} {numbers['tissue']['cv_after']:.1%}",
+        f"{contrast['kept']:.1%} kept",
+        f"{bias['p1']:.4g} · {bias['p50']:.4g} · {bias['p99']:.4g}",
+        f"+{np.expm1(numbers['sections'][1]['step_before']):.1%}",
+        "flagged damaged, so it entered no estimate",
+        "spline_um not given",
+        "sigma planes 2",
+    ):
+        assert expected in words, expected
+    cubic_mm = arrays["tissue"].sum() * 50 * 10 * 10 / 1e9
+    assert f"estimated, {arrays['tissue'].mean():.1%} of the volume, {cubic_mm:.3g} mm³" in words
+
+
+def test_tasks_of_a_stage_are_shown_together(tmp_path):
+    _text, page, _numbers = report(tmp_path / "report.html", made())
+    assert "SHRINK 2 3.8 s longest 2.5 s 2 shrink: 1; voxels exactly zero: 1000" in page.words()
+    rows = grouped(STAGES, made()["recipe"])
+    assert [row["name"] for row in rows] == ["SHRINK", "N4_VOLUME", "NORMALIZE"]
+    assert rows[1]["backend"] == "itk"
+    assert rows[1]["numbers"] == {"extra_numbers": [1, 2, 3]}  # its fields stand with the correction
+    assert rows[2]["numbers"] == {"borrowed_planes": []}  # no such correction here, so they stand with the stage
+
+
+def test_names_and_values_cannot_break_the_page(tmp_path):
+    nasty = '<script>alert("x")</script> & "quotes" $x^2$'
+    arrays = made()
+    arrays["sections"] = SectionTable([Section(nasty, 0, 4), Section("b", 4, 9)], 9)
+    parameters = {"outdir": nasty}
+    text, page, _numbers = report(tmp_path / "report.html", arrays, sample=nasty, parameters=parameters)
+    assert "<script" not in text
+    assert page.words().count('alert("x")') >= 4  # title, heading, parameter, section, axis of a plot
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    report(tmp_path / "a.html", made())
+    report(tmp_path / "b.html", made())
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def lacking(name):
+    arrays = made(recipe=[])
+    volumes = [arrays["before"].mean, arrays["after"].mean]
+    if name == "no tissue":
+        arrays["tissue"] = None
+    elif name == "no agarose":
+        arrays["agarose"] = None
+    elif name == "all NaN":
+        volumes = [np.full(SHAPE, np.nan, np.float32)] * 2
+    elif name == "section of NaN":
+        for volume in volumes:
+            volume[3:6] = np.nan
+    elif name == "one plane":
+        volumes = [volume[:1] for volume in volumes]
+        arrays |= {"sections": SectionTable.equal(1, 1), "tissue": arrays["tissue"][:1]}
+    elif name == "one section":
+        arrays["sections"] = SectionTable.equal(SHAPE[0], 1)
+    elif name == "all flagged":
+        arrays["sections"] = SectionTable([Section("a", 0, SHAPE[0], "damaged")], SHAPE[0])
+    elif name == "tissue lacks where a field was fitted":
+        arrays |= {"recipe": made()["recipe"], "tissue": None}
+    return arrays | dict(zip(("before", "after"), (shrink_planes(v, 1) for v in volumes), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("no tissue", "no tissue was found, so nothing could be measured"),
+        ("no agarose", "no agarose was found, so the background level rests on no measurement"),
+        ("all NaN", "There is nothing to show: no voxel of the volume is valid"),
+        ("section of NaN", "100.0% of the voxels are not finite"),
+        ("one plane", "The volume has one plane, so there is no cut across it."),
+        ("one section", "no cut could be measured"),
+        ("all flagged", "Before and after each have a window of their own"),
+        ("no bias field", "No bias field is shown: the recipe has none."),
+        ("tissue lacks where a field was fitted", "No bias field is shown: there is no tissue to measure it in."),
+    ],
+)
+def test_what_is_lacking_is_said_in_words(tmp_path, name, sentence):
+    arrays = lacking(name)
+    _text, page, _numbers = report(tmp_path / "report.html", arrays, stages=[], parameters={}, voxel_um=None)
+    words = page.words()
+    assert sentence in words
+    assert not re.search(r"\bnan\b|\bNone\b|Undefined|\binf\b", words.replace("None were recorded", ""))
+
+
+def grey_pixels(panel):
+    kind, data = panel.uri.split(";base64,")
+    assert kind == "data:image/png"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_before_and_after_share_one_window_in_the_result_s_units():
+    arrays = made()
+    pair = Pair(**arrays)
+    views = Views(pair, arrays["recipe"], VOXEL_UM)
+    window = windows(pair, views)
+    assert window["before"] == window["after"]
+    low, high = window["after"]
+    z = views.centre[0]
+    signal = np.mean(arrays["before"].mean[arrays["tissue"]]) - pair.units.level_before
+    scale = (np.mean(arrays["after"].mean[arrays["tissue"]]) - pair.units.level_after) / signal
+    for time, image in (("before", arrays["before"].mean[z]), ("after", arrays["after"].mean[z])):
+        if time == "before":
+            image = (image - pair.units.level_before) * scale + pair.units.level_after
+        expected = np.clip((image - low) / (high - low), 0, 1) * 255
+        shown_pixels = grey_pixels(views.grey(time, window[time])[0])
+        valid = arrays["before"].valid[z] > 0
+        assert np.abs(shown_pixels.astype(float) - expected)[valid].max() <= 0.51  # rounded to grey levels
+    assert np.mean(pair.before(z)[arrays["tissue"][z]] > low) > 0.9
+
+
+def test_planes_pass_through_tissue_and_cuts_stand_at_their_planes():
+    arrays = made(flags=("ok", "missing", "ok"))
+    views = Views(Pair(**arrays), [], VOXEL_UM)
+    z, y, x = views.centre
+    assert arrays["tissue"][z, y, x]
+    assert arrays["sections"].usable_planes[z]
+    xy, xz, yz = views.grey("after", (0, 1))
+    per_plane = xz.height / SHAPE[0]
+    assert xz.cuts == yz.cuts == pytest.approx((3 * per_plane, 6 * per_plane))
+    assert xz.flagged[0] == pytest.approx((3 * per_plane, 3 * per_plane))
+    assert xy.cuts == ()
+    # proportions of the volume: 560 x 400 x 450 micrometres
+    assert xy.width / xy.height == pytest.approx(560 / 400)
+    assert xz.width / xz.height == pytest.approx(560 / 450)
+    assert yz.width / yz.height == pytest.approx(400 / 450)
+    assert xy.bar[1] == "100 µm"
+    assert xy.bar[0] / xy.width == pytest.approx(100 / 560)
+    assert xy.marks == pytest.approx(((x + 0.5) / SHAPE[2] * xy.width, (y + 0.5) / SHAPE[1] * xy.height))
+
+
+def test_a_thin_stack_is_stretched_and_says_so(tmp_path):
+    arrays = made()
+    views = Views(Pair(**arrays), [], {"z": 1.0, "y": 10.0, "x": 10.0})
+    assert views.stacked
+    _xy, xz, _yz = views.grey("after", (0, 1))
+    assert xz.height / xz.width == pytest.approx(views.z_stretch * 9 / 560)
+    _text, page, _numbers = report(tmp_path / "r.html", arrays, voxel_um={"z": 1.0, "y": 10.0, "x": 10.0})
+    assert f"Z is drawn {views.z_stretch:g} times as long as it is." in page.words()
+
+
+def test_the_bias_field_is_drawn_from_its_values():
+    arrays = made()
+    field = arrays["recipe"][0].fields[0][2]
+    views = Views(Pair(**arrays), arrays["recipe"], VOXEL_UM)
+    z, y, x = views.centre
+    values = np.exp(field.log_field())
+    assert views.images["xy"]["field"] == pytest.approx(values[z], rel=1e-6)
+    assert views.images["xz"]["field"] == pytest.approx(values[:, y], rel=1e-6)
+    assert views.images["yz"]["field"] == pytest.approx(values[:, :, x], rel=1e-6)
+
+
+def test_an_outline_goes_around_the_pixels_of_a_mask():
+    mask = np.zeros((20, 30), bool)
+    mask[5:15, 10:24] = True
+    path = outline(mask, 2.0, 3.0)
+    corners = np.array([[float(v) for v in point.split(",")] for point in path.strip("MZ").split()])
+    # the contour runs between pixel centres, and cuts corners by half a pixel
+    assert corners.min(axis=0) == pytest.approx([20, 15])
+    assert corners.max(axis=0) == pytest.approx([48, 45])
+    assert outline(np.zeros((4, 4), bool), 1, 1) == ""
+    assert outline(np.ones((4, 4), bool), 1, 1).startswith("M")
+
+
+def test_large_pictures_are_averaged_down_and_small_ones_kept():
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (100, 10))
+    kind, data = data_uri(ramp).split(";base64,")
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert kind == "data:image/jpeg"
+    assert image.size == (500, 100)
+    mean = np.asarray(image, float).mean()
+    assert mean == pytest.approx(ramp.mean(), abs=1)  # JPEG keeps the mean within rounding
+    small = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    kind, data = data_uri(small).split(";base64,")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), small)
+
+
+def test_the_colour_scale_holds_the_field_and_is_never_narrow():
+    assert field_limit({"p1": 0.5, "p99": 1.6}) == 2
+    assert field_limit({"p1": 0.99, "p99": 1.01}) == 1.05
+
+
+@pytest.mark.parametrize(("length", "nice"), [(730, 500), (0.4, 0.2), (1000, 1000), (199.9, 100)])
+def test_scale_bars_have_round_lengths(length, nice):
+    assert nice_length(length) == nice
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (True, "yes"),
+        (3, "3"),
+        (1234567, "1\u202f234\u202f567"),
+        (10571.3, "10\u202f571"),
+        (0.123456, "0.1235"),
+        (0.000012345, "1.23e-05"),
+        (0.0, "0"),
+        ("itk", "itk"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+def test_shares_changes_times_and_names_are_words():
+    assert (percent(0.1234), percent(None), percent(0.5, 0)) == ("12.3%", "–", "50%")
+    assert (change(np.log(1.1)), change(np.log(1.1), True), change(None)) == ("10.0%", "+10.0%", "–")
+    assert [duration(s) for s in (None, 0.04, 12.3, 200, 7300)] == ["–", "0.04 s", "12 s", "3 min 20 s", "2 h 1 min"]
+    assert (label("spline_um"), label("n_zero"), label("gain_min")) == (
+        "knot spacing (µm)",
+        "voxels exactly zero",
+        "gain min",
+    )
+
+
+def test_values_of_tasks_are_merged():
+    assert merged("n_zero", [4, 4]) == 8
+    assert merged("shrink", [4, 4]) == 4
+    assert merged("thresholds", [[1, 2], [3]]) == [1, 2, 3]
+    assert merged("minimum", [0.5, 0.25]) == "0.25 to 0.5"
+    assert merged("mode", ["a", "b", "a"]) == "a, b"
+    assert backends([{"fields": [{"backend": "cpu"}, {"backend": "cpu"}]}, {"backend": "itk"}]) == ["cpu", "itk"]
+
+
+def test_long_lists_are_summarised():
+    assert shown([1, 2, 3]) == {"text": "1, 2, 3"}
+    assert shown([]) == {"text": "none"}
+    assert shown(list(range(11))) == {"text": "0 to 10 (median 5)"}
+    assert shown({"a": 1}) == {"items": [("a", 1)]}
+    rows = [{"id": i, "backend": "cpu", "iterations": [50, i], "reason": None} for i in range(20)]
+    table = shown(rows)
+    assert table["columns"] == ["id", "iterations"]
+    assert table["rows"] == [["0 to 19 (median 9.5)", "50, 0 to 19 (median 9.5)"]]
+    assert (table["common"], table["of"]) == ({"backend": "cpu"}, 20)
+    assert shown(rows[:1]) == {"items": [("id", 0), ("backend", "cpu"), ("iterations", [50, 0])]}
+    assert shown(rows[:2])["rows"] == [["0", "50, 0"], ["1", "50, 1"]]
