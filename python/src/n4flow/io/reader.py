@@ -71,12 +71,8 @@ class Reader(ABC):
 
     @property
     def by_chunks(self) -> bool:
-        """Whether boxes of whole chunks may be read by several threads, each by itself, as fast as larger boxes."""
+        """Whether several threads may each read boxes of whole chunks, as fast as one thread reads larger boxes."""
         return False
-
-    def expect(self, z: slice, y: slice, x: slice) -> None:
-        """Have the system read a box ahead, where `by_chunks` holds."""
-        raise NotImplementedError
 
 
 class ArrayReader(Reader):
