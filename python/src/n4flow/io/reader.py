@@ -94,21 +94,6 @@ class ArrayReader(Reader):
         return self._array[z, y, x]
 
 
-class NpyReader(ArrayReader):
-    """A `.npy` file, memory mapped."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            array = np.lib.format.open_memmap(path, mode="r")  # numpy.load would take an archive for an array, too
-        except (ValueError, EOFError, OSError) as error:
-            msg = f"{path} is not a readable .npy array: {error}; write it again with numpy.save"
-            raise InputError(msg) from error
-        super().__init__(array, path, "npy")
-
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return NpyReader, (self.path,)  # a memory map would travel as a copy
-
-
 def as_volume(array: Any, path: Path) -> Any:
     """Return a (Y, X) or (Z, Y, X) array as (Z, Y, X).
 

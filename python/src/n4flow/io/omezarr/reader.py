@@ -21,14 +21,6 @@ from n4flow.io.omezarr.damage import Wanted, faulty_files
 from n4flow.io.reader import Reader, check_dtype
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
-ZIPPED = (".zip", ".ozx")
-
-
-def is_zarr(path: Path) -> bool:
-    """Return whether `path` is a zipped store, or a folder with Zarr metadata."""
-    if path.is_dir():
-        return any((path / marker).exists() for marker in MARKERS)
-    return path.suffix.lower() in ZIPPED
 
 
 class ZarrReader(Reader):
@@ -37,10 +29,10 @@ class ZarrReader(Reader):
     Parameters
     ----------
     path : Path
-    level : int
-        Pyramid level, 0 is the finest.
     channel : int or str, optional
         Index or label; needed where there are several.
+    level : int
+        Pyramid level, 0 is the finest.
     allow_missing_chunks : bool
         Read absent and damaged files as 0 (invalid voxels) instead of refusing the store.
     planes : (int, int), optional
@@ -55,9 +47,9 @@ class ZarrReader(Reader):
     def __init__(
         self,
         path: Path,
-        level: int = 0,
         channel: int | str | None = None,
         *,
+        level: int = 0,
         allow_missing_chunks: bool = False,
         planes: tuple[int, int] | None = None,
     ) -> None:
