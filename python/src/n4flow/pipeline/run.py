@@ -22,7 +22,7 @@ from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.n4_bias.engine import choose_backend
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, voxel_counts
-from n4flow.pipeline.executors import Here, workplace
+from n4flow.pipeline.executors import LocalExecutor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
@@ -119,9 +119,9 @@ def run(
         _check_room(Path(outdir), [plan for plan, _settled in asked[number:]])  # now, not after hours of estimating
         for warning in plan.warnings:
             log.warning("warning: sample %s: %s", plan.sample, warning)
-        with workplace(dask_scheduler) as place, published(Path(outdir) / plan.sample) as folder:
+        with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
             log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
-            numbers = _Sample(plan, folder, settled, backend, threads, place).go_through()
+            numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
         results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
     versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
     settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
@@ -149,7 +149,7 @@ class _Sample:
     parameters: Mapping[str, Any]
     backend: str  # the one that `auto` took
     threads: int | None
-    place: Here
+    executor: LocalExecutor
 
     def __post_init__(self) -> None:
         self.stages: list[dict[str, Any]] = []  # the numbers of each, in order
@@ -181,7 +181,7 @@ class _Sample:
 
     def by_slab(self, work: Callable[..., Any], *parts: Sequence[Any]) -> list[Any]:
         """Return what a function makes of each slab, in order, where the parts of a pass run."""
-        return self.place.results([partial(work, *task) for task in zip(*parts, strict=True)])
+        return self.executor.results([partial(work, *task) for task in zip(*parts, strict=True)])
 
     def estimate(self, each: Stage) -> None:
         """Estimate the correction of a stage and add it to the recipe."""
