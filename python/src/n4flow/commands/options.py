@@ -30,7 +30,8 @@ def setting(name: str, *, required: bool = False) -> Any:
     """Return the option of a parameter, as its rule in the schema describes it."""
     rule = schema()[name]
     if rule["type"] == "boolean":
-        return Annotated[bool, typer.Option(spelled(name), help=rule["description"])]
+        names = f"{spelled(name)}/{spelled('no_' + name)}" if rule["default"] else spelled(name)
+        return Annotated[bool, typer.Option(names, help=rule["description"])]
     return Annotated[
         str | None, typer.Option(spelled(name), metavar=metavar(rule), help=described(rule, required=required))
     ]
