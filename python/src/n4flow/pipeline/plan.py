@@ -31,8 +31,8 @@ from n4flow.statistics.measure import choose_shrink
 ENDINGS = (
     r"(?:\.ozx|(?:\.ome)?\.zarr(?:\.zip)?|(?:\.ome)?\.tiff?|\.btf|\.tf8|\.nii(?:\.gz)?|\.nrrd|\.nhdr|\.mh[ad]|\.npy)$"
 )
-BESIDE = 20_000_000, 24  # bytes and files beside the stores: report, tables, recipe with its corrections, provenance
-RESERVED = ("mask", "pipeline_info")  # what else has a name in the results
+BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
+RESERVED = ("mask", "pipeline_info")  # Names that the results use themselves.
 
 
 @dataclass(frozen=True)
