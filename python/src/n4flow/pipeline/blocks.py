@@ -15,10 +15,10 @@ from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.volume import Volume
 
-BLOCK_BYTES = 1 << 25  # of the input's own type: enough chunks for every core, small enough for a laptop
-
-
-READ_BYTES = 1 << 28  # of the input's own type: what may be read at once so that chunks are decoded only once
+BLOCK_BYTES = (
+    1 << 25
+)  # A block's size in the input's own type: enough chunks for every core, small enough for a laptop.
+READ_BYTES = 1 << 28  # A block may be as large as this where it then decodes each chunk only once.
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from n4flow.statistics.histograms import PlaneHistograms
 from n4flow.statistics.measure import LEAST_COVER
 from n4flow.statistics.shrunken import ShrunkenVolume
 
-TASKS_OF_THREAD = 4  # that a block is cut into, so that a slow one delays little
+TASKS_OF_THREAD = 4  # A block is cut into this many tasks for each thread, so that a slow one delays little.
 
 
 def shrink_pass(

@@ -28,8 +28,8 @@ from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import choose_shrink
 
-BESIDE = 20_000_000, 24  # bytes and files beside the stores: report, tables, recipe with its corrections, provenance
-RESERVED = ("mask", "pipeline_info")  # what else has a name in the results
+BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
+RESERVED = ("mask", "pipeline_info")  # Names that the results use themselves.
 
 
 @dataclass(frozen=True)
