@@ -1,6 +1,6 @@
 """Corrections that follow each other voxel by voxel, and are one pass over memory.
 
-The field of bias, the range of a plane, the map of its section and the gain of its tissue come in this order in every
+The bias field, the range of a plane, the map of its section and the gain of its tissue come in this order in every
 recipe of the workflow; each is one argument of a compiled loop, see `base.FUSED`. On the host, that loop takes a plane
 through all four while it is in cache; on a GPU a kernel takes a voxel through them, see `fused_gpu`. Other corrections
 are applied one by one. The bits are the same.

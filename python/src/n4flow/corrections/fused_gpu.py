@@ -1,4 +1,4 @@
-"""A recipe on a block that lies on the GPU: what follows each other voxel by voxel is one pass over memory.
+"""A recipe on a block in GPU memory: corrections that follow each other voxel by voxel are one pass over memory.
 
 A kernel takes a voxel through all four corrections of `base.FUSED`; others are applied one by one.
 """

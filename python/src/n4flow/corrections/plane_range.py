@@ -41,7 +41,7 @@ class PlaneRange(Correction):
     source : (Z,) uint8 array
         Where each level comes from: 0 the plane's own agarose, 1 borrowed, 2 unknown.
     confidence : (Z,) float32 array
-        From 0 to 1, see `levels.Levels`.
+        From 0 to 1, see `agarose_levels.Levels`.
     """
 
     kind: ClassVar[str] = "plane_range"

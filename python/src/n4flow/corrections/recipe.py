@@ -180,7 +180,7 @@ class Recipe(Sequence[Correction]):
         z_start : int
             Index of the first plane in the volume.
         tissue : (z, Y, X) bool array, optional
-            Tissue mask, needed where the recipe has a gain on tissue; the one beside a stored recipe without it.
+            Tissue mask, needed where the recipe has a gain on tissue. By default the one beside a stored recipe.
         shape : tuple of int, optional
             Shape (Z, Y, X) of the whole volume; the array's own when `z_start` is 0.
         gpu : bool
