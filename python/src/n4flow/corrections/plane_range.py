@@ -73,7 +73,9 @@ class PlaneRange(Correction):
     def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
         """See `Correction.fused_arguments`: lower, upper, span."""
         xp, planes, span = array_module(block), slice(where.z, where.z + block.shape[0]), np.float32(self.span)
-        lower, upper = (xp.asarray(limit[planes], xp.float32) for limit in (self.lower, self.upper))
+        lower, upper = self.lower[planes], self.upper[planes]
+        if xp is not np:
+            lower, upper = xp.asarray(lower, xp.float32), xp.asarray(upper, xp.float32)
         return lambda start, stop: (stop, (lower[start:stop], upper[start:stop], span))
 
     @property
