@@ -26,7 +26,7 @@ SHAPE = (9, 48, 56)
 class Destriping(Correction):
     """Subtract an offset from every row: a correction that nothing but this file knows of."""
 
-    kind: ClassVar[str] = "destriping"
+    kind: ClassVar[str] = "stripes"
     title: ClassVar[str] = "stripes taken out"
     offset: np.ndarray
 
@@ -95,7 +95,7 @@ def test_a_correction_fills_in_what_is_asked_of_it(tmp_path, kind):
 
 
 def test_a_new_correction_is_a_class_and_nothing_else(tmp_path):
-    stripes = examples()["destriping"]
+    stripes = examples()["stripes"]
     before = np.random.default_rng(2).uniform(100, 200, SHAPE).astype(np.float32)
     after = before - stripes.offset[:, :, None]
     Recipe([stripes]).save(tmp_path / "recipe.json", shape=list(SHAPE))
