@@ -9,15 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
 
-# What each kind of correction does, for a reader.
-KINDS = {
-    "background": "local background subtracted",
-    "bias_field": "bias field divided out",
-    "harmonization": "all sections made even together",
-    "plane_range": "agarose put at zero and planes brought to one range",
-    "section_lookup": "sections matched to the pooled histogram of tissue",
-    "plane_gain": "brightness of tissue smoothed along Z",
-}
 STEP_LIMIT = 0.05  # log ratio: a step at a cut that the eye sees
 STEP_GROWTH = 0.02  # log ratio by which a step may grow
 CONTRAST_LIMIT = 0.10  # share by which contrast between classes may move in a section
@@ -108,7 +99,7 @@ def volume_reasons(summary: dict[str, Any]) -> list[str]:
 
 def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[str, str]:
     """Return two sentences: what was done, and whether anything deserves a look."""
-    done = [KINDS.get(step.kind, step.kind) for step in recipe]
+    done = [step.title for step in recipe]
     first = "; ".join(done) + "." if done else "nothing was changed: the recipe is empty."
     rows = numbers["sections"]
     look = [row["id"] for row in rows if row["status"] == "warn"]

@@ -13,7 +13,7 @@ import numpy as np
 from n4flow import __version__
 from n4flow.io.frame import Frame
 from n4flow.report import plots
-from n4flow.report.assessment import KINDS, headline
+from n4flow.report.assessment import headline
 from n4flow.report.metrics import plain
 from n4flow.report.pair import Pair
 from n4flow.report.pictures import FIELD_COLOURS, Views, field_limit, windows
@@ -21,7 +21,6 @@ from n4flow.sections import SectionTable
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
-    from n4flow.corrections.plane_gain import PlaneGain
 
 # Which correction a stage estimates: its numbers are shown once, with the correction.
 STAGE_KINDS = {
@@ -104,7 +103,7 @@ def write_report(
         pictures=_pictures(pair, recipe, volume, metrics),
         plots=_plots(pair, sections, recipe, metrics),
         stages=grouped(stages, recipe),
-        corrections=[(KINDS.get(step.kind, step.kind), plain(step.summary())) for step in recipe],
+        corrections=[(step.title, plain(step.summary())) for step in recipe],
         parameters=parameters,
     )
     path = Path(path)
@@ -225,7 +224,7 @@ def _pictures(
     if "background" in window:
         found["background_of"] = "the agarose level" if pair.units.from_agarose else "the level of what is not tissue"
         found["background"] = [(name, views.grey(name, window["background"])) for name in ("before", "after")]
-    if not any(step.kind in ("bias_field", "harmonization") for step in recipe):
+    if not any(step.is_field for step in recipe):
         found["no_field"] = "the recipe has none"
     elif not metrics["bias_field"]:
         found["no_field"] = "there is no tissue to measure it in"
@@ -248,7 +247,7 @@ def _plots(
 ) -> list[tuple[str, str]]:
     """Return (width class, SVG) of each plot that has something to show."""
     planes, rows = metrics["planes"], metrics["sections"]
-    smoothing = [step for step in recipe if step.kind == "plane_gain"]
+    smoothing = [gains for step in recipe if (gains := step.plane_gains()) is not None]
     found = []
     if any(value is not None for value in planes["tissue_after"]):
         found.append(("wide", plots.plane_means(planes, sections)))
@@ -257,7 +256,7 @@ def _plots(
     if metrics["steps"]["measured"]:
         found.append(("narrow", plots.steps(rows, metrics["steps"])))
     if metrics["tissue"]["pixels"]:
-        gain = np.prod([np.asarray(_gain(step)) for step in smoothing], axis=0) if smoothing else None
+        gain = np.prod(smoothing, axis=0) if smoothing else None
         found.append(("narrow", plots.gains(planes, sections, pair.units.level_after, gain)))
     if metrics["harmonization"] and "reason" not in metrics["harmonization"]:
         found.append(("narrow", plots.section_gains(rows, metrics["harmonization"])))
@@ -270,11 +269,6 @@ def _plots(
             level, threshold = pair.units.level_after, metrics["contrast"]["threshold"]
             found.append(("narrow", plots.histograms(first, second, level, threshold, level + top)))
     return found
-
-
-def _gain(step: Any) -> np.ndarray:
-    correction: PlaneGain = step
-    return correction.gain
 
 
 def label(key: str) -> str:

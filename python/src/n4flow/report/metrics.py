@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from n4flow.sections import SectionTable, filled_planes
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
-    from n4flow.corrections.bias_field import BiasCorrection
-    from n4flow.corrections.harmonization import Harmonization
     from n4flow.masks.packed_mask import PackedMask
     from n4flow.statistics.shrunken import Shrunken
 
@@ -73,6 +71,7 @@ def pair_metrics(pair: Pair, recipe: Sequence[Correction]) -> dict[str, Any]:
     contrast, kept = _contrast(pair, thresholds, near, classes)
     bias, ranges = _bias(pair, recipe)
     counts = _voxel_counts(pair)
+    unknown = [found for step in recipe for found in step.not_estimated()]
     summary: dict[str, Any] = {
         "tissue": _tissue(pair),
         "agarose": _agarose(pair),
@@ -83,7 +82,7 @@ def pair_metrics(pair: Pair, recipe: Sequence[Correction]) -> dict[str, Any]:
         "harmonization": _harmonization(recipe),
         "change": _change(pair, recipe),
         "voxels": {name: int(values.sum()) for name, values in counts.items()},
-        "sections": _section_rows(pair, jumps, kept, ranges, counts, _reasons_not_fitted(recipe)),
+        "sections": _section_rows(pair, jumps, kept, ranges, counts, unknown),
         "planes": _plane_table(pair),
     }
     summary["reasons"] = volume_reasons(summary)
@@ -303,11 +302,8 @@ def _bias(pair: Pair, recipe: Sequence[Correction]) -> tuple[dict[str, Any] | No
 
 def _harmonization(recipe: Sequence[Correction]) -> dict[str, Any] | None:
     """Return what the harmonisation rests on, and the gain of every section with its uncertainty."""
-    for step in recipe:
-        if step.kind == "harmonization":
-            fields = cast("Harmonization", step)
-            return fields.summary() | {"gain": np.exp(fields.gain), "gain_sd": fields.gain_sd}
-    return None
+    found = [step.summary() | gains for step in recipe if (gains := step.section_gains()) is not None]
+    return found[0] if found else None
 
 
 def _change(pair: Pair, recipe: Sequence[Correction]) -> dict[str, Any]:
@@ -316,14 +312,8 @@ def _change(pair: Pair, recipe: Sequence[Correction]) -> dict[str, Any]:
     both = (first > 0) & (second > 0)
     ratio = np.log(second[both].astype(np.float64) / first[both])
     spread = 1.4826 * median(np.abs(ratio - median(ratio))) if ratio.size >= MIN_PIXELS else math.nan
-    alike = any(step.kind in ("section_lookup", "plane_gain") for step in recipe)
+    alike = any(step.equalizes for step in recipe)
     return {"spread": spread, "sections_alike": alike}
-
-
-def _reasons_not_fitted(recipe: Sequence[Correction]) -> list[tuple[int, int, str]]:
-    """Return (z_start, z_stop, reason) of the bias fields that were not fitted."""
-    fields = [part for step in recipe if step.kind == "bias_field" for part in cast("BiasCorrection", step).fields]
-    return [(start, stop, str(field.reason)) for start, stop, field in fields if field.reason]
 
 
 def _voxel_counts(pair: Pair) -> dict[str, np.ndarray]:
@@ -366,7 +356,7 @@ def _section_rows(
         reasons = section_reasons(row, number > 0 and not pair.sections[number - 1].usable)
         for start, stop, why in not_fitted:
             if start < section.z_stop and stop > section.z_start:
-                reasons.append(f"no bias field: {why}")
+                reasons.append(why)
         rows.append(row | {"status": "warn" if reasons else "pass", "reasons": reasons})
     return rows
 
