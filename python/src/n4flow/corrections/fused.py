@@ -102,7 +102,6 @@ class _Sweep:
     def __call__(self, start: int, stop: int) -> None:
         """Correct planes from one to another, runs of the same field and the same map at a time."""
         from n4flow.corrections import kernels as kernels_corrections
-        from n4flow.statistics import histogram_kernels as kernels
 
         z, block = self.where.z, self.block
         while start < stop:
@@ -124,7 +123,7 @@ class _Sweep:
                 gain = self.gain.gain[planes], self.tissue[start:end]
             kernels_corrections.correct_planes(
                 block[start:end],
-                field or kernels.NO_FIELD,
+                field or kernels_corrections.NO_FIELD,
                 limits or kernels_corrections.NO_LIMITS,
                 lookup or kernels_corrections.NO_MAP,
                 gain or kernels_corrections.NO_GAIN,

@@ -27,7 +27,6 @@ MOST_PIECES = 16  # histograms of one plane before they are added up
 _tables = threading.local()
 
 Lists = tuple[np.ndarray, ...]
-Tables = tuple[np.ndarray, ...]
 
 
 def strips(height: int, width: int) -> list[tuple[int, int]]:
@@ -241,9 +240,7 @@ class PlaneCounter:
     def __init__(self, n_planes: int) -> None:
         self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
 
-    def add(
-        self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0, field: Tables | None = None
-    ) -> None:
+    def add(self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0) -> None:
         """Count rows of some planes; no two threads may add to one plane at a time.
 
         Parameters
@@ -257,8 +254,6 @@ class PlaneCounter:
         k : int
         y : int
             The first row's place below the first row of `classes`.
-        field : tuple of arrays, optional
-            `Evaluator.tables` of the bias field on these rows, by which they are divided first.
         """
         from n4flow.statistics import histogram_kernels as kernels
 
@@ -274,10 +269,8 @@ class PlaneCounter:
         most = max(1, kernels.PIECE_VOXELS // width)
         for start in range(0, n_y, most):
             part = slice(start, min(start + most, n_y))
-            lattice, fz, wz, fy, wy, *along_x = kernels.NO_FIELD if field is None else field
-            tables = (lattice, fz, wz, fy[part], wy[part], *along_x)
             out = scratch("counted", (3, rows[:, part].size), np.int64)  # little of it is written
-            kernels.count_planes(rows[:, part], tables, classes, k, y + start, *room, _tables.words, out, ends)
+            kernels.count_planes(rows[:, part], classes, k, y + start, *room, _tables.words, out, ends)
             self._keep(plane, out[:, : ends[-1, -1, -1]].copy(), ends.tolist())
 
     def _keep(self, plane: int, counted: np.ndarray, ends: list[list[list[int]]]) -> None:
