@@ -124,7 +124,7 @@ def correct_planes(block: Any, field: Any, limits: Any, lookup: Any, gain: Any) 
     for z in range(n_z):
         here = slice(z, z + 1)
         if lattice.size:
-            field_block(z, z + 1, 0, n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x), -1)
+            field_block(z, z + 1, 0, n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x))
         if lower.size:
             plane_range(block[here], lower[here], upper[here], span)
         if starts.size:
