@@ -30,6 +30,15 @@ from n4flow.statistics.shrunken import Shrunken
 CHECKSUMS_NAME = "checksums.json"  # of a slab, then of everything that is published of a sample
 
 
+# Which correction a stage estimates.
+ESTIMATES = {
+    "N4_SECTIONS": "bias_field",
+    "N4_VOLUME": "bias_field",
+    "HARMONIZE": "harmonization",
+    "NORMALIZE": "plane_range",
+    "MATCH_HISTOGRAMS": "section_lookup",
+    "SMOOTH_Z": "plane_gain",
+}
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's store has alike
 
 
@@ -116,7 +125,7 @@ def finish(
         "sample": plan.sample,
         "n4flow": version,
         "plan": plan.summary(),
-        "metrics": pair_metrics(pair, recipe),
+        "metrics": pair_metrics(pair),
         "stages": [dict(stage) for stage in stages],
         "parameters": dict(parameters),
     }
@@ -127,8 +136,9 @@ def finish(
         sample=plan.sample,
         volume=plan.summary(),
         pair=pair,
-        recipe=recipe,
         stages=list(stages),
+        titles={},
+        estimates=ESTIMATES,
         parameters=dict(parameters),
         metrics=numbers["metrics"],
         warnings=list(dict.fromkeys(warned)),

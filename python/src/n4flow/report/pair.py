@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from n4flow.corrections.harmonization import Harmonization
     from n4flow.statistics.shrunken import Shrunken, ShrunkenVolume
 
+TIMES = ("before", "after")
 MIN_VALID = 0.5  # share of a block's voxels that must be valid for the block to count
 MIN_PIXELS = 20  # pixels below which a plane, a pair of planes or a class gives no number
 RUN_PLANES = 64  # planes of a bias field that are evaluated at once
@@ -128,7 +129,7 @@ class Pair:
         agarose: np.ndarray | None,
         recipe: Sequence[Correction] = (),
     ) -> None:
-        self.sections = sections
+        self.sections, self.recipe = sections, recipe
         self.shape: tuple[int, int, int] = before.shape
         self._before, self._after = before, after
         self.shrink, self.voxels = before.shrink, before.planes

@@ -11,14 +11,10 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from n4flow.report.pair import Pair, bias_fields
-
-if TYPE_CHECKING:
-    from n4flow.corrections.base import Correction
 
 PAGE_WIDTH = 1080  # px that the three planes share
 MOST_PIXELS = 640  # pixels along a side; larger planes are averaged down
@@ -53,7 +49,6 @@ class Views:
     Parameters
     ----------
     pair : Pair
-    recipe : sequence of Correction
     voxel_um : mapping or None
         Voxel size of the full-resolution volume in micrometres by axis name; cubes of 1 without it.
 
@@ -65,7 +60,7 @@ class Views:
         Whether xz and yz are flat enough to stand above each other beside xy.
     """
 
-    def __init__(self, pair: Pair, recipe: Sequence[Correction], voxel_um: Mapping[str, float] | None) -> None:
+    def __init__(self, pair: Pair, voxel_um: Mapping[str, float] | None) -> None:
         self.pair = pair
         self.known_size = voxel_um is not None
         size = dict(voxel_um) if voxel_um is not None else {"z": 1.0, "y": 1.0, "x": 1.0}
@@ -80,7 +75,7 @@ class Views:
         self.px_per_um = PAGE_WIDTH / (widths if depth > 1 else max(2 * extent["x"], extent["y"]))
         self.px = {axis: length * self.px_per_um for axis, length in extent.items()}
         self.centre = _centre(pair)
-        self.images = self._gather(recipe)
+        self.images = self._gather()
         self._outlines: dict[tuple[str, str], str] = {}
         self.has_field = bool(np.any([np.any(self.images[plane]["field"] != 1) for plane in PLANES]))
 
@@ -89,7 +84,7 @@ class Views:
         """The planes that can be drawn: one plane has no cut across it."""
         return PLANES if self.pair.shape[0] > 1 else PLANES[:1]
 
-    def _gather(self, recipe: Sequence[Correction]) -> dict[str, dict[str, np.ndarray]]:
+    def _gather(self) -> dict[str, dict[str, np.ndarray]]:
         """Return by plane and image the (down, across) pixels; `field` is the bias field, 1 where there is none."""
         pair, (z, y, x) = self.pair, self.centre
 
@@ -105,7 +100,7 @@ class Views:
         images["xy"] = {image: np.array(getattr(pair, image)(z)) for image in IMAGES[:-1]}
         for plane in PLANES:
             images[plane]["field"] = np.ones(images[plane]["before"].shape, np.float32)
-        for start, field_run in bias_fields(recipe, pair.shape):
+        for start, field_run in bias_fields(pair.recipe, pair.shape):
             stop = start + len(field_run)
             images["xz"]["field"][start:stop] = field_run[:, y]
             images["yz"]["field"][start:stop] = field_run[:, :, x]
