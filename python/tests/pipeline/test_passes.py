@@ -31,7 +31,7 @@ from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline import blocks as passes
 from n4flow.pipeline import run as local
 from n4flow.pipeline.estimate import BiasSettings, fit_sections, lookup, plane_gain
-from n4flow.pipeline.executors import Here, workplace
+from n4flow.pipeline.executors import LocalExecutor, executor
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import make_plan
@@ -435,7 +435,7 @@ def test_a_cluster_does_not_change_the_name_of_a_linked_sample(tmp_path, monkeyp
     values, _tissue = stack()
     write_volume(tmp_path / "stored.ome.zarr", values, voxel_um=VOXEL)
     (tmp_path / "brain.ome.zarr").symlink_to("stored.ome.zarr")
-    monkeypatch.setattr("n4flow.pipeline.run.workplace", lambda _scheduler: nullcontext(Here()))
+    monkeypatch.setattr("n4flow.pipeline.run.executor", lambda _scheduler: nullcontext(LocalExecutor()))
     monkeypatch.chdir(tmp_path)
     result = run("brain.ome.zarr", "out", dask_scheduler="tcp://somewhere:8786", sections=3, bias="off", match="off")
     assert [sample.sample for sample in result.samples] == ["brain"]
@@ -446,13 +446,13 @@ def test_a_cluster_without_workers_is_said_and_waited_for(tmp_path, caplog):
     distributed = pytest.importorskip("distributed")
     options = {"threads_per_worker": 1, "dashboard_address": ":0", "local_directory": str(tmp_path)}
     with distributed.LocalCluster(n_workers=0, **options) as cluster:
-        with workplace(cluster.scheduler_address) as place:
+        with executor(cluster.scheduler_address) as place:
             (line,) = (record.getMessage() for record in caplog.records if record.name == "n4flow")
             assert f"scheduler at {cluster.scheduler_address} has no workers yet" in line
             cluster.scale(1)
             assert place.results([partial(divmod, 7, 3)]) == [(2, 1)]
         caplog.clear()
-        with workplace(cluster.scheduler_address):
+        with executor(cluster.scheduler_address):
             assert not [record for record in caplog.records if record.name == "n4flow"]
 
 

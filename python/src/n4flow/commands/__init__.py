@@ -17,6 +17,7 @@ import typer.main
 
 from n4flow.compute.malloc import limit_arenas
 from n4flow.errors import DiskFullError, N4flowError, N4flowWarning, OutOfMemoryError
+from n4flow.pipeline.stages import STAGES
 
 USER_COMMANDS = {
     "run": "The whole chain on this machine, with the workflow's parameters.",
@@ -27,28 +28,18 @@ USER_COMMANDS = {
     "versions": "Versions of everything that a result depends on.",
     "phantom": "Make a serial-section volume with known truth.",
 }
-STEP_COMMANDS = {
+# Steps of the workflow that are no stage of the chain.
+OTHER_STEPS = {
     "probe-gpu": "Say whether a GPU works here.",
-    "shrink": "Shrink a slab of planes in plane.",
-    "tissue-mask": "Tissue mask, agarose mask and background level of each section.",
-    "n4-sections": "Bias fields of a batch of sections.",
-    "n4-volume": "Bias field of the whole volume.",
-    "harmonize": "All sections made even together, without harming anatomy.",
-    "plane-statistics": "Histograms of a slab of planes.",
-    "normalize": "Range of each plane, from histograms.",
-    "match-histograms": "Look-up table of each section, from histograms.",
-    "smooth-z": "Gain of each plane, from histograms.",
-    "render-slab": "Render a slab of planes into every pyramid level.",
-    "finish": "Put the store together, check it, write recipe and report.",
     "provenance": "Settings, versions and digests of a run as an RO-Crate.",
     "warm-up": "Compile the kernels once, for an image or after an install.",
 }
+STEPS = {stage.command: stage for stage in STAGES}
+# Modules of commands that share one; other stages estimate a correction, and other commands have one of their own name.
 MODULES = {
     **dict.fromkeys(("shrink", "plane-statistics", "render-slab"), "slabs"),
-    **dict.fromkeys(("n4-sections", "n4-volume", "harmonize"), "fields"),
-    **dict.fromkeys(("normalize", "match-histograms", "smooth-z"), "intensity"),
     **dict.fromkeys(("versions", "probe-gpu", "provenance", "warm-up"), "run_info"),
-}  # of commands that share one; the others have one of their own name
+}
 LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow
 
 
@@ -57,25 +48,27 @@ class Commands(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Name the commands in the order a user needs them."""
-        return [*USER_COMMANDS, *STEP_COMMANDS]
+        return [*USER_COMMANDS, *STEPS, *OTHER_STEPS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import and return one command."""
-        if cmd_name not in USER_COMMANDS and cmd_name not in STEP_COMMANDS:
+        if cmd_name not in self.list_commands(ctx):
             return None
-        name = cmd_name.replace("-", "_")
-        module = importlib.import_module(f"n4flow.commands.{MODULES.get(cmd_name, name)}")
+        stage, name = STEPS.get(cmd_name), cmd_name.replace("-", "_")
+        estimates = stage is not None and stage.estimates is not None
+        module = importlib.import_module(f"n4flow.commands.{MODULES.get(cmd_name, 'estimate' if estimates else name)}")
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        extra: dict[str, Any] = {
-            "context_settings": getattr(module, "CONTEXT", {}),
-            "epilog": getattr(module, "EPILOG", None),
-        }
-        app.command(name=cmd_name, **extra)(getattr(module, name))
+        cls = getattr(module, "Command", None)
+        extra: dict[str, Any] = {"cls": cls, "context_settings": cls.settings} if cls else {}
+        app.command(name=cmd_name, help=stage.title if stage else None, **extra)(
+            module.command(stage) if estimates else getattr(module, name)
+        )
         return typer.main.get_command(app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands without importing them."""
-        for title, commands in (("Commands", USER_COMMANDS), ("Steps of the workflow", STEP_COMMANDS)):
+        steps = {name: stage.title for name, stage in STEPS.items()} | OTHER_STEPS
+        for title, commands in (("Commands", USER_COMMANDS), ("Steps of the workflow", steps)):
             with formatter.section(title):
                 formatter.write_dl(list(commands.items()))
 

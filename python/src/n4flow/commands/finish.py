@@ -3,68 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from n4flow.commands.step import (
-    SHRUNKEN,
-    AllowMissing,
-    Channel,
-    Image,
-    JsonFile,
-    Masks,
-    RecipeDir,
-    Sections,
-    Threads,
-    VoxelUm,
-    parts,
-    section_argument,
-    step,
-)
+from n4flow.commands.options import Image, JsonFile, Masks, RecipeDir, Threads, with_settings
+from n4flow.commands.step import parts, step
 from n4flow.errors import InputError
+from n4flow.pipeline.stages import STAGES, settings_of
 
 if TYPE_CHECKING:
     from n4flow.statistics.shrunken import ShrunkenFiles
 
-STAGES = (
-    "SHRINK",
-    "TISSUE_MASK",
-    "N4_SECTIONS",
-    "N4_VOLUME",
-    "HARMONIZE",
-    "PLANE_STATISTICS",
-    "NORMALIZE",
-    "MATCH_HISTOGRAMS",
-    "SMOOTH_Z",
-    "RENDER",
-)
 
-
-def finish(
+def _finish(
     image: Image,
     sample: Annotated[str, typer.Option("--sample", help="Name of the sample.")],
-    sections: Sections,
     masks: Masks,
     before: Annotated[Path, typer.Option("--before", help="Folder with the shrunken slabs of the input.")],
     slabs: Annotated[Path, typer.Option("--slabs", help="Folder with the rendered slabs.")],
     parameters: Annotated[Path, typer.Option("--parameters", help="JSON file with the parameters.")],
     out: Annotated[Path, typer.Option("--out", help="The sample's results.")],
-    mask: Annotated[Path | None, typer.Option("--mask", help="The user's tissue mask.")] = None,
+    settings: Mapping[str, Any],
     numbers: Annotated[
         list[Path] | None, typer.Option("--numbers", help="Folder with numbers of steps; repeatable.")
     ] = None,
     recipe: RecipeDir = None,
-    voxel_um: VoxelUm = None,
-    channel: Channel = None,
-    allow_missing_chunks: AllowMissing = False,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Put the slabs together by hard links, complete and check the store, write recipe, tables and report."""
     from n4flow import __version__
     from n4flow.corrections.recipe import Recipe
     from n4flow.masks.tissue_source import TissueSource
@@ -75,10 +45,9 @@ def finish(
 
     with step("FINISH", threads, json_file):
         resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
-        volume = {"voxel_um": voxel_um, "channel": channel, "allow_missing_chunks": allow_missing_chunks}
-        own = {"sections": section_argument(sections), "mask": str(mask) if mask else None}
+        own = {name: settings[name] for name in settings_of("FINISH")}
         tissue = TissueSource.load(masks)
-        plan = make_plan(image, resolved | own | volume, sample, tissue.frame)
+        plan = make_plan(image, resolved | own, sample, tissue.frame)
         pieces = parts(slabs, "slab_*")
         stores = create_stores(out, plan)
         for piece in pieces:
@@ -87,7 +56,7 @@ def finish(
         finish_sample(
             out,
             plan,
-            before=whole(parts(before, SHRUNKEN), plan.volume.shape, before),
+            before=whole(parts(before, "shrunken"), plan.volume.shape, before),
             after=whole([piece / "after.npz" for piece in pieces], plan.volume.shape, slabs),
             tissue=replace(tissue, given=plan.mask),
             recipe=Recipe.load(recipe) if recipe else Recipe(),
@@ -121,10 +90,13 @@ def whole(files: Sequence[Path], shape: Sequence[int], folder: Path) -> Shrunken
 
 def read_numbers(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Return the numbers that steps left in folders, in the order of the workflow and of their planes or sections."""
-    found = []
+    found, names = [], [stage.name for stage in STAGES]
     for folder in folders:
         for file in [*folder.glob("*.json"), *folder.glob("slab_*/render.json")]:
             content = json.loads(file.read_text(encoding="utf-8"))
-            if content.get("stage") in STAGES:
+            if content.get("stage") in names:
                 found.append(content)
-    return sorted(found, key=lambda n: (STAGES.index(n["stage"]), n.get("planes", n.get("sections", [0]))))
+    return sorted(found, key=lambda n: (names.index(n["stage"]), n.get("planes", n.get("sections", [0]))))
+
+
+finish = with_settings(_finish, settings_of("FINISH"), required=("sections",))

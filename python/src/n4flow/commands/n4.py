@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.step import Channel, JsonFile, Threads, VoxelUm, step
+from n4flow.commands.options import JsonFile, Threads, with_settings
+from n4flow.commands.step import step
 
 
-def n4(
+def _n4(
     image: Annotated[Path, typer.Argument(metavar="INPUT", help="The image, in any format that n4flow reads.")],
     output: Annotated[Path, typer.Argument(help="The corrected image; its suffix says the format.")],
+    settings: Mapping[str, Any],
     mask: Annotated[Path | None, typer.Option("--mask", help="Voxels to fit: not 0. Otsu's mask without it.")] = None,
     bias: Annotated[Path | None, typer.Option("--bias", help="Write the bias field: INPUT = OUTPUT x field.")] = None,
-    iterations: Annotated[
-        str, typer.Option("--iterations", metavar="N N ..", help="Most iterations at each level.")
-    ] = "50,50,50,50",
     shrink: Annotated[
         str, typer.Option("--shrink", metavar="N", help="Fit on means of N voxels along each axis, or Z,Y,X of them.")
     ] = "1",
-    spline_um: Annotated[
-        float | None, typer.Option("--spline-um", help="Distance of the first level's knots, micrometres.")
-    ] = None,
     control_points: Annotated[
         str | None, typer.Option("--control-points", metavar="N", help="Of the first level, each axis or Z,Y,X; 4.")
     ] = None,
-    tolerance: Annotated[float, typer.Option("--tolerance", min=0, help="Where a level ends.")] = 1e-3,
-    backend: Annotated[str, typer.Option("--backend", help="auto, cpu, gpu or itk.")] = "auto",
-    voxel_um: VoxelUm = None,
-    channel: Channel = None,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -44,14 +37,14 @@ def n4(
             output,
             mask=mask,
             bias=bias,
-            iterations=iteration_list(iterations),
+            iterations=iteration_list(settings["iterations"]),
             shrink=_counts(shrink, "shrink"),
-            spline_um=spline_um,
+            spline_um=settings["spline_um"],
             control_points=None if control_points is None else _counts(control_points, "control-points"),
-            tolerance=tolerance,
-            backend=backend,
-            voxel_um=voxel_size(voxel_um),
-            channel=channel,
+            tolerance=settings["tolerance"],
+            backend=settings["backend"],
+            voxel_um=voxel_size(settings["voxel_um"]),
+            channel=settings["channel"],
             threads=threads,
         )
         numbers.update(facts)
@@ -65,3 +58,6 @@ def _counts(text: str, name: str) -> int | tuple[int, ...]:
 
     values = tuple(int(value) for value in numbers(text, name))
     return values[0] if len(values) == 1 else values
+
+
+n4 = with_settings(_n4, ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel"))

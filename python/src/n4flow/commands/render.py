@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.step import AllowMissing, Channel, JsonFile, Threads, VoxelUm, step
+from n4flow.commands.options import JsonFile, Threads, with_settings
+from n4flow.commands.step import step
 
 
-def render(
+def _render(
     recipe: Annotated[Path, typer.Argument(help="The recipe.json of a run, or a folder of corrections.")],
     image: Annotated[Path, typer.Argument(metavar="INPUT", help="The volume.")],
     output: Annotated[Path, typer.Argument(help="The OME-Zarr that is written.")],
+    settings: Mapping[str, Any],
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Tissue mask; the one beside the recipe without it.")
     ] = None,
-    ome_zarr_version: Annotated[str, typer.Option("--ome-zarr-version", help="0.5 or 0.4.")] = "0.5",
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, input, uint16 or uint8.")] = "float32",
-    voxel_um: VoxelUm = None,
-    channel: Channel = None,
-    allow_missing_chunks: AllowMissing = False,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -34,13 +32,20 @@ def render(
 
     with step("RENDER", threads, json_file) as numbers:
         corrections = Recipe.load(recipe)
-        volume = open_volume(
-            image, channel=channel, voxel_um=voxel_size(voxel_um), allow_missing_chunks=allow_missing_chunks
-        )
+        allow = {"allow_missing_chunks": settings["allow_missing_chunks"]}
+        volume = open_volume(image, channel=settings["channel"], voxel_um=voxel_size(settings["voxel_um"]), **allow)
         inside = mask or corrections.mask
-        tissue = open_mask(inside, volume, allow_missing_chunks=allow_missing_chunks) if inside else None
         written = render_volume(
-            volume, corrections, output, ome_zarr_version=ome_zarr_version, dtype=dtype, threads=threads, mask=tissue
+            volume,
+            corrections,
+            output,
+            ome_zarr_version=settings["ome_zarr_version"],
+            dtype=settings["dtype"],
+            threads=threads,
+            mask=open_mask(inside, volume, **allow) if inside else None,
         )
         numbers.update(corrections=[correction.kind for correction in corrections], **written)
     typer.echo(f"{output}: {', '.join(numbers['corrections']) or 'no correction'}")
+
+
+render = with_settings(_render, ("ome_zarr_version", "dtype", "voxel_um", "channel", "allow_missing_chunks"))

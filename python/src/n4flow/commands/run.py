@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
+import typer.core
 
-from n4flow.commands.step import JsonFile, Threads, set_threads
+from n4flow.commands.options import JsonFile, Threads, described, metavar, spelled
+from n4flow.commands.step import set_threads
 from n4flow.errors import InputError
 from n4flow.pipeline.parameters import schema
 from n4flow.pipeline.timing import dumps
 
-CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
-EPILOG = "\b\nParameters:\n" + "\n".join(
-    f"  --{name}  {rule['description']}" for name, rule in schema().items() if name not in ("input", "outdir")
-)
+PLACED = ("input", "outdir")  # parameters that are given by their place
+
+
+class Command(typer.core.TyperCommand):
+    """A command that takes every parameter of the schema, in any spelling, and lists them in its help."""
+
+    settings: ClassVar = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """List the parameters, as the schema describes them."""
+        with formatter.section("Parameters"):
+            rules = {name: rule for name, rule in schema().items() if name not in PLACED}
+            formatter.write_dl([(f"{spelled(name)} {metavar(rule)}", described(rule)) for name, rule in rules.items()])
 
 
 def run(
@@ -64,7 +75,7 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
         if not values:
             msg = f"parameter {key} needs a value, as in --{key} VALUE"
             raise InputError(msg)
-        if key in ("input", "outdir"):
+        if key in PLACED:
             msg = f"{key} is given by its place: n4flow run INPUT OUTDIR, then the parameters"
             raise InputError(msg)
     return {key: " ".join(values) for key, values in options.items()}

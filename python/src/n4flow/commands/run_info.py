@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from n4flow.commands.step import JsonFile, Threads, step
+from n4flow.commands.options import JsonFile, Threads
+from n4flow.commands.step import step
 from n4flow.errors import GpuError
 from n4flow.pipeline.timing import dumps
 

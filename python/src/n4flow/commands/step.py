@@ -7,24 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from n4flow.errors import InputError
 from n4flow.pipeline.timing import dumps, stage
 
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to use; all cores without it.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write this command's numbers to a JSON file.")]
-Planes = Annotated[str, typer.Option("--planes", metavar="START:STOP", help="Planes to work on.")]
-Image = Annotated[Path, typer.Argument(help="The volume.")]
-Sections = Annotated[str, typer.Option("--sections", help="Section table, or the number of equal sections.")]
-RecipeDir = Annotated[Path | None, typer.Option("--recipe", help="Folder with the corrections so far.")]
-VoxelUm = Annotated[str | None, typer.Option("--voxel-um", metavar="'Z Y X'", help="Voxel size in micrometres.")]
-Channel = Annotated[int | None, typer.Option("--channel", min=0, help="Channel to process.")]
-AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing-chunks", help="Treat lost chunks of a Zarr store as invalid voxels.")
-]
+# How SHRINK and PLANE_STATISTICS name the files of a slab, and SHRINK the user's mask of one.
+SLAB_FILES = {"shrunken": "shrunken_*.npz", "given": "given_*.npy", "histograms": "histograms_*.npz"}
 
 
 @contextmanager
@@ -64,7 +53,7 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
-def parts(folder: Path, pattern: str) -> list[Path]:
+def parts(folder: Path, kind: str) -> list[Path]:
     """Return the files of every slab in a folder, in the order of their planes, which is that of their names.
 
     Raises
@@ -72,6 +61,7 @@ def parts(folder: Path, pattern: str) -> list[Path]:
     InputError
         There is none.
     """
+    pattern = SLAB_FILES.get(kind, kind)
     found = sorted(folder.glob(pattern))
     if not found:
         msg = f"{folder} holds no {pattern}; give the folder with the files of every slab"
@@ -88,26 +78,3 @@ def plane_range(text: str, n_planes: int | None = None) -> tuple[int, int]:
         msg = f"planes must be START:STOP{within}, got {text!r}"
         raise InputError(msg)
     return int(start), int(stop)
-
-
-def section_argument(text: str) -> int | str:
-    """Return a count as a number, anything else as a path."""
-    return int(text) if text.isdecimal() else text
-
-
-Masks = Annotated[Path, typer.Option("--masks", help="Tissue and agarose mask (.npz).")]
-
-
-HISTOGRAMS = "histograms_*.npz"  # how PLANE_STATISTICS names a slab
-
-
-Histograms = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the plane histograms of every slab.")]
-
-
-Out = Annotated[Path, typer.Option("--out", help="The correction (.npz).")]
-
-
-SHRUNKEN, GIVEN = "shrunken_*.npz", "given_*.npy"  # how SHRINK names a slab, and the user's mask of one
-
-
-Slabs = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the shrunken slabs.")]

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from n4flow.commands.step import GIVEN, SHRUNKEN, JsonFile, Sections, Slabs, Threads, parts, section_argument, step
+from n4flow.commands.options import JsonFile, Shrunken, Threads, with_settings
+from n4flow.commands.step import SLAB_FILES, parts, step
+from n4flow.pipeline.stages import settings_of
 
 
-def tissue_mask(
-    slabs: Slabs,
-    sections: Sections,
+def _tissue_mask(
+    slabs: Shrunken,
     out: Annotated[Path, typer.Option("--out", help="Both masks (.npz).")],
+    settings: Mapping[str, Any],
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Find tissue and agarose on the shrunken volume."""
     from n4flow.masks.packed_mask import PackedMask
     from n4flow.pipeline.estimate import find_masks
     from n4flow.sections import SectionTable
     from n4flow.statistics.shrunken import ShrunkenFiles
 
     with step("TISSUE_MASK", threads, json_file) as numbers:
-        shrunken = ShrunkenFiles(parts(slabs, SHRUNKEN))
-        table = SectionTable.coerce(section_argument(sections), shrunken.shape[0])
-        given = sorted(slabs.glob(GIVEN))
+        shrunken = ShrunkenFiles(parts(slabs, "shrunken"))
+        table = SectionTable.coerce(settings["sections"], shrunken.shape[0])
+        given = sorted(slabs.glob(SLAB_FILES["given"]))
         user = PackedMask.concatenate([PackedMask.of(np.load(slab)) for slab in given]) if given else None
         tissue, found = find_masks(shrunken, table, user)
         tissue.save(out)
         numbers.update(found)
+
+
+tissue_mask = with_settings(_tissue_mask, settings_of("TISSUE_MASK"), required=("sections",))

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from n4flow.commands.step import JsonFile, Threads, set_threads
+from n4flow.commands.options import JsonFile, Threads
+from n4flow.commands.step import set_threads
 from n4flow.pipeline.timing import dumps
 
 

@@ -1,19 +1,23 @@
-"""The chain: every stage of the workflow as a function of small objects, for the commands and for `n4flow.run`."""
+"""What every stage estimates, from small objects: for the step commands, which read files, and for `n4flow.run`.
+
+The function of a stage has its name in lower case, and takes `Inputs` and resolved parameters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from n4flow.compute.threads import crew
+from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization import Harmonization
 from n4flow.corrections.histogram_matching import estimate_lookup
 from n4flow.corrections.plane_gain import PlaneGain, estimate_plane_gain
-from n4flow.corrections.plane_range import PlaneRange
+from n4flow.corrections.plane_range import PlaneRange, estimate_plane_range
 from n4flow.corrections.recipe import Recipe
 from n4flow.corrections.section_lookup import SectionLookup
 from n4flow.errors import InputError
@@ -23,7 +27,10 @@ from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue import tissue_mask_with_levels
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.n4_bias.api import fit_shrunken
+from n4flow.pipeline.parameters import iteration_list
+from n4flow.pipeline.stages import Stage
 from n4flow.sections import Section, SectionTable, filled_planes
+from n4flow.statistics.accumulate import PLANE_COUNTS
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
@@ -41,6 +48,91 @@ class BiasSettings:
     tolerance: float
     backend: str
     threads: int | None = None
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any], threads: int | None) -> BiasSettings:
+        """Return those of resolved parameters."""
+        iterations = iteration_list(parameters["iterations"])
+        return cls(parameters["spline_um"], iterations, parameters["tolerance"], parameters["backend"], threads)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What of a sample a stage estimates from; what a stage does not read may be left out.
+
+    Parameters
+    ----------
+    sections : SectionTable
+    shrunken : ShrunkenVolume or ShrunkenFiles
+    tissue : TissueSource
+        At least of the planes that are worked on.
+    histograms : Distributions
+        Of each plane, after the fields of the recipe.
+    recipe : Recipe
+        The corrections so far.
+    voxel_um : mapping
+        Micrometres by axis name.
+    flat_field : (y, x) float32 array
+        Measured shading that every plane has, in the frame.
+    batch : (int, int)
+        Sections to work on, by their place in the table; all without it.
+    threads : int
+    """
+
+    sections: SectionTable
+    shrunken: Any = None
+    tissue: Any = None
+    histograms: Any = None
+    recipe: Recipe = field(default_factory=Recipe)
+    voxel_um: Mapping[str, float] = field(default_factory=dict)
+    flat_field: np.ndarray | None = None
+    batch: tuple[int, int] | None = None
+    threads: int | None = None
+
+
+def estimate(stage: Stage, inputs: Inputs, parameters: Mapping[str, Any]) -> Correction:
+    """Return the correction that a stage estimates."""
+    found: Correction = globals()[stage.name.lower()](inputs, parameters)
+    return found
+
+
+def n4_sections(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
+    """Fit a bias field to each usable section of a batch."""
+    batch, settings = inputs.batch or (0, len(inputs.sections)), BiasSettings.of(parameters, inputs.threads)
+    return fit_sections(inputs.shrunken, inputs.tissue, inputs.sections, batch, inputs.voxel_um, settings)
+
+
+def n4_volume(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
+    """Fit one bias field to the whole volume, after those of the recipe."""
+    settings = BiasSettings.of(parameters, inputs.threads)
+    return fit_volume(inputs.shrunken, inputs.tissue, inputs.sections, inputs.voxel_um, settings, inputs.recipe)
+
+
+def harmonize(inputs: Inputs, parameters: Mapping[str, Any]) -> Harmonization:
+    """Estimate all sections together, after the bias fields of the recipe."""
+    mode, flat_field = parameters["harmonize"], inputs.flat_field
+    return harmonization(inputs.shrunken, inputs.tissue, inputs.sections, mode, inputs.recipe, flat_field)
+
+
+def normalize(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneRange:
+    """Estimate the range of each plane from its background to a percentile."""
+    return estimate_plane_range(inputs.histograms, inputs.sections, parameters["percentile_max"])
+
+
+def match_histograms(inputs: Inputs, parameters: Mapping[str, Any]) -> SectionLookup:
+    """Match the tissue of each section, or plane, to the pooled distribution."""
+    match, n_bins = parameters["match"], parameters["n_bins"]
+    return lookup(inputs.histograms, inputs.recipe, inputs.sections, match, n_bins)
+
+
+def smooth_z(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneGain:
+    """Smooth the tissue profile along Z."""
+    return plane_gain(inputs.histograms, inputs.recipe, inputs.sections, parameters["smooth_z"])
+
+
+def voxel_counts(planes: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return how many voxels of shrunken planes are zero, not finite, negative and saturated."""
+    return {name: int(planes[name].sum()) for name in PLANE_COUNTS if name != "n_valid"}
 
 
 @crew()

@@ -1,4 +1,4 @@
-"""Where the parts of a pass run: one after the other in this process, or on the workers of a dask cluster."""
+"""Executors of a pass: its slabs run one after the other in this process, or on the workers of a dask cluster."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from n4flow.errors import InputError
 log = logging.getLogger("n4flow")
 
 
-class Here:
-    """Parts run in this process, with all its threads each."""
+class LocalExecutor:
+    """Slabs run in this process, one after the other, each with all threads."""
 
     def results(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return what each call returns, in order."""
         return [call() for call in calls]
 
 
-class Cluster(Here):
-    """Parts run on the workers of a cluster, who see the same files under the same paths.
+class ClusterExecutor(LocalExecutor):
+    """Slabs run on the workers of a cluster, which see the same files under the same paths.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ class Cluster(Here):
 
 
 @contextmanager
-def workplace(scheduler: str | None) -> Iterator[Here]:
-    """Give the place where parts run: this process, or the cluster at the address of a dask scheduler.
+def executor(scheduler: str | None) -> Iterator[LocalExecutor]:
+    """Yield the executor of a pass: this process, or the cluster at the address of a dask scheduler.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def workplace(scheduler: str | None) -> Iterator[Here]:
         dask.distributed is not installed, or there is no scheduler at that address.
     """
     if scheduler is None:
-        yield Here()
+        yield LocalExecutor()
         return
     try:
         from distributed import Client
@@ -64,4 +64,4 @@ def workplace(scheduler: str | None) -> Iterator[Here]:
     with client:
         if not client.scheduler_info()["workers"]:  # they may be waiting in a queue themselves
             log.warning("warning: the dask scheduler at %s has no workers yet; waiting for one", scheduler)
-        yield Cluster(client)
+        yield ClusterExecutor(client)

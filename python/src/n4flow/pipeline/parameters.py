@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -76,24 +77,14 @@ def _settled(resolved: dict[str, Any], rules: Mapping[str, Mapping[str, Any]]) -
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the name that holds `name` or is held by it, or else the one with the smallest edit distance.
+    """Return the name that holds `name` or is held by it, or else the one that is most like it.
 
     >>> nearest("smoth_z", ["smooth_z", "mask"]), nearest("norm", ["mask", "normalize"])
     ('smooth_z', 'normalize')
     """
-
-    def distance(other: str) -> int:
-        if name in other or other in name:
-            return 0
-        row = list(range(len(other) + 1))
-        for i, a in enumerate(name):
-            following = [i + 1]
-            for j, b in enumerate(other):
-                following.append(min(row[j + 1] + 1, following[j] + 1, row[j] + (a != b)))
-            row = following
-        return row[-1]
-
-    return min(names, key=distance)
+    names = list(names)
+    within = [other for other in names if name in other or other in name]
+    return (within or difflib.get_close_matches(name, names, n=1, cutoff=0))[0]
 
 
 def numbers(text: Any, name: str, count: int | None = None) -> list[float]:
@@ -134,7 +125,7 @@ def _checked(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     finite = not isinstance(typed, float) or math.isfinite(typed)
     if not finite or next(Draft202012Validator(rule).iter_errors(typed), None) is not None:
         shown = value if isinstance(typed, (int, float)) else repr(value)
-        msg = f"parameter {name} must be {_expectation(rule, types)}, got {shown}"
+        msg = f"parameter {name} must be {expectation(rule)}, got {shown}"
         raise InputError(msg)
     if types == ["number"]:
         return float(typed)
@@ -160,9 +151,11 @@ def _typed(value: Any, types: list[str]) -> Any:
     return value
 
 
-def _expectation(rule: Mapping[str, Any], types: list[str]) -> str:
+def expectation(rule: Mapping[str, Any]) -> str:
+    """Return in words what the rule of a parameter asks for."""
     if "enum" in rule:
         return " or ".join(filter(None, [", ".join(rule["enum"][:-1]), rule["enum"][-1]]))
+    types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
     words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
     text = " or ".join(words[kind] for kind in types)
     if "expected" in rule:

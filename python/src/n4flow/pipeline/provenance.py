@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +25,7 @@ from n4flow.pipeline.timing import dumps
 
 CRATE_NAME = "ro-crate-metadata.json"
 INFO = "pipeline_info"
-# What a result may depend on; the packages of a GPU are there where one is used.
-TOOLS = (
-    *("n4flow", "numpy", "scipy", "numba", "llvmlite", "SimpleITK", "scikit-image", "zarr", "zarrs", "numcodecs"),
-    *("google-crc32c", "nibabel", "tifffile", "dask", "matplotlib", "ome-zarr-models", "rocrate"),
-    *("cupy-cuda12x", "cupy-cuda13x"),
-)
+GPU_TOOLS = ("cupy-cuda12x", "cupy-cuda13x")  # what a result depends on as well where a GPU is used
 PROFILES = "https://w3id.org/ro/wfrun"
 WORKFLOW_CRATE = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
 
@@ -63,9 +59,11 @@ class Run:
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions of Python and of every package here that a result may depend on."""
-    found = {"python": platform.python_version()}
-    for tool in TOOLS:
+    """Return the versions of Python, of n4flow and of every package that it requires."""
+    required = [text for text in metadata.requires("n4flow") or () if "extra ==" not in text]
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in required]
+    found = {"python": platform.python_version(), "n4flow": metadata.version("n4flow")}
+    for tool in (*names, *GPU_TOOLS):
         try:
             found[tool] = metadata.version(tool)
         except metadata.PackageNotFoundError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,6 @@ from typing import Any
 import numba
 
 from n4flow.corrections.background import SpatialMeanBackground
-from n4flow.corrections.base import Correction
-from n4flow.corrections.plane_range import estimate_plane_range
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
@@ -22,23 +21,16 @@ from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.n4_bias.engine import choose_backend
-from n4flow.pipeline.estimate import (
-    BiasSettings,
-    find_masks,
-    fit_sections,
-    fit_volume,
-    harmonization,
-    lookup,
-    plane_gain,
-)
-from n4flow.pipeline.executors import Here, workplace
+from n4flow.pipeline.estimate import Inputs, estimate, find_masks, voxel_counts
+from n4flow.pipeline.executors import LocalExecutor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
-from n4flow.pipeline.parameters import iteration_list, resolve
+from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background_radius, make_plan
 from n4flow.pipeline.provenance import Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, read_samples
+from n4flow.pipeline.stages import STAGES, Stage
 from n4flow.pipeline.timing import stage
 from n4flow.statistics.histograms import HistogramFiles
 from n4flow.statistics.shrunken import ShrunkenFiles
@@ -127,8 +119,9 @@ def run(
         _check_room(Path(outdir), [plan for plan, _settled in asked[number:]])  # now, not after hours of estimating
         for warning in plan.warnings:
             log.warning("warning: sample %s: %s", plan.sample, warning)
-        with workplace(dask_scheduler) as place, published(Path(outdir) / plan.sample) as folder:
-            numbers = _run_sample(plan, folder, settled, backend, threads, place)
+        with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
+            log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
+            numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
         results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
     versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
     settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
@@ -147,82 +140,107 @@ def _check_room(outdir: Path, plans: Sequence[Plan]) -> None:
     check_space(outdir, nbytes, files)
 
 
-def _run_sample(
-    plan: Plan, folder: Path, parameters: Mapping[str, Any], backend: str, threads: int | None, place: Here
-) -> dict[str, Any]:
-    from n4flow import __version__
+@dataclass
+class _Sample:
+    """One sample on its way through the stages; each stage is the method of its name, or estimates a correction."""
 
-    volume, voxel_um, n_planes = plan.volume, plan.volume.voxel_um or {}, plan.volume.shape[0]
-    clock = partial(stage, threads=numba.get_num_threads())
-    stages: list[dict[str, Any]] = []
-    corrections: list[Correction] = []
-    if parameters["background_radius_um"] > 0:
-        corrections.append(SpatialMeanBackground(background_radius(parameters["background_radius_um"], voxel_um)))
+    plan: Plan
+    folder: Path
+    parameters: Mapping[str, Any]
+    backend: str  # the one that `auto` took
+    threads: int | None
+    executor: LocalExecutor
 
-    log.info("%s: %s planes of %s x %s voxels", plan.sample, *volume.shape)
-    work = folder.with_name("work")  # in the folder that is removed at the end, as the workflow's work directory
-    work.mkdir(parents=True)
-    with clock("SHRINK", shrink=plan.shrink, planes=[0, n_planes]) as numbers:
-        files = [work / f"shrunken_{start:06d}.npz" for start, _stop in plan.slabs]
-        shrink = partial(_shrink, plan, Recipe(corrections))
-        found = place.results([partial(shrink, *task) for task in zip(plan.slabs, files, strict=True)])
-        shrunken = ShrunkenFiles(files)
-        given = PackedMask.concatenate(found) if plan.mask is not None else None
-        counts = ("n_zero", "n_nonfinite", "n_negative", "n_saturated")
-        numbers.update({name: int(shrunken.planes[name].sum()) for name in counts})
-    stages.append(numbers)
+    def __post_init__(self) -> None:
+        self.stages: list[dict[str, Any]] = []  # the numbers of each, in order
+        self.work = self.folder.with_name("work")  # in the folder that is removed at the end, as a work directory
+        self.work.mkdir(parents=True)
+        plan, radius, voxel_um = self.plan, self.parameters["background_radius_um"], self.plan.volume.voxel_um or {}
+        first = [SpatialMeanBackground(background_radius(radius, voxel_um))] if radius > 0 else []
+        self.inputs = Inputs(
+            plan.sections, recipe=Recipe(first), voxel_um=voxel_um, flat_field=plan.flat_field, threads=self.threads
+        )
 
-    with clock("TISSUE_MASK") as numbers:
-        tissue, said = find_masks(shrunken, plan.sections, given)
-        tissue = replace(tissue, given=plan.mask)
-        numbers.update(said)
-    stages.append(numbers)
+    def go_through(self) -> dict[str, Any]:
+        """Run every stage that the parameters ask for; return what `metrics.json` holds."""
+        for each in STAGES:
+            if each.asked(self.parameters):
+                getattr(self, each.name.lower(), partial(self.estimate, each))()
+        return self.metrics
 
-    settings = BiasSettings(
-        parameters["spline_um"], iteration_list(parameters["iterations"]), parameters["tolerance"], backend, threads
-    )
-    if parameters["bias"] in ("sections", "two_pass"):
-        with clock("N4_SECTIONS") as numbers:
-            everything = (0, len(plan.sections))
-            corrections.append(fit_sections(shrunken, tissue, plan.sections, everything, voxel_um, settings))
-            numbers.update(corrections[-1].summary())
-        stages.append(numbers)
-    if parameters["bias"] in ("volume", "two_pass"):
-        with clock("N4_VOLUME") as numbers:
-            corrections.append(fit_volume(shrunken, tissue, plan.sections, voxel_um, settings, Recipe(corrections)))
-            numbers.update(corrections[-1].summary())
-        stages.append(numbers)
+    @contextmanager
+    def clocked(self, name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
+        """Time a stage and keep its numbers."""
+        with stage(name, threads=numba.get_num_threads(), **numbers) as found:
+            yield found
+        self.stages.append(found)
 
-    if parameters["harmonize"] != "off":
-        with clock("HARMONIZE") as numbers:
-            asked = (parameters["harmonize"], Recipe(corrections), plan.flat_field)
-            fields = harmonization(shrunken, tissue, plan.sections, *asked)
-            corrections.append(fields)
-            numbers.update(fields.summary())
-        stages.append(numbers)
+    def files(self, name: str) -> list[Path]:
+        """Return a file between stages for each slab."""
+        return [self.work / f"{name}_{start:06d}.npz" for start, _stop in self.plan.slabs]
 
-    corrections += _intensity(plan, tissue, Recipe(corrections), parameters, stages, place, work)
-    recipe = Recipe(corrections)
+    def by_slab(self, work: Callable[..., Any], *parts: Sequence[Any]) -> list[Any]:
+        """Return what a function makes of each slab, in order, where the parts of a pass run."""
+        return self.executor.results([partial(work, *task) for task in zip(*parts, strict=True)])
 
-    folder.mkdir(parents=True, exist_ok=True)
-    image_out, mask_out = create_stores(folder, plan)
-    files = [work / f"after_{start:06d}.npz" for start, _stop in plan.slabs]
-    render = partial(_render, plan, recipe, image_out, mask_out, threads)
-    tasks = [partial(render, tissue.part(*slab), slab, file) for slab, file in zip(plan.slabs, files, strict=True)]
-    checksums, clocked = zip(*place.results(tasks), strict=True)
-    stages += clocked
-    return finish(
-        folder,
-        plan,
-        before=shrunken,
-        after=ShrunkenFiles(files),
-        tissue=tissue,
-        recipe=recipe,
-        checksums=checksums,
-        stages=stages,
-        parameters=parameters,
-        version=__version__,
-    )
+    def estimate(self, each: Stage) -> None:
+        """Estimate the correction of a stage and add it to the recipe."""
+        with self.clocked(each.name) as numbers:
+            found = estimate(each, self.inputs, {**self.parameters, "backend": self.backend})
+            numbers.update(found.summary())
+        self.inputs = replace(self.inputs, recipe=Recipe([*self.inputs.recipe, found]))
+
+    def shrink(self) -> None:
+        """Shrink the volume, and the user's mask where there is one."""
+        plan, files = self.plan, self.files("shrunken")
+        with self.clocked("SHRINK", shrink=plan.shrink, planes=[0, plan.volume.shape[0]]) as numbers:
+            found = self.by_slab(partial(_shrink, plan, self.inputs.recipe), plan.slabs, files)
+            self.inputs = replace(self.inputs, shrunken=ShrunkenFiles(files))
+            self.given = PackedMask.concatenate(found) if plan.mask is not None else None
+            numbers.update(voxel_counts(self.inputs.shrunken.planes))
+
+    def tissue_mask(self) -> None:
+        """Find tissue and agarose."""
+        with self.clocked("TISSUE_MASK") as numbers:
+            tissue, said = find_masks(self.inputs.shrunken, self.plan.sections, self.given)
+            self.inputs = replace(self.inputs, tissue=replace(tissue, given=self.plan.mask))
+            numbers.update(said)
+
+    def plane_statistics(self) -> None:
+        """Count the intensities of each plane."""
+        plan, files = self.plan, self.files("histograms")
+        with self.clocked("PLANE_STATISTICS", planes=[0, plan.volume.shape[0]]):
+            self.by_slab(partial(_count, plan.volume, self.inputs.recipe), self.tissue_of_slabs(), plan.slabs, files)
+            self.inputs = replace(self.inputs, histograms=HistogramFiles(files))
+
+    def tissue_of_slabs(self) -> list[TissueSource]:
+        """Return the masks of each slab."""
+        return [self.inputs.tissue.part(*slab) for slab in self.plan.slabs]
+
+    def render(self) -> None:
+        """Render every slab into the stores."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        render = partial(_render, self.plan, self.inputs.recipe, *create_stores(self.folder, self.plan), self.threads)
+        found = self.by_slab(render, self.tissue_of_slabs(), self.plan.slabs, self.files("after"))
+        self.checksums = [checksums for checksums, _numbers in found]
+        self.stages += [numbers for _checksums, numbers in found]
+
+    def finish(self) -> None:
+        """Complete and check the results."""
+        from n4flow import __version__
+
+        self.metrics = finish(
+            self.folder,
+            self.plan,
+            before=self.inputs.shrunken,
+            after=ShrunkenFiles(self.files("after")),
+            tissue=self.inputs.tissue,
+            recipe=self.inputs.recipe,
+            checksums=self.checksums,
+            stages=self.stages,
+            parameters=self.parameters,
+            version=__version__,
+        )
 
 
 def _shrink(plan: Plan, recipe: Recipe, slab: tuple[int, int], out: Path) -> PackedMask | None:
@@ -264,42 +282,3 @@ def _render(
 def _count(volume: Volume, recipe: Recipe, tissue: TissueSource, slab: tuple[int, int], out: Path) -> None:
     """Count the intensities of a slab into a file."""
     statistics_pass(volume, *slab, recipe=recipe, tissue=tissue.unpacked()).save(out)
-
-
-def _intensity(
-    plan: Plan,
-    tissue: TissueSource,
-    recipe: Recipe,
-    parameters: Mapping[str, Any],
-    stages: list[dict[str, Any]],
-    place: Here,
-    work: Path,
-) -> list[Correction]:
-    """Estimate the pointwise corrections from histograms, one after the other."""
-    found: list[Correction] = []
-    clock = partial(stage, threads=numba.get_num_threads())
-    if not parameters["normalize"] and parameters["match"] == "off" and parameters["smooth_z"] == 0:
-        return found
-    with clock("PLANE_STATISTICS", planes=[0, plan.volume.shape[0]]) as numbers:
-        files = [work / f"histograms_{start:06d}.npz" for start, _stop in plan.slabs]
-        count = partial(_count, plan.volume, recipe)
-        tasks = [partial(count, tissue.part(*slab), slab, file) for slab, file in zip(plan.slabs, files, strict=True)]
-        place.results(tasks)
-        histograms = HistogramFiles(files)
-    stages.append(numbers)
-    if parameters["normalize"]:
-        with clock("NORMALIZE") as numbers:
-            found.append(estimate_plane_range(histograms, plan.sections, parameters["percentile_max"]))
-            numbers.update(found[-1].summary())
-        stages.append(numbers)
-    if parameters["match"] != "off":
-        with clock("MATCH_HISTOGRAMS") as numbers:
-            found.append(lookup(histograms, Recipe(found), plan.sections, parameters["match"], parameters["n_bins"]))
-            numbers.update(found[-1].summary())
-        stages.append(numbers)
-    if parameters["smooth_z"] > 0:
-        with clock("SMOOTH_Z") as numbers:
-            found.append(plane_gain(histograms, Recipe(found), plan.sections, parameters["smooth_z"]))
-            numbers.update(found[-1].summary())
-        stages.append(numbers)
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from n4flow.compute.threads import available_threads
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.omezarr.checksums import chunk_checksum, describe_level, grid
@@ -131,7 +131,7 @@ def _checksums(volume: Volume, chunks: Sequence[int]) -> Iterator[tuple[tuple[sl
         tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, chunks, volume.shape, strict=True))
         for index in grid(volume.shape, chunks)
     ]
-    threads = len(os.sched_getaffinity(0))
+    threads = available_threads()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(boxes), 8 * threads):
             batch = boxes[start : start + 8 * threads]

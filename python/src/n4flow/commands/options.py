@@ -1,0 +1,97 @@
+"""Options that commands share: those of parameters come from the schema, the others are declared here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from n4flow.pipeline.parameters import expectation, resolve, schema
+
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to use; all cores without it.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write this command's numbers to a JSON file.")]
+Planes = Annotated[str, typer.Option("--planes", metavar="START:STOP", help="Planes to work on.")]
+Image = Annotated[Path, typer.Argument(help="The volume.")]
+Masks = Annotated[Path, typer.Option("--masks", help="Tissue and agarose mask (.npz).")]
+Out = Annotated[Path, typer.Option("--out", help="The correction (.npz).")]
+RecipeDir = Annotated[Path | None, typer.Option("--recipe", help="Folder with the corrections so far.")]
+Shrunken = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the shrunken slabs.")]
+Histograms = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the histograms of each slab.")]
+Batch = Annotated[
+    str, typer.Option("--batch", metavar="FIRST:STOP", help="Sections to fit, by their place in the table.")
+]
+
+
+def setting(name: str, *, required: bool = False) -> Any:
+    """Return the option of a parameter, as its rule in the schema describes it."""
+    rule = schema()[name]
+    if rule["type"] == "boolean":
+        names = f"{spelled(name)}/{spelled('no_' + name)}" if rule["default"] else spelled(name)
+        return Annotated[bool, typer.Option(names, help=rule["description"])]
+    return Annotated[
+        str | None, typer.Option(spelled(name), metavar=metavar(rule), help=described(rule, required=required))
+    ]
+
+
+def spelled(name: str) -> str:
+    """Return a parameter as an option of the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def metavar(rule: Mapping[str, Any]) -> str:
+    """Return what stands for a parameter's value in a help text: its choices, or its type."""
+    kinds = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+    return "|".join(rule["enum"]) if "enum" in rule else "|".join(kinds).upper()
+
+
+def described(rule: Mapping[str, Any], *, required: bool = False) -> str:
+    """Return a parameter's description with what it takes, its unit and its default."""
+    facts = [expectation(rule)] if "expected" in rule or "unit" in rule or "minimum" in rule else []
+    if rule.get("default") is not None and not required:
+        facts.append(f"default {str(rule['default']).lower()}")
+    return f"{rule['description']} [{'; '.join(facts)}]" if facts else str(rule["description"])
+
+
+def with_settings(
+    function: Callable[..., None],
+    names: Sequence[str],
+    required: Sequence[str] = (),
+    own: Mapping[str, Any] | None = None,
+) -> Callable[..., None]:
+    """Return a command that has the options of parameters beside its own.
+
+    Parameters
+    ----------
+    function : callable
+        Is called with its own arguments and `settings`: every parameter, checked by the schema, with its defaults.
+    names : sequence of str
+        Parameters of the schema that are options of the command.
+    required : sequence of str
+        Those of them without which the command ends.
+    own : mapping, optional
+        The function's own arguments and their types, where they depend on the command; those of its signature without.
+    """
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    taken = inspect.signature(function, eval_str=True).parameters
+    arguments = [
+        taken[name].replace(kind=keyword, annotation=taken[name].annotation if own is None else own[name])
+        for name in (own or taken)
+        if name != "settings"
+    ]
+    for name in names:
+        needed, rule = name in required, schema()[name]
+        default = inspect.Parameter.empty if needed else None if rule["type"] != "boolean" else rule["default"]
+        option = setting(name, required=needed)
+        arguments.append(inspect.Parameter(name, keyword, default=default, annotation=option))
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        settings = resolve({name: given.pop(name) for name in names})
+        function(**given, settings=settings)
+
+    command.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    return command
