@@ -79,6 +79,7 @@ class SpatialMeanBackground(Correction):
     """
 
     kind: ClassVar[str] = "background"
+    title: ClassVar[str] = "local background subtracted"
     radius: tuple[float, float]
 
     def __post_init__(self) -> None:

@@ -20,9 +20,8 @@ import numpy as np
 
 from n4flow.compute.arrays import as_block, as_mask, is_dask, probe_gpu, to_numpy
 from n4flow.compute.gpu import as_float32, guarded, on_device, stream_planes
-from n4flow.corrections.base import Where
+from n4flow.corrections.base import Correction, Where, map_through
 from n4flow.corrections.dask import apply_lazily, count_lazily
-from n4flow.corrections.plane_gain import push
 from n4flow.corrections.section_lookup import BORROWED, IDENTITY, MATCHED, SectionLookup
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import least_voxels
@@ -117,7 +116,7 @@ class _Target:
 
 def estimate_lookup(
     histograms: Distributions,
-    previous: Sequence[Any] = (),
+    previous: Sequence[Correction] = (),
     sections: Any = None,
     n_bins: int = 256,
     tissue_threshold: float = 0.0,
@@ -149,7 +148,7 @@ def estimate_lookup(
 
     def above(z: int) -> Pairs:
         values, counts = histograms.pairs(z, cls)
-        values = push(values, z, previous)
+        values = map_through(previous, values, z)
         keep = np.isfinite(values) & (values != 0) & (values > tissue_threshold)
         return values[keep], counts[keep]
 

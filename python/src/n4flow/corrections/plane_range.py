@@ -16,7 +16,7 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, is_dask
 from n4flow.compute.threads import share_planes
-from n4flow.corrections.base import Correction, Where
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 from n4flow.corrections.dask import apply_lazily, count_lazily, lazy_vector
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import BORROWED, SOURCES, Levels, fill_levels, has_evidence, least_voxels
@@ -45,6 +45,10 @@ class PlaneRange(Correction):
     """
 
     kind: ClassVar[str] = "plane_range"
+    title: ClassVar[str] = "agarose put at zero and planes brought to one range"
+    fused: ClassVar[str] = "limits"
+    is_map: ClassVar[bool] = True
+    zeroes_agarose: ClassVar[bool] = True
     lower: np.ndarray
     upper: np.ndarray
     span: float
@@ -66,9 +70,16 @@ class PlaneRange(Correction):
         mapped = (xp.maximum(xp.minimum(block, upper), lower) - lower) / xp.float32(self.span)
         return xp.where(xp.isfinite(block) & (block != 0), mapped, block)
 
-    def map(self, values: np.ndarray, z: int) -> np.ndarray:
-        """Return what the float32 `values` of plane `z` become."""
-        return self.apply(np.array(values, np.float32).reshape(1, 1, -1), Where(z, 0, 0, (len(self.lower), 1, 1)))[0, 0]
+    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
+        """See `Correction.fused_arguments`: lower, upper, span."""
+        xp, planes, span = array_module(block), slice(where.z, where.z + block.shape[0]), np.float32(self.span)
+        lower, upper = (xp.asarray(limit[planes], xp.float32) for limit in (self.lower, self.upper))
+        return lambda start, stop: (stop, (lower[start:stop], upper[start:stop], span))
+
+    @property
+    def divisor(self) -> float:
+        """The span."""
+        return float(self.span)
 
     def summary(self) -> dict[str, Any]:
         """Return range, span and where the agarose levels come from."""

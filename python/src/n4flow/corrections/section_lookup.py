@@ -11,7 +11,7 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module
 from n4flow.compute.threads import share_planes
-from n4flow.corrections.base import Correction, Where
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 
 MATCHED, BORROWED, IDENTITY = 0, 1, 2
 STATUS = ("matched", "borrowed", "left_alone")
@@ -38,6 +38,10 @@ class SectionLookup(Correction):
     """
 
     kind: ClassVar[str] = "section_lookup"
+    title: ClassVar[str] = "sections matched to the pooled histogram of tissue"
+    fused: ClassVar[str] = "lookup"
+    is_map: ClassVar[bool] = True
+    equalizes: ClassVar[bool] = True
     threshold: float
     map_of_plane: np.ndarray
     status: np.ndarray
@@ -77,19 +81,32 @@ class SectionLookup(Correction):
             work(0, block.shape[0])
         return block
 
-    def run(self, start: int, stop: int) -> tuple[int, tuple[Any, ...] | None]:
-        """Return where the first run of planes of one map between two planes ends, and what `plane_lookup` takes.
-
-        None for planes without a map. `has_tables` must hold.
-        """
-        number = self.map_of_plane[start]
-        others = np.flatnonzero(self.map_of_plane[start:stop] != number)
-        stop = start + int(others[0]) if others.size else stop
-        return stop, None if number < 0 else (self.below, *self._table(int(number))[1:])
-
-    def has_tables(self, start: int, stop: int) -> bool:
+    def fusible(self, start: int, stop: int) -> bool:
         """Return whether the map of every plane from one to another has a table for `plane_lookup`."""
         return all(i < 0 or len(self._table(i)) > 1 for i in set(self.map_of_plane[start:stop].tolist()))
+
+    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
+        """See `Correction.fused_arguments`: of runs with one map; on a GPU the maps of all planes."""
+        maps, xp = self.map_of_plane[where.z : where.z + block.shape[0]], array_module(block)
+        if xp is not np:
+            places, segments = (xp.asarray(values) for values in self._joined_segments(maps.tolist()))
+            return lambda start, stop: (stop, (places[start:stop], segments, self.below))
+
+        def run(start: int, stop: int) -> tuple[int, Any]:
+            number = maps[start]
+            others = np.flatnonzero(maps[start:stop] != number)
+            stop = start + int(others[0]) if others.size else stop
+            return stop, None if number < 0 else (self.below, *self._table(int(number))[1:])
+
+        return run
+
+    def _joined_segments(self, maps: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the segments of each plane's map begin and how many there are, and the segments of all maps."""
+        tables = {i: self.segments(i) for i in sorted(set(maps)) if i >= 0}
+        ends = np.cumsum([0, *(table.size for table in tables.values())])
+        place = {i: (int(end), table.shape[1]) for (i, table), end in zip(tables.items(), ends, strict=False)}
+        flat = [table.reshape(-1) for table in tables.values()] or [np.zeros(1, np.float32)]
+        return np.array([place.get(i, (0, 0)) for i in maps], np.int32), np.concatenate(flat).astype(np.float32)
 
     @cached_property
     def below(self) -> np.float32:
@@ -137,12 +154,6 @@ class SectionLookup(Correction):
                 return segments, segments.T.reshape(-1, 2).copy(), starts.astype(np.float32)
             n_steps *= 2
         return (segments,)
-
-    def map(self, values: np.ndarray, z: int) -> np.ndarray:
-        """Return what the float32 `values` of plane `z` become."""
-        return self.apply(
-            np.array(values, np.float32).reshape(1, 1, -1), Where(z, 0, 0, (len(self.map_of_plane), 1, 1))
-        )[0, 0]
 
     def summary(self) -> dict[str, Any]:
         """Return how many planes were matched and how strongly the maps change intensities."""

@@ -229,14 +229,12 @@ def fit_volume(
 
 
 def _divide_by_fields(mean: np.ndarray, previous: Recipe | None, z_start: int = 0) -> None:
-    """Divide planes of a shrunken volume, from `z_start` on, by the bias fields that were fitted before."""
+    """Divide planes of a shrunken volume, from `z_start` on, by the fields that were estimated before."""
     for correction in previous or ():
-        if isinstance(correction, BiasCorrection):
-            for number, (first, last, _field) in enumerate(correction.fields):
-                for start, stop in runs(max(first, z_start), min(last, z_start + len(mean))):
-                    planes = slice(start - first, stop - first)
-                    field = correction.small_log_field(number, planes, mean.shape[1:])
-                    mean[start - z_start : stop - z_start] /= np.exp(field)
+        if correction.is_field:
+            for start, stop in runs(z_start, z_start + len(mean)):
+                field = correction.shrunken_log_field(slice(start, stop), (mean.shape[1], mean.shape[2]))
+                mean[start - z_start : stop - z_start] /= np.exp(field)
 
 
 def harmonization(
@@ -296,20 +294,15 @@ def _fit(
     )
 
 
-def pointwise(recipe: Recipe) -> list[Any]:
-    """Return the corrections that come after the histograms were counted: the maps of intensity that a plane has."""
-    return [correction for correction in recipe if isinstance(correction, (PlaneRange, SectionLookup, PlaneGain))]
-
-
 def lookup(histograms: Distributions, recipe: Recipe, sections: SectionTable, match: str, n_bins: int) -> SectionLookup:
     """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
     table = sections if match == "section" else by_plane(sections)
-    return estimate_lookup(histograms, pointwise(recipe), table, n_bins, TISSUE_THRESHOLD)
+    return estimate_lookup(histograms, recipe, table, n_bins, TISSUE_THRESHOLD)
 
 
 def plane_gain(histograms: Distributions, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
     """Smooth the tissue profile along Z."""
-    return estimate_plane_gain(histograms, pointwise(recipe), sections, sigma, MIN_TISSUE_VOXELS)
+    return estimate_plane_gain(histograms, recipe, sections, sigma, MIN_TISSUE_VOXELS)
 
 
 def by_plane(sections: SectionTable) -> SectionTable:

@@ -21,6 +21,7 @@ from n4flow.io.writers import kept_metadata
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.plan import Plan
 from n4flow.pipeline.render import display_window, extent, output_scale
+from n4flow.pipeline.stages import STAGES
 from n4flow.pipeline.timing import dumps
 from n4flow.report.html import write_report
 from n4flow.report.metrics import pair_metrics, sections_table
@@ -30,15 +31,6 @@ from n4flow.statistics.shrunken import Shrunken
 CHECKSUMS_NAME = "checksums.json"  # of a slab, then of everything that is published of a sample
 
 
-# Which correction a stage estimates.
-ESTIMATES = {
-    "N4_SECTIONS": "bias_field",
-    "N4_VOLUME": "bias_field",
-    "HARMONIZE": "harmonization",
-    "NORMALIZE": "plane_range",
-    "MATCH_HISTOGRAMS": "section_lookup",
-    "SMOOTH_Z": "plane_gain",
-}
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's store has alike
 
 
@@ -137,8 +129,7 @@ def finish(
         volume=plan.summary(),
         pair=pair,
         stages=list(stages),
-        titles={},
-        estimates=ESTIMATES,
+        estimates={stage.name: stage.estimates for stage in STAGES if stage.estimates},
         parameters=dict(parameters),
         metrics=numbers["metrics"],
         warnings=list(dict.fromkeys(warned)),

@@ -6,7 +6,6 @@ import numpy as np
 
 from n4flow.compute.threads import available_threads, crew, run_tasks, scratch
 from n4flow.corrections.base import Where
-from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.frame import Frame, framed
 from n4flow.io.volume import Volume
@@ -72,29 +71,32 @@ def statistics_pass(
     frame, shape = tissue.frame or Frame.whole(volume.shape), volume.shape
     volume = framed(volume, frame)
     around, pointwise = recipe.margin_first()
-    first = pointwise[0] if len(pointwise) == 1 else None
-    bias, corner = (first, Frame.whole(shape)) if isinstance(first, BiasCorrection) else (None, frame)
-    if bias is not None and bias.frame is not None:
-        bias, corner = (bias, bias.frame) if bias.frame.holds(frame) else (None, frame)
+    # a field alone is divided by where intensities are counted, without a copy of the block
+    alone = pointwise[0] if len(pointwise) == 1 and pointwise[0].fused == "field" else None
+    corner = (alone.frame if alone else None) or Frame.whole(shape)
+    if not corner.holds(frame):
+        alone = None
     counter = PlaneCounter(z_stop - z_start)
     with crew():
         for z, y, block in prepared(volume, z_start, z_stop, around):
             rows, given = slice(y, y + block.shape[1]), None
             if tissue.given is not None:
                 given = tissue.block(slice(z, z + len(block)), rows, slice(0, volume.shape[2]))
+            fields = None
+            if alone is not None:
+                place = Where(z, frame.y_start - corner.y_start + y, frame.x_start - corner.x_start, shape)
+                fields = alone.fused_arguments(block, place)
 
-            def count(planes: tuple[int, int], block=block, z=z, rows=rows, given=given) -> None:  # type: ignore[no-untyped-def]
+            def count(planes: tuple[int, int], block=block, z=z, rows=rows, given=given, fields=fields) -> None:  # type: ignore[no-untyped-def]
                 start, last = planes
                 while start < last:
                     stop, field = last, None
-                    if bias is not None:
-                        y, x = frame.y_start - corner.y_start + rows.start, frame.x_start - corner.x_start
-                        stop, field = bias.run(z + start, z + last, Where(z + start, y, x, shape), block.shape[1:])
-                        stop -= z
+                    if fields is not None:
+                        stop, field = fields(start, last)
                     elif len(pointwise):
                         stop = start + 1  # the copy stays in cache
                     values, inside = block[start:stop], None if given is None else given[start:stop]
-                    if bias is None and len(pointwise):
+                    if fields is None and len(pointwise):
                         values = scratch("corrected", values.shape, np.float32)
                         np.copyto(values, block[start:stop], casting="unsafe")
                         where = Where(z + start, frame.y_start + rows.start, frame.x_start, shape, inside)

@@ -14,7 +14,6 @@ import numpy as np
 
 from n4flow.compute.threads import available_threads, scratch, workers
 from n4flow.corrections.base import Where
-from n4flow.corrections.plane_range import PlaneRange
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError
 from n4flow.io.disk_space import check_space, store_needs
@@ -61,7 +60,7 @@ def output_scale(recipe: Recipe, dtype: str) -> float:
     """
     if np.dtype(dtype).kind == "f":
         return 1.0
-    return next((float(c.span) for c in recipe if isinstance(c, PlaneRange)), 1.0)
+    return math.prod((correction.divisor for correction in recipe), start=1.0)
 
 
 def render_slab(

@@ -12,15 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
 
-# What each kind of correction does, for a reader.
-KINDS = {
-    "background": "local background subtracted",
-    "bias_field": "bias field divided out",
-    "harmonization": "all sections made even together",
-    "plane_range": "agarose put at zero and planes brought to one range",
-    "section_lookup": "sections matched to the pooled histogram of tissue",
-    "plane_gain": "brightness of tissue smoothed along Z",
-}
 STEP_GROWTH = 0.02  # The log ratio by which a section's step may grow.
 NOTHING_WRONG = 0.02  # The median step (log ratio) below which a volume's sections needed no correction.
 
@@ -147,7 +138,7 @@ def _percent(log_ratio: float) -> str:
 
 def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[str, str]:
     """Return two sentences: what was done, and whether anything deserves a look."""
-    done = [KINDS.get(step.kind, step.kind) for step in recipe]
+    done = [step.title for step in recipe]
     first = "; ".join(done) + "." if done else "nothing was changed: the recipe is empty."
     rows = numbers["sections"]
     look = [row["id"] for row in rows if row["status"] == "warn"]

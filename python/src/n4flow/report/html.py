@@ -6,14 +6,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from n4flow import __version__
 from n4flow.io.frame import Frame
 from n4flow.report import plots, text
-from n4flow.report.assessment import KINDS, headline
+from n4flow.report.assessment import headline
 from n4flow.report.metrics import plain, section_columns, volume_rows
 from n4flow.report.pair import Pair
 from n4flow.report.pictures import FIELD_COLOURS, Views, field_limit, windows
@@ -21,7 +21,6 @@ from n4flow.report.text import duration, number
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
-    from n4flow.corrections.plane_gain import PlaneGain
 
 # Numbers of a task that are not listed with its stage: they have columns of their own or stand at the top of the page,
 # or say only where a scattered task worked.
@@ -35,7 +34,6 @@ def write_report(
     volume: Mapping[str, Any],
     pair: Pair,
     stages: Sequence[Mapping[str, Any]],
-    titles: Mapping[str, str],
     estimates: Mapping[str, str],
     parameters: Mapping[str, Any],
     metrics: Mapping[str, Any],
@@ -56,11 +54,9 @@ def write_report(
     stages : sequence of mapping
         One for each task: `stage`, `seconds`, and any other numbers. Tasks of one stage are shown together, stages in
         the order of their first tasks.
-    titles : mapping
-        Name of a stage -> its title on the page; a stage that is not in it has its name as title.
     estimates : mapping
-        Name of a stage -> kind of the correction that it estimates. Numbers that the correction has, too, are shown
-        only there.
+        The kind of correction that a stage estimates, by the stage's name. Numbers that are in the summary of such a
+        correction are shown with the correction and not once more with the stage.
     parameters : mapping
         Resolved parameters.
     metrics : mapping
@@ -88,8 +84,8 @@ def write_report(
         flagged=any(section.flag != "ok" for section in pair.sections),
         pictures=_pictures(pair, volume, metrics),
         plots=_plots(pair, metrics),
-        stages=grouped(stages, pair.recipe, titles, estimates),
-        corrections=[(KINDS.get(step.kind, step.kind), plain(step.summary())) for step in pair.recipe],
+        stages=grouped(stages, pair.recipe, estimates),
+        corrections=[(step.title, plain(step.summary())) for step in pair.recipe],
         parameters=parameters,
     )
     path = Path(path)
@@ -144,10 +140,7 @@ def backends(value: Any) -> list[str]:
 
 
 def grouped(
-    stages: Sequence[Mapping[str, Any]],
-    recipe: Sequence[Correction],
-    titles: Mapping[str, str],
-    estimates: Mapping[str, str],
+    stages: Sequence[Mapping[str, Any]], recipe: Sequence[Correction], estimates: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Return one row per stage: tasks, seconds, backend, threads, and the numbers that no correction shows."""
     kinds: dict[str, set[str]] = {}
@@ -163,7 +156,7 @@ def grouped(
             numbers[key] = merged(key, [plain(task[key]) for task in tasks if key in task])
         rows.append(
             {
-                "title": titles.get(name, name),
+                "name": name,
                 "tasks": len(tasks),
                 "seconds": sum(seconds) if seconds else None,
                 "longest": max(seconds) if len(seconds) > 1 else None,
@@ -209,7 +202,7 @@ def _pictures(pair: Pair, volume: Mapping[str, Any], metrics: Mapping[str, Any])
     if "background" in window:
         found["background_of"] = "the agarose level" if pair.units.from_agarose else "the level of what is not tissue"
         found["background"] = [(name, views.grey(name, window["background"])) for name in ("before", "after")]
-    if not any(step.kind in ("bias_field", "harmonization") for step in pair.recipe):
+    if not any(step.is_field for step in pair.recipe):
         found["no_field"] = "the recipe has none"
     elif not metrics["bias_field"]:
         found["no_field"] = "there is no tissue to measure it in"
@@ -230,7 +223,7 @@ def _colours() -> list[str]:
 def _plots(pair: Pair, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (width class, SVG) of each plot that has something to show."""
     planes, rows, sections = metrics["planes"], metrics["sections"], pair.sections
-    smoothing = [cast("PlaneGain", step).gain for step in pair.recipe if step.kind == "plane_gain"]
+    smoothing = [gains for step in pair.recipe if (gains := step.plane_gains()) is not None]
     found = []
     if any(value is not None for value in planes["tissue_after"]):
         found.append(("wide", plots.plane_means(planes, sections)))

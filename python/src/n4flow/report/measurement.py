@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,6 @@ from n4flow.n4_bias.otsu import otsu_cut
 from n4flow.report.kernels import class_sums
 from n4flow.report.pair import MIN_PIXELS, TIMES, Pair, bias_fields, median, middle, weighted_mean
 from n4flow.sections import filled_planes
-
-if TYPE_CHECKING:
-    from n4flow.corrections.bias_field import BiasCorrection
-    from n4flow.corrections.harmonization import Harmonization
 
 TILE = 16  # Side in pixels of a tile, within which pixels of two classes count as neighbours.
 HOLE_SHARE = 0.25  # A pixel counts as a hole with less than this share of the median signal of tissue.
@@ -289,19 +285,10 @@ class Measurement:
         """Return (sections,): percentile 1, 50 or 99 of the bias field in tissue."""
         return self._bias[1][(1, 50, 99).index(percentile)]
 
-    def reasons_not_fitted(self) -> list[tuple[int, int, str]]:
-        """Return (z_start, z_stop, reason) of the bias fields that were not fitted."""
-        biases = [cast("BiasCorrection", step) for step in self.pair.recipe if step.kind == "bias_field"]
-        fields = [part for bias in biases for part in bias.fields]
-        return [(start, stop, str(field.reason)) for start, stop, field in fields if field.reason]
-
     def harmonization(self) -> dict[str, Any] | None:
         """Return what the harmonisation rests on, and the gain of every section with its uncertainty."""
-        for step in self.pair.recipe:
-            if step.kind == "harmonization":
-                fields = cast("Harmonization", step)
-                return fields.summary() | {"gain": np.exp(fields.gain), "gain_sd": fields.gain_sd}
-        return None
+        found = [step.summary() | gains for step in self.pair.recipe if (gains := step.section_gains()) is not None]
+        return found[0] if found else None
 
     def change(self) -> float:
         """Return the robust standard deviation of log(signal after / before) in tissue."""
@@ -312,7 +299,7 @@ class Measurement:
 
     def sections_alike(self) -> bool:
         """Return whether the recipe made sections or planes equally bright for whatever reason they differed."""
-        return any(step.kind in ("section_lookup", "plane_gain") for step in self.pair.recipe)
+        return any(step.equalizes for step in self.pair.recipe)
 
     # Sections
 

@@ -327,14 +327,13 @@ def _limits(metrics: Iterable[Metric]) -> dict[str, Limit]:
 def _section_rows(measurement: Measurement) -> list[dict[str, Any]]:
     """Return one row per section: its numbers, and whether it passes or what to look at."""
     columns, limits = dict(_measured(SECTION_METRICS, measurement)), _limits(SECTION_METRICS)
-    not_fitted, rows, above_flagged = measurement.reasons_not_fitted(), [], False
+    unknown = [found for step in measurement.pair.recipe for found in step.not_estimated()]
+    rows, above_flagged = [], False
     for index, section in enumerate(measurement.sections):
         row: dict[str, Any] = {"id": section.id, "z_start": section.z_start, "z_stop": section.z_stop}
         row |= {"flag": section.flag, **{name: column[index] for name, column in columns.items()}}
         reasons = assessment.section_reasons(limits, row, above_flagged)
-        for start, stop, why in not_fitted:
-            if start < section.z_stop and stop > section.z_start:
-                reasons.append(f"no bias field: {why}")
+        reasons += [why for start, stop, why in unknown if start < section.z_stop and stop > section.z_start]
         rows.append(row | {"status": "warn" if reasons else "pass", "reasons": reasons})
         above_flagged = not section.usable
     return rows

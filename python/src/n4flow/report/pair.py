@@ -6,25 +6,23 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from n4flow.compute.threads import run_tasks
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.sections import SectionTable
+from n4flow.statistics.shrunken import runs
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
-    from n4flow.corrections.bias_field import BiasCorrection
-    from n4flow.corrections.harmonization import Harmonization
     from n4flow.statistics.shrunken import Shrunken, ShrunkenVolume
 
 TIMES = ("before", "after")
 MIN_VALID = 0.5  # share of a block's voxels that must be valid for the block to count
 MIN_PIXELS = 20  # pixels below which a plane, a pair of planes or a class gives no number
-RUN_PLANES = 64  # planes of a bias field that are evaluated at once
+RUN_PLANES = 64  # planes of a field that are evaluated at once
 AT_A_TIME = 8  # planes that are read at once
 MAX_SAMPLE = 1 << 20  # tissue pixels from which percentiles and the class threshold are taken
 
@@ -143,7 +141,7 @@ class Pair:
         self._lock = threading.Lock()
         self._agarose = np.zeros(self.shape[1:], bool) if agarose is None else np.asarray(agarose, bool)
         self.planes = self._measure()
-        zero_based = any(correction.kind == "plane_range" for correction in recipe)
+        zero_based = any(correction.zeroes_agarose for correction in recipe)
         self.units = self._units(zero_based)
         self._levels = self._plane_levels(zero_based)
 
@@ -291,7 +289,7 @@ class Pair:
 
 
 def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield runs of planes of the recipe's bias field, the product where there are several, on the shrunken grid.
+    """Yield runs of planes of the field that the recipe divides by, the product of several, on the shrunken grid.
 
     Parameters
     ----------
@@ -303,26 +301,13 @@ def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> It
     ------
     z_start : int
     field : (z, y, x) float32 array
-        Corrected intensity is intensity divided by it; 1 in planes that no field covers. A harmonisation is one more
-        field. Nothing is yielded where the recipe has none.
+        1 in planes that no field covers. Nothing is yielded where the recipe has no field.
     """
-    biases = [cast("BiasCorrection", step) for step in recipe if step.kind == "bias_field"]
-    fields = [(*part[:2], step, number) for step in biases for number, part in enumerate(step.fields)]
-    even = [cast("Harmonization", step) for step in recipe if step.kind == "harmonization"]
-    if not fields and not even:
-        return
-    edges = {
-        *range(0, shape[0], RUN_PLANES),
-        shape[0],
-        *(edge for start, stop, *_field in fields for edge in (start, stop)),
-    }
-    for start, stop in pairwise(sorted(edges)):
+    steps = [step for step in recipe if step.is_field]
+    for start, stop in runs(0, shape[0] if steps else 0, RUN_PLANES):
         total = np.zeros((stop - start, *shape[1:]), np.float32)
-        for first, last, step, number in fields:
-            if first <= start and stop <= last:
-                total += step.small_log_field(number, slice(start - first, stop - first), shape[1:])
-        for harmonization in even:
-            total += harmonization.small_log_field(slice(start, stop), shape)
+        for step in steps:
+            total += step.shrunken_log_field(slice(start, stop), (shape[1], shape[2]))
         yield start, np.exp(total, out=total)
 
 
