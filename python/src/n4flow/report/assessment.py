@@ -1,4 +1,4 @@
-"""When numbers deserve a look, and in which words: the table of metrics gives limits, this module what they mean."""
+"""What deserves a look, in words: sentences on metrics beyond their limits, and the headline of the page."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 STEP_GROWTH = 0.02  # The log ratio by which a section's step may grow.
 NOTHING_WRONG = 0.02  # The median step (log ratio) below which a volume's sections needed no correction.
 
-# Takes a metric's value, its limit and all numbers of the section or volume; returns a sentence, or "" within limits.
-# A number that is not known is NaN; comparisons with it are false, so nothing is said of it.
+# Such a function takes a metric's value, its limit and all numbers of the section or volume. It returns a sentence, or
+# "" if the value is within its limit. An unknown number is NaN, and comparisons with it are false: no sentence either.
 Words = Callable[[Any, float, Mapping[str, Any]], str]
 
 
@@ -28,12 +28,12 @@ class Limit:
     ----------
     value : float
     words : function
-        See `Words`: `above` and `moved` make simple ones.
+        The sentence, see `Words`; `above` and `moved` make simple ones.
     of : str
-        Of which sections the sentence is said: of `all`, also of flagged ones; of `usable` ones; or of those whose
-        neighbour above is usable too, for a number of the `cut` between the two.
+        For which sections the limit holds: `all`; `usable`, those that are not flagged; or `cut`, those of which the
+        section above is usable, too, for a number of the cut between the two.
     urgency : int
-        Sentences of greater urgency come first, equal ones in the order of the metrics.
+        Sentences of higher urgency come first; those of equal urgency are in the order of the metrics.
     """
 
     value: float
@@ -48,9 +48,9 @@ def reasons(limits: Mapping[str, Limit], numbers: Mapping[str, Any]) -> list[str
     Parameters
     ----------
     limits : mapping
-        By the name of a metric.
+        The limits by the names of their metrics.
     numbers : mapping
-        A section's or the volume's.
+        All numbers of a section or of the volume.
     """
     ordered = sorted(limits.items(), key=lambda item: -item[1].urgency)
     said = [limit.words(reduce(getitem, name.split("."), numbers), limit.value, numbers) for name, limit in ordered]
@@ -58,7 +58,7 @@ def reasons(limits: Mapping[str, Limit], numbers: Mapping[str, Any]) -> list[str
 
 
 def section_reasons(limits: Mapping[str, Limit], row: Mapping[str, Any], above_flagged: bool) -> list[str]:
-    """Return in words what a reader should look at in a section; the section above may be flagged."""
+    """Return in words what a reader should look at in a section, whose neighbour above may be flagged."""
     if row["flag"] != "ok":
         first, of = [f"flagged {row['flag']}, so it entered no estimate"], {"all"}
     else:
@@ -77,7 +77,7 @@ def moved(text: str) -> Words:
 
 
 def many_voxels(text: str) -> Words:
-    """Return words for a count of the volume's voxels whose share is above its limit; `text` gets count and share."""
+    """Return words for a count of voxels whose share is above its limit; `text` is formatted with count and share."""
 
     def words(count: int, limit: float, numbers: Mapping[str, Any]) -> str:
         total = max(1, sum(numbers["voxels"][name] for name in ("valid", "zero", "nonfinite")))
@@ -87,12 +87,12 @@ def many_voxels(text: str) -> Words:
 
 
 def little_tissue(share: float, limit: float, _row: Mapping[str, Any]) -> str:
-    """Of a section's share of tissue."""
+    """Return words on a section's share of tissue."""
     return "no tissue" if share == 0 else f"little tissue ({share:.2%})" if share < limit else ""
 
 
 def step_left(after: float, limit: float, row: Mapping[str, Any]) -> str:
-    """Of a section's step after the correction: that it grew, or that it is still large."""
+    """Return words on the step from the section above: that it grew, or that it is still large."""
     before = row["step_before"]
     if abs(after) - abs(before) > STEP_GROWTH:
         return f"the step from the section above grew from {_percent(before)} to {_percent(after)}"
@@ -100,30 +100,30 @@ def step_left(after: float, limit: float, row: Mapping[str, Any]) -> str:
 
 
 def wide_field(p99: float, limit: float, row: Mapping[str, Any]) -> str:
-    """Of the last percentile of a section's bias field, against its first."""
+    """Return words on the span of a section's bias field, from its first to its 99th percentile."""
     return f"the bias field spans a factor of {p99 / row['bias_p1']:.1f}" if p99 > limit * row["bias_p1"] else ""
 
 
 def no_tissue(pixels: int, limit: float, _numbers: Mapping[str, Any]) -> str:
-    """Of the volume's pixels of tissue."""
+    """Return words on the number of tissue pixels."""
     return "no tissue was found, so nothing could be measured" if pixels < limit else ""
 
 
 def no_agarose(planes: int, limit: float, numbers: Mapping[str, Any]) -> str:
-    """Of the volume's planes with agarose."""
+    """Return words on the number of planes with agarose."""
     found = planes >= limit or numbers["tissue"]["pixels"] == 0
     return "" if found else "no agarose was found, so the background level rests on no measurement"
 
 
 def steps_grew(after: float, limit: float, numbers: Mapping[str, Any]) -> str:
-    """Of the volume's median step after the correction."""
+    """Return words on the median step after the correction."""
     before = numbers["steps"]["median_before"]
     words = f"steps between sections grew: their median size was {_percent(before)} and is {_percent(after)}"
     return words if after > before + limit else ""
 
 
 def needless_change(spread: float, limit: float, numbers: Mapping[str, Any]) -> str:
-    """Of the change of tissue in a volume whose sections were made alike though they were."""
+    """Return words on the change of tissue in a volume whose sections were matched or smoothed without need."""
     step = numbers["steps"]["median_before"]
     words = (
         f"steps between sections were {_percent(step)} and needed nothing, yet matching or smoothing and what came "

@@ -1,4 +1,4 @@
-"""The report: one html file per sample, self-contained and offline, with pictures, plots and every stage's numbers."""
+"""The page of the report: one self-contained HTML file per sample, with metrics, pictures, plots and all stages."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from n4flow.report.text import duration, number
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
 
-# Numbers of a task that are not listed with its stage: they have columns of their own or stand at the top of the page,
-# or say only where a scattered task worked.
+# These numbers of a task are not listed with its stage: they have columns of their own or stand at the top of the page,
+# or say only on which part of the volume the task worked.
 NOT_LISTED = ("stage", "seconds", "backend", "threads", "warnings", "planes", "sections", "batch")
 
 
@@ -44,15 +44,15 @@ def write_report(
     Parameters
     ----------
     path : path
-        The html file; replaced in one piece when it exists.
+        The HTML file; an existing one is replaced atomically.
     sample : str
     volume : mapping
-        Facts about the input, as `Plan.summary()` gives them: shape, dtype, voxel_um, format, mask, output_dtype. What
-        is not there is not shown.
+        Facts about the input, as `Plan.summary()` gives them: shape, frame, dtype, voxel_um, format, mask,
+        output_dtype. A fact that is missing is not shown.
     pair : Pair
         The input and the result.
     stages : sequence of mapping
-        One for each task: `stage`, `seconds`, and any other numbers. Tasks of one stage are shown together, stages in
+        The numbers of each task: `stage`, `seconds` and any others. Tasks of one stage are shown together, stages in
         the order of their first tasks.
     estimates : mapping
         The kind of correction that a stage estimates, by the stage's name. Numbers that are in the summary of such a
@@ -97,7 +97,7 @@ def write_report(
 def facts(
     volume: Mapping[str, Any], pair: Pair, stages: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Return what the header says, as (name, value)."""
+    """Return (name, value) of each fact in the header."""
     found: list[tuple[str, str]] = []
     padded = ""
     if volume.get("shape"):
@@ -142,7 +142,7 @@ def backends(value: Any) -> list[str]:
 def grouped(
     stages: Sequence[Mapping[str, Any]], recipe: Sequence[Correction], estimates: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return one row per stage: tasks, seconds, backend, threads, and the numbers that no correction shows."""
+    """Return one row per stage: tasks, seconds, backend, threads, and the numbers that are not shown elsewhere."""
     kinds: dict[str, set[str]] = {}
     for step in recipe:
         kinds.setdefault(step.kind, set()).update(step.summary())
@@ -169,7 +169,7 @@ def grouped(
 
 
 def merged(key: str, values: Sequence[Any]) -> Any:
-    """Return one value for the tasks of a stage: voxel counts added, lists joined, the common value, or the range."""
+    """Return one value for all tasks of a stage: the sum of counts, the joined lists, the common value or the range."""
     if all(isinstance(value, int) for value in values) and (key.startswith("n_") or key.endswith("_voxels")):
         return sum(values)
     if all(value == values[0] for value in values):
@@ -182,7 +182,7 @@ def merged(key: str, values: Sequence[Any]) -> Any:
 
 
 def _pictures(pair: Pair, volume: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what the template draws, None where no pixel holds anything."""
+    """Return what the template draws, None if no pixel is valid."""
     views = Views(pair, volume.get("voxel_um"))
     if not any(image["valid"].any() for image in views.images.values()):
         return None

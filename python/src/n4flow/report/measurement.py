@@ -1,8 +1,7 @@
-"""What the metrics are computed from: passes over a pair of volumes, each made once, when a metric first asks for it.
+"""Passes over a pair of volumes from which the metrics are computed, each made once, when a metric first needs it.
 
-Two ideas carry all numbers. Intensities are compared as *signal*, that is value minus the agarose level, so that a
-number does not move because an offset was taken off. And both volumes are measured on the same pixels: those that were
-valid in the input.
+Intensities are compared as *signal*, that is value minus the agarose level, so that no number changes because an offset
+was subtracted. Both volumes are measured on the same pixels: those that were valid in the input.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ MIN_TILE_PIXELS = 8  # A tile with fewer pixels of either class is left out.
 class Measurement:
     """The numbers of a pair, as functions that metrics call.
 
-    A function that takes a `time` is asked once for `before` and once for `after`. What is not known is NaN or None.
+    A function with an argument `time` is called once with `before` and once with `after`. NaN or None stands for a
+    number that is not known.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class Measurement:
 
     @cached_property
     def class_thresholds(self) -> tuple[float, float]:
-        """Signals that part tissue into two classes, see `class_thresholds`."""
+        """Signals that separate tissue into two classes, see the function `class_thresholds`."""
         return class_thresholds(self.pair.sample(own_level=True)[2])
 
     @cached_property
@@ -159,7 +159,7 @@ class Measurement:
 
     @cached_property
     def _steps(self) -> np.ndarray:
-        """(2, sections): the step at the top of each, before and after: its change less the one that is usual there."""
+        """(2, sections): the step at each section's top, before and after: the change there minus the usual change."""
         changes, steps = self._walk[0], np.full((2, len(self.sections)), np.nan)
         for number in range(1, len(self.sections)):
             around = np.zeros_like(self._ordinary)
@@ -172,7 +172,7 @@ class Measurement:
 
     @cached_property
     def measured_cuts(self) -> np.ndarray:
-        """(n,) int: sections with a step at their top that was measured between two usable sections."""
+        """(n,) int: sections whose step from the section above was measured, both of them being usable."""
         fine = self.usable_sections.copy()
         fine[1:] &= self.usable_sections[:-1]
         return np.flatnonzero(fine & np.isfinite(self._steps).all(axis=0))
@@ -206,7 +206,7 @@ class Measurement:
     # Contrast between two classes of tissue
 
     def class_threshold(self) -> float:
-        """Return the intensity in the result that parts the two classes."""
+        """Return the intensity in the result that separates the two classes."""
         return self.class_thresholds[1] + self.pair.units.level_after
 
     def bright_share(self) -> float:
@@ -215,16 +215,16 @@ class Measurement:
         return ratio(bright, bright + dark)
 
     def contrast(self, time: str) -> float:
-        """Return the contrast between classes that lie side by side: what the maps of intensity did.
+        """Return the contrast between classes that lie side by side.
 
-        It does not see shading, which changes slowly.
+        It shows what maps of intensity did, and not shading, which changes slowly.
         """
         return self._mean_log(self._walk[1], time)
 
     def wide_contrast(self, time: str) -> float:
         """Return the contrast over whole sections.
 
-        It also moves when shading is removed or wide anatomy is flattened.
+        It also changes if shading is removed or wide anatomy is flattened.
         """
         return self._mean_log(_weighted_logs(self._walk[2], MIN_PIXELS), time)
 
@@ -298,7 +298,7 @@ class Measurement:
         return 1.4826 * median(np.abs(logs - median(logs))) if logs.size >= MIN_PIXELS else math.nan
 
     def sections_alike(self) -> bool:
-        """Return whether the recipe made sections or planes equally bright for whatever reason they differed."""
+        """Return whether a step of the recipe makes sections or planes equally bright, see `Correction.equalizes`."""
         return any(step.equalizes for step in self.pair.recipe)
 
     # Sections
@@ -334,11 +334,11 @@ def ratio(numerator: float, denominator: float) -> float:
 
 
 def class_thresholds(signal: np.ndarray) -> tuple[float, float]:
-    """Return the signals that part tissue into two classes: dark from the first to the second, bright above.
+    """Return the signals that separate tissue into two classes: dark from the first to the second, bright above.
 
-    The first is a quarter of the median: what is darker is a hole, a ventricle or the mask's rim. The second is Otsu's
-    threshold of the log of what lies above, the brightest half percent clipped. NaN where too few values are positive,
-    or all are equal.
+    The first is a quarter of the median; darker pixels are holes, ventricles or the mask's rim. The second is Otsu's
+    threshold of the log of all larger signals, of which the brightest half percent is clipped. Both are NaN if too few
+    values are positive, or all are equal.
     """
     positive = signal[signal > 0].astype(np.float64)
     lowest = HOLE_SHARE * median(positive)

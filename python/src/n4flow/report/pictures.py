@@ -16,26 +16,26 @@ import numpy as np
 
 from n4flow.report.pair import Pair, bias_fields
 
-PAGE_WIDTH = 1080  # px that the three planes share
-MOST_PIXELS = 640  # pixels along a side; larger planes are averaged down
-SMALL = 40_000  # pixels up to which a picture is lossless
-FLATTEST, TALLEST = 0.3, 1.6  # height over width between which Z keeps its true scale
-FIELD_COLOURS = "PuOr_r"  # diverging, safe for colour-blind readers
+PAGE_WIDTH = 1080  # The three planes share this width, in px.
+MOST_PIXELS = 640  # A plane with more pixels along a side is averaged down.
+SMALL = 40_000  # A picture of at most this many pixels is stored without loss.
+FLATTEST, TALLEST = 0.3, 1.6  # Z keeps its true scale if height over width lies between the two.
+FIELD_COLOURS = "PuOr_r"  # This colour map diverges around 1 and is safe for colour-blind readers.
 PLANES = ("xy", "xz", "yz")
-OUTLINES = {"tissue": "tissue", "agarose": "agarose", "edge": "tissue"}  # class of a line: the mask it goes around
+OUTLINES = {"tissue": "tissue", "agarose": "agarose", "edge": "tissue"}  # CSS class of a line -> the mask it surrounds
 IMAGES = ("before", "after", "valid", "tissue", "agarose", "field")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture, in px of its own drawing: what the template needs to draw it."""
+    """One picture: what the template needs to draw it, in px of the drawing."""
 
     name: str
     title: str
     width: float
     height: float
     uri: str
-    invalid: str = ""  # SVG path of pixels that hold nothing
+    invalid: str = ""  # SVG path around pixels without a valid value
     outlines: dict[str, str] = field(default_factory=dict)  # SVG paths by class: a key of OUTLINES
     cuts: tuple[float, ...] = ()  # heights of the cuts between sections
     flagged: tuple[tuple[float, float], ...] = ()  # top and height of flagged sections
@@ -81,16 +81,18 @@ class Views:
 
     @property
     def planes(self) -> tuple[str, ...]:
-        """The planes that can be drawn: one plane has no cut across it."""
+        """The planes that can be drawn: a volume of a single plane has only xy."""
         return PLANES if self.pair.shape[0] > 1 else PLANES[:1]
 
     def _gather(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return by plane and image the (down, across) pixels; `field` is the bias field, 1 where there is none."""
+        """Return the (down, across) pixels by plane and image; `field` is the bias field, 1 where there is none."""
         pair, (z, y, x) = self.pair, self.centre
 
         def lines(index: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             full = {image: getattr(pair, image)(index) for image in IMAGES[:-1]}
-            return {image: (pixels[y].copy(), pixels[:, x].copy()) for image, pixels in full.items()}  # not the plane
+            return {
+                image: (pixels[y].copy(), pixels[:, x].copy()) for image, pixels in full.items()
+            }  # A view would keep the plane.
 
         rows = pair.over(lines)
         images = {
@@ -150,7 +152,7 @@ class Views:
         )
 
     def _outline(self, plane: str, name: str, scale_x: float, scale_y: float) -> str:
-        """Return the border of a mask, or of what is not valid; each is needed for several pictures."""
+        """Return the border of a mask, or of the pixels that are not valid; each is computed once."""
         if (plane, name) not in self._outlines:
             mask = ~self.images[plane]["valid"] if name == "invalid" else self.images[plane][name]
             self._outlines[plane, name] = outline(mask, scale_x, scale_y)
@@ -220,7 +222,7 @@ def outline(mask: np.ndarray, scale_x: float, scale_y: float) -> str:
 
     parts = []
     for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):
-        # points on a line are left out; the last vertex says only that the path ends
+        # Points on a line are left out; the last vertex only closes the path.
         corners = np.asarray(Path(contour - 0.5).cleaned(simplify=True).vertices)[:-1]
         points = " ".join(f"{x * scale_x:.1f},{y * scale_y:.1f}" for y, x in corners)
         parts.append(f"M{points}Z")
@@ -228,13 +230,16 @@ def outline(mask: np.ndarray, scale_x: float, scale_y: float) -> str:
 
 
 def field_limit(numbers: Mapping[str, float | None]) -> float:
-    """Return the end of the field's colour scale: 1 / limit to limit holds p1 and p99, and 5 % at least."""
+    """Return the end of the field's colour scale, which goes from 1 / limit to limit and contains p1 and p99.
+
+    It is 1.05 at least.
+    """
     spread = [abs(math.log(value)) for value in (numbers["p1"], numbers["p99"]) if value]
     return float(f"{math.exp(max([math.log(1.05), *spread])):.3g}")
 
 
 def windows(pair: Pair, views: Views) -> dict[str, tuple[float, float]]:
-    """Return the grey windows: `before` and `after`, the same in common units, and `background`, around its level."""
+    """Return the grey window of `before` and of `after`, which is the same in common units, and of `background`."""
     result = {}
     _planes, before, after = pair.sample()
     level, top = pair.units.level_after, 0.0

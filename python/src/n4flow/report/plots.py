@@ -14,11 +14,11 @@ from n4flow.sections import SectionTable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that stand for the page's own, which differ between light and dark.
+# Placeholders, which the page's own colours replace; these differ between light and dark mode.
 INK, FAINT, BEFORE, AFTER, FLAG = "#010203", "#010204", "#010205", "#010206", "#010207"
 VARIABLES = {INK: "--ink", FAINT: "--faint", BEFORE: "--before", AFTER: "--after", FLAG: "--flag"}
-WIDE, NARROW, HEIGHT = 11.0, 5.4, 2.3  # inches
-SMALLEST_STEP = 0.1  # percent; what is smaller is drawn there
+WIDE, NARROW, HEIGHT = 11.0, 5.4, 2.3  # Sizes of plots are in inches.
+SMALLEST_STEP = 0.1  # Steps smaller than this, in percent, are drawn at this height.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "n4flow",
@@ -48,7 +48,7 @@ def as_floats(values: Sequence[float | None]) -> np.ndarray:
 
 
 def draw(name: str, width: float, paint: Callable[[Axes], Any]) -> str:
-    """Return inline SVG of one plot that `paint` draws into its axes; `name` makes its ids unique on the page."""
+    """Return a plot as inline SVG: `paint` draws it into axes, and `name` makes its ids unique on the page."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ def draw(name: str, width: float, paint: Callable[[Axes], Any]) -> str:
 
 
 def _inline(svg: str, name: str) -> str:
-    """Keep what belongs into a page: no prologue, no namespaces, ids of its own, the page's colours."""
+    """Return SVG for use inside a page: no prologue, no namespaces, unique ids, and the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
@@ -93,7 +93,7 @@ def _along_z(axes: Axes, sections: SectionTable) -> None:
 
 def _two_lines(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
     marker = "o" if np.isfinite(before).sum() <= 60 else None
-    # the wider line stays visible where both are the same
+    # The line of before is wider, so that it stays visible where both are equal.
     for values, colour, label, width in ((before, BEFORE, "before", 2.4), (after, AFTER, "after", 1.2)):
         axes.plot(values, color=colour, linewidth=width, marker=marker, markersize=2.5, label=label)
     axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.16), borderaxespad=0)
@@ -125,7 +125,7 @@ def agarose_levels(planes: dict[str, Any], sections: SectionTable) -> str:
 
 
 def gains(planes: dict[str, Any], sections: SectionTable, level: float, smoothing: np.ndarray | None) -> str:
-    """Brightness of each plane's tissue after over before, and the part of it that Z smoothing did."""
+    """Ratio of each plane's mean signal after to before, and the part of it that is due to smoothing along Z."""
 
     def paint(axes: Axes) -> None:
         _along_z(axes, sections)
@@ -145,7 +145,7 @@ def gains(planes: dict[str, Any], sections: SectionTable, level: float, smoothin
 
 
 def field_ranges(rows: Sequence[dict[str, Any]]) -> str:
-    """First to last percentile of the bias field in each section's tissue."""
+    """First to 99th percentile of the bias field in each section's tissue."""
 
     def paint(axes: Axes) -> None:
         low, middle, high = (as_floats([row[f"bias_{p}"] for row in rows]) for p in ("p1", "p50", "p99"))
@@ -207,7 +207,7 @@ def steps(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> str:
 
 
 def histograms(before: np.ndarray, after: np.ndarray, level: float, threshold: float | None, top: float) -> str:
-    """Histogram of tissue before and after, and the threshold between the two classes of which contrast is measured."""
+    """Histogram of tissue before and after, and the threshold between the two classes whose contrast is measured."""
 
     def paint(axes: Axes) -> None:
         edges = np.linspace(level, top, 121)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# Names of numbers whose own name says too little; all others are shown as they are, see `label`.
+# Names on the page of numbers whose own names say too little; see `label` for all others.
 LABELS = {
     "n_valid": "voxels valid",
     "n_zero": "voxels exactly zero",
@@ -34,7 +34,7 @@ def label(key: str) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """Return a number as a reader wants it: a few digits, an en dash for what is not known."""
+    """Return a number with few digits, an en dash for one that is not known."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -98,7 +98,7 @@ def shown(value: Any) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return columns and rows of text, with what all rows have in common apart; many rows become one of ranges."""
+    """Return columns and rows of text, and apart from these what all rows share; many rows become one of ranges."""
     if len(rows) == 1:
         return {"items": [(key, value) for key, value in rows[0].items() if value is not None]}
     columns = {key: [row.get(key) for row in rows] for row in rows for key in row}
