@@ -19,7 +19,7 @@ from n4flow.compute.threads import run_tasks
 from n4flow.corrections.base import Correction, Where
 from n4flow.errors import InputError
 
-CUT_SIGMAS = 2.5758293035489004  # a normal density has 99 % within
+CUT_SIGMAS = 2.5758293035489004  # 99 % of a normal density lies within
 
 
 def gaussian_kernel(sigma: float) -> np.ndarray:

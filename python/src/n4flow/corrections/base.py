@@ -48,7 +48,7 @@ class Where:
 
 
 def in_frame(frame: Frame | None, block: Any, where: Where, work: Callable[[Any, Where], Any]) -> Any:
-    """Return a block of which what lies in a frame went through `work`, to which it is a block of the frame.
+    """Return a block whose part inside a frame went through `work`; what lies around the frame stays.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def in_frame(frame: Frame | None, block: Any, where: Where, work: Callable[[Any,
     where : Where
         The block's place in the volume.
     work : function
-        Takes a block and its place counted from the frame's corner.
+        Takes that part and its place, counted from the frame's corner.
     """
     found = None if frame is None else frame.part(where.y, where.x, *block.shape[1:])
     if frame is None:

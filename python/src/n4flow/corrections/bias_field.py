@@ -17,7 +17,7 @@ from n4flow.io.frame import Frame
 from n4flow.n4_bias.evaluate import Evaluator
 from n4flow.n4_bias.field import BiasField
 
-MOST_EVALUATORS = 128  # kept at a time: more than the sections of a block of planes
+MOST_EVALUATORS = 128  # that are cached: more than a block of planes has sections
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class BiasCorrection(Correction):
     fields : tuple of (int, int, BiasField)
         z_start, z_stop and the field of those planes, whose shape is (z_stop - z_start, Y, X).
     frame : Frame, optional
-        What the fields cover of the planes, (Y, X) being its shape; all of them without it. What lies around it stays.
+        The part of the planes that the fields cover, which is their (Y, X); whole planes without it. Voxels around it
+        stay what they are.
     """
 
     kind: ClassVar[str] = "bias_field"

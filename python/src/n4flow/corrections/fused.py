@@ -1,6 +1,6 @@
 """Corrections that follow each other voxel by voxel, and are one pass over memory.
 
-The field of bias, the range of a plane, the map of its section and the gain of its tissue come in this order in every
+The bias field, the range of a plane, the map of its section and the gain of its tissue come in this order in every
 recipe of the workflow; each is one argument of a compiled loop, see `base.FUSED`. On the host, that loop takes a plane
 through all four while it is in cache; on a GPU a kernel takes a voxel through them, see `fused_gpu`. Other corrections
 are applied one by one. The bits are the same.
@@ -32,12 +32,13 @@ def groups(corrections: Sequence[Correction]) -> list[list[Correction]]:
     return found
 
 
-def render_on_host(corrections: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
+def render_on_host(passes: Sequence[Sequence[Correction]], block: np.ndarray, where: Where) -> np.ndarray:
     """Return a NumPy block with every correction applied in order.
 
     Parameters
     ----------
-    corrections : sequence of Correction
+    passes : sequence of sequences of Correction
+        See `groups`.
     block : (z, y, x) float32 array
         May be overwritten.
     where : Where
@@ -47,7 +48,7 @@ def render_on_host(corrections: Sequence[Correction], block: np.ndarray, where: 
     InputError
         A gain acts on tissue, and `where` has no mask.
     """
-    for group in groups(corrections):
+    for group in passes:
         planes = where.z, where.z + len(block)
         if len(group) == 1 or not all(correction.fusible(*planes) for correction in group):
             for correction in group:
@@ -75,7 +76,7 @@ def _in_one_pass(group: Sequence[Correction], block: np.ndarray, where: Where) -
 
 def sources_of(group: Sequence[Correction], block: Any, where: Where) -> dict[str, ArgumentsOfRun]:
     """Return the source of each argument that the corrections of one pass are; see `Correction.fused_arguments`."""
-    return {str(correction.fused): correction.fused_arguments(block, where) for correction in group}
+    return {correction.fused: correction.fused_arguments(block, where) for correction in group if correction.fused}
 
 
 def runs(sources: dict[str, ArgumentsOfRun], start: int, stop: int) -> Iterator[tuple[slice, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""A recipe on a block that lies on the GPU: what follows each other voxel by voxel is one pass over memory.
+"""A recipe on a block in GPU memory: corrections that follow each other voxel by voxel are one pass over memory.
 
 A kernel takes a voxel through all four corrections of `base.FUSED`; others are applied one by one.
 """
@@ -14,21 +14,22 @@ import numpy as np
 from n4flow.compute.arrays import as_mask
 from n4flow.compute.gpu import NOTHING, as_float32, guarded, stream_planes
 from n4flow.corrections.base import FUSED, Correction, Where, in_frame
-from n4flow.corrections.fused import groups, runs, sources_of
+from n4flow.corrections.fused import runs, sources_of
 from n4flow.n4_bias.gpu.evaluate import render_without_field
 
 
-def render_on_gpu(corrections: Sequence[Correction], block: Any, where: Where) -> Any:
+def render_on_gpu(passes: Sequence[Sequence[Correction]], block: Any, where: Where) -> Any:
     """Return a CuPy block with every correction applied in order.
 
     Parameters
     ----------
-    corrections : sequence of Correction
+    passes : sequence of sequences of Correction
+        See `fused.groups`.
     block : (z, y, x) float32 CuPy array
         May be overwritten.
     where : Where
     """
-    for group in groups(corrections):
+    for group in passes:
         if len(group) == 1:
             block = group[0].apply(block, where)
         else:
@@ -36,12 +37,13 @@ def render_on_gpu(corrections: Sequence[Correction], block: Any, where: Where) -
     return block
 
 
-def render_through_gpu(corrections: Sequence[Correction], array: np.ndarray, where: Where) -> np.ndarray:
+def render_through_gpu(passes: Sequence[Sequence[Correction]], array: np.ndarray, where: Where) -> np.ndarray:
     """Return a corrected copy of whole planes in host memory; they pass through the device in blocks.
 
     Parameters
     ----------
-    corrections : sequence of Correction
+    passes : sequence of sequences of Correction
+        See `fused.groups`.
     array : (z, Y, X) array
         Any real type.
     where : Where
@@ -54,7 +56,7 @@ def render_through_gpu(corrections: Sequence[Correction], array: np.ndarray, whe
         tissue = None if where.tissue is None else blocks[1]
         results[0][...] = blocks[0]
         place = Where(where.z + planes.start, where.y, where.x, where.shape, tissue)
-        rendered = render_on_gpu(corrections, results[0], place)
+        rendered = render_on_gpu(passes, results[0], place)
         if rendered is not results[0]:
             results[0][...] = rendered
 

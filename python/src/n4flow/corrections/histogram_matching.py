@@ -32,7 +32,7 @@ from n4flow.statistics.pooling import Pool, pool, weighted_percentile
 
 KNOT_VOXELS = 64  # a knot rests on this many voxels, or a sixteenth of the section's when that is less
 ONE_VALUE_SHARE = 0.85  # a section with this share of its voxels in one bin (constant, saturated) has no distribution
-TAIL_SHARE = 0.999  # the brightest voxels of a section, debris among them, shape no map; they follow its last knot
+TAIL_SHARE = 0.999  # voxels of a section that shape its map; the brightest, debris among them, follow its last knot
 
 
 def _without_tail(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +160,7 @@ def estimate_lookup(
             pooled.add(*above(z))
         return pooled.pairs()
 
-    # Sections are gone through three times, not kept: to count, to pool those that are matched, and to map each.
+    # The pairs of a section are read three times, which is cheaper than to keep them: to count, to pool, and to map it.
     counts, highest = np.array([(n.sum(), n.max(initial=0)) for _v, n in map(distribution, table)]).T
     usable = np.array([s.usable for s in table])
     tissue = counts >= least_voxels(counts[usable])

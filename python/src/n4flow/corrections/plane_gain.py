@@ -83,8 +83,11 @@ class PlaneGain(Correction):
         found, xp = self.tissue(where, block.shape), array_module(block)
         if found is None:
             return lambda _start, stop: (stop, None)
-        gains = xp.asarray(self.gain[where.z : where.z + block.shape[0]], xp.float32)
-        tissue = xp.ascontiguousarray(to_numpy(found) if xp is np else xp.asarray(found), bool)
+        gains = self.gain[where.z : where.z + block.shape[0]]
+        if xp is np:
+            tissue = np.ascontiguousarray(to_numpy(found))
+        else:
+            gains, tissue = xp.asarray(gains, xp.float32), xp.ascontiguousarray(xp.asarray(found), bool)
         return lambda start, stop: (stop, (gains[start:stop], tissue[start:stop]))
 
     def plane_gains(self) -> np.ndarray:

@@ -41,7 +41,7 @@ class PlaneRange(Correction):
     source : (Z,) uint8 array
         Where each level comes from: 0 the plane's own agarose, 1 borrowed, 2 unknown.
     confidence : (Z,) float32 array
-        From 0 to 1, see `levels.Levels`.
+        From 0 to 1, see `agarose_levels.Levels`.
     """
 
     kind: ClassVar[str] = "plane_range"
@@ -73,7 +73,9 @@ class PlaneRange(Correction):
     def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
         """See `Correction.fused_arguments`: lower, upper, span."""
         xp, planes, span = array_module(block), slice(where.z, where.z + block.shape[0]), np.float32(self.span)
-        lower, upper = (xp.asarray(limit[planes], xp.float32) for limit in (self.lower, self.upper))
+        lower, upper = self.lower[planes], self.upper[planes]
+        if xp is not np:
+            lower, upper = xp.asarray(lower, xp.float32), xp.asarray(upper, xp.float32)
         return lambda start, stop: (stop, (lower[start:stop], upper[start:stop], span))
 
     @property

@@ -21,7 +21,7 @@ from n4flow.corrections import (  # noqa: F401  a kind is known once its module 
     section_lookup,
 )
 from n4flow.corrections.base import KINDS, Correction, Where
-from n4flow.corrections.fused import render_on_host
+from n4flow.corrections.fused import groups, render_on_host
 from n4flow.corrections.fused_gpu import render_on_gpu, render_through_gpu
 from n4flow.errors import InputError
 from n4flow.io.open import open_volume
@@ -76,6 +76,7 @@ class Recipe(Sequence[Correction]):
 
     def __init__(self, corrections: Sequence[Correction] = ()) -> None:
         self._corrections = tuple(corrections)
+        self._passes = groups(self._corrections)
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -160,7 +161,7 @@ class Recipe(Sequence[Correction]):
         Corrections that follow each other voxel by voxel are one pass, to the same bits.
         """
         render: Any = render_on_gpu if on_device(block) else render_on_host
-        return render(self._corrections, block, where)
+        return render(self._passes, block, where)
 
     def apply(
         self,
@@ -180,7 +181,7 @@ class Recipe(Sequence[Correction]):
         z_start : int
             Index of the first plane in the volume.
         tissue : (z, Y, X) bool array, optional
-            Tissue mask, needed where the recipe has a gain on tissue; the one beside a stored recipe without it.
+            Tissue mask, needed where the recipe has a gain on tissue. By default the one beside a stored recipe.
         shape : tuple of int, optional
             Shape (Z, Y, X) of the whole volume; the array's own when `z_start` is 0.
         gpu : bool
@@ -208,7 +209,7 @@ class Recipe(Sequence[Correction]):
         where = Where(z_start, 0, 0, full, tissue)
         if gpu and xp is np:
             probe_gpu()
-            return render_through_gpu(self._corrections, np.asarray(array), where)
+            return render_through_gpu(self._passes, np.asarray(array), where)
         return self.apply_block(xp.array(array, dtype=xp.float32), where)
 
     def margin_first(self) -> tuple[Recipe, Recipe]:

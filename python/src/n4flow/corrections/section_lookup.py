@@ -15,8 +15,8 @@ from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 
 MATCHED, BORROWED, IDENTITY = 0, 1, 2
 STATUS = ("matched", "borrowed", "left_alone")
-MOST_STEPS = 1 << 15  # of the table that finds a segment: it stays in cache
-CACHED = ("_tables", "below")  # properties of a lookup that are made when needed
+MOST_STEPS = 1 << 15  # Steps of the table that finds a segment, at most: a longer one leaves the cache.
+CACHED = ("_tables", "below")  # Cached properties, which are not pickled.
 
 
 @dataclass
@@ -110,7 +110,7 @@ class SectionLookup(Correction):
 
     @cached_property
     def below(self) -> np.float32:
-        """The float32 that an intensity above the threshold is above."""
+        """The threshold as float32, rounded down: what is above it is above the threshold."""
         below = np.float32(self.threshold)
         return below if below <= self.threshold else np.nextafter(below, np.float32(-np.inf))
 
@@ -138,7 +138,7 @@ class SectionLookup(Correction):
         """
         part = slice(self.offsets[i], self.offsets[i + 1])
         x, y = (knots[part].astype(np.float32).astype(np.float64) for knots in (self.knots_x, self.knots_y))
-        apart = np.append(np.diff(x) > 0, True)  # knots that are one float32 leave a segment of no length
+        apart = np.append(np.diff(x) > 0, True)  # knots that round to one float32 leave no segment
         slopes = np.append(np.diff(y)[apart[:-1]] / np.diff(x)[apart[:-1]], (y[-1] - y[0]) / (x[-1] - x[0]))
         most = np.append(y[1:], np.inf)[apart]
         x, y = x[apart], y[apart]
@@ -146,7 +146,7 @@ class SectionLookup(Correction):
         extent, after = x[-1] - x[0], np.append(x[1:], np.inf)
         n_steps = len(x)
         while n_steps <= MOST_STEPS:
-            slack = 2.0**-21 * extent  # of rounding in float32, more than there is
+            slack = 2.0**-21 * extent  # more than float32 rounds an edge by
             edges = x[0] + extent * np.arange(n_steps + 1) / n_steps
             before = np.maximum(np.searchsorted(x, edges[:-1] - slack, side="right") - 1, 0)
             if (np.searchsorted(x, edges[1:] + slack, side="right") - 1 - before <= 1).all():

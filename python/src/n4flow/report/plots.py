@@ -175,7 +175,7 @@ def section_gains(axes: Axes, rows: Sequence[dict[str, Any]], numbers: dict[str,
 
 
 def _ranges(
-    axes: Axes, rows: Sequence[dict[str, Any]], low: np.ndarray, middle: np.ndarray, high: np.ndarray, **line: float
+    axes: Axes, rows: Sequence[dict[str, Any]], low: np.ndarray, middle: np.ndarray, high: np.ndarray, **line: Any
 ) -> None:
     """Draw a range and a dot for each section."""
     place = _over_sections(axes, rows)

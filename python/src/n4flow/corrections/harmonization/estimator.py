@@ -7,7 +7,7 @@ S. What anatomy changes from plane to plane is fitted too, and not corrected: ov
 a smooth field of its own; `evidence` tells their sizes from those of gain and jitter. Brightness over many planes needs
 a level for each plane: its distance from the class means. It enters with a prior as wide as the gains that the pairs
 prove (an instrument that jumps also drifts, one that does not is left alone), and only as far as classes get sharper by
-it. F, which every plane has alike, is in `stages`.
+it. F, which is the same in every plane, is in `stages`.
 
 Prior variances of shading are the fixed points tau^2 = theta' Q theta / (n - tr(Q V) / tau^2) of D. J. C. MacKay,
 Bayesian Interpolation, Neural Computation 4 (1992) 415-447.
@@ -31,13 +31,13 @@ JUDGED = (2, 6, 11)  # passes after which the variances of gains are judged
 TIE = 0.4  # sd of the drift along the stack over that of the gains
 OVER_RELAXATION = 1.9
 SETTLED = 3e-4  # rms change of the log field that ends the iterations
-START = {"depth": 0.3, "section": 0.1, "gain": 0.3, "plane": 0.03, "anatomy": 0.15, "drift": 0.3}  # sd
-LEAST = {"depth": 0.003, "section": 0.003}  # log
+START = {"depth": 0.3, "section": 0.1, "gain": 0.3, "plane": 0.03, "anatomy": 0.15, "drift": 0.3}  # prior sd, log
+LEAST = {"depth": 0.003, "section": 0.003}  # sd at least
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of the log field but F: lattices (degrees, n) and (sections, n), gains (planes of the chain), knots."""
+    """The terms of the log field except F: lattices (degrees, n), (sections, n), gains of the chain's planes, knots."""
 
     depth: np.ndarray
     section: np.ndarray
@@ -113,7 +113,7 @@ class Estimator:
         return found[0], found[1]
 
     def sections(self, pair_passes: int, level_passes: int) -> None:
-        """Fit every term but F: `pair_passes` from pairs alone, then with levels until nothing moves."""
+        """Fit every term except F: `pair_passes` from pairs alone, then with levels until nothing moves."""
         for number in range(pair_passes + level_passes):
             pairs_alone = number < pair_passes
             corrected = self.even(self.shared)

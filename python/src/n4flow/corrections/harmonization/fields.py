@@ -48,7 +48,8 @@ class Harmonization(Correction):
     flat : (Y, X) float32 array, optional
         A flat field that was given; the volume is divided by it as well.
     frame : Frame, optional
-        What the fields cover of the planes, (Y, X) being its shape; all of them without it. What lies around it stays.
+        The part of the planes that the fields cover, which is their (Y, X); whole planes without it. Voxels around it
+        stay what they are.
     """
 
     kind: ClassVar[str] = "harmonization"

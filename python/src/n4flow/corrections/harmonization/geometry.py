@@ -10,16 +10,16 @@ import numpy as np
 
 from n4flow.n4_bias import bspline
 
-SPANS = 3  # of the lattice in plane: what is finer is anatomy
+SPANS = 3  # Spans of the lattice along Y and X: what is finer is taken for anatomy.
 CONTROLS = SPANS + 3
-N = CONTROLS**2  # control points of one plane
-DEGREES = 2  # of the shading's change with depth in the section
-PLANES_PER_KNOT = 15  # of the slow drift along the stack
-MOST_KNOTS = 18
-SLOPE = 0.1  # weight of the first derivative in the roughness
+N = CONTROLS**2  # Control points of one plane.
+DEGREES = 2  # Legendre polynomials of the depth in a section, with which shading changes.
+PLANES_PER_KNOT = 15  # Planes to a knot of the slow drift along the stack,
+MOST_KNOTS = 18  # and its knots at most.
+SLOPE = 0.1  # Weight of the first derivative in the roughness.
 
-SIDE = 96  # samples along the longer side of the fitted grid: fields are smooth, and voxels that move are forgiven
-FEWEST_SIDE = 24
+SIDE = 96  # Samples along the longer side of the fitted grid: fields are smooth, and coarse samples hide misalignment.
+FEWEST_SIDE = 24  # Samples along the shorter side at least, if the shrunken volume has as many.
 
 
 @dataclass(frozen=True)
