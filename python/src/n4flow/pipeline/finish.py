@@ -20,6 +20,7 @@ from n4flow.io.omezarr.store import create_store, kept_metadata, validate_store,
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.plan import Plan
 from n4flow.pipeline.render import display_window, extent, output_scale
+from n4flow.pipeline.stages import STAGES
 from n4flow.pipeline.timing import dumps
 from n4flow.report.html import write_report
 from n4flow.report.metrics import pair_metrics, sections_table
@@ -115,7 +116,7 @@ def finish(
         "sample": plan.sample,
         "n4flow": version,
         "plan": plan.summary(),
-        "metrics": pair_metrics(pair, recipe),
+        "metrics": pair_metrics(pair),
         "stages": [dict(stage) for stage in stages],
         "parameters": dict(parameters),
     }
@@ -126,8 +127,8 @@ def finish(
         sample=plan.sample,
         volume=plan.summary(),
         pair=pair,
-        recipe=recipe,
         stages=list(stages),
+        estimates={stage.name: stage.estimates for stage in STAGES if stage.estimates},
         parameters=dict(parameters),
         metrics=numbers["metrics"],
         warnings=list(dict.fromkeys(warned)),
