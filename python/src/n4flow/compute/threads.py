@@ -33,7 +33,7 @@ def limit_threads(threads: int) -> None:
     _limit[:] = [max(1, int(threads))]
 
 
-def workers(threads: int) -> ThreadPoolExecutor:
+def thread_pool(threads: int) -> ThreadPoolExecutor:
     """Return a pool whose threads share nothing out to others: what they call runs in them."""
     return ThreadPoolExecutor(threads, initializer=_mark)
 
@@ -43,18 +43,18 @@ def _mark() -> None:
 
 
 @contextmanager
-def crew() -> Iterator[None]:
+def reuse_threads() -> Iterator[None]:
     """Let `run_tasks` of this thread keep its threads, and what buffers they hold, until the end of the block."""
     count = available_threads()
-    if count == 1 or getattr(_local, "crew", None) is not None:
+    if count == 1 or getattr(_local, "reuse_threads", None) is not None:
         yield
         return
-    with workers(count) as pool:
-        _local.crew = pool
+    with thread_pool(count) as pool:
+        _local.reuse_threads = pool
         try:
             yield
         finally:
-            _local.crew = None
+            _local.reuse_threads = None
 
 
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
@@ -63,14 +63,14 @@ def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int |
     count = 1 if getattr(_local, "inside", False) else min(threads or available_threads(), len(tasks))
     if count <= 1:
         return [function(task) for task in tasks]
-    kept = getattr(_local, "crew", None)
+    kept = getattr(_local, "reuse_threads", None)
     if kept is not None and threads is None:
         return list(kept.map(function, tasks))
-    with workers(count) as pool:
+    with thread_pool(count) as pool:
         return list(pool.map(function, tasks))
 
 
-def share_planes(work: Callable[[int, int], None], n: int) -> None:
+def parallel_planes(work: Callable[[int, int], None], n: int) -> None:
     """Call work(start, stop) for parts of `n` planes, by all threads; for all planes at once within a thread."""
     if getattr(_local, "inside", False):
         work(0, n)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.threads import crew
+from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization import Harmonization
@@ -135,7 +135,7 @@ def voxel_counts(planes: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: int(planes[name].sum()) for name in PLANE_COUNTS if name != "n_valid"}
 
 
-@crew()
+@reuse_threads()
 def find_masks(
     shrunken: Shrunken, sections: SectionTable, given: PackedMask | None = None
 ) -> tuple[TissueSource, dict[str, Any]]:

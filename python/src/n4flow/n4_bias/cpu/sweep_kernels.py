@@ -76,7 +76,7 @@ def fit_row(index, weights, start, n, table, weights_y, sums, at, width):
     at1, at2, at3 = at + width, at + width + width, at + width + width + width
     weighted = weights.size > 0
     for x in range(up(0), n, LANES):
-        residual = v.look_up(table, index, start + x)
+        residual = v.gather(table, index, start + x)
         if weighted:
             residual = v.multiply(residual, v.load(weights, start + x))
         add_to(sums, at + x, w0, residual)
@@ -187,9 +187,9 @@ def field_row(
         bias = blend(lines, at + x, width, w0, w1, w2, w3)
         position = v.subtract(v.load(rows.log_image, start + x), bias)
         position = v.multiply(v.subtract(position, origin), per_unit)
-        v.store_whole(index, start + x, v.least(position, outside))
-        low = v.least(low, position)
-        high = v.greatest(high, v.where_below(position, outside, position, zero))
+        v.store_uint16(index, start + x, v.minimum(position, outside))
+        low = v.minimum(low, position)
+        high = v.maximum(high, v.where_below(position, outside, position, zero))
         change = expm1(v.subtract(zero, blend(steps, at + x, width, w0, w1, w2, w3)), small)
         if keep:
             v.store(kept, start + x, v.where_below(position, outside, change, absent))
