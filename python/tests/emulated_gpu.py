@@ -373,12 +373,12 @@ def emulated(library: ctypes.CDLL) -> Iterator[types.ModuleType]:
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     gpu_module.forget()
-    gpu_device.forget_streams()  # a real device's are no use here, nor ours there
+    gpu_device.reset_streams()  # a real device's are no use here, nor ours there
     try:
         yield modules["cupy"]
     finally:
         gpu_module.forget()
-        gpu_device.forget_streams()
+        gpu_device.reset_streams()
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from n4flow.compute.arrays import array_module
-from n4flow.compute.threads import available_threads, workers
+from n4flow.compute.threads import available_threads, thread_pool
 from n4flow.errors import GpuError, OutOfMemoryError
 
 BLOCK_VOXELS = 1 << 22  # of a block of planes, or one plane: 16 MB keep the bus busy
@@ -26,7 +26,7 @@ COPY_TASKS = 8  # threads at most that copy to and from page-locked buffers; few
 
 Result = TypeVar("Result")
 _of_thread = threading.local()
-NOTHING = np.uint64(0)  # a null pointer
+NULL = np.uint64(0)  # a null pointer
 
 
 def streams() -> tuple[Any, Any]:
@@ -40,7 +40,7 @@ def streams() -> tuple[Any, Any]:
     return _of_thread.streams
 
 
-def forget_streams() -> None:
+def reset_streams() -> None:
     """Let the next work of this thread begin with new streams."""
     _of_thread.device = None
 
@@ -52,7 +52,7 @@ def multiprocessors() -> int:
     return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
 
 
-def guarded(task: Callable[[int], Result], *, release: bool) -> Result:
+def run_on_gpu(task: Callable[[int], Result], *, release: bool) -> Result:
     """Return task(voxels of a block); where device memory runs short, once more with smaller blocks.
 
     Parameters
@@ -98,7 +98,7 @@ def _told(task: Callable[[int], Result], voxels: int) -> Result:
         text = str(error).strip()
         if "MemoryAllocation" in text or "OUT_OF_MEMORY" in text:  # page-locked memory, a graph, a stream
             raise cupy.cuda.memory.OutOfMemoryError(0, 0) from error
-        forget_streams()
+        reset_streams()
         msg = f"the GPU failed: {text.splitlines()[0]}; run again, or choose backend cpu"
         raise GpuError(msg) from error
 
@@ -164,7 +164,7 @@ def stream_planes(
     deep = max(1, voxels // (shape[1] * shape[2] * multiple)) * multiple
     block = (min(deep, shape[0]), *shape[1:])
     slots = [_Slot(stream, block, sources, len(sinks)) for stream in streams()[: -(-shape[0] // deep)]]
-    with workers(min(COPY_TASKS, available_threads())) as copiers:
+    with thread_pool(min(COPY_TASKS, available_threads())) as copiers:
         for number, planes in enumerate(_runs(shape[0], deep)):
             slot = slots[number % len(slots)]
             _collect(slot, sinks, copiers)

@@ -69,19 +69,19 @@ def writeable(array: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
     return np.require(array, np.dtype(dtype).newbyteorder("="), ["C", "W"])
 
 
-def worthwhile(threads: int, voxels: int) -> int:
+def useful_threads(threads: int, voxels: int) -> int:
     """Return as many of `threads` as are sooner done with a pass over `voxels` than they are started."""
     return max(1, min(threads, voxels // THREAD_VOXELS))
 
 
-def share(work: Callable[[int, int], None], n: int, threads: int) -> None:
+def parallel_for(work: Callable[[int, int], None], n: int, threads: int) -> None:
     """Call work(start, stop) for parts of range(n), a few for each thread so that a slow one delays little."""
     parts = min(n, 4 * threads) if threads > 1 else 1
     cuts = [n * i // parts for i in range(parts + 1)]
     run_tasks(lambda part: work(*part), pairwise(cuts), threads)
 
 
-def pieces(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]]:
+def cut_blocks(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]]:
     """Cut planes, and where planes are large or few their rows, into pieces: z_start, z_stop, y_start, y_stop."""
     n_z, n_y, n_x = shape
     if 0 in shape:

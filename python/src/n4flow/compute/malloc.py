@@ -23,7 +23,7 @@ def limit_arenas() -> None:
             limit(M_ARENA_MAX, max(2, len(os.sched_getaffinity(0))))
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return memory that was freed to the system: the C library keeps it, and what comes next would lie on top."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc

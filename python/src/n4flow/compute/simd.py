@@ -158,7 +158,7 @@ def prefetch(context, array, index):
 
 
 @intrinsic
-def store_whole(context, array, index, value):
+def store_uint16(context, array, index, value):
     """array[index : index + lanes] = the values without their fractions, as uint16."""
 
     def build(context, builder, signature, values):
@@ -171,7 +171,7 @@ def store_whole(context, array, index, value):
 
 
 @intrinsic
-def look_up(context, table, array, index):
+def gather(context, table, array, index):
     """Return table[array[index : index + LANES]]; the array is of uint16."""
 
     def build(context, builder, signature, values):
@@ -192,7 +192,7 @@ def look_up(context, table, array, index):
 
 
 @intrinsic
-def pairs_at(context, table, places):
+def gather_pairs(context, table, places):
     """Return table[places, 0] and table[places, 1] of a (n, 2) float32 table; places are whole numbers from 0 on.
 
     A pair is one read of 64 bits: with tables that lie in cache it is reads that cost.
@@ -311,13 +311,13 @@ def where_zero(context, a, value, other):
 
 
 @intrinsic
-def least(context, a, b):
+def minimum(context, a, b):
     """Return the lower of a and b."""
     return a(a, b), lambda _context, builder, _signature, values: _choose(builder, "<", *values)
 
 
 @intrinsic
-def greatest(context, a, b):
+def maximum(context, a, b):
     """Return the higher of a and b."""
     return a(a, b), lambda _context, builder, _signature, values: _choose(builder, ">", *values)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import to_numpy
-from n4flow.compute.threads import share_planes
+from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import Correction, Where, in_frame
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.plane_gain import PlaneGain
@@ -73,7 +73,7 @@ def frame_of(group: Sequence[Correction]) -> Frame | None:
 
 def _swept(group: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
     block = np.require(block, np.float32, ["C", "W"])
-    share_planes(_Sweep(group, block, where), len(block))
+    parallel_planes(_Sweep(group, block, where), len(block))
     return block
 
 

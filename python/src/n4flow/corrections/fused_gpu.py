@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import as_mask
-from n4flow.compute.gpu import NOTHING, as_float32, guarded, stream_planes
+from n4flow.compute.gpu import NULL, as_float32, run_on_gpu, stream_planes
 from n4flow.corrections.base import Correction, Where, in_frame
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.fused import frame_of, groups
@@ -62,7 +62,7 @@ def render_through_gpu(corrections: Sequence[Correction], array: np.ndarray, whe
         if rendered is not results[0]:
             results[0][...] = rendered
 
-    guarded(lambda voxels: stream_planes(sources, work, [out], voxels), release=True)
+    run_on_gpu(lambda voxels: stream_planes(sources, work, [out], voxels), release=True)
     return out
 
 
@@ -116,10 +116,10 @@ class _Pointwise:
     def of(self, planes: slice) -> tuple[Any, ...]:
         """Return the arguments for some planes of the block."""
         lower, upper, maps, gains, tissue = (
-            NOTHING if array is None else array[planes]
+            NULL if array is None else array[planes]
             for array in (self.lower, self.upper, self.maps, self.gains, self.tissue)
         )
-        segments = NOTHING if self.segments is None else self.segments
+        segments = NULL if self.segments is None else self.segments
         return lower, upper, self.span, maps, segments, self.below, gains, tissue
 
     def without_field(self, start: int, stop: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_mask, is_dask
-from n4flow.compute.gpu import guarded, on_device
+from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.compute.jit import thread_count
 from n4flow.errors import InputError
 from n4flow.n4_bias import engine, sharpening
@@ -307,10 +307,10 @@ def sharpen_residual(
     inside = as_mask(mask, log_v.shape)
     settings = gpu_sharpen.Settings(n_bins, fwhm_log, wiener_noise)
     if on_device(log_v):
-        return guarded(lambda _voxels: gpu_sharpen.sharpen(log_v, inside, mask_weights, settings), release=False)
+        return run_on_gpu(lambda _voxels: gpu_sharpen.sharpen(log_v, inside, mask_weights, settings), release=False)
     if use_gpu:
         host = np.asarray(log_v), np.asarray(inside), None if mask_weights is None else np.asarray(mask_weights)
-        return guarded(lambda voxels: gpu_sharpen.sharpen_streamed(*host, settings, voxels), release=True)
+        return run_on_gpu(lambda voxels: gpu_sharpen.sharpen_streamed(*host, settings, voxels), release=True)
     values = np.array(log_v, np.float32)
     inside = np.asarray(inside) & np.isfinite(values)
     observed = values[inside]

@@ -13,7 +13,7 @@ from copy import copy
 
 import numpy as np
 
-from n4flow.compute.jit import pieces, share, worthwhile, writeable
+from n4flow.compute.jit import cut_blocks, parallel_for, useful_threads, writeable
 from n4flow.compute.simd import LANES
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate_kernels import field_block
@@ -79,8 +79,8 @@ class Evaluator:
         return self._run(-1.0, image, out, threads)
 
     def _run(self, sign: float, image: np.ndarray | None, out: np.ndarray, threads: int) -> np.ndarray:
-        threads = worthwhile(threads, out.size)
-        cuts = pieces(self.shape, threads)
+        threads = useful_threads(threads, out.size)
+        cuts = cut_blocks(self.shape, threads)
         in_place = _plain(out) and (image is None or _plain(image))
         whole = (NO_IMAGE if image is None else image.reshape(-1), out.reshape(-1)) if in_place else None
         lead = _lead(image, out) if in_place else -1
@@ -92,7 +92,7 @@ class Evaluator:
                     field_block(*block, self._lattice, *self._tables, sign, *whole, self.shape, lead)
                     continue
                 place = slice(z_start, z_stop), slice(y_start, y_stop)
-                # another dtype or layout goes through a float32 copy of one piece
+                # another dtype or layout goes through a float32 copy of one strip
                 fz, wz, fy, wy, fx, wx = self._tables
                 tables = (fz[place[0]], wz[place[0]], fy[place[1]], wy[place[1]], fx, wx)
                 shape = (z_stop - z_start, y_stop - y_start, self.shape[2])
@@ -102,7 +102,7 @@ class Evaluator:
                 field_block(*block, self._lattice, *tables, sign, source, target.reshape(-1), shape, -1)
                 out[place] = target
 
-        share(work, len(cuts), threads)
+        parallel_for(work, len(cuts), threads)
         return out
 
 

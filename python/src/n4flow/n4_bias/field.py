@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from n4flow.compute.arrays import is_dask
-from n4flow.compute.gpu import as_float32, guarded, on_device
+from n4flow.compute.gpu import as_float32, on_device, run_on_gpu
 from n4flow.compute.jit import thread_count
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
@@ -190,7 +190,7 @@ class BiasField:
         def work(voxels: int) -> None:
             correct_streamed(DeviceEvaluator(lattice, coordinates), source, target, field_target, voxels)
 
-        guarded(work, release=True)
+        run_on_gpu(work, release=True)
 
     def on_gpu(self, where: Slices) -> DeviceEvaluator:
         """Return the field of a part of the full-size volume, prepared for evaluation on the device."""
@@ -334,7 +334,7 @@ def _on_gpu(
         write(DeviceEvaluator(lattice, coordinates), _volume_view(target))
         return _delivered(target, out)
 
-    return guarded(work, release=False)
+    return run_on_gpu(work, release=False)
 
 
 def _device_target(out: Any, shape: Sequence[int]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_mask, to_numpy
-from n4flow.compute.gpu import guarded, on_device
+from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.errors import InputError
 from n4flow.n4_bias.gpu.evaluate import shrink_masked as shrink_on_gpu
 from n4flow.n4_bias.shrink import shrink_masked
@@ -35,7 +35,7 @@ def image_and_mask(image: Any, mask: Any, weights: Any, backend: str) -> tuple[A
             msg = f"weights must have the shape of the image, {values.shape}, got {confidence.shape}"
             raise InputError(msg)
     if mask is None:
-        from n4flow.n4_bias.otsu import otsu_mask  # a stage, above this room; needed only without a mask
+        from n4flow.n4_bias.otsu_mask import otsu_mask  # a stage, above this room; needed only without a mask
 
         return values, otsu_mask(values), confidence
     return values, as_mask(bring(mask), values.shape), confidence
@@ -52,7 +52,7 @@ def shrunken(
         mean, inside, shares = shrunken(values[None], mask[None], given, (1, *shrink), threads, backend)
         return mean[0], inside[0], None if shares is None else shares[0]
     if backend == "gpu":
-        return guarded(
+        return run_on_gpu(
             lambda voxels: shrink_on_gpu(values, mask, weights, shrink, voxels), release=not on_device(values)
         )
     return shrink_masked(values, mask, weights, shrink, threads)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from n4flow.compute.threads import lent_crew, run_tasks, scratch
+from n4flow.compute.threads import inherit_pool, run_tasks, scratch
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.volume import Volume
@@ -106,7 +106,7 @@ def stream(
         shape = z.stop - z.start, y.stop - y.start, volume.shape[2]
         return volume.read(z, y, out=buffers[number % 2][: math.prod(shape)].reshape(shape))
 
-    with ThreadPoolExecutor(max_workers=1, initializer=lent_crew()) as reader:
+    with ThreadPoolExecutor(max_workers=1, initializer=inherit_pool()) as reader:
         ahead = reader.submit(read, 0)
         for number, (z, y) in enumerate(cuts):
             values = ahead.result()

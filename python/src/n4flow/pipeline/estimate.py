@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.threads import crew
+from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization import Harmonization
 from n4flow.corrections.histogram_matching import estimate_lookup
@@ -43,7 +43,7 @@ class BiasSettings:
     threads: int | None = None
 
 
-@crew()
+@reuse_threads()
 def find_masks(
     shrunken: Shrunken, sections: SectionTable, given: PackedMask | None = None
 ) -> tuple[TissueSource, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from n4flow.compute.threads import available_threads, crew, run_tasks, scratch
+from n4flow.compute.threads import available_threads, reuse_threads, run_tasks, scratch
 from n4flow.corrections.base import Where
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.recipe import Recipe
@@ -56,7 +56,7 @@ def shrink_pass(
     shape = (z_stop - z_start, *volume.shape[1:])
     shrinker = PlaneShrinker(shape, shrink, np.dtype(np.float32) if recipe else volume.dtype)
     given = PlaneShrinker(shape, shrink, np.dtype(np.uint8)) if mask is not None else None
-    with crew():
+    with reuse_threads():
         for z, y, block in prepared(volume, z_start, z_stop, recipe):
             shrinker.add(block, z - z_start, y)
             if mask is not None and given is not None:
@@ -77,7 +77,7 @@ def statistics_pass(
     if bias is not None and bias.frame is not None:
         bias, corner = (bias, bias.frame) if bias.frame.holds(frame) else (None, frame)
     counter = PlaneCounter(z_stop - z_start)
-    with crew():
+    with reuse_threads():
         for z, y, block in prepared(volume, z_start, z_stop, around):
             rows, given = slice(y, y + block.shape[1]), None
             if tissue.given is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from n4flow.compute.threads import run_tasks
-from n4flow.n4_bias.otsu import otsu_cut
+from n4flow.n4_bias.otsu_mask import otsu_cut
 from n4flow.report import kernels as qc_kernels
 from n4flow.report.assessment import section_reasons, volume_reasons
 from n4flow.report.pair import MIN_PIXELS, Pair, bias_fields, median, middle, weighted_mean

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from n4flow.compute.threads import available_threads, crew_at_hand, scratch, workers
+from n4flow.compute.threads import available_threads, reused_pool, scratch, thread_pool
 from n4flow.io.omezarr.chunk_grid import FileGrid
 from n4flow.io.omezarr.shards import EMPTY, plain_index, shard_index
 
@@ -108,7 +108,7 @@ class BloscChunks:
                 if parts == 1:
                     self._decode(jobs, bytes_of, chunks)
                     continue
-                pool = crew_at_hand() or self._threads()
+                pool = reused_pool() or self._threads()
                 tasks = [pool.submit(self._decode, jobs[a:b], bytes_of, chunks[a:b]) for a, b in pairwise(cuts)]
                 wait(tasks)  # files stay open until all are done
                 for task in tasks:
@@ -117,7 +117,7 @@ class BloscChunks:
     def _threads(self) -> ThreadPoolExecutor:
         """Return threads for who has none: they are kept, but do not follow into a forked process."""
         if self._pool is None or self._owner != os.getpid():
-            self._pool, self._owner = workers(available_threads()), os.getpid()
+            self._pool, self._owner = thread_pool(available_threads()), os.getpid()
         return self._pool
 
     def expect(self, box: Box) -> None:

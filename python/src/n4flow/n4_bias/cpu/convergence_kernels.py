@@ -49,7 +49,7 @@ def block_sums(changes, at, n, mean):
         there = v.add(there, v.where_below(e, present, one, zero))
         total = v.add(total, d)
         squares = v.fma(d, d, squares)
-        largest = v.greatest(largest, v.greatest(d, v.subtract(zero, d)))
+        largest = v.maximum(largest, v.maximum(d, v.subtract(zero, d)))
     return sum_of(there), np.float64(sum_of(total)), np.float64(sum_of(squares)), np.float64(highest_of(largest))
 
 

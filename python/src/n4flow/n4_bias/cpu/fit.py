@@ -7,11 +7,11 @@ What makes it fast, beside compiled loops:
 - the range of intensities after a step is bounded by the range before and the step's largest control (the weights sum
   to 1). So fine histogram bins can be laid out before the sweep that fills them, and what a voxel keeps between the
   sweeps is the 16-bit index of its bin. Residuals are read from a table over the bins. That costs 0.0001 % of accuracy;
-- Lee's fit and the evaluation are products over the axes: a piece of the image is contracted along y as it is read,
+- Lee's fit and the evaluation are products over the axes: a strip of the image is contracted along y as it is read,
   along x at its end; planes are summed last;
 - only the stretch of each row between its first and last voxel in the mask is kept, as a float32 logarithm.
 
-The result is the same to the bit for any number of threads: pieces are cut by the data, each writes to its own place,
+The result is the same to the bit for any number of threads: strips are cut by the data, each writes to its own place,
 and those are summed in order.
 """
 
@@ -26,14 +26,14 @@ import numpy as np
 from n4flow.compute.simd import LANES
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.cpu import level_kernels
-from n4flow.n4_bias.cpu import thread_team as team
+from n4flow.n4_bias.cpu import thread_sync as sync
 from n4flow.n4_bias.cpu.packing import Packed
 from n4flow.n4_bias.problem import Solution, refined_axes
 from n4flow.n4_bias.settings import FitSettings, Level
 from n4flow.n4_bias.sharpening import padded_size
 
 KEPT_VOXELS = 1 << 19  # changes that are kept in order, for ITK's running mean; it stands still well before
-MEMBER_VOXELS = 1 << 15  # packed voxels for each thread at least: with fewer they wait longer than they work
+THREAD_VOXELS = 1 << 15  # packed voxels for each thread at least: with fewer they wait longer than they work
 FINE_PER_BIN = 32  # fine bins to one of the histogram
 FEW_VOXELS = 100_000  # below which finer bins cost next to nothing
 FINEST_PER_BIN = 128
@@ -63,15 +63,15 @@ class Work(NamedTuple):
 
     fine_index: np.ndarray  # (packed,) uint16
     kept: np.ndarray  # (kept,) float32
-    there: np.ndarray  # (units,) float64: voxels of each piece
-    partial: np.ndarray  # (units, cy, cx) float32
-    ends: np.ndarray  # (units, 2) float32
-    changes: np.ndarray  # (units, 2) float64
+    there: np.ndarray  # (strips,) float64: voxels of each strip
+    partial: np.ndarray  # (strips, cy, cx) float32
+    ends: np.ndarray  # (strips, 2) float32
+    changes: np.ndarray  # (strips, 2) float64
     field: np.ndarray  # (cz * cy * width,) float32
     step: np.ndarray
-    lines: np.ndarray  # (members, 2, cy * width) float32
-    sums: np.ndarray  # (members, cy * width) float32
-    counts: np.ndarray  # (members, 2 * fine) int32
+    lines: np.ndarray  # (threads, 2, cy * width) float32
+    sums: np.ndarray  # (threads, cy * width) float32
+    counts: np.ndarray  # (threads, 2 * fine) int32
     table: np.ndarray  # (fine,) float32
     ones: np.ndarray
     places: np.ndarray  # (records,) int64
@@ -93,7 +93,7 @@ class KernelSettings(NamedTuple):
     wiener: float
     over_relax: float
     itk: bool
-    kept_units: int
+    kept_strips: int
 
 
 def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
@@ -108,21 +108,21 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
     """
     steps = [(1,) * (3 - len(c)) + tuple(c) for c in controls]
     tables = [_tables(packed.shape, packed.width, step) for step in steps]
-    threads = max(1, min(settings.threads, packed.rows.log_image.size // MEMBER_VOXELS))
+    threads = max(1, min(settings.threads, packed.rows.log_image.size // THREAD_VOXELS))
     shared = _shared_room(packed, settings, threads)
     works = [_work(packed, step, threads, shared) for step in steps]
     lattices, phis, omegas = ([np.zeros(_padded(step)) for step in steps] for _array in range(3))
     measures = [np.zeros(n) for n in settings.iterations]
     made = [0] * len(steps)
     kernel_settings = _kernel_settings(packed, settings)
-    words, state = team.new_team(threads), np.zeros(level_kernels.STATE)
+    words, state = sync.new_sync(threads), np.zeros(level_kernels.STATE)
     low, high = np.log([packed.survey.low, packed.survey.high])
     state[[level_kernels.LOW, level_kernels.FLOOR, level_kernels.HIGH]] = low, low, high
 
-    def work(member: int, members: int) -> None:
-        common = (member, members, words, packed.rows, np.uintp(packed.shape[1]))
+    def work(thread: int, threads: int) -> None:
+        common = (thread, threads, words, packed.rows, np.uintp(packed.shape[1]))
         for level, step in enumerate(steps):
-            if member == 0 and level:  # the others wait at the beginning of the level
+            if thread == 0 and level:  # the others wait at the beginning of the level
                 lattices[level][_core(step)] = bspline.refine(
                     lattices[level - 1][_core(steps[level - 1])], refined_axes(steps[level - 1], step)
                 )
@@ -140,10 +140,10 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
                 settings.stop,
                 measures[level],
             )
-            if member == 0:
+            if thread == 0:
                 made[level] = int(state[level_kernels.MADE])
 
-    team.run(work, words, threads)
+    sync.run_threads(work, words, threads)
     levels = tuple(
         Level(tuple(c), tuple(measure[:n].tolist()), n > 0 and bool(measure[n - 1] <= settings.stop))
         for c, measure, n in zip(controls, measures, made, strict=True)
@@ -204,32 +204,32 @@ def _support(weights: np.ndarray) -> np.ndarray:
 
 def _kernel_settings(packed: Packed, settings: FitSettings) -> KernelSettings:
     itk = settings.convergence == "itk"
-    kept_units = int(np.searchsorted(_unit_ends(packed), KEPT_VOXELS, side="right")) if itk else 0
+    kept_strips = int(np.searchsorted(_strip_ends(packed), KEPT_VOXELS, side="right")) if itk else 0
     few = packed.survey.usable < FEW_VOXELS
     per_bin = FINEST_PER_BIN if few and settings.bins * FINEST_PER_BIN * 2 < level_kernels.MOST_FINE else FINE_PER_BIN
-    return KernelSettings(settings.bins, per_bin, settings.fwhm, settings.wiener, settings.over_relax, itk, kept_units)
+    return KernelSettings(settings.bins, per_bin, settings.fwhm, settings.wiener, settings.over_relax, itk, kept_strips)
 
 
-def _unit_ends(packed: Packed) -> np.ndarray:
-    """Return where the voxels of each piece end among the packed ones."""
-    return packed.rows.start[packed.rows.units[:, 1].astype(np.int64)].astype(np.int64)
+def _strip_ends(packed: Packed) -> np.ndarray:
+    """Return where the voxels of each strip end among the packed ones."""
+    return packed.rows.start[packed.rows.strips[:, 1].astype(np.int64)].astype(np.int64)
 
 
-def _shared_room(packed: Packed, settings: FitSettings, members: int) -> dict[str, np.ndarray]:
+def _shared_room(packed: Packed, settings: FitSettings, threads: int) -> dict[str, np.ndarray]:
     """Return the work arrays that all levels use."""
     rows = packed.rows
-    units = rows.units.shape[0]
+    strips = rows.strips.shape[0]
     size = padded_size(settings.bins)
     angle = 2 * np.pi * np.arange(size // 2) / size
     fine = level_kernels.MOST_FINE + 512
-    kept = int(np.concatenate(([0], _unit_ends(packed)))[_kernel_settings(packed, settings).kept_units])
+    kept = int(np.concatenate(([0], _strip_ends(packed)))[_kernel_settings(packed, settings).kept_strips])
     return {
         "fine_index": np.empty(rows.log_image.size, np.uint16),
         "kept": np.empty(kept, np.float32),
-        "there": packed.unit_voxels.astype(np.float64),
-        "ends": np.zeros((units, 2), np.float32),
-        "changes": np.zeros((units, 2)),
-        "counts": np.empty((members, 2 * fine), np.int32),
+        "there": packed.strip_voxels.astype(np.float64),
+        "ends": np.zeros((strips, 2), np.float32),
+        "changes": np.zeros((strips, 2)),
+        "counts": np.empty((threads, 2 * fine), np.int32),
         "table": np.empty(fine, np.float32),
         "ones": np.empty(fine, np.float32),
         "places": np.full(RECORDS, -1, np.int64),
@@ -243,15 +243,15 @@ def _shared_room(packed: Packed, settings: FitSettings, members: int) -> dict[st
     }
 
 
-def _work(packed: Packed, step: tuple[int, ...], members: int, shared: dict[str, np.ndarray]) -> Work:
+def _work(packed: Packed, step: tuple[int, ...], threads: int, shared: dict[str, np.ndarray]) -> Work:
     """Return the work arrays of one level."""
     slabs, lines, columns = _padded(step)
     plane = lines * packed.width
     return Work(
-        partial=np.zeros((packed.rows.units.shape[0], lines, columns), np.float32),
+        partial=np.zeros((packed.rows.strips.shape[0], lines, columns), np.float32),
         field=np.empty(slabs * plane, np.float32),
         step=np.empty(slabs * plane, np.float32),
-        lines=np.empty((members, 2, plane), np.float32),
-        sums=np.empty((members, plane), np.float32),
+        lines=np.empty((threads, 2, plane), np.float32),
+        sums=np.empty((threads, plane), np.float32),
         **shared,
     )

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from n4flow.compute.jit import pieces, share, worthwhile, writeable
+from n4flow.compute.jit import cut_blocks, parallel_for, useful_threads, writeable
 from n4flow.compute.simd import LANES
 from n4flow.n4_bias.cpu.packing_kernels import extremes, find_hulls, pack_rows
 from n4flow.n4_bias.problem import Survey, Voxels
 
-UNIT_VOXELS = 1 << 14  # packed voxels to a piece of a sweep, about: a plane where it is smaller
+STRIP_VOXELS = 1 << 14  # packed voxels to a strip of a sweep, about: a plane where it is smaller
 
 
 class Rows(NamedTuple):
@@ -36,15 +36,15 @@ class Rows(NamedTuple):
         The x of a row's first packed voxel.
     start : (Z * Y + 1,) uintp array
         Where a row begins in the packed arrays.
-    units : (units, 2) uintp array
-        The rows of each piece of a sweep, all in one plane: the first, and the one behind the last.
+    strips : (strips, 2) uintp array
+        The rows of each strip of a sweep, all in one plane: the first, and the one behind the last.
     """
 
     log_image: np.ndarray
     weights: np.ndarray
     first: np.ndarray
     start: np.ndarray
-    units: np.ndarray
+    strips: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Packed:
         A 2-D image has one plane.
     width : int
         Stride of a row in work arrays: X and room for the filling, a multiple of `LANES`.
-    unit_voxels : (units,) int64 array
-        Usable voxels of each piece.
+    strip_voxels : (strips,) int64 array
+        Usable voxels of each strip.
     survey : Survey
     """
 
     rows: Rows
     shape: tuple[int, int, int]
     width: int
-    unit_voxels: np.ndarray
+    strip_voxels: np.ndarray
     survey: Survey
 
 
@@ -125,16 +125,16 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
         math.exp(high) if usable else 0.0,
         int(at_high),
     )
-    units = _units(start, n_y)
-    voxels = ends[units[:, 1].astype(np.int64)] - ends[units[:, 0].astype(np.int64)]
-    rows = Rows(log_image, packed_weights, first, start, units)
+    strips = _strips(start, n_y)
+    voxels = ends[strips[:, 1].astype(np.int64)] - ends[strips[:, 0].astype(np.int64)]
+    rows = Rows(log_image, packed_weights, first, start, strips)
     return Packed(rows, (n_z, n_y, n_x), (n_x // LANES + 2) * LANES, voxels, survey)
 
 
 def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarray], None]) -> None:
     """Call work(start, stop, values) for runs of rows of an image; values is (stop - start, X) float32."""
     n_y, n_x = image.shape[1:]
-    cuts = pieces(image.shape, threads)
+    cuts = cut_blocks(image.shape, threads)
 
     def each(first: int, last: int) -> None:
         for z_start, z_stop, y_start, y_stop in cuts[first:last]:
@@ -142,26 +142,26 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
             start = z_start * n_y + y_start
             work(start, start + block.shape[0] * block.shape[1], block.reshape(-1, n_x))
 
-    share(each, len(cuts), worthwhile(threads, image.size))
+    parallel_for(each, len(cuts), useful_threads(threads, image.size))
 
 
-def _units(start: np.ndarray, n_y: int) -> np.ndarray:
-    """Return the rows of each piece of a sweep: planes, or in large planes runs of rows of about `UNIT_VOXELS`.
+def _strips(start: np.ndarray, n_y: int) -> np.ndarray:
+    """Return the rows of each strip of a sweep: planes, or in large planes runs of rows of about `STRIP_VOXELS`.
 
-    They follow from the mask alone, never from the number of threads, since sums are kept by piece. Rows without voxels
+    They follow from the mask alone, never from the number of threads, since sums are kept by strip. Rows without voxels
     before the first and behind the last are left out.
     """
     full = np.diff(start.astype(np.int64)).reshape(-1, n_y) > 0
     planes = np.flatnonzero(full.any(axis=1))
     begin = planes * n_y + full[planes].argmax(axis=1)
     end = (planes + 1) * n_y - full[planes, ::-1].argmax(axis=1)
-    pieces_of = np.rint((start[end] - start[begin]).astype(np.int64) / UNIT_VOXELS).astype(np.int64)
-    if (pieces_of <= 1).all():
+    strips_of = np.rint((start[end] - start[begin]).astype(np.int64) / STRIP_VOXELS).astype(np.int64)
+    if (strips_of <= 1).all():
         return np.stack((begin, end), axis=1).astype(np.uintp)
-    units = []
-    for first, last, n in zip(begin.tolist(), end.tolist(), np.maximum(pieces_of, 1).tolist(), strict=True):
+    strips = []
+    for first, last, n in zip(begin.tolist(), end.tolist(), np.maximum(strips_of, 1).tolist(), strict=True):
         edges = start[first : last + 1].astype(np.int64)
         inner = np.searchsorted(edges, edges[0] + (edges[-1] - edges[0]) * np.arange(1, n) // n)
         cuts = np.unique(np.concatenate(([0], inner, [last - first])))
-        units += [(first + a, first + b) for a, b in pairwise(cuts.tolist())]
-    return np.array(units, np.uintp).reshape(-1, 2)
+        strips += [(first + a, first + b) for a, b in pairwise(cuts.tolist())]
+    return np.array(strips, np.uintp).reshape(-1, 2)

@@ -89,8 +89,8 @@ def extremes(packed):
     low, high = outside, v.splat(-OUTSIDE)
     for i in range(np.uintp(0), np.uintp(packed.size), np.uintp(v.LANES)):
         value = v.load(packed, i)
-        low = v.least(low, value)
-        high = v.greatest(high, v.where_below(value, outside, value, high))
+        low = v.minimum(low, value)
+        high = v.maximum(high, v.where_below(value, outside, value, high))
     lowest, highest = lowest_of(low), highest_of(high)
     top = v.splat(highest)
     at_high = np.int64(0)

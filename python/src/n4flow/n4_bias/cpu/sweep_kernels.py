@@ -3,7 +3,7 @@
 """Compiled loops of the fast engine: the two sweeps over the voxels. See `cpu` for how they fit together.
 
 Rules that keep them fast and their results fixed: a loop over a row goes in vectors (`vector`), which rows
-are filled up to; indices are unsigned, since a signed one might count from the end; a piece of a sweep writes its sums
+are filled up to; indices are unsigned, since a signed one might count from the end; a strip of a sweep writes its sums
 to its own place.
 """
 
@@ -76,7 +76,7 @@ def fit_row(index, weights, start, n, table, weights_y, sums, at, width):
     at1, at2, at3 = at + width, at + width + width, at + width + width + width
     weighted = weights.size > 0
     for x in range(up(0), n, LANES):
-        residual = v.look_up(table, index, start + x)
+        residual = v.gather(table, index, start + x)
         if weighted:
             residual = v.multiply(residual, v.load(weights, start + x))
         add_to(sums, at + x, w0, residual)
@@ -111,13 +111,13 @@ def contract_x(sums, at, weights, support, width, out):
 
 
 @kernel
-def fit_unit(unit, member, rows, n_y, table, tables, weights_y, weights_x, work):
-    """Sum what one piece of the image asks of the controls, resolved along y and x: work.partial[unit].
+def fit_strip(strip, thread, rows, n_y, table, tables, weights_y, weights_x, work):
+    """Sum what one strip of the image asks of the controls, resolved along y and x: work.partial[strip].
 
     Parameters
     ----------
-    unit : uintp
-    member : int
+    strip : uintp
+    thread : int
         Whose rows of the work arrays to use.
     rows : packing.Rows
     n_y : uintp
@@ -129,11 +129,11 @@ def fit_unit(unit, member, rows, n_y, table, tables, weights_y, weights_x, work)
         Of `tables`: shares, or squares to sum the controls' weights.
     work : cpu.Work
     """
-    begin, end = rows.units[unit, up(0)], rows.units[unit, up(1)]
+    begin, end = rows.strips[strip, up(0)], rows.strips[strip, up(1)]
     y0 = begin % n_y
     fy = tables.first_y
     low, high = fy[y0], fy[end - begin + y0 - up(1)] + up(4)
-    sums = work.sums[member]
+    sums = work.sums[thread]
     width = up(weights_x.shape[1])
     zero = v.splat(f4(0))
     for x in range(low * width, high * width, LANES):
@@ -148,7 +148,7 @@ def fit_unit(unit, member, rows, n_y, table, tables, weights_y, weights_x, work)
             fit_row(index, weights, start, n, table, weights_y[y], sums, at, width)
     flat = weights_x.reshape(-1)
     for j in range(low, high):
-        contract_x(sums, j * width, flat, tables.support, width, work.partial[unit, j])
+        contract_x(sums, j * width, flat, tables.support, width, work.partial[strip, j])
 
 
 # ------------------------------------------------------------------------------------------ second sweep: the new field
@@ -187,9 +187,9 @@ def field_row(
         bias = blend(lines, at + x, width, w0, w1, w2, w3)
         position = v.subtract(v.load(rows.log_image, start + x), bias)
         position = v.multiply(v.subtract(position, origin), per_unit)
-        v.store_whole(index, start + x, v.least(position, outside))
-        low = v.least(low, position)
-        high = v.greatest(high, v.where_below(position, outside, position, zero))
+        v.store_uint16(index, start + x, v.minimum(position, outside))
+        low = v.minimum(low, position)
+        high = v.maximum(high, v.where_below(position, outside, position, zero))
         change = expm1(v.subtract(zero, blend(steps, at + x, width, w0, w1, w2, w3)), small)
         if keep:
             v.store(kept, start + x, v.where_below(position, outside, change, absent))
@@ -247,38 +247,38 @@ def first_lowest(rows, r, n, lines, at, width, weights_y, grid, places, position
 
 
 @kernel
-def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
-    """Take the new field off one piece of the image: its voxels' fine bins, counts, extremes, and changes.
+def field_strip(strip, thread, rows, n_y, grid, small, tables, work, counts):
+    """Take the new field off one strip of the image: its voxels' fine bins, counts, extremes, and changes.
 
     Parameters
     ----------
-    unit, member, rows, n_y, tables, work : see `fit_unit`
+    strip, thread, rows, n_y, tables, work : see `fit_strip`
     grid : (float32, float32, float32)
-        Log intensity at the start of the fine bins, bins to a unit of it, and the bin of voxels outside the mask.
+        Log intensity at the start of the fine bins, bins to a strip of it, and the bin of voxels outside the mask.
     small : bool
         Whether the step is small everywhere.
     counts : (2 * stride,) int32 array
-        This member's counts of fine bins.
+        This thread's counts of fine bins.
 
     Writes
     ------
     work.fine_index
         Fine bin of each packed voxel.
     work.kept
-        Change of each voxel in order, `ABSENT` outside the mask, where the whole piece lies in the part that is kept.
+        Change of each voxel in order, `ABSENT` outside the mask, where the whole strip lies in the part that is kept.
     work.changes
-        Of other pieces: sum and sum of squares of the changes.
+        Of other strips: sum and sum of squares of the changes.
     work.ends
         Lowest and highest position in fine bins.
     work.places, work.positions
-        By the first piece; see `first_lowest`.
+        By the first strip; see `first_lowest`.
     """
-    begin, end = rows.units[unit, up(0)], rows.units[unit, up(1)]
+    begin, end = rows.strips[strip, up(0)], rows.strips[strip, up(1)]
     y0, z = begin % n_y, begin // n_y
     fy, wy = tables.first_y, tables.weight_y
     width, n_lines = up(tables.weight_x.shape[1]), up(work.partial.shape[1])
     low_line, high_line = fy[y0] * width, (fy[end - begin + y0 - up(1)] + up(4)) * width
-    lines, steps = work.lines[member, 0], work.lines[member, 1]
+    lines, steps = work.lines[thread, 0], work.lines[thread, 1]
     slab = n_lines * width
     blend_slabs(work.field, tables.first_z[z] * slab, slab, tables.weight_z[z], lines, low_line, high_line)
     blend_slabs(work.step, tables.first_z[z] * slab, slab, tables.weight_z[z], steps, low_line, high_line)
@@ -302,5 +302,5 @@ def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
             low = before
             first_low = first_lowest(rows, r, n, lines, at, width, wy[y], grid, work.places, work.positions)
     count(index, rows.start[begin], rows.start[end] - rows.start[begin], counts, stride)
-    work.ends[unit, up(0)], work.ends[unit, up(1)] = min(first_low, lowest_of(low)), highest_of(high)
-    work.changes[unit, up(0)], work.changes[unit, up(1)] = sum_of(total), sum_of(squares)
+    work.ends[strip, up(0)], work.ends[strip, up(1)] = min(first_low, lowest_of(low)), highest_of(high)
+    work.changes[strip, up(0)], work.changes[strip, up(1)] = sum_of(total), sum_of(squares)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.gpu import NOTHING, as_float32, multiprocessors, on_device, stream_planes
+from n4flow.compute.gpu import NULL, as_float32, multiprocessors, on_device, stream_planes
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.gpu.cuda_source import launch
 from n4flow.n4_bias.gpu.level import Table, choose_run
@@ -16,7 +16,7 @@ from n4flow.n4_bias.shrink import LEAST_SHARE, shrunken_shape
 THREADS = 256
 WARP = 32
 SHARED_BYTES = 40_000
-FREE_RUN = 16  # rows to a piece where no lattice says
+FREE_RUN = 16  # rows to a strip where no lattice says
 i4 = np.int32
 
 
@@ -57,7 +57,7 @@ class DeviceEvaluator:
         self._launch("render_block", planes, *pointwise, block)
 
     def _evaluate(self, sign: float, image: Any, out: Any, planes: slice) -> Any:
-        self._launch("evaluate_block", planes, np.float32(sign), NOTHING if image is None else image, out)
+        self._launch("evaluate_block", planes, np.float32(sign), NULL if image is None else image, out)
         return out
 
     def _launch(self, name: str, planes: slice, *arguments: Any) -> None:
@@ -78,7 +78,7 @@ def render_without_field(pointwise: Sequence[Any], block: Any) -> None:
     width = min(THREADS, -(-n_x // WARP) * WARP)
     launch(
         "render_block", min(n_z * runs, 16 * multiprocessors()), width,
-        NOTHING, i4(0), i4(0), i4(0), i4(n_z), i4(n_y), i4(n_x), i4(FREE_RUN), i4(runs), *(NOTHING,) * 6, *pointwise,
+        NULL, i4(0), i4(0), i4(0), i4(n_z), i4(n_y), i4(n_x), i4(FREE_RUN), i4(runs), *(NULL,) * 6, *pointwise,
         block,
     )  # fmt: skip
 
@@ -133,12 +133,12 @@ def shrink_masked(image: Any, mask: Any, weights: Any, shrink: Sequence[int], vo
     def work(blocks: list[Any], planes: slice, _results: list[Any]) -> None:
         place = slice(planes.start // deep, -(-planes.stop // deep))
         values, inside = as_float32(blocks[0]), cupy.ascontiguousarray(blocks[1], dtype=bool)
-        given = NOTHING if weights is None else as_float32(blocks[2])
+        given = NULL if weights is None else as_float32(blocks[2])
         rows = place.stop - place.start
         launch(
             "shrink_blocks", min(-(-rows * small[1] * small[2] // THREADS), 1 << 16), THREADS,
             values, inside, given, *(i4(n) for n in values.shape), i4(deep), i4(high), i4(wide), i4(rows),
-            i4(small[1]), i4(small[2]), mean[place], shares[place], NOTHING if totals is None else totals[place],
+            i4(small[1]), i4(small[2]), mean[place], shares[place], NULL if totals is None else totals[place],
         )  # fmt: skip
 
     sources = [image, mask] if weights is None else [image, mask, weights]

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.gpu import NOTHING, multiprocessors, streams
+from n4flow.compute.gpu import NULL, multiprocessors, streams
 from n4flow.compute.simd import LANES
 from n4flow.errors import InputError
 from n4flow.n4_bias.cpu.fit import FEW_VOXELS, FINE_PER_BIN, FINEST_PER_BIN, KEPT_VOXELS
@@ -105,7 +105,7 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     values = cupy.ascontiguousarray(cupy.asarray(image), dtype=cupy.float32)
     inside = cupy.ascontiguousarray(cupy.asarray(mask), dtype=bool)
     confidence = None if weights is None else cupy.ascontiguousarray(cupy.asarray(weights), dtype=cupy.float32)
-    given = NOTHING if confidence is None else confidence
+    given = NULL if confidence is None else confidence
     rows, totals = cupy.zeros((n_rows, 4), cupy.int32), cupy.zeros(3, cupy.uint64)
     blocks = -(-n_rows * WARP // THREADS)
     launch("find_rows", blocks, THREADS, values, inside, given, i4(n_rows), i4(n_x), i4(LANES), rows, totals)
@@ -117,7 +117,7 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     words = cupy.asarray(start)
     log_image = cupy.empty(n, cupy.float32)
     packed = None if confidence is None else cupy.empty(n, cupy.float32)
-    target = NOTHING if packed is None else packed
+    target = NULL if packed is None else packed
     launch(
         "fill_rows", blocks, THREADS,
         values, inside, given, i4(n_rows), i4(n_x), ends, rows, log_image, target, words,
@@ -177,7 +177,7 @@ class _Fit:
         self.multiprocessors = multiprocessors()
         self.width = min(THREADS, -(-n_x // WARP) * WARP)
         self.levels = lay_out(packed.shape, self.steps, self.width, SHARED_BYTES)
-        pieces = max(level.pieces for level in self.levels)
+        strips = max(level.strips for level in self.levels)
         most = max(1, *settings.iterations)
 
         self.index = cupy.empty(n, cupy.uint16)
@@ -186,7 +186,7 @@ class _Fit:
         self.totals = cupy.empty(max(1, self.chunks) * TOTALS_BYTES, cupy.uint8)
         self.walks = cupy.empty(max(1, PASSES * self.chunks) * WALK_BYTES, cupy.uint8)
         self.partial = cupy.empty(max(level.partial_size for level in self.levels), cupy.float32)
-        self.changes = cupy.empty((pieces, 2), cupy.float64)
+        self.changes = cupy.empty((strips, 2), cupy.float64)
         self.counts = cupy.zeros(FINE_ROOM, cupy.int32)
         self.table = cupy.empty(FINE_ROOM, cupy.float32)
         self.first_row = cupy.empty(n_x + LANES, cupy.float32)
@@ -295,7 +295,7 @@ class _Fit:
     def _begin(self, number: int) -> None:
         level, last = self.levels[number], self.levels[number - 1]
         n = self.steps[number]
-        coarse = (NOTHING, i4(0), i4(0), i4(0))
+        coarse = (NULL, i4(0), i4(0), i4(0))
         if number:
             doubled = refined_axes(self.steps[number - 1], n)
             coarse = (last.lattice, i4(last.padded[1]), i4(last.padded[2]), i4(sum(1 << axis for axis in doubled)))
@@ -306,7 +306,7 @@ class _Fit:
 
     def _fit_sweep(self, level: LevelArrays, *, weighing: bool = False) -> None:
         packed = self.packed
-        weights = NOTHING if packed.weights is None else packed.weights
+        weights = NULL if packed.weights is None else packed.weights
         tables = level.squares if weighing else level.shares
         launch(
             "fit_sweep", self._blocks(level, FIT_THREADS), self.width,
@@ -340,7 +340,7 @@ class _Fit:
 
     def _sharpen(self) -> None:
         settings = self.settings
-        spare, shared = (NOTHING, self.sharpen_bytes) if self.spare is None else (self.spare, 0)
+        spare, shared = (NULL, self.sharpen_bytes) if self.spare is None else (self.spare, 0)
         launch(
             "sharpen", 1, THREADS,
             self.words, self.state, self.counts, self.index, self.first_row, i4(settings.bins), i4(self.size),
@@ -356,10 +356,10 @@ class _Fit:
             launch("walk_chunks", self.chunks, WARP, *arguments)
         launch(
             "decide", 1, THREADS,
-            self.totals, self.walks, chunks, i4(PASSES), self.changes, i4(level.pieces),
+            self.totals, self.walks, chunks, i4(PASSES), self.changes, i4(level.strips),
             f8(self.packed.survey.usable), f8(self.settings.stop), self.measures[number], self.state, self.words,
         )  # fmt: skip
 
     def _blocks(self, level: LevelArrays, threads: int) -> int:
-        """Return blocks for the pieces of a sweep: as many as run at once, `threads` on each multiprocessor."""
-        return min(level.pieces, self.multiprocessors * (threads // self.width))
+        """Return blocks for the strips of a sweep: as many as run at once, `threads` on each multiprocessor."""
+        return min(level.strips, self.multiprocessors * (threads // self.width))

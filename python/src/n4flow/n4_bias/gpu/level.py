@@ -1,4 +1,4 @@
-"""What one level of a fit on the GPU needs: tables of weights, arrays, and how the image is cut into pieces."""
+"""What one level of a fit on the GPU needs: tables of weights, arrays, and how the image is cut into strips."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
 
-MOST_RUN = 64  # rows of a piece
+MOST_RUN = 64  # rows of a strip
 LEAST_RUN = 8
-PIECES = 2048  # about as many as keep a large device busy
+STRIPS = 2048  # about as many as keep a large device busy
 
 
 class Weights(NamedTuple):
@@ -32,7 +32,7 @@ class LevelArrays:
     padded: tuple[int, int, int]
     run: int
     n_runs: int
-    pieces: int
+    strips: int
     most_lines: int
     first_z: Any
     first_y: Any
@@ -49,8 +49,8 @@ class LevelArrays:
 
     @property
     def partial_size(self) -> int:
-        """Sums that the pieces of a first sweep leave."""
-        return self.pieces * self.most_lines * self.padded[2]
+        """Sums that the strips of a first sweep leave."""
+        return self.strips * self.most_lines * self.padded[2]
 
     def fit_bytes(self, width: int) -> int:
         """Shared memory of a first sweep by blocks of `width` threads."""
@@ -78,7 +78,7 @@ def choose_run(n_z: int, first_y: np.ndarray, fits: Any) -> Run:
         Not even single rows fit.
     """
     n_y = first_y.size
-    rows = max(LEAST_RUN, min(MOST_RUN, n_z * n_y // PIECES))
+    rows = max(LEAST_RUN, min(MOST_RUN, n_z * n_y // STRIPS))
     while True:
         starts = np.arange(0, n_y, rows)
         stops = np.minimum(starts + rows, n_y)
@@ -157,7 +157,7 @@ def lay_out(
                 "padded": padded,
                 "run": run.rows,
                 "n_runs": run.runs,
-                "pieces": shape[0] * run.runs,
+                "strips": shape[0] * run.runs,
                 "most_lines": run.most_lines,
                 "first_z": whole.add(firsts[0]),
                 "first_y": whole.add(firsts[1]),

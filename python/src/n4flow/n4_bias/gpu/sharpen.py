@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from n4flow.compute.gpu import NOTHING, as_float32, multiprocessors, stream_planes
+from n4flow.compute.gpu import NULL, as_float32, multiprocessors, stream_planes
 from n4flow.n4_bias import sharpening
 from n4flow.n4_bias.gpu.cuda_source import launch
 
@@ -45,7 +45,7 @@ class _Sharpening:
 
     def look(self, values: Any, inside: Any, weights: Any) -> None:
         """Take a block into the range."""
-        arguments = (values, inside, NOTHING if weights is None else weights, np.int64(values.size), self.words)
+        arguments = (values, inside, NULL if weights is None else weights, np.int64(values.size), self.words)
         launch("find_range", _blocks(values.size), THREADS, *arguments)
 
     def found(self) -> bool:
@@ -62,7 +62,7 @@ class _Sharpening:
         here = 8 * self.bins <= SHARED_BYTES
         launch(
             "split_histogram", _blocks(values.size), THREADS,
-            values, inside, NOTHING if weights is None else weights, np.int64(values.size), np.float64(self.low),
+            values, inside, NULL if weights is None else weights, np.int64(values.size), np.float64(self.low),
             np.float64(self._per_unit), np.int32(self.bins), np.float64(self.unit), np.int32(here), self.counts,
             shared=8 * self.bins if here else 0,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 // compile it for the host, with a header that takes the place of the device.
 //
 // Rules that keep results equal to the bit from run to run, and from device to device: no sum of floating numbers by
-// atomics; a piece writes its sums to its own place and these are added in a written order; multiply-adds are written
+// atomics; a strip writes its sums to its own place and these are added in a written order; multiply-adds are written
 // as fmaf, and the compiler is told to make none of its own (--fmad=false). Histograms and extremes are whole numbers.
 
 #ifndef ROOM

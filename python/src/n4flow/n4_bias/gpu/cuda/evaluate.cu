@@ -22,8 +22,8 @@ static __device__ __forceinline__ void each_voxel(
     const int *first_x, const float4 *weights_x, float sign, Finish finish
 ) {
     const float log2_e = 1.4426950408889634f, factor = sign * log2_e, limit = 80.0f * log2_e;
-    for (int piece = blockIdx.x; piece < n_z * n_runs; piece += gridDim.x) {
-        int z = piece / n_runs, y0 = piece % n_runs * run, y1 = min(y0 + run, n_y), line0 = 0;
+    for (int strip = blockIdx.x; strip < n_z * n_runs; strip += gridDim.x) {
+        int z = strip / n_runs, y0 = strip % n_runs * run, y1 = min(y0 + run, n_y), line0 = 0;
         if (lattice) {
             line0 = first_y[y0];
             __syncthreads();

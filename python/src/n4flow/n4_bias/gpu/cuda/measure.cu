@@ -198,7 +198,7 @@ extern "C" __global__ void walk_chunks(
 // The measure, and whether the level ends: `measures[made]`. Without kept changes it is the coefficient of variation.
 // A close call is the host's (ASK), and so is one in doubt; it finds the sums over the rest in `state`.
 extern "C" __global__ void decide(
-    const Totals *totals, const Walk *walks, int chunks, int passes, const double2 *changes, int pieces, double usable,
+    const Totals *totals, const Walk *walks, int chunks, int passes, const double2 *changes, int strips, double usable,
     double stop, double *measures, double *state, u32 *words
 ) {
     if (!words[ACTIVE]) return;
@@ -206,7 +206,7 @@ extern "C" __global__ void decide(
     __shared__ double known[4];  // kept voxels, their last mean, their squares, by how much guesses were off
     int t = threadIdx.x;
     double2 sum = make_double2(0.0, 0.0);
-    for (int k = t; k < pieces; k += blockDim.x) sum.x += changes[k].x, sum.y += changes[k].y;
+    for (int k = t; k < strips; k += blockDim.x) sum.x += changes[k].x, sum.y += changes[k].y;
     parts[t] = sum;
     if (t < 32) {
         const Walk *last = walks + (size_t)(passes - 1) * chunks;

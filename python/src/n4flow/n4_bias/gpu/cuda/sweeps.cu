@@ -1,11 +1,11 @@
 // The two sweeps over the voxels, and what lies between them; see `cpu` for how they fit together.
 //
-// A piece of a sweep is a run of rows of one plane. A thread has a column of it: what four lines of controls give it, or
+// A strip of a sweep is a run of rows of one plane. A thread has a column of it: what four lines of controls give it, or
 // get from it, is held in registers and moves on where the rows reach the next line.
 
 // --------------------------------------------------------------------------------------------- first sweep: the fit
 
-// partial[piece][line][c]: what a piece asks of the controls, resolved along y and x
+// partial[strip][line][c]: what a strip asks of the controls, resolved along y and x
 extern "C" __global__ void fit_sweep(
     const u16 *__restrict__ index, const float *__restrict__ weights, const Row *__restrict__ rows,
     int n_z, int n_y, int n_x, int run, int n_runs, const float *__restrict__ table, int ones,
@@ -18,11 +18,11 @@ extern "C" __global__ void fit_sweep(
     float *lines = (float *)room;  // most_lines rows of blockDim.x
     int t = threadIdx.x, width = blockDim.x, warp = t >> 5, lane = t & 31, warps = width >> 5;
     u32 outside = words[FINE];
-    for (int piece = blockIdx.x; piece < n_z * n_runs; piece += gridDim.x) {
-        int y0 = piece % n_runs * run, y1 = min(y0 + run, n_y);
-        const Row *row_of = rows + (size_t)(piece / n_runs) * n_y;
+    for (int strip = blockIdx.x; strip < n_z * n_runs; strip += gridDim.x) {
+        int y0 = strip % n_runs * run, y1 = min(y0 + run, n_y);
+        const Row *row_of = rows + (size_t)(strip / n_runs) * n_y;
         int low = first_y[y0], n_lines = first_y[y1 - 1] + 4 - low;
-        float *out = partial + (size_t)piece * most_lines * n_c;
+        float *out = partial + (size_t)strip * most_lines * n_c;
         for (int x0 = 0; x0 < n_x; x0 += width) {
             float a0 = 0.0f, a1 = 0.0f, a2 = 0.0f, a3 = 0.0f;
             int line = 0;
@@ -62,8 +62,8 @@ extern "C" __global__ void fit_sweep(
     }
 }
 
-// Sum the pieces along z into the lattice, in order. A block has a line of controls, its threads the controls along x,
-// as many groups of them as fit, each with a share of the pieces. Either the controls' weights are kept (omega), or the
+// Sum the strips along z into the lattice, in order. A block has a line of controls, its threads the controls along x,
+// as many groups of them as fit, each with a share of the strips. Either the controls' weights are kept (omega), or the
 // step is taken: alpha delta / omega where a control has seen a voxel.
 extern "C" __global__ void combine(
     const float *__restrict__ partial, int n_y, int run, int n_runs, int most_lines, const int *__restrict__ first_z,
@@ -149,7 +149,7 @@ static __device__ __forceinline__ float expm1_of(float d, bool small) {
 }
 
 // Take the new field off: each voxel's fine bin, counts of those, extremes, and the changes. The changes of the first
-// n_kept packed voxels are kept in order; of the others each piece has the sum and the sum of squares. The first row's
+// n_kept packed voxels are kept in order; of the others each strip has the sum and the sum of squares. The first row's
 // positions are left for `sharpen`, since ITK looks at them in an order of its own.
 extern "C" __global__ void field_sweep(
     const float *__restrict__ log_image, const Row *__restrict__ rows, int n_z, int n_y, int n_x, int run, int n_runs,
@@ -180,8 +180,8 @@ extern "C" __global__ void field_sweep(
     bool small = greatest <= SMALL_STEP, shared = (int)grid.fine <= capacity;
     for (int i = t; i < capacity; i += width) histogram[i] = 0;
     float low = outside, high = 0.0f;
-    for (int piece = blockIdx.x; piece < n_z * n_runs; piece += gridDim.x) {
-        int z = piece / n_runs, y0 = piece % n_runs * run, y1 = min(y0 + run, n_y);
+    for (int strip = blockIdx.x; strip < n_z * n_runs; strip += gridDim.x) {
+        int z = strip / n_runs, y0 = strip % n_runs * run, y1 = min(y0 + run, n_y);
         const Row *row_of = rows + (size_t)z * n_y;
         int line0 = first_y[y0], n_lines = first_y[y1 - 1] + 4 - line0;
         __syncthreads();
@@ -230,7 +230,7 @@ extern "C" __global__ void field_sweep(
         __syncthreads();
         if (t == 0) {
             for (int k = 1; k < (width >> 5); ++k) sum += parts[k].x, sum2 += parts[k].y;
-            changes[piece] = make_double2(sum, sum2);
+            changes[strip] = make_double2(sum, sum2);
         }
     }
     __shared__ float lowest[32], highest[32];
