@@ -16,7 +16,7 @@ from n4flow.n4_bias.cpu import thread_sync as sync
 from n4flow.n4_bias.cpu.packing import pack
 from n4flow.n4_bias.cpu.packing_kernels import OUTSIDE
 from n4flow.n4_bias.cpu.sweep_kernels import ABSENT, SMALL_STEP
-from n4flow.n4_bias.problem import degenerate, level_controls, pose
+from n4flow.n4_bias.problem import degenerate, level_controls, make_problem
 from n4flow.n4_bias.settings import FitSettings
 
 RNG = np.random.default_rng(3)
@@ -55,7 +55,7 @@ def test_rows_hold_what_lies_between_first_and_last_voxel():
     assert (first[[1, *range(3, LANES)]] == OUTSIDE).all()
     second = rows.log_image[LANES:]
     assert (second != OUTSIDE).nonzero()[0].tolist() == [0, 27]
-    assert packed.survey == pose(image, mask).survey.__class__(
+    assert packed.survey == make_problem(image, mask).survey.__class__(
         packed.survey.voxels, packed.survey.low, packed.survey.high, 1
     )
     assert (packed.survey.voxels.masked, packed.survey.voxels.nonfinite, packed.survey.voxels.nonpositive) == (6, 1, 1)
@@ -70,7 +70,7 @@ def test_packing_surveys_what_the_plain_statement_does(dtype, shape):
     image.flags.writeable = False
     weights = RNG.uniform(-0.1, 1, shape).astype(np.float32)
     for given in (None, weights):
-        packed, plainly = pack(image, mask, given, 2).survey, pose(image, mask, given).survey
+        packed, plainly = pack(image, mask, given, 2).survey, make_problem(image, mask, given).survey
         assert packed.voxels == plainly.voxels
         assert packed.low == pytest.approx(plainly.low, rel=1e-6)
         assert packed.high == pytest.approx(plainly.high, rel=1e-6)
@@ -101,7 +101,7 @@ def prepared(image, mask, controls, weights=None, step=0.01):
     settings = FitSettings()
     kernel_settings = cpu._kernel_settings(packed, settings)
     tables = cpu._tables(packed.shape, packed.width, controls)
-    work = cpu._work(packed, controls, 1, cpu._shared_room(packed, settings, 1))
+    work = cpu._work(packed, controls, 1, cpu._shared_arrays(packed, settings, 1))
     state = np.zeros(level_kernels.STATE)
     logs = np.log(image[mask])
     state[[level_kernels.LOW, level_kernels.FLOOR, level_kernels.HIGH]] = logs.min(), logs.min(), logs.max()
@@ -187,7 +187,7 @@ def test_agrees_with_the_plain_statement(case):
     image, mask = phantom(shape)
     settings = FitSettings(iterations=(12, 8, 6), threads=2)
     got, controls = run(image, mask, settings, **options)
-    expected = plain.fit(pose(image, mask), controls, settings)
+    expected = plain.fit(make_problem(image, mask), controls, settings)
     assert [level.iterations for level in got.levels] == [level.iterations for level in expected.levels]
     # fine bins cost some 1e-6 of the corrected image; with 2000 voxels rounding moves ITK itself by 1e-5 (n4.md)
     assert difference(got.lattice, expected.lattice, image, mask) < (1e-5 if mask.sum() > 5000 else 5e-5)
@@ -210,7 +210,7 @@ def test_settings_mean_what_the_plain_statement_says(options):
     image, mask = phantom((11, 38, 45))
     settings = FitSettings(**({"iterations": (8, 6), "threads": 2} | options))
     got, controls = run(image, mask, settings)
-    expected = plain.fit(pose(image, mask), controls, settings)
+    expected = plain.fit(make_problem(image, mask), controls, settings)
     assert [level.iterations for level in got.levels] == [level.iterations for level in expected.levels]
     assert [level.converged for level in got.levels] == [level.converged for level in expected.levels]
     assert difference(got.lattice, expected.lattice, image, mask) < 1e-5
@@ -222,7 +222,7 @@ def test_weights_enter_the_fit_only():
     weights[weights < 0.2] = 0
     settings = FitSettings(iterations=(8, 6), threads=2)
     got, controls = run(image, mask, settings, weights)
-    expected = plain.fit(pose(image, mask, weights), controls, settings)
+    expected = plain.fit(make_problem(image, mask, weights), controls, settings)
     assert difference(got.lattice, expected.lattice, image, mask & (weights > 0)) < 1e-5
     equal, _controls = run(image, mask, settings, np.full(image.shape, 0.25, np.float32))
     none, _controls = run(image, mask, settings)
@@ -235,7 +235,7 @@ def test_first_voxel_the_minimum():
     image[first] = 0.8 * image[mask].min()
     settings = FitSettings(iterations=(5, 5), threshold=0, threads=2)
     got, controls = run(image, mask, settings)
-    expected = plain.fit(pose(image, mask), controls, settings)
+    expected = plain.fit(make_problem(image, mask), controls, settings)
     assert difference(got.lattice, expected.lattice, image, mask) < 1e-5
     moved, _controls = run(image[::-1].copy(), mask[::-1].copy(), settings)  # no longer the first: it is seen
     assert difference(moved.lattice[::-1], got.lattice, image, mask) > 1e-5
@@ -348,7 +348,7 @@ def test_a_member_that_fails_sends_the_others_home():
         (lambda image, mask: np.minimum(image, np.quantile(image, 0.3), out=image), "saturated: "),
     ],
 )
-@pytest.mark.parametrize("prepare", [pack, pose])
+@pytest.mark.parametrize("prepare", [pack, make_problem])
 def test_what_cannot_be_fitted_is_seen_before(change, sentence, prepare):
     image, mask = phantom((4, 9, 10))
     mask[0] = False

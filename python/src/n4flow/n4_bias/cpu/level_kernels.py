@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""One level of N4, compiled: what every thread of the team runs. See `cpu`, and `plain` for the same in NumPy."""
+"""One level of N4, compiled: the function that every thread runs. `cpu.fit` explains it, `reference` is in NumPy."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from n4flow.n4_bias.cpu.sweep_kernels import SMALL_STEP, expand_rows, field_stri
 up = np.uintp
 f4 = np.float32
 
-LEAST_WEIGHT = 1.2e-8  # see bspline
-LEAST_SPREAD = 1e-6  # range of log intensity that float32 hardly resolves
-MOST_FINE = 65000  # fine bins: their index is 16 bits
+LEAST_WEIGHT = 1.2e-8  # the constant of `bspline`
+LEAST_SPREAD = 1e-6  # the constant of `reference`
+MOST_FINE = 65000  # Number of fine bins, at most: their indices have 16 bits.
 
-# what the threads know in common, in the array `state`
-# LOW is the range's lowest value as ITK sees it, FLOOR the lowest there is
+# Indices into `state`, which all threads share. LOW is the lowest value that ITK finds, FLOOR the lowest there is.
 LOW, HIGH, FLOOR, ORIGIN, STEP, FINE, LARGEST, MADE, STOP = range(9)
 STATE = 9
 
 
 @kernel
 def combine(rows, n_y, first, weights, partial, out):
-    """Sum the strips' controls (j, c) into the lattice along z, in order: out[a, j, c]."""
+    """Contract the sums of the strips (j, c) along z to the lattice out[a, j, c], strip by strip."""
     n_strips = partial.shape[0]
     flat, target = partial.reshape(n_strips, -1), out.reshape(out.shape[0], -1)
     out[:] = 0.0
@@ -42,7 +41,7 @@ def combine(rows, n_y, first, weights, partial, out):
 
 @kernel
 def take_step(delta, omega, alpha, lattice, step):
-    """Step = alpha delta / omega where a control has seen a voxel; add it to the lattice. Returns its largest size."""
+    """Add the step alpha delta / omega to the control points that voxels determine; return its largest magnitude."""
     largest = 0.0
     for a in range(delta.shape[0]):
         for j in range(delta.shape[1]):
@@ -58,7 +57,7 @@ def take_step(delta, omega, alpha, lattice, step):
 
 @kernel
 def lay_grid(state, largest, bins, per_bin):
-    """Lay the fine bins for the next sweep: no voxel moves by more than the largest control of the step."""
+    """Define the fine bins of the next sweep: no voxel changes by more than the largest control point of the step."""
     floor, high = state[FLOOR], state[HIGH]
     extent = high - floor + 2.0 * largest
     step = max((high - state[LOW]) / ((bins - 1) * per_bin), extent / (MOST_FINE - 8))
@@ -70,7 +69,7 @@ def lay_grid(state, largest, bins, per_bin):
 
 @kernel
 def fit_sweep(thread, threads, words, rows, n_y, work, tables, weights_y, weights_x, table, state):
-    """Claim strips and sum what they ask of the controls."""
+    """Claim strips and accumulate their part of Lee's fit."""
     while state[STOP] == 0.0:
         strip = sync.claim(words, sync.FIRST_SWEEP, thread, threads, work.partial.shape[0])
         if strip >= work.partial.shape[0]:
@@ -80,7 +79,7 @@ def fit_sweep(thread, threads, words, rows, n_y, work, tables, weights_y, weight
 
 @kernel
 def field_sweep(thread, threads, words, rows, n_y, work, tables, state):
-    """Claim strips and take the new field off them."""
+    """Claim strips and subtract the new field from them."""
     stride = (up(state[FINE]) + up(64)) & ~up(15)
     counts = work.counts[thread, : up(2) * stride]
     counts[:] = np.int32(0)
@@ -97,7 +96,7 @@ def field_sweep(thread, threads, words, rows, n_y, work, tables, state):
 
 @kernel
 def expand(thread, threads, work, tables, lattice, phi):
-    """Before the second sweep: expand field and step along x; two threads take one each."""
+    """Expand field and step along x before the second sweep, by one thread each if there are two."""
     if thread == 0:
         expand_rows(lattice, tables.weight_x, tables.reach, work.field)
     if thread == min(1, threads - 1):
@@ -106,7 +105,7 @@ def expand(thread, threads, work, tables, lattice, phi):
 
 @kernel
 def lowest_and_highest(work):
-    """Return the extremes over all strips, in fine bins."""
+    """Return the lowest and highest position over all strips, in fine bins."""
     ends = work.ends
     low, high = ends[0, 0], ends[0, 1]
     for strip in range(1, ends.shape[0]):
@@ -117,7 +116,7 @@ def lowest_and_highest(work):
 
 @kernel
 def sum_counts(threads, work, n_fine):
-    """Sum the counts of all threads into the first's."""
+    """Add the counts of all threads to those of the first."""
     total = work.counts[0]
     for thread in range(1, threads):
         part = work.counts[thread]
@@ -128,9 +127,9 @@ def sum_counts(threads, work, n_fine):
 
 @kernel
 def set_missed_apart(work, total, low, n_fine):
-    """Take voxels that ITK missed out of the counts, since they lie below its range; give each a bin of its own.
+    """Remove voxels that ITK misses from the counts, since they lie below its range, and give each a bin of its own.
 
-    They are the first of `work.places`; returns how many.
+    These voxels are the first in `work.places`. Returns their number.
     """
     missed = 0
     positions = work.positions
@@ -146,21 +145,21 @@ def set_missed_apart(work, total, low, n_fine):
 
 @kernel
 def sharpen(threads, work, state, settings):
-    """After the second sweep: range, histogram and the residual of every fine bin."""
+    """Compute range, histogram and the residual of every fine bin after the second sweep."""
     low, high = lowest_and_highest(work)
     origin, step, n_fine = state[ORIGIN], state[STEP], int(state[FINE])
     lowest = min(low, work.positions[0])
-    if not high > low:  # what ITK sees has no spread
+    if not high > low:  # The values that ITK finds have no spread.
         low = lowest
     state[LOW], state[FLOOR], state[HIGH] = origin + low * step, origin + lowest * step, origin + high * step
-    if state[HIGH] - state[LOW] <= LEAST_SPREAD:  # the field explains all there is
+    if state[HIGH] - state[LOW] <= LEAST_SPREAD:  # The field explains all variation.
         work.table[:] = f4(0)
         return
     total = sum_counts(threads, work, n_fine)
     missed = set_missed_apart(work, total, low, n_fine)
     bins = settings.bins
     per_bin = (bins - 1) / (state[HIGH] - state[LOW])
-    start, stride = (origin + 0.5 * step - state[LOW]) * per_bin, step * per_bin  # of fine bins, in bins
+    start, stride = (origin + 0.5 * step - state[LOW]) * per_bin, step * per_bin  # of fine bins, measured in bins
     fine_bounds(n_fine, start, stride, bins, work.bounds)
     histogram(total, n_fine, start, stride, work.bounds, work.histogram)
     expected_log_intensity(
@@ -176,12 +175,12 @@ def sharpen(threads, work, state, settings):
 
 @kernel
 def measure_change(work, settings, stop):
-    """Return by how much the last step changed the field."""
+    """Return the convergence measure of the last step."""
     total, squares, count = 0.0, 0.0, 0.0
     for strip in range(settings.kept_strips, work.changes.shape[0]):
         total += work.changes[strip, 0]
         squares += work.changes[strip, 1]
-        count += work.there[strip]
+        count += work.voxels[strip]
     if not settings.itk:
         return cv(count, total, squares)
     return itk_measure(work.kept, up(work.kept.size), count, total, squares, stop)
@@ -199,17 +198,17 @@ def run_level(
     words : what `sync.new_sync` returned
     rows : packing.Rows
     n_y : uintp
-    work : cpu.Work
-    tables : cpu.Tables
+    work : fit.Work
+    tables : fit.Tables
     lattice, phi, omega : (cz, cy, cx) float64 arrays
-        The log field's lattice, updated; room for a step and for the controls' weights.
+        The lattice of the log field, updated; work arrays for the step and for the weights of the control points.
     state : (STATE,) float64 array
-        What the threads know in common.
-    settings : cpu.KernelSettings
+        Values that all threads share.
+    settings : fit.KernelSettings
     first : bool
-        Whether this is the first level: it begins with the fine bins of the log image itself, as after a step of 0.
+        Whether this is the first level. It begins with the fine bins of the log image, like after a step of 0.
     most : int
-        Iterations that may be made.
+        Maximum number of iterations.
     stop : float
         Measure at or below which the level ends.
     measures : (most,) float64 array
@@ -266,8 +265,8 @@ def run_level(
         if not sync.barrier(words, threads):
             return
         made += 1
-        # One thread sharpens while another measures; the next sweep begins with the table, whoever is free. Where the
-        # measure then ends the level, that sweep is thrown away.
+        # One thread sharpens while another computes the measure. The next sweep begins when the table is complete; if
+        # the measure then ends the level, that sweep is discarded.
         if thread == 0:
             sharpen(threads, work, state, settings)
             sync.reset_claims(words, sync.SECOND_SWEEP, threads)

@@ -1,9 +1,8 @@
-"""The voxels of a mask, packed row by row, as the sweeps of the fast engine read them.
+"""Packing of the voxels in a mask, row by row, for the sweeps of `cpu.fit`.
 
-Of each row of the image the stretch from its first to its last voxel in the mask is kept, as log intensity in float32.
-Voxels in between that are outside the mask hold `OUTSIDE`, far above any logarithm, and fall into a bin of their own.
-Each row's stretch is filled up to a multiple of `LANES` in the same way, so that the vector loops over it have no
-tail.
+Each row of the image is stored from its first to its last voxel in the mask, as log intensities in float32. Voxels
+between them that are outside the mask hold `OUTSIDE`, which lies above any logarithm, and fall into a bin of their own.
+Rows are padded with `OUTSIDE` to a multiple of `LANES`, so that vector loops need no remainder loop.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from n4flow.compute.simd import LANES
 from n4flow.n4_bias.cpu.packing_kernels import extremes, find_hulls, pack_rows
 from n4flow.n4_bias.problem import Survey, Voxels
 
-STRIP_VOXELS = 1 << 14  # packed voxels to a strip of a sweep, about: a plane where it is smaller
+STRIP_VOXELS = 1 << 14  # approximate number of packed voxels in a strip; small planes are a strip each
 
 
 class Rows(NamedTuple):
-    """Packed voxels, and where each row of the image lies among them.
+    """Packed voxels, and the position of each row of the image among them.
 
     Parameters
     ----------
     log_image : (n,) float32 array
     weights : (n,) float32 array
-        Confidence; empty where every voxel counts alike.
+        Confidence; empty if all voxels have the same weight.
     first : (Z * Y,) uintp array
         The x of a row's first packed voxel.
     start : (Z * Y + 1,) uintp array
-        Where a row begins in the packed arrays.
+        Index of each row's first voxel in the packed arrays.
     strips : (strips, 2) uintp array
-        The rows of each strip of a sweep, all in one plane: the first, and the one behind the last.
+        Range of rows (first, stop) of each strip. A strip is a run of rows of one plane, the unit of work of a sweep.
     """
 
     log_image: np.ndarray
@@ -49,7 +48,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed image, and what is known about its voxels.
+    """A packed image with statistics of its voxels.
 
     Parameters
     ----------
@@ -57,9 +56,9 @@ class Packed:
     shape : (Z, Y, X)
         A 2-D image has one plane.
     width : int
-        Stride of a row in work arrays: X and room for the filling, a multiple of `LANES`.
+        Stride of a row in work arrays: X and the padding, a multiple of `LANES`.
     strip_voxels : (strips,) int64 array
-        Usable voxels of each strip.
+        Number of usable voxels of each strip.
     survey : Survey
     """
 
@@ -89,14 +88,14 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
     flat_mask = writeable(mask, bool).reshape(n_z * n_y, n_x).view(np.uint8)
 
     first, stop = np.empty(n_z * n_y, np.uintp), np.empty(n_z * n_y, np.uintp)
-    found = np.empty(n_z * n_y, np.int64)  # usable voxels of each row
-    counts = []  # in the mask, not finite
+    found = np.empty(n_z * n_y, np.int64)  # number of usable voxels of each row
+    counts = []  # numbers of voxels in the mask, and of those that are not finite
 
-    def look(start: int, end: int, values: np.ndarray) -> None:
+    def find(start: int, end: int, values: np.ndarray) -> None:
         rows = slice(start, end)
         counts.append(find_hulls(values, flat_mask[rows], first[rows], stop[rows], found[rows]))
 
-    _by_rows(image, threads, look)
+    _by_rows(image, threads, find)
     lengths = -(-(stop - first).astype(np.int64) // LANES) * LANES
     start = np.zeros(n_z * n_y + 1, np.uintp)
     np.cumsum(lengths, out=start[1:])
@@ -146,10 +145,10 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
 
 
 def _strips(start: np.ndarray, n_y: int) -> np.ndarray:
-    """Return the rows of each strip of a sweep: planes, or in large planes runs of rows of about `STRIP_VOXELS`.
+    """Return the ranges of rows of the strips: whole planes, or in large planes runs of rows of about `STRIP_VOXELS`.
 
-    They follow from the mask alone, never from the number of threads, since sums are kept by strip. Rows without voxels
-    before the first and behind the last are left out.
+    They depend on the mask alone and not on the number of threads, because sums are stored for each strip. Rows without
+    voxels at the beginning and end of a plane belong to no strip.
     """
     full = np.diff(start.astype(np.int64)).reshape(-1, n_y) > 0
     planes = np.flatnonzero(full.any(axis=1))
