@@ -1,14 +1,13 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""A team of threads that run one compiled function side by side and meet inside it.
+"""Threads that run one compiled function in parallel and synchronize inside it: barriers and shared work queues.
 
-An iteration of N4 is two sweeps over the voxels with a little serial work between them, some hundred microseconds in
-all. Handing that to threads from Python, sweep by sweep, would cost as much as the work. So every member of the team
-runs the whole function: members claim pieces of a sweep until none is left, and wait for each
-other where the next step needs all of them. Which member did which piece never matters, because a piece writes to its
-own place.
+An iteration of N4 is two sweeps over the voxels with a little serial work between them, a few hundred microseconds in
+all. Starting each sweep from Python, through a thread pool, would cost as much as the work. So every thread runs the
+whole function: threads claim strips of a sweep until none is left, and wait at barriers where the next step needs all
+of them. The result does not depend on which thread computed which strip, because each strip writes to its own place.
 
-There is no global pool: two teams may run at once, in threads of a caller's own.
+There is no global pool: a caller may run several such groups at once, in threads of its own.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from numba.np import arrayobj
 
 from n4flow.compute.jit import kernel
 
-LINE = 8  # words to a cache line; what different members write to lies a line apart
-# words of the shared array; from CLAIMED on, see `claim`
+LINE = 8  # int64 words in a cache line; words that different threads write to lie in different lines
+# Indices into the array of shared words. From CLAIMED on lie the counters that `claim` uses.
 ARRIVED, ROUND, ABORT, POSTED, CLAIMED = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
 FIRST_SWEEP, SECOND_SWEEP = 0, 1
-SPINS = 2000  # looks at a word before the processor is offered to others: some microseconds
+SPINS = 2000  # how often a waiting thread reads a word, a few microseconds, before it yields the core to others
 
-# the C library's; declared here, so that a member that waits on a busy machine lets the others run
-_give_way = types.ExternalFunction("sched_yield", types.int32())
+# The C library's function. A waiting thread calls it so that the others can run on a busy machine.
+_yield_core = types.ExternalFunction("sched_yield", types.int32())
 
 
-def new_team(members: int) -> np.ndarray:
-    """Return the words that a team of at most `members` shares."""
-    return np.zeros(CLAIMED + 2 * members * LINE, np.int64)
+def new_sync(threads: int) -> np.ndarray:
+    """Return the array of words by which at most `threads` threads synchronize."""
+    return np.zeros(CLAIMED + 2 * threads * LINE, np.int64)
 
 
 @intrinsic
 def atomic_add(context, words, index, value):
-    """Add to words[index] in one indivisible step; return what it was."""
+    """Add to words[index] atomically; return the value before."""
 
     def build(context, builder, signature, arguments):
         pointer = _pointer(context, builder, signature, arguments)
@@ -53,7 +52,7 @@ def atomic_add(context, words, index, value):
 
 @intrinsic
 def atomic_load(context, words, index):
-    """Return words[index] as other threads left it."""
+    """Return words[index] as the other threads left it (an atomic load)."""
 
     def build(context, builder, signature, arguments):
         return builder.load_atomic(_pointer(context, builder, signature, arguments), "seq_cst", 8)
@@ -68,85 +67,85 @@ def _pointer(context, builder, signature, arguments):
 
 
 @kernel
-def claim(words, sweep, member, members, pieces):
-    """Return the next piece of a sweep, or `pieces` where none is left.
+def claim(words, sweep, thread, threads, strips):
+    """Return the next strip of a sweep, or `strips` where none is left.
 
-    A member's own share comes first: what its last sweep wrote of it is still in its processor's cache. Then it helps
-    the others.
+    A thread claims its own share first, since that is still in its core's cache from the last sweep. Then it helps the
+    others.
     """
-    for k in range(members):
-        owner = (member + k) % members
-        begin, end = pieces * owner // members, pieces * (owner + 1) // members
-        piece = begin + atomic_add(words, CLAIMED + (2 * owner + sweep) * LINE, np.int64(1))
-        if piece < end:
-            return piece
-    return pieces
+    for k in range(threads):
+        owner = (thread + k) % threads
+        begin, end = strips * owner // threads, strips * (owner + 1) // threads
+        strip = begin + atomic_add(words, CLAIMED + (2 * owner + sweep) * LINE, np.int64(1))
+        if strip < end:
+            return strip
+    return strips
 
 
 @kernel
-def begin_anew(words, sweep, members):
-    """Make all pieces of a sweep free again; while no member claims any."""
-    for owner in range(members):
+def reset_claims(words, sweep, threads):
+    """Make all strips of a sweep claimable again. No thread may claim any meanwhile."""
+    for owner in range(threads):
         words[CLAIMED + (2 * owner + sweep) * LINE] = 0
 
 
 @kernel
 def wait_for_change(words, index, value):
-    """Wait until words[index] is another than `value`; return False where the team was told to give up."""
-    looks = 0
+    """Wait until words[index] differs from `value`; return False if the run was aborted."""
+    reads = 0
     while atomic_load(words, index) == value:
         if atomic_load(words, ABORT) != 0:
             return False
-        looks += 1
-        if looks > SPINS:
-            _give_way()
+        reads += 1
+        if reads > SPINS:
+            _yield_core()
     return True
 
 
 @kernel
-def meet(words, members):
-    """Wait until every member has come here; return False where the team was told to give up."""
+def barrier(words, threads):
+    """Wait until every thread has arrived here; return False if the run was aborted."""
     this_round = atomic_load(words, ROUND)
-    if atomic_add(words, ARRIVED, np.int64(1)) + 1 == members:
+    if atomic_add(words, ARRIVED, np.int64(1)) + 1 == threads:
         words[ARRIVED] = 0
         atomic_add(words, ROUND, np.int64(1))
         return True
     return wait_for_change(words, ROUND, this_round)
 
 
-def run(work: Callable[[int, int], Any], words: np.ndarray, members: int) -> None:
-    """Call work(member, members) in `members` threads, of which this one is member 0.
+def run_threads(work: Callable[[int, int], Any], words: np.ndarray, threads: int) -> None:
+    """Call work(thread, threads) in `threads` threads, of which the calling one is thread 0.
 
     Parameters
     ----------
     work : callable
-        Runs compiled functions that release the GIL and `meet` on `words`.
-    words : what `new_team` returned
-    members : int
-        Fewer take part where the system gives no more threads.
+        Runs compiled functions that release the GIL and synchronize by `words`.
+    words : what `new_sync` returned
+    threads : int
+        The system may start fewer; `work` is told how many run.
     """
-    gate = threading.Event()
-    team = [1]
+    start = threading.Event()
+    running = [1]
 
-    def follow(member: int) -> None:
-        gate.wait()
-        work(member, team[0])
+    def follow(thread: int) -> None:
+        start.wait()
+        work(thread, running[0])
 
-    threads = []
+    started = []
     try:
-        for member in range(1, members):
-            thread = threading.Thread(target=follow, args=(member,), daemon=True)
+        for number in range(1, threads):
+            thread = threading.Thread(target=follow, args=(number,), daemon=True)
             thread.start()
-            threads.append(thread)
-            team[0] += 1
-    except RuntimeError:  # no more threads: those that started are the team
+            started.append(thread)
+            running[0] += 1
+    except RuntimeError:  # the system starts no more threads: those that run do the work
         pass
-    gate.set()
+    start.set()
     try:
-        work(0, team[0])
+        work(0, running[0])
     except BaseException:
         words[ABORT] = 1
         raise
     finally:
-        for thread in threads:
+        for thread in started:
             thread.join()
