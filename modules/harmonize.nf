@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // All sections together, from the shrunken volume: what neighbouring planes prove is taken off, anatomy stays.
 process HARMONIZE {
@@ -7,7 +7,9 @@ process HARMONIZE {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*'), path(flat, stageAs: 'flat_field/*')
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks),
+        path(recipe, stageAs: 'recipe/*'), path(flat, stageAs: 'flat_field/*')
     val mode
 
     output:

@@ -4,12 +4,13 @@ process INSPECT {
     label 'stream'
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'), path(flat, stageAs: 'flat_field/*')
+    tuple val(meta), val(volume),
+        path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'),
+        path(flat, stageAs: 'flat_field/*')
     val settings
 
     output:
-    tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), emit: plan
-    tuple val(meta), path('inspected/sections.tsv', arity: '0..*'), emit: flagged
+    tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), path('inspected/sections.tsv', arity: '0..*'), emit: plan
     tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: versions
 
     script:

@@ -4,7 +4,9 @@ process MATCH_HISTOGRAMS {
     label 'small'
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'),
+        path(recipe, stageAs: 'recipe/*')
     val match
     val n_bins
 

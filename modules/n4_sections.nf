@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // N4 bias field of each section of a batch, on CPU nodes.
 process N4_SECTIONS {
@@ -7,7 +7,9 @@ process N4_SECTIONS {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch), val(voxel_um)
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch),
+        val(voxel_um)
     val n4
 
     output:

@@ -1,12 +1,11 @@
 // Parameters are checked by the head process, before any task: names, types, ranges.
 
-include { nearest } from './sentences'
-include { read_rules; refuse } from './rules'
+include { parameter_rules; refuse } from './rules'
 
 // Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
 // n4flow.pipeline.parameters checks the same schema with the same sentences for `n4flow run`; one test holds both to it.
-def check_parameters(params, schema_file) {
-    def rules = read_rules(schema_file)
+def check_parameters(params) {
+    def rules = parameter_rules()
     params.each { name, value ->
         if (!rules.containsKey(name)) {
             exit(2, "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?")
@@ -17,6 +16,14 @@ def check_parameters(params, schema_file) {
         exit(2, "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation")
     }
     return settle(params, rules)
+}
+
+// The name that holds the one given or is held by it, or else the one with the smallest edit distance.
+def nearest(name, names) {
+    return names.min { other ->
+        other.contains(name) || name.contains(other) ? 0
+            : org.codehaus.groovy.runtime.MethodRankHelper.damerauLevenshteinDistance(name.toList().toArray(), other.toList().toArray())
+    }
 }
 
 // All parameters, with what depends on harmonize filled in; it takes the place of matching and smoothing.
@@ -34,10 +41,4 @@ def settle(params, rules) {
     def filled = rules.findAll { name, rule -> rule.containsKey('usual') && params[name] == null }
     def settled = params + filled.collectEntries { name, rule -> [name, harmonized ? rule.harmonized : rule.usual] }
     return settled + [normalize: params.normalize.toString() == 'true', smooth_z: settled.smooth_z.toString().toDouble()]
-}
-
-// The row of a sample sheet, whose voxel size follows the parameter's rule.
-def check_row(row, schema_file) {
-    refuse('voxel_um', row.voxel_um ?: null, read_rules(schema_file).voxel_um)
-    return row
 }

@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // Read a slab once, apply the recipe, write its shards of every pyramid level and of the mask.
 process RENDER {
@@ -7,7 +7,9 @@ process RENDER {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume),
+        path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks),
+        path(recipe, stageAs: 'recipe/*')
     val ome_zarr_version
     val dtype
 

@@ -2,22 +2,22 @@
 
 include { disk; lacking } from './disks'
 
-// Hand on the plans of all samples once every disk that they are written to has room for them.
+// Hand on all samples once every disk that they are written to has room for them.
 workflow WITH_ROOM {
     take:
-    plans
+    samples
     outdir
     mode
 
     main:
     // places: [folder, what, bytes, files]
-    places = plans.toList().flatMap { all ->
-        all ? places_of(all.collect { _meta, plan -> plan.needs }, workflow.workDir, file(outdir, glob: false), mode) : []
+    places = samples.toList().flatMap { all ->
+        all ? places_of(all.collect { _meta, sample -> sample.plan.needs }, workflow.workDir, file(outdir, glob: false), mode) : []
     }
     ROOM(places)
 
     emit:
-    plans.combine(ROOM.out.collect().map { 'granted' }).map { meta, plan, _granted -> [meta, plan] }
+    samples.combine(ROOM.out.collect().map { 'granted' }).map { meta, sample, _granted -> [meta, sample] }
 }
 
 // Ask one disk. A resumed run is not asked for what it was granted before: it may have written a part of that.

@@ -4,7 +4,9 @@ process SMOOTH_Z {
     label 'small'
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'),
+        path(recipe, stageAs: 'recipe/*')
     val sigma
 
     output:
