@@ -1,7 +1,7 @@
 #!/usr/bin/env nextflow
 // n4flow: even out the intensity of serial-section volumes. Stages write corrections; RENDER applies them once.
 
-include { check_parameters } from './modules/parameters'
+include { check_parameters; options } from './modules/parameters'
 include { read_samples; sample_of } from './modules/samples'
 include { add; answer; batches_of; gather; inputs; slabs_of } from './modules/channels'
 include { as_json; described; tools } from './modules/run_info'
@@ -45,8 +45,7 @@ workflow {
     }
     given = samples
 
-    INSPECT(inputs(samples, 'INSPECT', ['image', 'mask', 'table', 'flat']), settings.subMap('bias', 'harmonize', 'backend', 'spline_um',
-        'iterations', 'shrink', 'background_radius_um', 'ome_zarr_version', 'dtype', 'sections_per_task', 'slab_planes'))
+    INSPECT(inputs(samples, 'INSPECT', ['image', 'mask', 'table', 'flat']), options(settings, 'INSPECT'))
     plans = INSPECT.out.plan.map { meta, plan, background, flagged -> [meta, answer(plan), background, flagged] }
     planned = samples.join(plans).map { meta, sample, plan, background, flagged ->  // lost chunks flag sections
         [meta, sample + [plan: plan, voxel_um: plan.voxel_um.values().join(' '), recipe: background, table: flagged ?: sample.table]]
@@ -58,17 +57,16 @@ workflow {
     TISSUE_MASK(inputs(samples, 'TISSUE_MASK', ['table', 'shrunken']))
     samples = add(samples, 'masks', TISSUE_MASK.out.masks)
 
-    n4 = params.subMap('spline_um', 'iterations', 'tolerance', 'backend')
     if (settings.bias in ['sections', 'two_pass']) {
-        N4_SECTIONS(inputs(batches_of(samples), 'N4_SECTIONS', ['table', 'shrunken', 'masks', 'batch', 'voxel_um']), n4)
+        N4_SECTIONS(inputs(batches_of(samples), 'N4_SECTIONS', ['table', 'shrunken', 'masks', 'batch', 'voxel_um']), options(settings, 'N4_SECTIONS'))
         samples = gather(samples, 'recipe', N4_SECTIONS.out.bias, 'batches')
     }
     if (settings.bias in ['volume', 'two_pass']) {
-        N4_VOLUME(inputs(samples, 'N4_VOLUME', ['table', 'shrunken', 'masks', 'recipe', 'voxel_um']), n4)
+        N4_VOLUME(inputs(samples, 'N4_VOLUME', ['table', 'shrunken', 'masks', 'recipe', 'voxel_um']), options(settings, 'N4_VOLUME'))
         samples = add(samples, 'recipe', N4_VOLUME.out.bias)
     }
     if (settings.harmonize != 'off') {
-        HARMONIZE(inputs(samples, 'HARMONIZE', ['table', 'shrunken', 'masks', 'recipe', 'flat']), settings.harmonize)
+        HARMONIZE(inputs(samples, 'HARMONIZE', ['table', 'shrunken', 'masks', 'recipe', 'flat']), options(settings, 'HARMONIZE'))
         samples = add(samples, 'recipe', HARMONIZE.out.correction)
     }
 
@@ -78,19 +76,19 @@ workflow {
         samples = gather(samples, 'histograms', PLANE_STATISTICS.out.histograms, 'slabs')
     }
     if (settings.normalize) {
-        NORMALIZE(inputs(samples, 'NORMALIZE', ['table', 'histograms']), params.percentile_max)
+        NORMALIZE(inputs(samples, 'NORMALIZE', ['table', 'histograms']), options(settings, 'NORMALIZE'))
         samples = add(samples, 'recipe', NORMALIZE.out.correction)
     }
     if (settings.match != 'off') {
-        MATCH_HISTOGRAMS(inputs(samples, 'MATCH_HISTOGRAMS', ['table', 'histograms', 'recipe']), settings.match, params.n_bins)
+        MATCH_HISTOGRAMS(inputs(samples, 'MATCH_HISTOGRAMS', ['table', 'histograms', 'recipe']), options(settings, 'MATCH_HISTOGRAMS'))
         samples = add(samples, 'recipe', MATCH_HISTOGRAMS.out.correction)
     }
     if (settings.smooth_z > 0) {
-        SMOOTH_Z(inputs(samples, 'SMOOTH_Z', ['table', 'histograms', 'recipe']), settings.smooth_z)
+        SMOOTH_Z(inputs(samples, 'SMOOTH_Z', ['table', 'histograms', 'recipe']), options(settings, 'SMOOTH_Z'))
         samples = add(samples, 'recipe', SMOOTH_Z.out.correction)
     }
 
-    RENDER(inputs(slabs_of(samples), 'RENDER', ['image', 'mask', 'slab', 'masks', 'recipe']), params.ome_zarr_version, params.dtype)
+    RENDER(inputs(slabs_of(samples), 'RENDER', ['image', 'mask', 'slab', 'masks', 'recipe']), options(settings, 'RENDER'))
     samples = gather(samples, 'slabs', RENDER.out.slab, 'slabs')
     FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'slabs']), as_json(settings))
 

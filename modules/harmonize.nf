@@ -10,7 +10,7 @@ process HARMONIZE {
     tuple val(meta), val(volume),
         path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks),
         path(recipe, stageAs: 'recipe/*'), path(flat, stageAs: 'flat_field/*')
-    val mode
+    val settings
 
     output:
     tuple val(meta), path('35_harmonization.*'), emit: correction
@@ -18,7 +18,7 @@ process HARMONIZE {
     script:
     """
     n4flow-harmonize shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
-        --mode ${mode} ${flat ? "--flat-field ${flat}" : ''} --out 35_harmonization.npz --json 35_harmonization.json --threads ${task.cpus}
+        ${settings} ${flat ? "--flat-field ${flat}" : ''} --out 35_harmonization.npz --json 35_harmonization.json --threads ${task.cpus}
     """
 
     stub:

@@ -16,12 +16,7 @@ process INSPECT {
     script:
     """
     n4flow-inspect ${image} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
-        ${flat ? "--flat-field ${flat}" : ''} --harmonize ${settings.harmonize} \\
-        --bias ${settings.bias} --backend ${settings.backend} --iterations '${settings.iterations}' \\
-        --spline-um ${settings.spline_um ?: 0} --shrink ${settings.shrink ?: 0} --slab-planes ${settings.slab_planes ?: 0} \\
-        --background-radius-um ${settings.background_radius_um} \\
-        --ome-zarr-version ${settings.ome_zarr_version} --dtype ${settings.dtype} \\
-        --sections-per-task ${settings.sections_per_task} \\
+        ${flat ? "--flat-field ${flat}" : ''} ${settings} \\
         --out inspected --answer plan.json
     """
 

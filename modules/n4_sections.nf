@@ -10,7 +10,7 @@ process N4_SECTIONS {
     tuple val(meta), val(volume),
         path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch),
         val(voxel_um)
-    val n4
+    val settings
 
     output:
     tuple val(meta), path("20_bias_sections.${batch.name}.*"), emit: bias
@@ -18,8 +18,7 @@ process N4_SECTIONS {
     script:
     """
     n4flow-n4-sections shrunken --masks masks.npz --sections ${table ?: volume.sections} --batch ${batch.sections} \\
-        --voxel-um '${voxel_um}' --spline-um ${n4.spline_um ?: 0} --iterations '${n4.iterations}' \\
-        --tolerance ${n4.tolerance} --backend ${n4.backend} \\
+        --voxel-um '${voxel_um}' ${settings} \\
         --out 20_bias_sections.${batch.name}.npz --json 20_bias_sections.${batch.name}.json --threads ${task.cpus}
     """
 

@@ -10,7 +10,7 @@ process N4_VOLUME {
     tuple val(meta), val(volume),
         path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks),
         path(recipe, stageAs: 'recipe/*'), val(voxel_um)
-    val n4
+    val settings
 
     output:
     tuple val(meta), path('30_bias_volume.*'), emit: bias
@@ -19,8 +19,7 @@ process N4_VOLUME {
     script:
     """
     n4flow-n4-volume shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
-        --voxel-um '${voxel_um}' --spline-um ${n4.spline_um ?: 0} --iterations '${n4.iterations}' \\
-        --tolerance ${n4.tolerance} --backend ${n4.backend} \\
+        --voxel-um '${voxel_um}' ${settings} \\
         --out 30_bias_volume.npz --json 30_bias_volume.json --threads ${task.cpus}
     """
 

@@ -18,6 +18,17 @@ def check_parameters(params) {
     return settle(params, rules)
 }
 
+// Parameters that a process takes, those whose rule in the schema lists it, as options of its command. What a sample may have of
+// its own comes with the sample.
+def options(settings, process) {
+    def taken = parameter_rules().findAll { name, rule -> process in rule.stages && !rule.sample && settings[name] != null }
+    return taken.collect { name, rule ->
+        def option = name.replace('_', '-')
+        if (rule.type == 'boolean') { return settings[name] == rule['default'] ? '' : "--${rule['default'] ? 'no-' : ''}${option}" }
+        "--${option} '${settings[name].toString().replace("'", "'\\''")}'"
+    }.join(' ')
+}
+
 // The name that holds the one given or is held by it, or else the one with the smallest edit distance.
 def nearest(name, names) {
     return names.min { other ->
