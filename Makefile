@@ -59,13 +59,12 @@ format: $(VENV)/.package ## Format the Python code
 
 lock: | $(VENV)/bin/python ## Renew the lock files from pyproject.toml and jgo.toml
 	'$(VENV)/bin/python' -m pip install --quiet uv
-	$(COMPILE) --extra distributed --extra engine --extra bench --extra test --output-file $(LOCK)
+	$(COMPILE) --extra distributed --extra engine --extra test --output-file $(LOCK)
 	$(COMPILE) --extra gpu --constraint $(LOCK) --output-file python/requirements-gpu.lock
 	$(COMPILE) --extra gpu13 --constraint $(LOCK) --output-file python/requirements-gpu13.lock
 	'$(VENV)/bin/python' conf/engine/install.py $(STATE)/engine --lock
 
 bench: set-up ## Measure speed and memory; results go to benchmarks/results
-	@'$(VENV)/bin/python' -m pip install --quiet --constraint $(LOCK) --editable 'python[bench]'
 	@$(USE) python benchmarks/n4.py --out benchmarks/results/n4.json $(ARGS)
 
 images: ## Build both container images with docker

@@ -1,15 +1,14 @@
-"""N4 on one NVIDIA GPU: its tests, then n4flow against n4ax (JAX) and against n4flow's own CPU engine, in one run.
+"""Run the tests of N4 on one NVIDIA GPU, then compare it with n4ax (JAX) and with n4flow's CPU engine, in one run.
 
-    python benchmarks/gpu.py --out benchmarks/results/gpu.json       # all of it, in less than ten minutes
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json       # everything, in less than ten minutes
     python benchmarks/gpu.py --skip tests n4ax --sizes small         # a quick look
 
-n4ax is no requirement of n4flow: `pip install "jax[cuda12]"` and
-`pip install --ignore-requires-python --no-deps n4ax`. Where it is not there, the result says so.
+n4flow does not require n4ax: `pip install "jax[cuda12]"` and
+`pip install --ignore-requires-python --no-deps n4ax`. Where it is not installed, the results say so.
 
-Every number is from this machine and this run. Warm times are medians after a first call; device to device, a call
-begins with image and mask on the device and ends with the corrected image there, waited for. From the host, it begins
-and ends with NumPy arrays; the floor beside it is what the bus alone takes for the same bytes through page-locked
-memory.
+Warm times are medians after a first call. *Device to device*, a call begins with image and mask on the device and ends
+when the corrected image is there. *From the host*, it begins and ends with NumPy arrays; the lower limit beside it is
+the time that the bus alone needs for the same bytes through page-locked memory.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ TESTS = (
 )
 TEST_SECONDS = 180
 REPEATS = 9
-SWEEP_BYTES = 8  # that an iteration moves for a voxel: its index read; its logarithm read, its index written
+SWEEP_BYTES = 8  # moved per voxel and iteration: the index is read; the logarithm is read and the index is written
 
 
 def phantom(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +61,7 @@ def phantom(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 def seconds_of(call: Callable[[], Any], wait: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Return the seconds of a first call, and of repeated ones."""
+    """Return the seconds of the first call, and of repeated ones."""
     taken = []
     for _repeat in range(repeats + 1):
         wait()
@@ -74,7 +73,7 @@ def seconds_of(call: Callable[[], Any], wait: Callable[[], Any], repeats: int) -
 
 
 def differences(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Return how far two log fields lie apart in the mask: mean and largest of the corrected image, in percent."""
+    """Return the mean and largest difference of two corrected images in the mask, in percent, from their log fields."""
     d = (a.astype(np.float64) - b)[mask]
     free = np.abs(np.expm1(d - d.mean()))
     return {
@@ -85,7 +84,7 @@ def differences(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> dict[str, flo
 
 
 def bandwidth() -> dict[str, float]:
-    """Return what the device reads and writes in a plain copy, and what the bus carries, in GB/s."""
+    """Return the rates of a plain copy on the device and of copies over the bus, in GB/s."""
     import cupy
     import cupyx
 
@@ -115,7 +114,7 @@ def run_tests() -> dict[str, Any]:
 
 
 def measure(name: str, arguments: argparse.Namespace, rates: dict[str, float]) -> dict[str, Any]:
-    """Return the numbers of one size."""
+    """Return the measurements of one size."""
     import cupy
 
     shape, shrink = SIZES[name]
@@ -161,7 +160,7 @@ def measure(name: str, arguments: argparse.Namespace, rates: dict[str, float]) -
 
 
 def run_n4ax(image: np.ndarray, mask: np.ndarray, shrink: int) -> dict[str, Any]:
-    """Return the seconds of n4ax on the same device with the same parameters; it has no shrink of its own."""
+    """Return the seconds of n4ax on the same device with the same parameters; n4ax cannot shrink."""
     if importlib.util.find_spec("n4ax") is None or importlib.util.find_spec("jax") is None:
         return {"skipped": "n4ax is not installed"}
     import jax
@@ -178,7 +177,7 @@ def run_n4ax(image: np.ndarray, mask: np.ndarray, shrink: int) -> dict[str, Any]
 
 
 def compare_with_simpleitk() -> dict[str, Any]:
-    """Return how far GPU and CPU lie from SimpleITK on a quarter of the small size: it is the slow one."""
+    """Return how far GPU and CPU are from SimpleITK, which is slow: the image is half the small one along each axis."""
     import SimpleITK as sitk
 
     image, mask = phantom(tuple(n // 2 for n in SIZES["small"][0]))
@@ -213,7 +212,7 @@ def main() -> None:
     parser.add_argument("--skip", nargs="+", choices=["tests", "n4ax", "cpu", "simpleitk"], default=[])
     arguments = parser.parse_args()
     started = time.perf_counter()
-    # n4ax shares the device: JAX is not to take most of its memory beforehand
+    # n4ax shares the device, so JAX must not reserve most of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     info = probe_gpu()
     import cupy

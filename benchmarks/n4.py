@@ -1,15 +1,14 @@
-"""N4 side by side: n4flow, SimpleITK and n4ax on the same volumes, with the same mask and parameters, in one run.
+"""Compare N4 of n4flow, SimpleITK and n4ax on the same volumes, with the same mask and parameters, in one run.
 
-    python benchmarks/n4.py --out benchmarks/results/n4.json          # all of it; SimpleITK at full size takes minutes
+    python benchmarks/n4.py --out benchmarks/results/n4.json          # everything; SimpleITK takes minutes
     python benchmarks/n4.py --sizes half --skip n4ax                  # a quick look
     python benchmarks/n4.py --table benchmarks/results/n4.json        # the results as Markdown
 
-n4ax is no requirement of n4flow. It runs on Python 3.11 too: `pip install "jax[cpu]"` and
-`pip install --ignore-requires-python --no-deps n4ax`.
+n4flow does not require n4ax, which also runs on Python 3.11: `pip install "jax[cpu]"` and
+`pip install --ignore-requires-python --no-deps n4ax`. Without it, its columns stay empty.
 
-Every number is from this machine and this run. Times are medians of warm calls that end with the corrected image;
-ratios are of medians. The difference of two corrected images is the mean relative difference in the mask with the
-global scale removed, which N4 leaves free.
+Times are medians of warm calls that end with the corrected image; ratios are ratios of medians. The difference of two
+corrected images is the mean relative difference in the mask with the global scale removed, which N4 leaves free.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def shaded(image: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def timed_volumes(step: int) -> dict[str, Volume]:
-    """Return the volumes that are timed: a hard Otsu edge in the histogram, and a synthetic field."""
+    """Return the volumes that are timed: one with Otsu's mask and one with a synthetic field."""
     image = template(step)
     even = shaded(image)
     return {
@@ -72,7 +71,7 @@ def timed_volumes(step: int) -> dict[str, Volume]:
 
 
 def compared_volumes() -> dict[str, Volume]:
-    """Return smaller cases in which re-implementations drift from ITK."""
+    """Return smaller cases in which other implementations differ from ITK."""
     rng = np.random.default_rng(1)
     quarter, full = template(4), template(1)
     even = shaded(quarter)
@@ -114,7 +113,7 @@ def run_n4flow(image: np.ndarray, mask: np.ndarray, threads: int) -> tuple[Calla
 
 
 def run_simpleitk(image: np.ndarray, mask: np.ndarray, threads: int) -> tuple[np.ndarray, list[int], float]:
-    """Return log field, iterations and seconds of SimpleITK's filter itself."""
+    """Return log field, iterations and seconds of SimpleITK's filter."""
     import SimpleITK as sitk
 
     correction = sitk.N4BiasFieldCorrectionImageFilter()
@@ -135,7 +134,7 @@ def run_simpleitk(image: np.ndarray, mask: np.ndarray, threads: int) -> tuple[np
 
 
 def run_n4ax(image: np.ndarray, mask: np.ndarray) -> Callable[[], Any]:
-    """Return the call of n4ax that is timed; it gives corrected image and log field."""
+    """Return the call of n4ax that is timed; it returns the corrected image and the log field."""
     import jax
     import n4ax
 
@@ -149,7 +148,7 @@ def run_n4ax(image: np.ndarray, mask: np.ndarray) -> Callable[[], Any]:
 
 
 def seconds_of(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Return the seconds of repeated calls after a first one that warms up."""
+    """Return the seconds of repeated calls after one call as a warm-up."""
     call()
     taken = []
     for _repeat in range(repeats):
@@ -169,7 +168,7 @@ def difference_percent(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> tuple[
 
 
 def compare(name: str, volume: Volume, arguments: argparse.Namespace, *, timed: bool) -> dict[str, Any]:
-    """Run the tools on one volume; return what is written."""
+    """Run the tools on one volume; return its row of the results."""
     image, mask = volume
     call, describe = run_n4flow(image, mask, arguments.threads)
     ours, iterations = describe()
@@ -240,7 +239,7 @@ def over_relaxed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def apply_against_copy(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the seconds to correct a large volume by a field, and those of a plain copy by as many threads."""
+    """Return the seconds to correct a large volume by a field, and those of a plain copy with the same threads."""
     n = arguments.apply_size
     image = np.random.default_rng(0).random((n, n, n), np.float32)
     out = np.empty_like(image)
@@ -261,7 +260,7 @@ def apply_against_copy(arguments: argparse.Namespace) -> dict[str, Any]:
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    for _repeat in range(arguments.repeats):  # in turn, so that a busy moment of the machine meets all
+    for _repeat in range(arguments.repeats):  # in turn, so that other load on the machine affects all of them
         for name, call in calls.items():
             started = time.perf_counter()
             call()
@@ -309,7 +308,7 @@ print(json.dumps({"seconds": time.perf_counter() - started}))
 
 
 def in_new_processes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what needs a process of its own: memory, the first call, and the compilation after an install."""
+    """Return what needs a process of its own to be measured: memory, the first call, and compilation."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

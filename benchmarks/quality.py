@@ -1,4 +1,4 @@
-"""Do corrections repair, and do they leave alone what needs nothing? Volumes with known truth, distorted, scored.
+"""Score corrections on distorted volumes with known truth, and on volumes that need no correction.
 
     python benchmarks/quality.py --out benchmarks/results/quality.json --pictures docs/images   # half an hour
     python benchmarks/quality.py --only "phantom 7" --cases plain "nothing wrong"               # a quick look
@@ -7,10 +7,10 @@
 
 Anatomies: n4flow's phantom (its truth, undistorted), the MNI152 T1 template of the nilearn wheel (head, brain alone,
 and brain with contrast inverted), and a volume given by --mouse. Settings of the method were chosen on the anatomies of
-`TUNED` with seed 0; those of `KEPT` have seed 11 and were not used for that.
+`TUNED` with seed 0; the anatomies of `KEPT` have seed 11 and were kept apart from that choice.
 
-Each is distorted as a serial-section microscope does: shading that all planes share, shading and gain of each section,
-attenuation with depth, jitter of planes, slow drift along Z, speckle, mosaic padding. docs/quality.md has the scores.
+Each anatomy is distorted as by a serial-section microscope: shading that all planes share, shading and gain of each
+section, attenuation with depth, jitter of planes, slow drift along Z, speckle, padding. docs/quality.md has the scores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from n4 import machine  # of the benchmarks beside this one
+from n4 import machine  # benchmarks/n4.py, not a package
 from quality_volumes import CASES, EVERYWHERE, KEPT, MORE, TUNED, Distorted, distort
 
 import n4flow
@@ -41,7 +41,7 @@ from n4flow.statistics.measure import shrink_planes
 
 
 def classic(volume: Distorted) -> np.ndarray:
-    """Return what the usual chain makes of it: N4 of each section, histogram matching, smoothing along Z."""
+    """Return the result of the default chain: N4 of each section, histogram matching, smoothing along Z."""
     shrunken = shrink_planes(volume.observed, 1)
     tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
     everything = (0, len(volume.sections))
@@ -54,7 +54,7 @@ def classic(volume: Distorted) -> np.ndarray:
 
 
 def harmonized(mode: str) -> Callable[[Distorted], Any]:
-    """Return the correction of a mode."""
+    """Return the harmonisation in one of its modes, as a function of a volume."""
     return lambda volume: n4flow.harmonize(volume.observed, volume.tissue, volume.sections, mode=mode)
 
 
@@ -104,7 +104,7 @@ def score(volume: Distorted, corrected: np.ndarray) -> dict[str, float]:
 
 
 def measure(volume: Distorted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the scores of every way, and a plane and a cut along Z of each."""
+    """Return the scores of every correction in `WAYS`, and a cut along Z of each result."""
     rows: dict[str, Any] = {}
     views = {"truth": view(volume.truth, volume.tissue)}
     for name, way in WAYS.items():
@@ -121,12 +121,12 @@ def measure(volume: Distorted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def view(volume: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-    """Return the middle row of every plane, as (Z, X), over the median of tissue."""
+    """Return the middle row of every plane, as (Z, X), divided by the median of tissue."""
     return volume[:, volume.shape[1] // 2] / np.median(volume[tissue])
 
 
 def picture(views: dict[str, np.ndarray], path: Path, title: str) -> None:
-    """Draw a cut along Z of truth and of every way, in one grey window."""
+    """Draw a cut along Z of the truth and of every result, in one grey window."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -190,7 +190,7 @@ print(json.dumps({"planes": n, "sections": n // 8, "seconds": round(time.perf_co
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the results as Markdown: r / contrast over truth's / step at cuts for every way."""
+    """Return the results as Markdown: r / contrast over truth's / step at cuts for every correction."""
     lines = [f"| anatomy | case | {' | '.join(TABLED)} | oracle r |", "|---" * (len(TABLED) + 3) + "|"]
     for row in results["rows"]:
         cells = [
@@ -206,18 +206,19 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-ERRORS: dict[str, Callable[[dict[str, float], dict[str, float]], float]] = {  # of a score, given the oracle's
+# The error of each score, as a function of the scores of a correction and of the oracle.
+ERRORS: dict[str, Callable[[dict[str, float], dict[str, float]], float]] = {
     "r": lambda score, _best: -score["r"],
     "contrast": lambda score, _best: abs(score["contrast"] - 1),
     "within": lambda score, best: abs(score["within"] - best["within"]),
     "step": lambda score, _best: score["step"],
     "band": lambda score, _best: score["band"],
 }
-ROUNDING = 5e-4  # of a table of three decimals
+ROUNDING = 5e-4  # rounding error of a table with three decimals
 
 
 def poorer(results: dict[str, Any]) -> str:
-    """Return as Markdown where `safe` ends farther from truth than the distorted volume, in any score."""
+    """Return as Markdown the rows in which `safe` ends farther from truth than the distorted volume, in any score."""
     lines = ["| anatomy | case | score | nothing | safe | oracle of safe |", "|---" * 6 + "|"]
     for row in results["rows"]:
         scores = row["scores"]
@@ -231,7 +232,7 @@ def poorer(results: dict[str, Any]) -> str:
 
 @contextmanager
 def alone(lock: Path | None) -> Any:
-    """Hold a lock file while the machine is shared with others that do the same."""
+    """Hold a lock file, so that benchmarks with the same lock file run one at a time."""
     if lock is None:
         yield
         return
@@ -248,10 +249,10 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the Markdown of stored results, and stop")
     parser.add_argument("--only", nargs="+", help="anatomies")
     parser.add_argument("--cases", nargs="+", choices=CASES)
-    parser.add_argument("--mouse", type=Path, help="a real brain, of which no picture is made")
+    parser.add_argument("--mouse", type=Path, help="a volume of a real brain; no pictures are made of it")
     parser.add_argument("--pictures", type=Path, help="folder for pictures")
     parser.add_argument("--scale", type=int, nargs="*", default=[], help="planes of stacks that are timed")
-    parser.add_argument("--lock", type=Path, help="lock file that is held for one case at a time")
+    parser.add_argument("--lock", type=Path, help="lock file that is held while a case is measured")
     arguments = parser.parse_args()
     if arguments.table:
         stored = json.loads(arguments.table.read_text())

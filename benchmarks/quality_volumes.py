@@ -1,4 +1,4 @@
-"""Volumes with known truth for `quality.py`: anatomies, and what a serial-section microscope does to them."""
+"""Volumes with known truth for `quality.py`: anatomies, and the distortions of a serial-section microscope."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def template(kind: str, axis: int) -> Anatomy:
 
 
 def mouse(path: Path, axis: int) -> Anatomy:
-    """Return a real brain, smoothed by 1.5 voxels so that its own stripes are gone; its largest object is tissue."""
+    """Return a real brain, smoothed by 1.5 voxels to remove its own stripes; its largest object is tissue."""
     from skimage.filters import threshold_otsu
 
     volume = n4flow.open_volume(path, require_voxel_um=False)
@@ -97,7 +97,11 @@ KEPT = {
 
 @dataclass(frozen=True)
 class Distortion:
-    """Sizes: standard deviations of the log; attenuation from end to end of a section; speckle of the intensity."""
+    """Sizes of distortions: standard deviations of the log.
+
+    For attenuation it is the change of the log from end to end of a section, for speckle the standard deviation of
+    the intensity.
+    """
 
     shared: float = 0.2
     section: float = 0.08
@@ -128,7 +132,7 @@ MORE = {"head": tuple(CASES), "brain, axial": HARDER, "phantom 7": HARDER}
 
 @dataclass(frozen=True)
 class Distorted:
-    """A volume with truth: `observed` = `truth` exp(`log_field`) speckle, 0 in the padding; `shared` is part of it."""
+    """A volume with truth: `observed` = `truth` exp(`log_field`) speckle, 0 in padding; `log_field` has `shared`."""
 
     truth: np.ndarray
     tissue: np.ndarray
@@ -150,7 +154,7 @@ def smooth_fields(rng: np.random.Generator, count: int, height: int, width: int)
 
 
 def distort(anatomy: Anatomy, how: Distortion, seed: int) -> Distorted:
-    """Cut an anatomy into sections and image it."""
+    """Cut an anatomy into sections and distort it."""
     rng = np.random.default_rng(seed)
     truth, tissue = anatomy
     if how.oblique:
@@ -182,7 +186,7 @@ def distort(anatomy: Anatomy, how: Distortion, seed: int) -> Distorted:
     shape = 1 / how.speckle**2
     observed *= rng.standard_gamma(shape, observed.shape, np.float32) / np.float32(shape)
     outside = np.zeros(truth.shape, bool)
-    for section in sections:  # the mosaic ends elsewhere in every section
+    for section in sections:  # the border of the mosaic differs from section to section
         top, bottom, left, right = rng.integers(0, max(2, int(0.05 * n_y)), 4)
         part = outside[section.planes]
         part[:, :top], part[:, n_y - bottom :], part[:, :, :left], part[:, :, n_x - right :] = True, True, True, True

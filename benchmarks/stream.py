@@ -1,4 +1,4 @@
-"""The streaming passes beside reading alone and a plain copy of the same store by the same engine, in one run.
+"""Compare the passes over full resolution with reading alone and with a plain copy of the same store, in one run.
 
     python benchmarks/stream.py --out benchmarks/results/stream.json          # 2 Gvoxel: ten minutes a round on 2 cores
     python benchmarks/stream.py --planes 32 64 --side 512 --repeats 1         # a quick look
@@ -7,24 +7,24 @@
     python benchmarks/stream.py --table benchmarks/results/stream.json        # the results as Markdown
 
 A phantom (uint16) of 32 planes is repeated along Z, block by block; shorter volumes are its first planes. Every
-measurement is a process of its own, after a warm-up on a tiny volume, so peak resident memory is that of one pass with
-Python and compiled kernels in it. Passes take turns; times are medians, ratios are medians of ratios within a round.
-On a machine that others use too, the ratios of CPU seconds say more than those of seconds.
+measurement runs in a process of its own, after a warm-up on a tiny volume, so its peak resident memory is that of one
+pass with Python and the compiled kernels. Passes take turns; times are medians, and ratios are medians of the ratios
+within a round. On a machine that is shared with other work, ratios of CPU seconds are more reliable than ratios of
+seconds.
 
-* read: every voxel of level 0 once, by the blocks of the passes; `read_zarrs` the same by the zarrs library.
-* count: read, and counted as whole numbers in a table for each plane: less than exact statistics can do with.
-* copy: read, and written as a store like the input, uint16 with its pyramid; `copy_float32` writes float32.
+* read: reads every voxel of level 0 once, in the blocks of the passes.
+* count: reads, and counts the voxels of each plane by their value. Exact statistics cannot do with less.
+* copy: reads, and writes a store like the input, uint16 with its pyramid; `copy_float32` writes float32.
 * shrink, statistics, render: the passes of the workflow. `render` writes uint16, `render_float32` float32, both with
   the tissue mask beside the image.
-* chain: `n4flow.run`, all of it, bias fields and report included; its stages are listed apart. Its ratio is to two
-  readings and a copy.
-* peers: what a stage costs that reads the volume and writes it again by Zarr's own pipeline. A chain of them has
-  five: bias field, normalisation, matching, smoothing along Z, and the pyramid.
+* chain: `n4flow.run` as a whole, with bias fields and report; the seconds of its stages are in the results. Its ratio
+  is to two readings and a copy.
+* peers: reads the volume and writes it again by Zarr's own pipeline, as one stage of other software does. A chain of
+  such stages has five: bias field, normalisation, matching, smoothing along Z, and the pyramid.
 
-`--codec zstd` has the input compressed by Blosc's zstd, and its copy too: a copy of the same store. RENDER
-writes what it always does. `--linked` makes the files of the longer volume links to those of the phantom: it then takes
-the room of 32 planes.
-`--cold` drops the files from the page cache before each measurement, as a volume larger than memory would be.
+`--codec zstd` compresses the input and its copy by Blosc's zstd; RENDER writes LZ4 as always. `--linked` makes the
+files of a long volume links to those of the phantom, so that it needs the disk space of 32 planes. `--cold` drops the
+files from the page cache before each measurement, as if the volume were larger than memory.
 """
 
 from __future__ import annotations
@@ -49,11 +49,10 @@ from typing import Any, cast
 import numpy as np
 
 PASSES = (
-    *("read", "read_zarrs", "count", "copy", "copy_float32", "shrink", "statistics", "render", "render_float32"),
+    *("read", "count", "copy", "copy_float32", "shrink", "statistics", "render", "render_float32"),
     "peers",
 )
 BESIDE = {
-    "read_zarrs": "read",
     "count": "read",
     "shrink": "read",
     "statistics": "read",
@@ -63,8 +62,8 @@ BESIDE = {
 }
 PEER_STAGES = 5
 PLANES_PER_SECTION = 8
-PERIOD = 32  # planes of the phantom, which come again and again: only their noise would differ
-WIDE = 1 << 26  # voxels of a plane from which a phantom of it would take too long: noise on a smooth shape instead
+PERIOD = 32  # planes of the phantom, which is repeated: a longer phantom would differ only in its noise
+WIDE = 1 << 26  # voxels of a plane; larger planes are noise on a smooth shape, because a phantom would take too long
 
 
 # ------------------------------------------------------------------------------------------------------------- volumes
@@ -88,7 +87,7 @@ def write_input(path: Path, planes: int, side: int) -> None:
 
 
 def compress_by(codec: str) -> None:
-    """Have this process write chunks as n4flow does (`lz4`), or by `zstd`, level 3, with bit shuffle."""
+    """Make this process compress chunks as n4flow does (`lz4`), or by `zstd`, level 3, with bit shuffle."""
     from n4flow.io.omezarr import shards
     from n4flow.io.omezarr import store as omezarr
 
@@ -122,7 +121,7 @@ def _copy(path: Path, shape: tuple[int, int, int], dtype: str, rows_of: Callable
 
 
 def link(source: Path, target: Path, planes: int) -> None:
-    """Make a store of so many planes, level 0 alone, whose files are links to those of `source`, again and again."""
+    """Make a store of `planes` planes, with level 0 only, whose files are links to the repeated files of `source`."""
     array, group = (json.loads((source / part / "zarr.json").read_text()) for part in ("0", "."))
     depth = array["chunk_grid"]["configuration"]["chunk_shape"][0]
     period, odd = divmod(array["shape"][0], depth)
@@ -144,7 +143,7 @@ def link(source: Path, target: Path, planes: int) -> None:
 
 
 def repeat(source: Path, target: Path, planes: int) -> None:
-    """Write the planes of a store again and again, so many in all, as a store of its own."""
+    """Write a store of `planes` planes that repeats those of `source`."""
     from n4flow.io.open import open_volume
 
     volume = open_volume(source)
@@ -160,7 +159,7 @@ def repeat(source: Path, target: Path, planes: int) -> None:
 
 
 class Job:
-    """One volume, and what the passes have left of it in a folder, as the workflow's work directory would hold it."""
+    """One volume, and a folder with the files between the stages, as in the workflow's work directory."""
 
     def __init__(self, store: Path, work: Path) -> None:
         from n4flow.pipeline.parameters import resolve
@@ -177,7 +176,7 @@ class Job:
         self.volume = self.plans["input"].volume
 
     def prepare(self) -> None:
-        """Estimate all that the passes need; few iterations are enough for fields of the right size."""
+        """Estimate what the passes need; one iteration at each level makes fields of the right size."""
         from n4flow.corrections.plane_range import estimate_plane_range
         from n4flow.corrections.recipe import Recipe, save_correction
         from n4flow.pipeline.estimate import BiasSettings, find_masks, fit_sections, lookup, plane_gain
@@ -206,12 +205,10 @@ class Job:
         self.render(save=True)
         self.clear()
 
-    def read(self, engine: str = "ours") -> None:
-        """Read every voxel; with `zarrs` by that library."""
+    def read(self) -> None:
+        """Read every voxel."""
         from n4flow.pipeline.blocks import stream
 
-        if engine == "zarrs":  # a reader that knows no way of its own
-            cast(Any, self.volume.reader)._chunks = None
         for _block in stream(self.volume, 0, self.volume.shape[0]):
             pass
 
@@ -231,7 +228,7 @@ class Job:
                 run_tasks(plane, range(len(block)))
 
     def copy(self, dtype: str = "input") -> None:
-        """Read, and write a store of the same kind."""
+        """Read, and write a store like the input."""
         from n4flow.io.omezarr.slab_writer import SlabWriter
         from n4flow.io.omezarr.store import create_store
         from n4flow.pipeline.blocks import parts
@@ -303,7 +300,7 @@ class Job:
             target[z : z + depth] = source[z : z + depth]
 
     def chain(self) -> dict[str, float]:
-        """Run all of it; return the seconds of each stage."""
+        """Run the whole chain; return the seconds of each stage."""
         import n4flow
 
         result = n4flow.run(self.store, self.work / "results", dtype="input", **self.settings)
@@ -330,7 +327,7 @@ class Job:
 
 @cache
 def _counter() -> Callable[[np.ndarray, np.ndarray], None]:
-    """Return a compiled function that counts voxels in two tables in turn, as neighbours are alike."""
+    """Return a compiled function that counts voxels in two tables in turn, because equal neighbours would wait."""
     import numba
 
     @numba.njit(nogil=True)
@@ -343,7 +340,7 @@ def _counter() -> Callable[[np.ndarray, np.ndarray], None]:
 
 
 def measure(name: str, store: Path, work: Path, *, cold: bool, codec: str) -> dict[str, Any]:
-    """Time one pass in this process, which is set up as n4flow's commands are; return seconds and peak memory."""
+    """Time one pass in this process, with the settings of n4flow's commands; return seconds and peak memory."""
     from n4flow.compute.malloc import limit_arenas
 
     limit_arenas()
@@ -365,7 +362,7 @@ def measure(name: str, store: Path, work: Path, *, cold: bool, codec: str) -> di
 
 
 def peak_bytes() -> int:
-    """Return the most resident memory of this process; what `getrusage` says may be that of the one it came from."""
+    """Return the peak resident memory of this process; `getrusage` may return that of its parent process."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -384,7 +381,7 @@ def warm_up(name: str) -> None:
 
 
 def drop(store: Path) -> None:
-    """Drop a store from the page cache."""
+    """Drop the files of a store from the page cache."""
     for file in store.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:
@@ -395,7 +392,7 @@ def drop(store: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return the machine in words, and the versions that matter."""
+    """Return the machine, and the versions of the libraries that determine the speed."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     flags = next((line for line in lines if line.startswith("flags")), "")
@@ -405,7 +402,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": f"{platform.system()} on {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("n4flow", "numpy", "numba", "zarr", "zarrs", "numcodecs")},
+        "versions": {name: version(name) for name in ("n4flow", "numpy", "numba", "zarr", "tensorstore", "numcodecs")},
         "load_average_at_start": round(os.getloadavg()[0], 1),
     }
 
@@ -422,7 +419,7 @@ def in_process(name: str, store: Path, work: Path, *, cold: bool, codec: str) ->
 
 
 def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything that was asked for, volume by volume."""
+    """Measure all requested volumes, one after the other."""
     root = Path(arguments.work)
     root.mkdir(parents=True, exist_ok=True)
     kept = PERIOD if arguments.linked else max(arguments.planes)
@@ -516,20 +513,18 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     """Read the arguments; measure, or print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--planes", type=int, nargs="+", default=[128, 256, 512, 1024], help="volumes of so many planes"
-    )
+    parser.add_argument("--planes", type=int, nargs="+", default=[128, 256, 512, 1024], help="planes of each volume")
     parser.add_argument("--side", type=int, default=1408, help="voxels of a plane along Y and X")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--passes", nargs="*", choices=PASSES, default=list(PASSES))
-    parser.add_argument("--chain", action=argparse.BooleanOptionalAction, default=True, help="the whole chain too")
+    parser.add_argument("--chain", action=argparse.BooleanOptionalAction, default=True, help="the whole chain, too")
     parser.add_argument("--codec", choices=("lz4", "zstd"), default="lz4", help="of the input and its copy")
     parser.add_argument("--linked", action="store_true", help="make long volumes of links to one short one")
     parser.add_argument("--cold", action="store_true", help="drop the input from the page cache before each pass")
     parser.add_argument("--work", default="bench-stream", help="folder for the volumes; the longest one is kept")
     parser.add_argument("--out", help="where the results go, as JSON")
-    parser.add_argument("--add", action="store_true", help="keep the other volumes that the results hold already")
-    parser.add_argument("--table", help="print the table of results that were written before")
+    parser.add_argument("--add", action="store_true", help="keep the other volumes of the file of results")
+    parser.add_argument("--table", help="print the Markdown table of a file of results, and stop")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -18,7 +18,6 @@ from n4flow.n4_bias import engine
 def own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is shared out over all cores, whatever a command of another test was told in this process."""
     monkeypatch.setattr("n4flow.compute.threads._limit", [])
-    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
 
 
 @pytest.fixture(scope="session")

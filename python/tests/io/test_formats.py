@@ -12,6 +12,7 @@ import SimpleITK as sitk
 import tifffile
 
 from n4flow.errors import InputError
+from n4flow.io.formats import name_without_suffix
 from n4flow.io.nifti import NiftiReader
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
@@ -19,6 +20,24 @@ from n4flow.io.writers import write_volume
 SHAPE = (11, 17, 23)
 OPTION = "give it with voxel_um (z y x, micrometres)"
 BRAIN = Path(__file__).resolve().parents[4] / "shared" / "data" / "mouse_brain_50um.tif"
+
+
+@pytest.mark.parametrize(
+    ("name", "sample"),
+    [
+        ("a/brain.ome.zarr", "brain"),
+        ("t1.nii.gz", "t1"),
+        ("x.y.tif", "x.y"),
+        ("b.ome.tiff", "b"),
+        ("c.zarr.zip", "c"),
+        ("scan_v1.2", "scan_v1.2"),
+        ("D.Ome.Zarr.ZIP", "D"),
+        ("e.zip", "e.zip"),
+        ("f.ome.nrrd", "f.ome"),
+    ],
+)
+def test_a_sample_is_named_after_its_file(name, sample):
+    assert name_without_suffix(name) == sample
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from n4flow.errors import InputError
 from n4flow.io.writers import write_volume
 from n4flow.pipeline.parameters import resolve
-from n4flow.pipeline.plan import ENDINGS, check_name, make_plan, sample_name
+from n4flow.pipeline.plan import check_name, make_plan
 from n4flow.statistics.measure import choose_shrink
 
 
@@ -29,21 +29,6 @@ def plan(image, **parameters):
 )
 def test_shrink_brings_planes_to_512_voxels_and_not_below_32(shape, shrink):
     assert choose_shrink(shape) == shrink
-
-
-@pytest.mark.parametrize(
-    ("name", "sample"),
-    [
-        ("a/brain.ome.zarr", "brain"),
-        ("t1.nii.gz", "t1"),
-        ("x.y.tif", "x.y"),
-        ("b.ome.tiff", "b"),
-        ("c.zarr.zip", "c"),
-        ("scan_v1.2", "scan_v1.2"),
-    ],
-)
-def test_a_sample_is_named_after_its_file(name, sample):
-    assert sample_name(name) == sample
 
 
 def test_slabs_and_batches_cover_everything_once(image):
@@ -102,7 +87,6 @@ def test_a_sample_name_that_cannot_be_a_folder_is_refused(name):
 
 def test_the_workflow_reads_names_by_the_same_rules():
     groovy = (Path(__file__).parents[3] / "modules" / "samples.nf").read_text()
-    assert f"/(?i){ENDINGS}/" in groovy
     assert r"/(?U)\w[\w .+-]*/" in groovy
     for name in ("Hirn 3", "Ü_1.2", "a+b"):
         check_name(name)

@@ -130,34 +130,6 @@ def store_first(context, array, index, value, number):
 
 
 @intrinsic
-def stream(context, array, index, value):
-    """array[index : index + lanes] = value, past the caches; the address must be that of a whole vector."""
-
-    def build(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
-        stored = builder.store(values[2], address, align=4 * LANES)
-        stored.set_metadata("nontemporal", builder.module.add_metadata([_INDEX(1)]))
-        return context.get_dummy_value()
-
-    return types.void(array, index, value), build
-
-
-@intrinsic
-def prefetch(context, array, index):
-    """Ask for array[index] ahead of its use; it may lie beyond the array's end."""
-
-    def build(context, builder, signature, values):
-        byte = ir.IntType(8)
-        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), _INDEX, _INDEX, _INDEX])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        address = _address(context, builder, signature.args[0], *values, byte)
-        builder.call(function, [address, _INDEX(0), _INDEX(3), _INDEX(1)])  # to read; into every cache; data
-        return context.get_dummy_value()
-
-    return types.void(array, index), build
-
-
-@intrinsic
 def store_whole(context, array, index, value):
     """array[index : index + lanes] = the values without their fractions, as uint16."""
 

@@ -19,19 +19,18 @@ _local = threading.local()
 
 def available_threads() -> int:
     """Return how many cores this process may use; 1 in a thread of `workers`, which shares nothing out."""
-    if getattr(_local, "inside", False):
-        return 1
+    return 1 if getattr(_local, "inside", False) else thread_limit()
+
+
+def thread_limit() -> int:
+    """Return how many cores this process may use, whichever of its threads asks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, *_limit) if _limit else cores
 
 
 def limit_threads(threads: int) -> None:
-    """Let the stages of this process use at most so many threads; a job may own fewer cores than it sees.
-
-    The zarrs library makes its own threads when it first reads, as many as this variable says.
-    """
+    """Let the stages of this process use at most so many threads; a job may own fewer cores than it sees."""
     _limit[:] = [max(1, int(threads))]
-    os.environ["RAYON_NUM_THREADS"] = str(available_threads())  # it would make more than there are cores
 
 
 def workers(threads: int) -> ThreadPoolExecutor:
@@ -56,22 +55,6 @@ def crew() -> Iterator[None]:
             yield
         finally:
             _local.crew = None
-
-
-def crew_at_hand() -> ThreadPoolExecutor | None:
-    """Return the threads that `crew` keeps for this thread."""
-    crew: ThreadPoolExecutor | None = getattr(_local, "crew", None)
-    return crew
-
-
-def lent_crew() -> Callable[[], None]:
-    """Return an initializer for a thread that is to share the crew of this one, so that cores are not fought for."""
-    pool = crew_at_hand()
-
-    def join() -> None:
-        _local.crew = pool
-
-    return join
 
 
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:

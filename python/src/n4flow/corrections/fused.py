@@ -60,10 +60,14 @@ def render_on_host(passes: Sequence[Sequence[Correction]], block: np.ndarray, wh
 
 def _in_one_pass(group: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
     from n4flow.corrections import kernels
-    from n4flow.statistics.histogram_kernels import NO_FIELD
 
     block = np.require(block, np.float32, ["C", "W"])
-    nothing = {"field": NO_FIELD, "limits": kernels.NO_LIMITS, "lookup": kernels.NO_MAP, "gain": kernels.NO_GAIN}
+    nothing = {
+        "field": kernels.NO_FIELD,
+        "limits": kernels.NO_LIMITS,
+        "lookup": kernels.NO_MAP,
+        "gain": kernels.NO_GAIN,
+    }
     sources = sources_of(group, block, where)
 
     def correct(start: int, stop: int) -> None:

@@ -14,6 +14,8 @@ from n4flow.compute.numba_cache import njit
 from n4flow.n4_bias.evaluate_kernels import field_block
 
 _no_pairs, _no_plane = np.empty((0, 2), np.float32), np.empty(0, np.float32)
+_none, _few = np.empty(0, np.int32), np.empty((0, 4), np.float32)
+NO_FIELD = (np.empty((0, 0, 0), np.float32), _none, _few, _none, _few, _none, np.empty((4, 0), np.float32))
 
 
 NO_LIMITS = (_no_plane, _no_plane, np.float32(1))
@@ -105,7 +107,7 @@ def correct_planes(block: Any, field: Any, limits: Any, lookup: Any, gain: Any) 
     ----------
     block : (z, y, x) float32 array
     field : tuple
-        See `count_planes`; NO_FIELD for none.
+        `Evaluator.tables` of a bias field on the block; NO_FIELD for none.
     limits : (lower, upper, span)
         See `plane_range`; NO_LIMITS for none.
     lookup : (threshold, segments, starts)
@@ -122,7 +124,7 @@ def correct_planes(block: Any, field: Any, limits: Any, lookup: Any, gain: Any) 
     for z in range(n_z):
         here = slice(z, z + 1)
         if lattice.size:
-            field_block(z, z + 1, 0, n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x), -1)
+            field_block(z, z + 1, 0, n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x))
         if lower.size:
             plane_range(block[here], lower[here], upper[here], span)
         if starts.size:

@@ -19,7 +19,6 @@ from n4flow.io.units import micrometres_per, to_micrometres
 if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
-SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 HEADER_BYTES = 2**16
 DOMAIN = ("domain", "space", "time", "none", "???")  # kinds of axes of NRRD; others are components of a voxel
 

@@ -11,17 +11,12 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io import itk, tiff
-from n4flow.io.itk import ItkReader
-from n4flow.io.nifti import NiftiReader
+from n4flow.io.formats import EXPECTED, ZARR, read_as
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, by_axis
-from n4flow.io.omezarr.reader import ZarrReader, is_zarr
-from n4flow.io.reader import NpyReader, Reader
-from n4flow.io.tiff import TiffReader
+from n4flow.io.omezarr.reader import MARKERS
+from n4flow.io.reader import Reader
 from n4flow.io.volume import Volume
-
-FORMATS = "OME-Zarr (.zarr, .zarr.zip, .ozx), NIfTI (.nii, .nii.gz), TIFF, NRRD, MHA or .npy"
 
 
 def open_volume(
@@ -101,30 +96,22 @@ def _existing(path: Path) -> Path:
 
 
 def _reader(path: Path, level: int, channel: int | str | None, **of_a_store: Any) -> Reader:
-    name = _existing(path).name.lower()
-    if is_zarr(path):
-        return ZarrReader(path, level, channel, **of_a_store)
-    if path.is_dir():
+    folder = _existing(path).is_dir()
+    if folder and not any((path / marker).exists() for marker in MARKERS):
         inside = sorted(child.name for child in path.iterdir())
         held = listed(inside) if inside else "nothing"
-        msg = f"{path} is a folder without Zarr metadata, it holds {held}; expected {FORMATS}"
+        msg = f"{path} is a folder without Zarr metadata, it holds {held}; expected {EXPECTED}"
         raise InputError(msg)
+    kind = ZARR if folder else read_as(path)
+    if kind is ZARR:
+        return kind.read(path, channel, level=level, **of_a_store)
     if level != 0:
         msg = f"pyramid levels are read from OME-Zarr alone, not from {path}; level must be 0, got {level}"
         raise InputError(msg)
-    if name.endswith((".nii", ".nii.gz")):
-        return NiftiReader(path, channel)
-    if name.endswith(tiff.SUFFIXES):
-        return TiffReader(path, channel)
-    if name.endswith(itk.SUFFIXES):
-        return ItkReader(path, channel)
-    if name.endswith(".npy"):
-        if channel not in (None, 0, "0"):
-            msg = f"{path} has one channel, got channel {channel}; leave channel out"
-            raise InputError(msg)
-        return NpyReader(path)
-    msg = f"{path} is not a volume that n4flow reads; expected {FORMATS}"
-    raise InputError(msg)
+    if kind is None:
+        msg = f"{path} is not a volume that n4flow reads; expected {EXPECTED}"
+        raise InputError(msg)
+    return kind.read(path, channel)
 
 
 def _voxel_size(

@@ -71,12 +71,8 @@ class Reader(ABC):
 
     @property
     def by_chunks(self) -> bool:
-        """Whether boxes of whole chunks may be read by several threads, each by itself, as fast as larger boxes."""
+        """Whether several threads may each read boxes of whole chunks, as fast as one thread reads larger boxes."""
         return False
-
-    def expect(self, z: slice, y: slice, x: slice) -> None:
-        """Have the system read a box ahead, where `by_chunks` holds."""
-        raise NotImplementedError
 
 
 class ArrayReader(Reader):
@@ -96,21 +92,6 @@ class ArrayReader(Reader):
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return a view of a box."""
         return self._array[z, y, x]
-
-
-class NpyReader(ArrayReader):
-    """A `.npy` file, memory mapped."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            array = np.lib.format.open_memmap(path, mode="r")  # numpy.load would take an archive for an array, too
-        except (ValueError, EOFError, OSError) as error:
-            msg = f"{path} is not a readable .npy array: {error}; write it again with numpy.save"
-            raise InputError(msg) from error
-        super().__init__(array, path, "npy")
-
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return NpyReader, (self.path,)  # a memory map would travel as a copy
 
 
 def as_volume(array: Any, path: Path) -> Any:

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -23,7 +23,8 @@ from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
 from n4flow.io.units import micrometres_per, to_micrometres
 
-SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
+if TYPE_CHECKING:
+    from n4flow.io.volume import Volume
 
 
 class TiffReader(Reader):
@@ -205,7 +206,7 @@ def _imagej_size(tif: Any, metadata: dict[str, Any]) -> tuple[dict[str, float], 
     return voxel, reason, []
 
 
-def write_tiff(path: Path, array: np.ndarray, voxel_um: dict[str, float]) -> None:
+def write_tiff(path: Path, array: np.ndarray, voxel_um: dict[str, float], _like: Volume | None) -> None:
     """Write a (Z, Y, X) array as OME-TIFF with its voxel size; BigTIFF near 4 GB and above."""
     from tifffile import imwrite
 

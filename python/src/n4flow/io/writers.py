@@ -7,23 +7,19 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io import itk, tiff
-from n4flow.io.itk import write_itk
-from n4flow.io.nifti import write_nifti
+from n4flow.io.formats import WRITTEN, ZARR, written_as
 from n4flow.io.omezarr.layout import by_axis
-from n4flow.io.omezarr.planning import DTYPES, plan_layout
+from n4flow.io.omezarr.planning import DTYPES
+from n4flow.io.omezarr.reader import MARKERS
 from n4flow.io.omezarr.shards import disk_error
-from n4flow.io.tiff import write_tiff
 
 if TYPE_CHECKING:
     from n4flow.io.volume import Volume
-
-ENDINGS = (".zarr", ".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".tif", ".tiff", ".npy")
 
 
 def write_volume(
@@ -41,7 +37,7 @@ def write_volume(
     Parameters
     ----------
     path : path
-        Ending `.zarr`, `.nii`, `.nii.gz`, `.nrrd`, `.mha`, `.mhd`, `.tif`, `.tiff` or `.npy`.
+        Its ending is one of `n4flow.io.formats.WRITTEN`.
     array : (Z, Y, X) array
         Bool is written as uint8, and as labels to OME-Zarr.
     like : Volume, optional
@@ -60,9 +56,9 @@ def write_volume(
         Space, inodes or a quota are used up.
     """
     path = Path(path)
-    ending = next((e for e in ENDINGS if path.name.lower().endswith(e)), None)
-    if ending is None:
-        msg = f"{path} has no ending that n4flow writes; expected one of {', '.join(ENDINGS)}"
+    kind = written_as(path)
+    if kind is None:
+        msg = f"{path} has no ending that n4flow writes; expected one of {', '.join(WRITTEN)}"
         raise InputError(msg)
     array = np.asarray(array)
     if array.ndim != 3 or 0 in array.shape:
@@ -80,7 +76,8 @@ def write_volume(
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        _write(scratch / path.name, ending, array, voxel or {}, like, ome_zarr_version, labels=labels)
+        of_a_store = {"version": ome_zarr_version, "labels": labels} if kind is ZARR else {}
+        kind.write(scratch / path.name, array, voxel or {}, like, **of_a_store)
         _put_in_place(scratch, path)
     except OSError as error:
         raise disk_error(error, path) from error
@@ -90,67 +87,9 @@ def write_volume(
 
 def keeps_without_size(path: Path, like: Volume | None) -> bool:
     """Return whether a file needs no voxel size: .npy has none, NIfTI keeps the affine of a NIfTI as it is."""
-    name = path.name.lower()
-    nifti = name.endswith((".nii", ".nii.gz")) and like is not None and "affine" in like.metadata
-    return name.endswith(".npy") or nifti
-
-
-def _write(
-    path: Path,
-    ending: str,
-    array: np.ndarray,
-    voxel_um: dict[str, float],
-    like: Volume | None,
-    version: str,
-    *,
-    labels: bool,
-) -> None:
-    origin_um = like.origin_um if like is not None else dict.fromkeys("zyx", 0.0)
-    if ending == ".npy":
-        np.save(path, array)
-    elif ending in (".nii", ".nii.gz"):
-        write_nifti(path, array, voxel_um, like)
-    elif ending in tiff.SUFFIXES:
-        write_tiff(path, array, voxel_um)
-    elif ending in itk.SUFFIXES:
-        write_itk(path, array, voxel_um, like)
-    else:
-        write_zarr(path, array, voxel_um, origin_um, version, kept_metadata(like), labels=labels)
-
-
-def write_zarr(
-    path: Path,
-    array: np.ndarray,
-    voxel_um: dict[str, float],
-    origin_um: dict[str, float],
-    version: str,
-    attributes: Mapping[str, Any],
-    *,
-    labels: bool,
-) -> None:
-    """Write an array as an OME-Zarr image with its pyramid, and check it."""
-    from n4flow.io.omezarr.slab_writer import SlabWriter
-    from n4flow.io.omezarr.store import create_store, validate_store, write_omero
-
-    kind = "labels" if labels else "image"
-    layout = plan_layout(array.shape, array.dtype, voxel_um, origin_um, version=version, kind=kind)
-    create_store(path, layout, attributes)
-    for start in range(0, len(array), layout.slab_planes):
-        stop = min(start + layout.slab_planes, len(array))
-        with SlabWriter(path, layout, start, stop) as writer:
-            writer.write(array[start:stop], start)
-    finite = array[np.isfinite(array)]
-    if not labels and finite.size:
-        low, high = (float(v) for v in np.percentile(finite[:: max(1, finite.size // 10**6)], (0.1, 99.9)))
-        window = (low, high if high > low else low + 1)
-        write_omero(path, window, (float(finite.min()), float(finite.max())), path.name.split(".")[0])
-    validate_store(path)
-
-
-def kept_metadata(like: Volume | None) -> dict[str, Any]:
-    """Return what an OME-Zarr keeps of the file it comes from, so that it can go back to that format."""
-    keep = ("affine", "affine_unit", "affine_codes", "qform", "direction", "origin")
-    return {key: like.metadata[key] for key in keep if key in like.metadata} if like is not None else {}
+    kind = written_as(path)
+    name = kind.name if kind is not None else ""
+    return name == "NumPy" or (name == "NIfTI" and like is not None and "affine" in like.metadata)
 
 
 def _put_in_place(scratch: Path, path: Path) -> None:
@@ -158,7 +97,7 @@ def _put_in_place(scratch: Path, path: Path) -> None:
     for made in sorted(scratch.iterdir(), key=lambda item: item.name == path.name):
         target = path.parent / made.name
         if target.is_dir() and not target.is_symlink():
-            if not any((target / marker).exists() for marker in ("zarr.json", ".zattrs", ".zgroup", ".zarray")):
+            if not any((target / marker).exists() for marker in MARKERS):
                 msg = f"{target} is a folder and not a Zarr store; remove it or choose another name"
                 raise InputError(msg)
             os.replace(target, scratch / f"{made.name}.old")

@@ -14,14 +14,12 @@ from copy import copy
 import numpy as np
 
 from n4flow.compute.jit import pieces, share, worthwhile, writeable
-from n4flow.compute.simd import LANES
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate_kernels import field_block
 
 Axes = Sequence[np.ndarray]  # parametric coordinates of each axis
 
 NO_IMAGE = np.empty(0, np.float32)
-STREAMED_BYTES = 1 << 26  # results from this size on are written past the caches: what reads them finds them in none
 
 
 class Evaluator:
@@ -83,13 +81,12 @@ class Evaluator:
         cuts = pieces(self.shape, threads)
         in_place = _plain(out) and (image is None or _plain(image))
         whole = (NO_IMAGE if image is None else image.reshape(-1), out.reshape(-1)) if in_place else None
-        lead = _lead(image, out) if in_place else -1
 
         def work(start: int, stop: int) -> None:
             for z_start, z_stop, y_start, y_stop in cuts[start:stop]:
                 if whole:
                     block = z_start, z_stop, y_start, y_stop
-                    field_block(*block, self._lattice, *self._tables, sign, *whole, self.shape, lead)
+                    field_block(*block, self._lattice, *self._tables, sign, *whole, self.shape)
                     continue
                 place = slice(z_start, z_stop), slice(y_start, y_stop)
                 # another dtype or layout goes through a float32 copy of one piece
@@ -99,18 +96,11 @@ class Evaluator:
                 target = np.empty(shape, np.float32)
                 source = NO_IMAGE if image is None else writeable(image[place]).reshape(-1)
                 block = 0, shape[0], 0, shape[1]
-                field_block(*block, self._lattice, *tables, sign, source, target.reshape(-1), shape, -1)
+                field_block(*block, self._lattice, *tables, sign, source, target.reshape(-1), shape)
                 out[place] = target
 
         share(work, len(cuts), threads)
         return out
-
-
-def _lead(image: np.ndarray | None, out: np.ndarray) -> int:
-    """Return how many voxels of `out` lie before whole vectors, or -1 where it is not to be written past the caches."""
-    if image is None or out.nbytes < STREAMED_BYTES or image.ctypes.data == out.ctypes.data:
-        return -1
-    return (-out.ctypes.data // out.itemsize) % LANES
 
 
 def _plain(array: np.ndarray) -> bool:

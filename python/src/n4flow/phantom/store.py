@@ -17,23 +17,10 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.io.formats import WRITTEN, ZARR, suffix_of, written_as
 from n4flow.phantom.options import CLASSES
 from n4flow.phantom.volume import PhantomBlock, PhantomVolume
 
-ZARR_SUFFIXES = (".ome.zarr", ".zarr")
-SUFFIXES = (
-    *ZARR_SUFFIXES,
-    ".ome.tif",
-    ".ome.tiff",
-    ".tif",
-    ".tiff",
-    ".nii.gz",
-    ".nii",
-    ".nrrd",
-    ".mha",
-    ".mhd",
-    ".npy",
-)
 MODEL = "observed = dark + truth * bias * section_gain * plane_jitter * speckle"
 _RUN_VOXELS = 1 << 24  # voxels made at once
 
@@ -92,9 +79,9 @@ def write_phantom(
     InputError
         `path` exists, `truth` is not an empty folder, or the suffix is unknown.
     """
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s) and len(path.name) > len(s)), None)
-    if suffix is None:
-        known = ", ".join(SUFFIXES)
+    suffix = suffix_of(path, (s for s in WRITTEN if len(s) < len(path.name)))
+    if not suffix:
+        known = ", ".join(WRITTEN)
         msg = f"phantom: expected a name that ends in one of {known}, got {path.name!r}; give NAME.ome.zarr"
         raise InputError(msg)
     if path.exists():
@@ -105,7 +92,7 @@ def write_phantom(
         raise InputError(msg)
     started = time.perf_counter()
     table = path.with_name(path.name[: -len(suffix)] + ".sections.tsv")
-    is_zarr = suffix in ZARR_SUFFIXES
+    is_zarr = written_as(path) is ZARR
     if not is_zarr:
         from n4flow.io.writers import write_volume
 

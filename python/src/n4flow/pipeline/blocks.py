@@ -10,15 +10,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from n4flow.compute.threads import lent_crew, run_tasks, scratch
+from n4flow.compute.threads import run_tasks, scratch
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.volume import Volume
 
-BLOCK_BYTES = 1 << 25  # of the input's own type: enough chunks for every core, small enough for a laptop
-
-
-READ_BYTES = 1 << 28  # of the input's own type: what may be read at once so that chunks are decoded only once
+BLOCK_BYTES = (
+    1 << 25
+)  # A block's size in the input's own type: enough chunks for every core, small enough for a laptop.
+READ_BYTES = 1 << 28  # A block may be as large as this where it then decodes each chunk only once.
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def stream(
         shape = z.stop - z.start, y.stop - y.start, volume.shape[2]
         return volume.read(z, y, out=buffers[number % 2][: math.prod(shape)].reshape(shape))
 
-    with ThreadPoolExecutor(max_workers=1, initializer=lent_crew()) as reader:
+    with ThreadPoolExecutor(max_workers=1) as reader:
         ahead = reader.submit(read, 0)
         for number, (z, y) in enumerate(cuts):
             values = ahead.result()
@@ -144,11 +144,7 @@ class Part:
 def parts(volume: Volume, z_start: int, z_stop: int, chunk: tuple[int, int, int]) -> Iterator[tuple[int, int, Part]]:
     """Yield (first plane, first row, part) between two planes, to be cut into chunks of a result; see `in_parts`."""
     blocks = Blocks.of(volume, *chunk[:2])
-    cuts = list(blocks.cuts(volume, z_start, z_stop))
-    whole = slice(0, volume.shape[2])
-    for number, (z, y) in enumerate(cuts):
-        for ahead in cuts[number + 1 : number + 2]:
-            volume.reader.expect(*ahead, whole)
+    for z, y in blocks.cuts(volume, z_start, z_stop):
         yield z.start, y.start, Part(volume, z, y)
 
 

@@ -34,9 +34,9 @@ from n4flow.statistics.accumulate import PLANE_COUNTS
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
-MIN_TISSUE_VOXELS = 100  # a plane with fewer keeps its brightness
-TISSUE_THRESHOLD = 0.0  # intensity at or below which matching leaves a voxel alone: the agarose level
-LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs to enter the bias field's fit
+MIN_TISSUE_VOXELS = 100  # A plane with fewer tissue voxels keeps its brightness.
+TISSUE_THRESHOLD = 0.0  # Matching leaves voxels at or below this intensity, the agarose level, as they are.
+LEAST_VALID = 0.5  # A shrunken voxel enters the fit of a bias field where at least this share of its voxels is valid.
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.io.omezarr.checksums import Checksums, add_checksums, describe
 from n4flow.io.omezarr.layout import StoreLayout, expected_shards
-from n4flow.io.omezarr.store import create_store, validate_store, write_omero
-from n4flow.io.writers import kept_metadata
+from n4flow.io.omezarr.store import create_store, kept_metadata, validate_store, write_omero
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.plan import Plan
 from n4flow.pipeline.render import display_window, extent, output_scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from n4flow.compute.threads import available_threads, crew, run_tasks, scratch
@@ -11,12 +13,12 @@ from n4flow.io.frame import Frame, framed
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.blocks import prepared
-from n4flow.statistics.accumulate import PlaneCounter, PlaneShrinker
+from n4flow.statistics.accumulate import PlaneCounter, PlaneShrinker, strips
 from n4flow.statistics.histograms import PlaneHistograms
 from n4flow.statistics.measure import LEAST_COVER
 from n4flow.statistics.shrunken import ShrunkenVolume
 
-TASKS_OF_THREAD = 4  # that a block is cut into, so that a slow one delays little
+TASKS_OF_THREAD = 4  # A block is cut into this many tasks for each thread, so that a slow one delays little.
 
 
 def shrink_pass(
@@ -71,39 +73,30 @@ def statistics_pass(
     frame, shape = tissue.frame or Frame.whole(volume.shape), volume.shape
     volume = framed(volume, frame)
     around, pointwise = recipe.margin_first()
-    # a field alone is divided by where intensities are counted, without a copy of the block
-    alone = pointwise[0] if len(pointwise) == 1 and pointwise[0].fused == "field" else None
-    corner = (alone.frame if alone else None) or Frame.whole(shape)
-    if not corner.holds(frame):
-        alone = None
     counter = PlaneCounter(z_stop - z_start)
     with crew():
         for z, y, block in prepared(volume, z_start, z_stop, around):
-            rows, given = slice(y, y + block.shape[1]), None
+            given = None
             if tissue.given is not None:
-                given = tissue.block(slice(z, z + len(block)), rows, slice(0, volume.shape[2]))
-            fields = None
-            if alone is not None:
-                place = Where(z, frame.y_start - corner.y_start + y, frame.x_start - corner.x_start, shape)
-                fields = alone.fused_arguments(block, place)
+                box = slice(z, z + len(block)), slice(y, y + block.shape[1])
+                given = tissue.block(*box, slice(0, volume.shape[2]))
 
-            def count(planes: tuple[int, int], block=block, z=z, rows=rows, given=given, fields=fields) -> None:  # type: ignore[no-untyped-def]
-                start, last = planes
-                while start < last:
-                    stop, field = last, None
-                    if fields is not None:
-                        stop, field = fields(start, last)
-                    elif len(pointwise):
-                        stop = start + 1  # the copy stays in cache
-                    values, inside = block[start:stop], None if given is None else given[start:stop]
-                    if fields is None and len(pointwise):
-                        values = scratch("corrected", values.shape, np.float32)
-                        np.copyto(values, block[start:stop], casting="unsafe")
-                        where = Where(z + start, frame.y_start + rows.start, frame.x_start, shape, inside)
-                        values = pointwise.apply_block(values, where)
-                    found = tissue.classes(slice(z + start, z + stop), rows, inside)
-                    counter.add(z + start - z_start, values, *found, field)
-                    start = stop
+            # what is corrected stays in cache
+            height, width = block.shape[1:]
+            cuts = strips(height, width) if pointwise else [(0, height)]
+
+            def count(planes: tuple[int, int], block=block, z=z, y=y, given=given, cuts=cuts) -> None:  # type: ignore[no-untyped-def]
+                deep = 1 if pointwise else planes[1] - planes[0]
+                for start, (top, bottom) in product(range(*planes, deep), cuts):
+                    box = slice(start, start + deep), slice(top, bottom)
+                    values, inside = block[box], None if given is None else given[box]
+                    if pointwise:
+                        corrected = scratch("corrected", values.shape, np.float32)
+                        np.copyto(corrected, values, casting="unsafe")
+                        where = Where(z + start, frame.y_start + y + top, frame.x_start, shape, inside)
+                        values = pointwise.apply_block(corrected, where)
+                    found = tissue.classes(slice(z + start, z + start + deep), slice(y + top, y + bottom), inside)
+                    counter.add(z + start - z_start, values, *found)
 
             # what the interpreter does is the same for several planes as for one
             step = max(1, len(block) // (TASKS_OF_THREAD * available_threads()))

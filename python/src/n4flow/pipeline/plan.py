@@ -15,6 +15,7 @@ from n4flow.corrections.background import SpatialMeanBackground
 from n4flow.corrections.harmonization.flat import read_flat
 from n4flow.errors import InputError
 from n4flow.io.disk_space import store_needs
+from n4flow.io.formats import name_without_suffix
 from n4flow.io.frame import Frame, find_frame
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import StoreLayout
@@ -27,12 +28,8 @@ from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import choose_shrink
 
-# The endings of the formats that are read; modules/samples.nf has the same.
-ENDINGS = (
-    r"(?:\.ozx|(?:\.ome)?\.zarr(?:\.zip)?|(?:\.ome)?\.tiff?|\.btf|\.tf8|\.nii(?:\.gz)?|\.nrrd|\.nhdr|\.mh[ad]|\.npy)$"
-)
-BESIDE = 20_000_000, 24  # bytes and files beside the stores: report, tables, recipe with its corrections, provenance
-RESERVED = ("mask", "pipeline_info")  # what else has a name in the results
+BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
+RESERVED = ("mask", "pipeline_info")  # Names that the results use themselves.
 
 
 @dataclass(frozen=True)
@@ -169,22 +166,13 @@ def make_plan(
     InputError
         Any fault of the input; the message begins with the sample's name.
     """
-    sample = sample or sample_name(image)
+    sample = sample or name_without_suffix(image)
     check_name(sample)
     try:
         return _plan(Path(image), parameters, sample, frame, planes)
     except InputError as error:
         msg = f"sample {sample}: {error}"
         raise InputError(msg) from error
-
-
-def sample_name(image: str | Path) -> str:
-    """Return a file's name without the ending of its format.
-
-    >>> sample_name("data/brain.ome.zarr"), sample_name("t1.nii.gz"), sample_name("a.b.tif")
-    ('brain', 't1', 'a.b')
-    """
-    return re.sub(ENDINGS, "", Path(image).name, flags=re.IGNORECASE)
 
 
 def check_name(sample: str) -> None:

@@ -33,8 +33,8 @@ from n4flow.statistics.accumulate import MOST_TILES, Tile, TileShrinker
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import Shrunken, ShrunkenVolume, runs
 
-RUN_VOXELS = 1 << 18  # a megabyte of float32: it stays in a thread's cache, and the interpreter's part is small
-WINDOW_PIXELS = 1 << 22  # of the shrunken result, that a display window is taken from
+RUN_VOXELS = 1 << 18  # Voxels corrected at a time: a megabyte of float32 stays in a core's cache.
+WINDOW_PIXELS = 1 << 22  # Voxels of the shrunken result that the display window is taken from, at most.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Peak memory of the stages and room for their files, from shapes and types alone: what is asked for beforehand."""
+"""Memory and disk space that the stages need, predicted from shapes and types alone before a run begins."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from n4flow.pipeline.blocks import Blocks, in_parts
 from n4flow.statistics.accumulate import MOST_TILES, STRIP_VOXELS
 from n4flow.statistics.bins import N_BINS
 
-INTERPRETER = 450_000_000  # Python, its libraries, and the compiler where kernels are not in its cache yet
-MARGIN = 1.2  # allocators round up, and keep some of what is given back
-SHRUNKEN = 12  # of a shrunken voxel: its mean, its share of valid voxels, and both as they are packed for a file
-FITTED = 12  # of a shrunken voxel that a bias field is fitted to, or that is harmonized; measured 11.5 and 11.4
-FITTED_BY_ITK = 56  # measured 54.7
-HELD_PLANES = 48  # of shrunken planes that a stage reads, smooths or measures at a time, with those around them
-HISTOGRAM = 3 * 8 * 8192  # of a plane: values and counts of three classes over eight octaves
-DISTRIBUTIONS = HELD_BYTES + 8 * 8 * N_BINS  # those of sections that are kept, and the pooled ones
-PAIR = 12  # of a histogram: the value and the count of a bin that has at least one voxel
-SHRUNKEN_FILE = 8  # of a shrunken voxel in a file, where neither its mean nor its share of valid voxels compresses
-PLANE_FILE = 160  # of a plane's counts, and of the headers of what is compressed
-ARCHIVE = 8192  # headers and names of the arrays of one file
+INTERPRETER = 450_000_000  # Bytes of Python, its libraries, and the compiler where kernels are not cached yet.
+MARGIN = 1.2  # Allocators round sizes up, and keep a part of what is released.
+SHRUNKEN = (
+    12  # Bytes of a shrunken voxel: mean and share of valid voxels, and both again as they are packed for a file.
+)
+FITTED = 12  # Bytes of a shrunken voxel while a field is fitted (measured 11.5) or sections are harmonized (11.4).
+FITTED_BY_ITK = 56  # The same where SimpleITK fits the field; measured 54.7.
+HELD_PLANES = 48  # Shrunken planes that a stage reads, smooths or measures at a time, with those around them.
+HISTOGRAM = 3 * 8 * 8192  # Bytes of a plane's histograms: values and counts of three classes over eight octaves.
+DISTRIBUTIONS = HELD_BYTES + 8 * 8 * N_BINS  # Bytes of the sections' distributions that are cached, and of pooled ones.
+PAIR = 12  # Bytes of a histogram's bin that has at least one voxel: its value and its count.
+SHRUNKEN_FILE = (
+    8  # Bytes of a shrunken voxel in a file, where neither its mean nor its share of valid voxels compresses.
+)
+PLANE_FILE = 160  # Bytes of a plane's counts in a file, and of the headers of what is compressed.
+ARCHIVE = 8192  # Bytes of the headers and names of the arrays in one file.
 
 
 def pass_bytes(
@@ -70,8 +74,9 @@ def pass_bytes(
     masks = small * planes * 9 // 8  # as they are read, and as bits
     whole = not margin and in_parts(volume, 0, layout.levels[0].chunks)
     held = threads * math.prod(layout.levels[0].chunks) * volume.dtype.itemsize if whole else 2 * render.nbytes(volume)
+    rows_of_blocks = 2 * shrink * read.depth * volume.shape[2] * volume.dtype.itemsize  # that go on in the next block
     parts = {
-        "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * SHRUNKEN + 12 * read.depth * volume.shape[2],
+        "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * SHRUNKEN + rows_of_blocks,
         "PLANE_STATISTICS": decoding + 2 * read.nbytes(volume) + tables + masks + 3 * planes * HISTOGRAM,
         "RENDER": decoding
         + held

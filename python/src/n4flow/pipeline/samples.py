@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from n4flow.errors import InputError
-from n4flow.pipeline.plan import sample_name
+from n4flow.io.formats import name_without_suffix
 
 COLUMNS = ("sample", "image", "mask", "flat_field", "sections", "voxel_um")
 
@@ -31,7 +31,7 @@ def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
 def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     """Return (sample, image, own parameters) of each sample; paths in a sample sheet are relative to it."""
     if path.suffix.lower() != ".csv":
-        return [(sample_name(path), path, {})]
+        return [(name_without_suffix(path), path, {})]
     if not path.is_file():
         msg = f"parameter input: {path} does not exist; check the path"
         raise InputError(msg)

@@ -452,6 +452,10 @@ def test_validation_finds_faulty_files(tmp_path, version, fault):
             "do not fit level 0",
         ),
         (lambda ome: ome.update(omero={"channels": [{"label": "no window"}]}), "not valid OME-Zarr"),
+        (
+            lambda ome: ome["multiscales"][0]["datasets"][1].update(path="9"),
+            "not valid OME-Zarr: it names 9, which is no array with axes z, y, x",
+        ),
     ],
 )
 def test_validation_finds_wrong_metadata(tmp_path, version, change, message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,20 @@ class FileGrid:
         """Yield all positions."""
         return itertools.product(*map(range, self.counts))
 
+    def touched(self, box: tuple[slice, ...]) -> Iterator[Index]:
+        """Yield the positions of files that a box touches; its slices have whole bounds inside the array."""
+        return itertools.product(*(range(s.start // f, -(-s.stop // f)) for s, f in zip(box, self.file, strict=True)))
+
     def keys(self) -> Iterator[str]:
         """Yield all keys."""
         return map(self.key, self.indices())
+
+
+def batched(items: Iterable[Index], most: int) -> Iterator[list[Index]]:
+    """Yield lists of at most `most` consecutive items."""
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, most)):
+        yield batch
 
 
 def zipped_sizes(path: Path, inside: str) -> dict[str, int]:

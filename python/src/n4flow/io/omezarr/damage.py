@@ -11,8 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from n4flow.io.omezarr.blosc_chunks import batched
-from n4flow.io.omezarr.chunk_grid import FileGrid
+from n4flow.io.omezarr.chunk_grid import FileGrid, Index, batched
 from n4flow.io.omezarr.shards import blosc_fault, plain_index, shard_fault
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -22,7 +21,6 @@ MOST_LOOKED_AT = 16  # files at a time: what takes time is to wait for the disks
 TOGETHER = 64  # files that a thread looks at before it asks for more
 WAITING = 64 * MOST_LOOKED_AT * TOGETHER  # files whose positions are held
 
-Index = tuple[int, ...]
 Wanted = Callable[[Index], bool]
 
 

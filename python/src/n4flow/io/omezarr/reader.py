@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import warnings
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select, spacing
-from n4flow.io.omezarr.blosc_chunks import BloscChunks
 from n4flow.io.omezarr.chunk_grid import FileGrid, listed, zipped_sizes
+from n4flow.io.omezarr.chunk_reader import ChunkReader
 from n4flow.io.omezarr.damage import Wanted, faulty_files
 from n4flow.io.reader import Reader, check_dtype
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
-ZIPPED = (".zip", ".ozx")
-
-
-def is_zarr(path: Path) -> bool:
-    """Return whether `path` is a zipped store, or a folder with Zarr metadata."""
-    if path.is_dir():
-        return any((path / marker).exists() for marker in MARKERS)
-    return path.suffix.lower() in ZIPPED
 
 
 class ZarrReader(Reader):
@@ -37,10 +29,10 @@ class ZarrReader(Reader):
     Parameters
     ----------
     path : Path
-    level : int
-        Pyramid level, 0 is the finest.
     channel : int or str, optional
         Index or label; needed where there are several.
+    level : int
+        Pyramid level, 0 is the finest.
     allow_missing_chunks : bool
         Read absent and damaged files as 0 (invalid voxels) instead of refusing the store.
     planes : (int, int), optional
@@ -55,9 +47,9 @@ class ZarrReader(Reader):
     def __init__(
         self,
         path: Path,
-        level: int = 0,
         channel: int | str | None = None,
         *,
+        level: int = 0,
         allow_missing_chunks: bool = False,
         planes: tuple[int, int] | None = None,
     ) -> None:
@@ -84,7 +76,6 @@ class ZarrReader(Reader):
             **described["extra"],
         }
         self._faulty = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
-        self._chunks = BloscChunks.of(path, array) if not self._faulty else None
 
     def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:
         """Return the positions of files of the chosen channel and planes that are absent or damaged, or refuse them."""
@@ -114,49 +105,30 @@ class ZarrReader(Reader):
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
         box = self._box(z, y, x)
-        if self._chunks is not None:
-            values: Any = np.empty([s.stop - s.start for s in box], self.dtype)
-            with self._complaining(z):
-                self._chunks.read_into(values, box)
-        else:
-            with self._complaining(z):
-                array = self._array
-                values = array[box] if not self._faulty else self._around_faults(array, box)
-        return self._select.transposed(np.asarray(values))
+        values = np.empty([s.stop - s.start for s in box], self.dtype)
+        with self._complaining(z):
+            self._fill(values, box)
+        return self._select.transposed(values)
 
     def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
         """Read a box into `out`; decoded in place, where the array's axes allow it."""
         box = self._box(z, y, x)
-        if self._faulty or not self._select.in_order or not out.flags.c_contiguous:
+        if not self._select.in_order or not out.flags.c_contiguous:
             super().read_into(out, z, y, x)
             return
-        target = out.reshape([s.stop - s.start for s in box])
-        if self._chunks is not None:
-            with self._complaining(z):
-                self._chunks.read_into(target, box)
-            return
-        from zarr.core.buffer import default_buffer_prototype
-
         with self._complaining(z):
-            buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(cast(Any, target))
-            self._array.get_basic_selection(box, out=buffer)
+            self._fill(out.reshape([s.stop - s.start for s in box]), box)
 
     @property
     def by_chunks(self) -> bool:
-        """Whether the chunks are decoded by code of ours, in the thread that asks."""
-        return self._chunks is not None and self._select.in_order
-
-    def expect(self, z: slice, y: slice, x: slice) -> None:
-        """Have the system read a box ahead."""
-        if self._chunks is not None:
-            with self._complaining(z):
-                self._chunks.expect(self._box(z, y, x))
+        """Whether tensorstore reads the array, and whole boxes of it."""
+        return not self._faulty and self._select.in_order and self._chunks.by_tensorstore
 
     @property
-    def _array(self) -> Any:
-        """The zarr array, opened once in each process."""
-        if self._handle is None:
-            self._handle = open_node(self.path, self._array_path)
+    def _chunks(self) -> ChunkReader:
+        """What reads the array, opened once in each process."""
+        if self._handle is None or self._handle.process != os.getpid():
+            self._handle = ChunkReader(self.path, open_node(self.path, self._array_path))
         return self._handle
 
     @contextmanager
@@ -169,21 +141,21 @@ class ZarrReader(Reader):
             msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
             raise InputError(msg) from error
 
-    def _around_faults(self, array: Any, box: tuple[slice, ...]) -> np.ndarray:
-        """Read file by file and leave 0 where a file is absent or damaged."""
-        out = np.zeros([s.stop - s.start for s in box], self.dtype)
-        files = array.shards or array.chunks
-        first = [s.start // f for s, f in zip(box, files, strict=True)]
-        last = [-(-s.stop // f) for s, f in zip(box, files, strict=True)]
-        for offset in np.ndindex(*(b - a for a, b in zip(first, last, strict=True))):
-            index = tuple(a + o for a, o in zip(first, offset, strict=True))
-            if index in self._faulty:
-                continue
-            part = tuple(
-                slice(max(s.start, i * f), min(s.stop, (i + 1) * f)) for s, i, f in zip(box, index, files, strict=True)
-            )
-            out[tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, box, strict=True))] = array[part]
-        return out
+    def _fill(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
+        """Read a box along all axes of the array; file by file around those that are lost, whose voxels are 0."""
+        chunks = self._chunks
+        if not self._faulty:
+            chunks.read_into(out, box)
+            return
+        out[...] = 0
+        for index in chunks.files.touched(box):
+            if index not in self._faulty:
+                part = tuple(
+                    slice(max(s.start, i * f), min(s.stop, (i + 1) * f))
+                    for s, i, f in zip(box, index, chunks.files.file, strict=True)
+                )
+                inside = tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, box, strict=True))
+                chunks.read_into(out[inside], part)
 
 
 def lost_files(path: Path, array: Any, wanted: Wanted | None = None) -> dict[tuple[int, ...], str]:
@@ -219,14 +191,7 @@ def open_node(path: Path, inside: str | None = None) -> Any:
         if inside is None and _is_group(path, root):
             # Consolidated metadata may be stale.
             return zarr.open_group(store, path=where, mode="r", use_consolidated=False)
-        array = zarr.open_array(store, path=where, mode="r")
-        # The Rust pipeline decodes on all cores; it does not read zip files, Fortran order and foreign byte order.
-        if not path.is_dir() or array.order != "C" or not array.dtype.isnative:
-            return array
-        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
-            # Where it does not know a codec it says so in a warning and leaves the array to Zarr's own pipeline.
-            warnings.simplefilter("ignore")
-            return zarr.open_array(store, path=where, mode="r")
+        return zarr.open_array(store, path=where, mode="r")
     except (OSError, AttributeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         msg = f"{path} is not a readable Zarr store: {reason}; give an OME-Zarr image or a Zarr array"

@@ -11,28 +11,21 @@ import math
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from n4flow.errors import InputError, N4flowError
+from n4flow.io.formats import name_without_suffix
 from n4flow.io.omezarr.chunk_grid import FileGrid, listed
 from n4flow.io.omezarr.damage import faulty_files
-from n4flow.io.omezarr.layout import AXES, LevelLayout, StoreLayout, expected_shards
+from n4flow.io.omezarr.layout import AXES, StoreLayout
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.shards import CODEC, LEVEL, chunk_codec, disk_error
 from n4flow.io.omezarr.slab_writer import SlabWriter
 
-__all__ = [
-    "LevelLayout",
-    "SlabWriter",
-    "StoreLayout",
-    "create_store",
-    "expected_shards",
-    "plan_layout",
-    "validate_store",
-    "write_omero",
-]
+if TYPE_CHECKING:
+    from n4flow.io.volume import Volume
 
 METHODS = {
     "image": ("mean", "mean over blocks of the level before, of finite voxels, of what there is at the edge"),
@@ -85,6 +78,32 @@ def create_store(path: str | Path, layout: StoreLayout, attributes: Mapping[str,
             )
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+def write_zarr(
+    path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None, *, version: str, labels: bool
+) -> None:
+    """Write a (Z, Y, X) array as an OME-Zarr image with its pyramid, and check it."""
+    origin_um = like.origin_um if like is not None else dict.fromkeys(AXES, 0.0)
+    kind = "labels" if labels else "image"
+    layout = plan_layout(array.shape, array.dtype, voxel_um, origin_um, version=version, kind=kind)
+    create_store(path, layout, kept_metadata(like))
+    for start in range(0, len(array), layout.slab_planes):
+        stop = min(start + layout.slab_planes, len(array))
+        with SlabWriter(path, layout, start, stop) as writer:
+            writer.write(array[start:stop], start)
+    finite = array[np.isfinite(array)]
+    if not labels and finite.size:
+        low, high = (float(v) for v in np.percentile(finite[:: max(1, finite.size // 10**6)], (0.1, 99.9)))
+        window = (low, high if high > low else low + 1)
+        write_omero(path, window, (float(finite.min()), float(finite.max())), path.name.split(".")[0])
+    validate_store(path)
+
+
+def kept_metadata(like: Volume | None) -> dict[str, Any]:
+    """Return the metadata of the input that an OME-Zarr keeps: its own format needs them to be written again."""
+    keep = ("affine", "affine_unit", "affine_codes", "qform", "direction", "origin")
+    return {key: like.metadata[key] for key in keep if key in like.metadata} if like is not None else {}
 
 
 def write_omero(path: str | Path, window: tuple[float, float], range: tuple[float, float], label: str) -> None:  # noqa: A002
@@ -177,7 +196,7 @@ def _attributes(path: Path, layout: StoreLayout, extra: Mapping[str, Any] | None
         datasets.append({"path": level.path, "coordinateTransformations": transforms})
     kind, description = METHODS[layout.kind]
     multiscale: dict[str, Any] = {
-        "name": path.name.removesuffix(".zarr").removesuffix(".ome"),
+        "name": name_without_suffix(path),
         "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in AXES],
         "datasets": datasets,
         "type": kind,
@@ -216,18 +235,23 @@ def _open_ome(path: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, Any]
 
 
 def _check_models(path: Path, group: Any, ome: Mapping[str, Any]) -> None:
-    from ome_zarr_models.v04.image import Image as Image04
-    from ome_zarr_models.v05.image import Image as Image05
-    from pydantic import ValidationError
+    """Compare the metadata with the models of their version, and the arrays that they name with the axes."""
+    import zarr
+    from yaozarrs import v04, v05
 
-    model = Image04 if group.metadata.zarr_format == 2 else Image05
+    version = v04 if group.metadata.zarr_format == 2 else v05
+    model = version.LabelImage if "image-label" in ome else version.Image
     try:
-        model.from_zarr(group)
-        if "omero" in ome:
-            from ome_zarr_models.common.omero import Omero
-
-            Omero.model_validate(ome["omero"])
-    except (ValidationError, ValueError, KeyError) as error:
+        model.model_validate(dict(ome))
+        axes = tuple(axis["name"] for axis in ome["multiscales"][0]["axes"])
+        for dataset in ome["multiscales"][0]["datasets"]:
+            array = group.get(dataset["path"])
+            # Zarr v2 has no names of dimensions
+            named = isinstance(array, zarr.Array) and getattr(array.metadata, "dimension_names", axes) == axes
+            if not named or array.ndim != len(axes):
+                msg = f"it names {dataset['path']}, which is no array with axes {', '.join(axes)}"
+                raise ValueError(msg)
+    except ValueError as error:  # what the models raise is one, too
         reason = " ".join(str(error).split())
         msg = f"{path} is not valid OME-Zarr: {reason}"
         raise N4flowError(msg) from error

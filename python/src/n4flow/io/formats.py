@@ -1,0 +1,100 @@
+"""The formats of volumes: a table, `formats.json`, that the workflow reads too.
+
+A format is added there, with the names of its reader and its writer; nothing else lists formats. Of each entry
+
+* `name` is how messages call it,
+* `suffixes` end the names of its files and are no part of a sample's name,
+* `written` are those under which it is written; none without a writer,
+* `zipped` are suffixes of files that hold a store of this format, whatever stands before them,
+* `voxels_beside` are headers whose voxels lie in another file, and the suffix of the same format in one file,
+* `reader` and `writer` are `module:name`, imported when they are needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from n4flow.io.reader import Reader
+
+
+@dataclass(frozen=True)
+class Format:
+    """One entry of the table, without what only the workflow asks for."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    written: tuple[str, ...]
+    zipped: tuple[str, ...]
+    reader: str
+    writer: str
+
+    def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
+        """Return the reader of a file; `options` are those of a store."""
+        reader: Reader = _imported(self.reader)(path, channel, **options)
+        return reader
+
+    def write(self, *arguments: Any, **options: Any) -> None:
+        """Write (path, array, voxel_um, like); `options` are those of a store."""
+        _imported(self.writer)(*arguments, **options)
+
+
+def _imported(place: str) -> Callable[..., Any]:
+    module, _colon, name = place.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
+
+def _table() -> tuple[Format, ...]:
+    entries = json.loads(Path(__file__).with_name("formats.json").read_text(encoding="utf-8"))["formats"]
+    return tuple(
+        Format(
+            name=entry["name"],
+            suffixes=tuple(entry["suffixes"]),
+            written=tuple(entry.get("written", ())),
+            zipped=tuple(entry.get("zipped", ())),
+            reader=entry["reader"],
+            writer=entry.get("writer", ""),
+        )
+        for entry in entries
+    )
+
+
+FORMATS = _table()
+ZARR = next(kind for kind in FORMATS if kind.name == "OME-Zarr")
+WRITTEN = tuple(suffix for kind in FORMATS for suffix in kind.written)
+EXPECTED = ", ".join(f"{kind.name} ({', '.join(kind.suffixes)})" for kind in FORMATS)  # for messages
+
+
+def read_as(path: str | Path) -> Format | None:
+    """Return the format of a file by its suffix; folders are stores, and files are where they are zipped."""
+    for kind in FORMATS:
+        if suffix_of(path, kind.zipped if kind is ZARR else kind.suffixes):
+            return kind
+    return None
+
+
+def written_as(path: str | Path) -> Format | None:
+    """Return the format in which a volume is written to a path."""
+    return next((kind for kind in FORMATS if suffix_of(path, kind.written)), None)
+
+
+def suffix_of(path: str | Path, suffixes: Iterable[str]) -> str:
+    """Return the longest of the suffixes that a file's name ends in, whatever its case; empty if in none."""
+    name = Path(path).name.lower()
+    return max((suffix for suffix in suffixes if name.endswith(suffix)), key=len, default="")
+
+
+def name_without_suffix(path: str | Path) -> str:
+    """Return a file's name without the suffix of its format.
+
+    >>> name_without_suffix("data/brain.ome.zarr"), name_without_suffix("T1.NII.gz"), name_without_suffix("a.b.tif")
+    ('brain', 'T1', 'a.b')
+    """
+    name = Path(path).name
+    return name[: len(name) - len(suffix_of(name, (suffix for kind in FORMATS for suffix in kind.suffixes)))]

@@ -1,0 +1,117 @@
+"""Read boxes of a Zarr array: tensorstore reads and decodes the chunks, in threads of its own.
+
+zarr-python reads what tensorstore cannot:
+
+* encodings that tensorstore refuses to open: Zarr v2 filters (delta, shuffle and others), LZ4 and LZMA, the codecs
+  `numcodecs.*` of Zarr v3, and codecs after the one that makes shards;
+* zip files, where zarr-python compares every member with its CRC-32;
+* arrays in a process that was forked from one in which tensorstore ran: its threads do not exist there, and it would
+  end the process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from n4flow.compute.threads import thread_limit
+from n4flow.io.omezarr.chunk_grid import FileGrid
+
+Box = tuple[slice, ...]
+_ran_in: list[int] = []  # the process in which tensorstore runs, once it does; a forked process inherits the number
+
+
+class ChunkReader:
+    """Reads boxes of one array.
+
+    tensorstore and zarr-python both verify checksums of chunks and of the indices of shards (CRC32C).
+
+    Parameters
+    ----------
+    path : Path
+        A folder or a zip file that holds the store.
+    array : zarr.Array
+        Opened from it.
+
+    Attributes
+    ----------
+    files : FileGrid
+    process : int
+        Where it may be used: open files and threads do not follow into a forked process.
+    """
+
+    def __init__(self, path: Path, array: Any) -> None:
+        self.process = os.getpid()
+        self.files = FileGrid.of(array)
+        self._array = array
+        self._folder = path / array.path if path.is_dir() else None
+        self._store = _open(self._folder, array) if self._folder is not None else None
+
+    @property
+    def by_tensorstore(self) -> bool:
+        """Whether tensorstore reads this array."""
+        return self._store is not None
+
+    def read_into(self, out: np.ndarray, box: Box) -> None:
+        """Read a box, slices with whole bounds along every axis of the array, into `out`, an array of its shape.
+
+        Raises
+        ------
+        OSError, ValueError
+            A file is missing or damaged; the message names it.
+        """
+        self._check_shards(box)
+        if self._store is None:
+            np.copyto(out, self._array[box])
+            return
+        import tensorstore
+
+        target = tensorstore.array(out, copy=False, write=True, context=_context(thread_limit()))
+        try:
+            target.write(self._store[box]).result()
+        except ValueError as error:  # begins with a code such as NOT_FOUND and ends with what was opened
+            reason = re.sub(r"^[A-Z_]+: |\s*\[(tensorstore_spec|source locations)=.*", "", str(error), flags=re.DOTALL)
+            raise ValueError(reason) from error
+
+    def _check_shards(self, box: Box) -> None:
+        """Refuse a box whose shards are not all there: shards may leave out chunks, so their absence is no error."""
+        if self._folder is None or self._array.shards is None:
+            return
+        for key in map(self.files.key, self.files.touched(box)):
+            if not (self._folder / key).is_file():
+                msg = f"shard {key} is missing"
+                raise FileNotFoundError(msg)
+
+
+def _open(folder: Path, array: Any) -> Any:
+    """Return an array in a folder as tensorstore opens it; None where it cannot be read so."""
+    if _ran_in and _ran_in[0] != os.getpid():
+        return None
+    import tensorstore
+
+    _ran_in[:] = [os.getpid()]
+    spec = {
+        "driver": "zarr" if array.metadata.zarr_format == 2 else "zarr3",
+        "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
+        # a file that is missing is an error; chunks that a shard leaves out hold the fill value
+        "fill_missing_data_reads": array.shards is not None,
+        "recheck_cached_data": False,
+    }
+    try:
+        return tensorstore.open(spec, open=True, read=True, context=_context(thread_limit())).result()
+    except ValueError:
+        return None
+
+
+@cache
+def _context(threads: int) -> Any:
+    """Return what all arrays of this process share: as many threads as it may use, and no cache of chunks."""
+    import tensorstore
+
+    limits = {"data_copy_concurrency": {"limit": threads}, "file_io_concurrency": {"limit": threads}}
+    return tensorstore.Context({**limits, "cache_pool": {"total_bytes_limit": 0}})
