@@ -30,7 +30,8 @@ from n4flow.n4_bias.gpu import (
 from n4flow.n4_bias.gpu import (
     sharpen as sharpen_n4_bias,
 )
-from n4flow.n4_bias.problem import degenerate, level_controls, pose
+from n4flow.n4_bias.inputs import FitInput
+from n4flow.n4_bias.problem import degenerate, level_controls, make_problem
 from n4flow.n4_bias.settings import FitSettings
 
 RNG = np.random.default_rng(11)
@@ -132,7 +133,7 @@ def test_agrees_with_the_cpu_and_the_plain_statement(device, case):
     got, expected, controls = fits(image, mask, settings, **options)
     # sums in another order move the lattice by some 1e-7; measures of a few thousand voxels by 1e-4 of themselves
     assert_equal_fits(got, expected, shape, mask, 1e-5)
-    plainly = plain.fit(pose(image, mask), controls, settings)
+    plainly = plain.fit(make_problem(image, mask), controls, settings)
     difference = (log_field(got, shape) - log_field(plainly, shape))[mask]
     # fine bins cost some 1e-6 of the corrected image; with few voxels rounding moves ITK itself by 1e-5
     assert np.abs(difference - difference.mean()).mean() < (1e-5 if mask.sum() > 5000 else 5e-5)
@@ -365,15 +366,14 @@ def test_the_engine_fits_by_the_gpu(device, caplog):
     options = {
         "controls": level_controls((4, 4, 4), 2, image.shape),
         "settings": FitSettings(iterations=(4, 3)),
-        "shape": image.shape,
-        "shrink": (1, 1, 1),
     }
+    small = FitInput(image, mask, None, image.shape, (1, 1, 1))
     with caplog.at_level("INFO", "n4flow"):
-        field = engine.fit(image, mask, None, backend="auto", **options)
-        engine.fit(image, mask, None, backend="auto", **options)
+        field = engine.fit(small, backend="auto", **options)
+        engine.fit(small, backend="auto", **options)
     assert field.backend == "gpu"
     assert [r.message for r in caplog.records if "auto" in r.message] == ["backend auto takes the gpu: emulated"]
-    expected = engine.fit(image, mask, None, backend="cpu", **options)
+    expected = engine.fit(small, backend="cpu", **options)
     assert np.abs(field.lattice - expected.lattice).max() < 1e-5
 
 

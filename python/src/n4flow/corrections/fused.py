@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.threads import share_planes
+from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import FUSED, ArgumentsOfRun, Correction, Where, in_frame
 
 
@@ -74,7 +74,7 @@ def _in_one_pass(group: Sequence[Correction], block: np.ndarray, where: Where) -
         for planes, given in runs(sources, start, stop):
             kernels.correct_planes(block[planes], *(given.get(name) or nothing[name] for name in FUSED))
 
-    share_planes(correct, len(block))
+    parallel_planes(correct, len(block))
     return block
 
 

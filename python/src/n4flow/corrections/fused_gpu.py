@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import as_mask
-from n4flow.compute.gpu import NOTHING, as_float32, guarded, stream_planes
+from n4flow.compute.gpu import NULL, as_float32, run_on_gpu, stream_planes
 from n4flow.corrections.base import FUSED, Correction, Where, in_frame
 from n4flow.corrections.fused import runs, sources_of
 from n4flow.n4_bias.gpu.evaluate import render_without_field
@@ -60,15 +60,15 @@ def render_through_gpu(passes: Sequence[Sequence[Correction]], array: np.ndarray
         if rendered is not results[0]:
             results[0][...] = rendered
 
-    guarded(lambda voxels: stream_planes(sources, work, [out], voxels), release=True)
+    run_on_gpu(lambda voxels: stream_planes(sources, work, [out], voxels), release=True)
     return out
 
 
 def _render(group: Sequence[Correction], block: Any, where: Where) -> Any:
     nothing = {
-        "limits": (NOTHING, NOTHING, np.float32(1)),
-        "lookup": (NOTHING, NOTHING, np.float32(0)),
-        "gain": (NOTHING, NOTHING),
+        "limits": (NULL, NULL, np.float32(1)),
+        "lookup": (NULL, NULL, np.float32(0)),
+        "gain": (NULL, NULL),
     }
     for planes, given in runs(sources_of(group, block, where), 0, block.shape[0]):
         field, *others = FUSED

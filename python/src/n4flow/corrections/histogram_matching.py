@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import as_block, as_mask, is_dask, probe_gpu, to_numpy
-from n4flow.compute.gpu import as_float32, guarded, on_device, stream_planes
+from n4flow.compute.gpu import as_float32, on_device, run_on_gpu, stream_planes
 from n4flow.corrections.base import Correction, Where, map_through
 from n4flow.corrections.dask import apply_lazily, count_lazily
 from n4flow.corrections.section_lookup import BORROWED, IDENTITY, MATCHED, SectionLookup
@@ -249,9 +249,9 @@ def apply_histogram_matching(
     tissue = None if mask is None else as_mask(mask, vol.shape)
     options = (n_serial_slices, n_bins, tissue_threshold, cls)
     if on_device(vol):
-        return guarded(lambda _voxels: _matched(vol, tissue, *options), release=False)
+        return run_on_gpu(lambda _voxels: _matched(vol, tissue, *options), release=False)
     if use_gpu:
-        return guarded(lambda voxels: _matched_through_gpu(vol, tissue, *options, voxels), release=True)
+        return run_on_gpu(lambda voxels: _matched_through_gpu(vol, tissue, *options, voxels), release=True)
     return _matched(vol, tissue, *options)
 
 

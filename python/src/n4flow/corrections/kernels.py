@@ -58,13 +58,13 @@ def plane_gain(block: Any, tissue: Any, gain: Any) -> None:
 def _looked_up(value, below, first, steps, end, starts, segments):  # type: ignore[no-untyped-def]
     """Return a vector of values through a map; see `plane_lookup`."""
     nothing, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
-    step = v.least(v.multiply(v.subtract(value, first), steps), end)
+    step = v.minimum(v.multiply(v.subtract(value, first), steps), end)
     step = v.where_below(value, infinity, v.where_below(first, value, step, nothing), nothing)
-    knot, number = v.pairs_at(starts, step)
+    knot, number = v.gather_pairs(starts, step)
     number = v.where_below(value, knot, number, v.add(number, v.splat(np.float32(2))))
-    knot_x, knot_y = v.pairs_at(segments, number)
-    slope, most = v.pairs_at(segments, v.add(number, v.splat(np.float32(1))))
-    mapped = v.least(v.add(knot_y, v.multiply(v.subtract(value, knot_x), slope)), most)
+    knot_x, knot_y = v.gather_pairs(segments, number)
+    slope, most = v.gather_pairs(segments, v.add(number, v.splat(np.float32(1))))
+    mapped = v.minimum(v.add(knot_y, v.multiply(v.subtract(value, knot_x), slope)), most)
     mapped = v.where_below(below, value, mapped, value)
     return v.where_zero(value, value, v.where_below(value, infinity, mapped, value))
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, to_numpy
-from n4flow.compute.threads import share_planes
+from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, map_through
 from n4flow.corrections.dask import apply_lazily, count_lazily
 from n4flow.errors import InputError
@@ -60,7 +60,7 @@ class PlaneGain(Correction):
         from n4flow.corrections import kernels
 
         block, tissue = np.ascontiguousarray(block, np.float32), to_numpy(tissue)
-        share_planes(lambda a, b: kernels.plane_gain(block[a:b], tissue[a:b], gains[a:b]), len(block))
+        parallel_planes(lambda a, b: kernels.plane_gain(block[a:b], tissue[a:b], gains[a:b]), len(block))
         return block
 
     def tissue(self, where: Where, shape: tuple[int, ...]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, is_dask
-from n4flow.compute.threads import share_planes
+from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 from n4flow.corrections.dask import apply_lazily, count_lazily, lazy_vector
 from n4flow.errors import InputError, N4flowWarning
@@ -64,7 +64,7 @@ class PlaneRange(Correction):
             block = np.ascontiguousarray(block, np.float32)
             span, planes = np.float32(self.span), slice(where.z, where.z + block.shape[0])
             lower, upper = self.lower[planes], self.upper[planes]
-            share_planes(lambda a, b: kernels.plane_range(block[a:b], lower[a:b], upper[a:b], span), len(block))
+            parallel_planes(lambda a, b: kernels.plane_range(block[a:b], lower[a:b], upper[a:b], span), len(block))
             return block
         lower, upper = (xp.asarray(a[where.z : where.z + block.shape[0], None, None]) for a in (self.lower, self.upper))
         mapped = (xp.maximum(xp.minimum(block, upper), lower) - lower) / xp.float32(self.span)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.compute.arrays import array_module
-from n4flow.compute.threads import share_planes
+from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 
 MATCHED, BORROWED, IDENTITY = 0, 1, 2
@@ -76,7 +76,7 @@ class SectionLookup(Correction):
                     block[part] = _lookup_arrays(block[part], below, segments)
 
         if xp is np:
-            share_planes(work, block.shape[0])
+            parallel_planes(work, block.shape[0])
         else:
             work(0, block.shape[0])
         return block

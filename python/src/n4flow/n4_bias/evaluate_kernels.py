@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Compiled loops that evaluate a lattice; see `evaluate`."""
+"""Evaluation of a lattice, compiled; see `evaluate`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ f4 = np.float32
 
 LANES = up(v.LANES)
 LOG2_E = f4(1.4426950408889634)
-LARGEST_LOG = f4(80.0)  # of a field or its inverse: float32 ends at 88
+LARGEST_LOG = f4(80.0)  # The log field is clipped to this magnitude, since exp overflows float32 at 88.
 ROUNDER = f4(
     12582912
-)  # 1.5 x 2^23: added to a float32 below 2^22 it leaves the whole number next to it in the low bits
-# 2^f on [-1/2, 1/2]: the Taylor terms ln(2)^k / k!; what is left out is below 1.3e-7 of the result
+)  # 1.5 x 2^23: added to a float32 number below 2^22, it leaves the nearest integer in the low bits.
+# Taylor coefficients ln(2)^k / k! of 2^f on [-1/2, 1/2]; the relative error is below 1.3e-7.
 E1 = f4(0.6931471805599453)
 E2 = f4(0.2402265069591007)
 E3 = f4(0.05550410866482158)
@@ -30,7 +30,7 @@ E6 = f4(0.0001540353039338161)
 
 @row_kernel
 def power_of_two(t):
-    """Return 2^t: with k the whole number next to t, 2^(t - k) as a series, times 2^k by the exponent's bits."""
+    """Return 2^t as 2^(t - k) by its Taylor series, times 2^k in the exponent bits, with k the integer nearest to t."""
     rounder = v.splat(ROUNDER)
     k = v.add(t, rounder)
     f = v.subtract(t, v.subtract(k, rounder))
@@ -49,14 +49,14 @@ def expand_plane(lattice, w, firsts_x, weights_x, lines, width):
     Parameters
     ----------
     lattice : (4, cy, cx) float32 array
-        The four slabs of controls that act on the plane.
+        The four slabs of control points that act on the plane.
     w : (4,) float32 array
     firsts_x : (X,) int32 array
     weights_x : (4, X) float32 array
     lines : (cy * width,) float32 array
         Written.
     width : uintp
-        Columns to a line, X or more.
+        Columns of a line, X or more.
     """
     flat = np.empty(lattice.shape[2], np.float32)
     n = up(firsts_x.size)
@@ -69,7 +69,7 @@ def expand_plane(lattice, w, firsts_x, weights_x, lines, width):
             flat[c] = fma(w[3], lattice[3, j, c], value)
         x = up(0)
         while x < n:
-            # columns between the same controls, as many as a vector has at a time
+            # A vector is computed at once if the same control points act on all of its columns.
             i = up(firsts_x[x])
             if x + LANES <= n and up(firsts_x[x + LANES - up(1)]) == i:
                 value = v.multiply(v.load(weights, x), v.splat(flat[i]))
@@ -93,11 +93,11 @@ def field_row(lines, at, width, w, logarithm, out, start, n):
     Parameters
     ----------
     lines : float32 array
-        What `expand_plane` wrote; for the field itself, of the logarithm to base 2.
+        The lines that `expand_plane` wrote; for the field itself, multiplied to logarithms to base 2.
     at, width : uintp
-        Where the row's first line of controls begins; columns to a line.
+        Index of the first of the row's four lines, and columns of a line.
     w : four vectors
-        The row's weights.
+        The weights of the row.
     logarithm : bool
     out : float32 array
     start, n : uintp
@@ -109,7 +109,7 @@ def field_row(lines, at, width, w, logarithm, out, start, n):
 
 @row_kernel
 def whole_zeros(n):
-    """Return n float32 zeros that begin at the address of a whole vector."""
+    """Return n float32 zeros at an address that is aligned to vectors."""
     room = np.zeros(n + LANES, np.float32)
     skip = (LANES - up(room.ctypes.data // room.itemsize) % LANES) % LANES
     return room[skip : skip + n]
@@ -139,7 +139,7 @@ def correct_row(lines, at, width, w, image, out, start, n):
 
 @kernel
 def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, wx, sign, image, out, shape):
-    """Write rows of planes: the log field (sign 0), exp(sign log field), or with an image, image exp(sign log field).
+    """Write rows of planes: the log field (sign 0), exp(sign log field), or, given an image, image exp(sign log field).
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, w
         Planes and rows of `out` to write.
     lattice : (cz, cy, cx) float32 array, every axis at least 4
     fz, fy, fx : (n,) int32 arrays
-        First control that acts on each plane, row, column.
+        First control point that acts on each plane, row and column.
     wz, wy : (n, 4) float32 arrays
     wx : (4, X) float32 array
     sign : float
@@ -160,7 +160,7 @@ def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, w
     n = up(shape[2])
     width = (n + LANES - up(1)) // LANES * LANES
     low = fy[y_start]
-    n_lines = fy[y_stop - 1] + 4 - low  # coordinates rise along an axis
+    n_lines = fy[y_stop - 1] + 4 - low  # since coordinates rise along an axis
     lines = whole_zeros(up(n_lines) * width + LANES)
     limit = LARGEST_LOG * LOG2_E
     for z in range(z_start, z_stop):

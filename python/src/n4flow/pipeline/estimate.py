@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.threads import crew
+from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization import Harmonization
@@ -26,7 +26,9 @@ from n4flow.masks.agarose import agarose_levels, get_agarose_mask
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue import tissue_mask_with_levels
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.n4_bias.api import fit_shrunken
+from n4flow.n4_bias.api import fit_spaced
+from n4flow.n4_bias.inputs import FitInput
+from n4flow.n4_bias.settings import fit_settings
 from n4flow.pipeline.parameters import iteration_list
 from n4flow.pipeline.stages import Stage
 from n4flow.sections import Section, SectionTable, filled_planes
@@ -135,7 +137,7 @@ def voxel_counts(planes: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: int(planes[name].sum()) for name in PLANE_COUNTS if name != "n_valid"}
 
 
-@crew()
+@reuse_threads()
 def find_masks(
     shrunken: Shrunken, sections: SectionTable, given: PackedMask | None = None
 ) -> tuple[TissueSource, dict[str, Any]]:
@@ -279,17 +281,13 @@ def _fit(
     settings: BiasSettings,
     name: str,
 ) -> Any:
-    return fit_shrunken(
-        mean,
-        inside,
-        shrink=(1, shrunken.shrink, shrunken.shrink),
-        full_shape=(mean.shape[0], *(n * shrunken.shrink for n in mean.shape[1:])),
+    full_shape = (mean.shape[0], *(n * shrunken.shrink for n in mean.shape[1:]))
+    return fit_spaced(
+        FitInput(mean, inside, None, full_shape, (1, shrunken.shrink, shrunken.shrink)),
         voxel_um=tuple(voxel_um[axis] for axis in "zyx"),
         spline_um=settings.spline_um,
-        iterations=settings.iterations,
-        tolerance=settings.tolerance,
+        settings=fit_settings(settings.iterations, settings.threads, threshold=settings.tolerance),
         backend=settings.backend,
-        threads=settings.threads,
         name=name,
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from n4flow.compute.threads import crew
+from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.recipe import MASK_NAME, Recipe
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
@@ -66,7 +66,7 @@ def link_shards(piece: Path, store: Path) -> None:
             shutil.copyfile(source, target)
 
 
-@crew()
+@reuse_threads()
 def finish(
     folder: Path,
     plan: Plan,

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from n4flow.compute.threads import available_threads, crew, run_tasks, scratch
+from n4flow.compute.threads import available_threads, reuse_threads, run_tasks, scratch
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.frame import Frame, framed
@@ -57,7 +57,7 @@ def shrink_pass(
     shape = (z_stop - z_start, *volume.shape[1:])
     shrinker = PlaneShrinker(shape, shrink, np.dtype(np.float32) if recipe else volume.dtype)
     given = PlaneShrinker(shape, shrink, np.dtype(np.uint8)) if mask is not None else None
-    with crew():
+    with reuse_threads():
         for z, y, block in prepared(volume, z_start, z_stop, recipe):
             shrinker.add(block, z - z_start, y)
             if mask is not None and given is not None:
@@ -74,7 +74,7 @@ def statistics_pass(
     volume = framed(volume, frame)
     around, pointwise = recipe.margin_first()
     counter = PlaneCounter(z_stop - z_start)
-    with crew():
+    with reuse_threads():
         for z, y, block in prepared(volume, z_start, z_stop, around):
             given = None
             if tissue.given is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.threads import run_tasks
-from n4flow.n4_bias.otsu import otsu_cut
+from n4flow.n4_bias.otsu_mask import otsu_cut
 from n4flow.report.kernels import class_sums
 from n4flow.report.pair import MIN_PIXELS, TIMES, Pair, bias_fields, median, middle, weighted_mean
 from n4flow.sections import filled_planes

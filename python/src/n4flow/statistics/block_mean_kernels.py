@@ -68,11 +68,11 @@ def _add_measures(value, sums):  # type: ignore[no-untyped-def]
     """Add a vector of voxels to the counts of finite, of valid, of negative ones, and to the extremes."""
     finite, valid, negative, low, high = sums
     none, one, infinity = v.splat(np.float32(0)), v.splat(np.float32(1)), v.splat(np.float32(np.inf))
-    size = v.greatest(value, v.subtract(none, value))
+    size = v.maximum(value, v.subtract(none, value))
     within = v.where_below(size, infinity, one, none)
     usable = v.where_below(none, size, within, none)
-    low = v.least(low, v.where_below(none, usable, value, infinity))
-    high = v.greatest(high, v.where_below(none, usable, value, v.subtract(none, infinity)))
+    low = v.minimum(low, v.where_below(none, usable, value, infinity))
+    high = v.maximum(high, v.where_below(none, usable, value, v.subtract(none, infinity)))
     below = v.where_below(value, none, usable, none)
     return v.add(finite, within), v.add(valid, usable), v.add(negative, below), low, high
 

@@ -26,14 +26,14 @@ up: Any = np.uintp
 def _add_ends(value, ends):  # type: ignore[no-untyped-def]
     """Widen the ranges of positive and of negative finite values, the latter by size, by a vector."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
-    size = v.greatest(value, v.subtract(none, value))
+    size = v.maximum(value, v.subtract(none, value))
     above = v.where_below(none, value, v.where_below(size, infinity, size, none), none)
     below = v.where_below(value, none, v.where_below(size, infinity, size, none), none)
     return (
-        v.least(ends[0], v.where_below(none, above, above, infinity)),
-        v.greatest(ends[1], above),
-        v.least(ends[2], v.where_below(none, below, below, infinity)),
-        v.greatest(ends[3], below),
+        v.minimum(ends[0], v.where_below(none, above, above, infinity)),
+        v.maximum(ends[1], above),
+        v.minimum(ends[2], v.where_below(none, below, below, infinity)),
+        v.maximum(ends[3], below),
     )
 
 
