@@ -14,7 +14,7 @@ from n4flow.corrections.recipe import Recipe, load_correction, save_correction
 from n4flow.io.volume import Volume
 from n4flow.pipeline.render import render
 from n4flow.report.html import write_report
-from n4flow.report.metrics import metrics
+from n4flow.report.metrics import pair_metrics
 from n4flow.report.pair import Pair
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import shrink_planes
@@ -114,15 +114,16 @@ def test_a_new_correction_is_a_class_and_nothing_else(tmp_path):
         "agarose": None,
         "recipe": recipe,
     }
-    found = metrics(**arrays)
+    pair = Pair(**arrays)
+    found = pair_metrics(pair)
     assert found["bias_field"] is None
     write_report(
         tmp_path / "report.html",
         sample="brain",
         volume={"shape": list(SHAPE)},
-        pair=Pair(**arrays),
-        recipe=recipe,
+        pair=pair,
         stages=[],
+        estimates={},
         parameters={},
         metrics=found,
     )
