@@ -77,7 +77,7 @@ def test_packing_surveys_what_the_plain_statement_does(dtype, shape):
         assert packed.at_high == plainly.at_high
 
 
-def test_pieces_follow_from_the_mask_alone():
+def test_strips_follow_from_the_mask_alone():
     image, mask = phantom((6, 300, 400))
     mask[2] = False
     one, four = pack(image, mask, None, 1), pack(image, mask, None, 4)
@@ -265,7 +265,7 @@ def test_a_field_that_explains_everything_ends_the_fit():
     assert np.isfinite(got.lattice).all()
 
 
-def test_two_teams_at_once(monkeypatch):
+def test_three_fits_at_once(monkeypatch):
     monkeypatch.setattr(cpu, "THREAD_VOXELS", 1)
     image, mask = phantom((13, 40, 51))
     settings = FitSettings(iterations=(10, 10), threads=2)
@@ -302,7 +302,7 @@ def test_threads_claim_their_own_strips_and_then_those_of_others(strips):
         sync.reset_claims(words, sync.SECOND_SWEEP, 3)
 
 
-def test_members_claim_every_piece_once_and_meet():
+def test_threads_claim_every_strip_once_and_meet_at_the_barrier():
     words, seen = sync.new_sync(1), np.zeros(1000, np.int64)
     order: list[str] = []
 
@@ -318,7 +318,7 @@ def test_members_claim_every_piece_once_and_meet():
     assert order == ["claimed", "met"]
 
 
-def test_a_member_that_fails_sends_the_others_home():
+def test_a_thread_that_fails_aborts_the_others():
     words = sync.new_sync(3)
     came_back = []
 

@@ -11,25 +11,15 @@ import pytest
 from emulated_gpu import Stream
 from n4_examples import phantom
 
-from n4flow.compute import simd as simd_compute
+from n4flow.compute.simd import LANES
 from n4flow.errors import InputError
 from n4flow.n4_bias import engine
 from n4flow.n4_bias import reference as plain
 from n4flow.n4_bias.cpu import fit as cpu
 from n4flow.n4_bias.cpu.convergence_kernels import itk_measure
 from n4flow.n4_bias.cpu.packing import pack
-from n4flow.n4_bias.gpu import (
-    cuda_source as cuda_source_n4_bias,
-)
-from n4flow.n4_bias.gpu import (
-    cuda_source as gpu_module,
-)
-from n4flow.n4_bias.gpu import (
-    fit as gpu,
-)
-from n4flow.n4_bias.gpu import (
-    sharpen as sharpen_n4_bias,
-)
+from n4flow.n4_bias.gpu import cuda_source, sharpen
+from n4flow.n4_bias.gpu import fit as gpu
 from n4flow.n4_bias.inputs import FitInput
 from n4flow.n4_bias.problem import degenerate, level_controls, make_problem
 from n4flow.n4_bias.settings import FitSettings
@@ -109,7 +99,7 @@ def test_what_cannot_be_fitted_is_seen(device, spoil, sentence):
 def test_numbers_keep_their_order_as_bits(value):
     bits = np.float32(value).view(np.uint32)
     ordered = ~bits if bits & np.uint32(0x80000000) else bits | np.uint32(0x80000000)
-    assert sharpen_n4_bias.from_ordered(ordered) == float(np.float32(value))
+    assert sharpen.from_ordered(ordered) == float(np.float32(value))
 
 
 # ---------------------------------------------------------------------------------------------------- the whole fit
@@ -290,10 +280,10 @@ def device_measure(kept, rest, stop):
     walks = cupy.empty(gpu.PASSES * chunks * gpu.WALK_BYTES, cupy.uint8)
     changes = cupy.asarray(np.array([rest[1:]], f8))
     measures, state = cupy.zeros(1, cupy.float64), cupy.zeros(9, cupy.float64)
-    cuda_source_n4_bias.launch("total_changes", chunks, 256, values, bounds, totals, words)
+    cuda_source.launch("total_changes", chunks, 256, values, bounds, totals, words)
     for k in range(gpu.PASSES):
-        cuda_source_n4_bias.launch("walk_chunks", chunks, 32, values, bounds, i4(chunks), totals, walks, i4(k), words)
-    cuda_source_n4_bias.launch(
+        cuda_source.launch("walk_chunks", chunks, 32, values, bounds, i4(chunks), totals, walks, i4(k), words)
+    cuda_source.launch(
         "decide", 1, 256, totals, walks, i4(chunks), i4(gpu.PASSES), changes, i4(1), f8(there + rest[0]), f8(stop),
         measures, state, words,
     )  # fmt: skip
@@ -339,7 +329,7 @@ def test_itks_measure_side_by_side(device, shape, scale):
 def test_the_measure_of_few_voxels(device, n):
     kept = (1e-3 * RNG.standard_normal(n)).astype(np.float32)
     kept[3::11] = gpu.ABSENT
-    padded = np.full(-(-n // simd_compute.LANES) * simd_compute.LANES, gpu.ABSENT, np.float32)
+    padded = np.full(-(-n // LANES) * LANES, gpu.ABSENT, np.float32)
     padded[:n] = kept
     expected = itk_measure(padded, np.uintp(padded.size), 0.0, 0.0, 0.0, 0.0)
     assert device_measure(padded, (0, 0, 0), 0.0)[0] == pytest.approx(expected, rel=1e-4)
@@ -387,7 +377,7 @@ def test_nvrtc_compiles_the_kernels(architecture):
 
     if int(architecture[3:]) not in nvrtc.getSupportedArchs():
         pytest.skip(f"this NVRTC does not know {architecture}")
-    code = gpu_module.compile_for(architecture)
+    code = cuda_source.compile_for(architecture)
     for name in ("find_rows", "fill_rows", "fit_sweep", "combine", "field_sweep", "sharpen", "walk_chunks", "decide"):
         assert name.encode() in code
 

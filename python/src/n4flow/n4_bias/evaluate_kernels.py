@@ -16,9 +16,8 @@ f4 = np.float32
 LANES = up(v.LANES)
 LOG2_E = f4(1.4426950408889634)
 LARGEST_LOG = f4(80.0)  # The log field is clipped to this magnitude, since exp overflows float32 at 88.
-ROUNDER = f4(
-    12582912
-)  # 1.5 x 2^23: added to a float32 number below 2^22, it leaves the nearest integer in the low bits.
+# 1.5 x 2^23: added to a float32 number below 2^22, it leaves the nearest integer in the low bits.
+ROUNDER = f4(12582912)
 # Taylor coefficients ln(2)^k / k! of 2^f on [-1/2, 1/2]; the relative error is below 1.3e-7.
 E1 = f4(0.6931471805599453)
 E2 = f4(0.2402265069591007)

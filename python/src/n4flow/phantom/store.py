@@ -19,12 +19,6 @@ from n4flow.io.publishing import published
 from n4flow.phantom.options import CLASSES
 from n4flow.phantom.volume import PhantomBlock, PhantomVolume
 
-ZARR_SUFFIXES = (".ome.zarr", ".zarr")
-# fmt: off
-SUFFIXES = (
-    *ZARR_SUFFIXES, ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npy",
-)
-# fmt: on
 MODEL = "observed = dark + truth * bias * section_gain * plane_jitter * speckle"
 _RUN_VOXELS = 1 << 24  # voxels of the planes that are computed and written together, at most
 
@@ -41,83 +35,80 @@ TRUTH: tuple[tuple[str, str, str, Callable[[PhantomBlock], np.ndarray]], ...] = 
 class Phantom(PhantomVolume):
     """A phantom that can be written to disk."""
 
-    def write(self, path: str | Path, truth: str | Path | None = None, **options: Any) -> dict[str, Any]:
-        """Write the volume, its section table and, if `truth` is given, the truth; see `write_phantom`."""
-        return write_phantom(self, Path(path), Path(truth) if truth is not None else None, **options)
+    def write(
+        self,
+        path: str | Path,
+        truth: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        ome_zarr_version: str = "0.5",
+        progress: Callable[[int], object] | None = None,
+    ) -> dict[str, Any]:
+        """Write the volume, its section table beside it and, if `truth` is given, its true intensities and distortions.
 
+        Memory does not grow with Z for OME-Zarr; volumes of other formats are written whole.
 
-def write_phantom(
-    phantom: PhantomVolume,
-    path: Path,
-    truth: Path | None = None,
-    *,
-    threads: int | None = None,
-    ome_zarr_version: str = "0.5",
-    progress: Callable[[int], object] | None = None,
-) -> dict[str, Any]:
-    """Write the volume, its section table beside it and, if `truth` is given, its true intensities and distortions.
+        Parameters
+        ----------
+        path : path
+            `NAME.ome.zarr`, or any other suffix that `write_volume` knows. The section table is `NAME.sections.tsv`.
+        truth : path, optional
+            A folder for truth.ome.zarr, bias.ome.zarr (float32), tissue.ome.zarr, agarose.ome.zarr, labels.ome.zarr
+            (uint8), sections.tsv, section_gain.tsv, plane_jitter.tsv and phantom.json.
+        threads : int, optional
+            By default all cores; the result does not depend on it.
+        ome_zarr_version : {'0.5', '0.4'}
+        progress : callable, optional
+            Called with the number of planes written, after each run of planes.
 
-    Memory does not grow with Z for OME-Zarr; volumes of other formats are written whole.
+        Returns
+        -------
+        dict
+            Paths of the files, shape, number of voxels, seconds.
 
-    Parameters
-    ----------
-    phantom : PhantomVolume
-    path : path
-        `NAME.ome.zarr`, or any other suffix that `write_volume` knows. The section table is `NAME.sections.tsv`.
-    truth : path, optional
-        A folder for truth.ome.zarr, bias.ome.zarr (float32), tissue.ome.zarr, agarose.ome.zarr, labels.ome.zarr
-        (uint8), sections.tsv, section_gain.tsv, plane_jitter.tsv and phantom.json.
-    threads : int, optional
-        By default all cores; the result does not depend on it.
-    ome_zarr_version : {'0.5', '0.4'}
-    progress : callable, optional
-        Called with the number of planes written, after each run of planes.
+        Raises
+        ------
+        InputError
+            `path` exists, `truth` is not an empty folder, or the suffix is unknown.
+        """
+        path, truth = Path(path), None if truth is None else Path(truth)
+        suffix = suffix_of(path, (s for s in WRITTEN if len(s) < len(path.name)))
+        if not suffix:
+            known = ", ".join(WRITTEN)
+            msg = f"phantom: expected a name that ends in one of {known}, got {path.name!r}; give NAME.ome.zarr"
+            raise InputError(msg)
+        if path.exists():
+            msg = f"phantom: {path} exists already; remove it or choose another name"
+            raise InputError(msg)
+        if truth is not None and truth.exists() and (not truth.is_dir() or any(truth.iterdir())):
+            msg = (
+                f"phantom: the truth needs a folder that is new or empty, got {truth}; remove it or choose another name"
+            )
+            raise InputError(msg)
+        started = time.perf_counter()
+        table = path.with_name(path.name[: -len(suffix)] + ".sections.tsv")
+        is_zarr = written_as(path) is ZARR
+        if not is_zarr:
+            from n4flow.io.writers import write_volume
 
-    Returns
-    -------
-    dict
-        Paths of the files, shape, number of voxels, seconds.
-
-    Raises
-    ------
-    InputError
-        `path` exists, `truth` is not an empty folder, or the suffix is unknown.
-    """
-    suffix = suffix_of(path, (s for s in WRITTEN if len(s) < len(path.name)))
-    if not suffix:
-        known = ", ".join(WRITTEN)
-        msg = f"phantom: expected a name that ends in one of {known}, got {path.name!r}; give NAME.ome.zarr"
-        raise InputError(msg)
-    if path.exists():
-        msg = f"phantom: {path} exists already; remove it or choose another name"
-        raise InputError(msg)
-    if truth is not None and truth.exists() and (not truth.is_dir() or any(truth.iterdir())):
-        msg = f"phantom: the truth needs a folder that is new or empty, got {truth}; remove it or choose another name"
-        raise InputError(msg)
-    started = time.perf_counter()
-    table = path.with_name(path.name[: -len(suffix)] + ".sections.tsv")
-    is_zarr = written_as(path) is ZARR
-    if not is_zarr:
-        from n4flow.io.writers import write_volume
-
-        write_volume(path, phantom.observed(0, phantom.shape[0], threads), voxel_um=phantom.voxel_um)
-    _write_stores(phantom, path if is_zarr else None, truth, threads, ome_zarr_version, progress)
-    phantom.sections.write(table)
-    if truth is not None:
-        _write_tables(phantom, truth)
-    seconds = time.perf_counter() - started
-    voxels = int(np.prod(phantom.shape))
-    return {
-        "store": str(path),
-        "sections": str(table),
-        "truth": str(truth) if truth is not None else None,
-        "shape": list(phantom.shape),
-        "dtype": phantom.options.dtype,
-        "voxel_um": phantom.voxel_um,
-        "voxels": voxels,
-        "seconds": round(seconds, 3),
-        "voxels_per_second": round(voxels / seconds),
-    }
+            write_volume(path, self.observed(0, self.shape[0], threads), voxel_um=self.voxel_um)
+        _write_stores(self, path if is_zarr else None, truth, threads, ome_zarr_version, progress)
+        self.sections.write(table)
+        if truth is not None:
+            _write_tables(self, truth)
+        seconds = time.perf_counter() - started
+        voxels = int(np.prod(self.shape))
+        return {
+            "store": str(path),
+            "sections": str(table),
+            "truth": str(truth) if truth is not None else None,
+            "shape": list(self.shape),
+            "dtype": self.options.dtype,
+            "voxel_um": self.voxel_um,
+            "voxels": voxels,
+            "seconds": round(seconds, 3),
+            "voxels_per_second": round(voxels / seconds),
+        }
 
 
 def _write_stores(
