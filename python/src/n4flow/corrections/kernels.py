@@ -14,14 +14,8 @@ from n4flow.compute.numba_cache import njit
 from n4flow.n4_bias.evaluate_kernels import field_block
 
 _no_pairs, _no_plane = np.empty((0, 2), np.float32), np.empty(0, np.float32)
-
-
 NO_LIMITS = (_no_plane, _no_plane, np.float32(1))
-
-
 NO_MAP = (np.float32(0), _no_pairs, _no_pairs)
-
-
 NO_GAIN = (_no_plane, np.empty((0, 0, 0), np.bool_))
 
 

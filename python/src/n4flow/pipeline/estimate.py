@@ -26,7 +26,6 @@ from n4flow.sections import Section, SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
-MIN_TISSUE_VOXELS = 100  # a plane with fewer keeps its brightness
 TISSUE_THRESHOLD = 0.0  # intensity at or below which matching leaves a voxel alone: the agarose level
 LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs to enter the bias field's fit
 
@@ -209,7 +208,7 @@ def lookup(histograms: Distributions, recipe: Recipe, sections: SectionTable, ma
 
 def plane_gain(histograms: Distributions, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
     """Smooth the tissue profile along Z."""
-    return estimate_plane_gain(histograms, recipe, sections, sigma, MIN_TISSUE_VOXELS)
+    return estimate_plane_gain(histograms, recipe, sections, sigma)
 
 
 def by_plane(sections: SectionTable) -> SectionTable:
