@@ -19,11 +19,7 @@ NO_FIELD = (np.empty((0, 0, 0), np.float32), _none, _few, _none, _few, _none, np
 
 
 NO_LIMITS = (_no_plane, _no_plane, np.float32(1))
-
-
 NO_MAP = (np.float32(0), _no_pairs, _no_pairs)
-
-
 NO_GAIN = (_no_plane, np.empty((0, 0, 0), np.bool_))
 
 

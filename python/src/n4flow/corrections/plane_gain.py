@@ -22,7 +22,7 @@ from n4flow.sections import SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.measure import plane_histograms
 
-MIN_TISSUE_VOXELS = 100
+MIN_TISSUE_VOXELS = 100  # A plane with fewer keeps its brightness.
 
 
 @dataclass

@@ -36,7 +36,6 @@ from n4flow.statistics.accumulate import PLANE_COUNTS
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
-MIN_TISSUE_VOXELS = 100  # A plane with fewer tissue voxels keeps its brightness.
 TISSUE_THRESHOLD = 0.0  # Matching leaves voxels at or below this intensity, the agarose level, as they are.
 LEAST_VALID = 0.5  # A shrunken voxel enters the fit of a bias field where at least this share of its voxels is valid.
 
@@ -300,7 +299,7 @@ def lookup(histograms: Distributions, recipe: Recipe, sections: SectionTable, ma
 
 def plane_gain(histograms: Distributions, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
     """Smooth the tissue profile along Z."""
-    return estimate_plane_gain(histograms, recipe, sections, sigma, MIN_TISSUE_VOXELS)
+    return estimate_plane_gain(histograms, recipe, sections, sigma)
 
 
 def by_plane(sections: SectionTable) -> SectionTable:

@@ -23,7 +23,7 @@ from n4flow.compute.threads import run_tasks
 from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, Classes
 from n4flow.corrections.harmonization.evidence import PROVEN
-from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N
+from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, Geometry, N
 from n4flow.corrections.harmonization.pairs import LEVEL, Pairs
 from n4flow.corrections.harmonization.system import D, Solution, System
 
@@ -83,34 +83,19 @@ class Estimator:
         self.passes = 0
 
     def _level_equations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        planes = self.chain.planes
+        planes, (rows, columns) = self.chain.planes, self.geometry.matrices
         h, n, level = np.zeros((len(planes), N)), np.zeros(len(planes)), np.zeros(len(planes))
 
         def work(k: int) -> None:
             z = planes[k]
             weights = np.float32(CLASS_WEIGHT) * self.classes.weight[z]
-            h[k] = self._project(weights)
+            h[k] = np.asarray(rows.T @ weights.astype(float) @ columns).reshape(-1)
             n[k] = weights.sum(dtype=float)
             distance = np.where(self.inside[z], self.logs[z] - self.shared - self.classes.target[z], 0)
             level[k] = (weights * distance).sum(dtype=float) / max(n[k], 1e-12)
 
         run_tasks(work, range(len(planes)))
         return h, n, level
-
-    def _project(self, weights: np.ndarray) -> np.ndarray:
-        rows, columns = self._matrices
-        return np.asarray(rows.T @ weights.astype(float) @ columns).reshape(-1)
-
-    @property
-    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        fy, wy, fx, wx = self.geometry.axes
-        found = []
-        for first, weights in ((fy, wy), (fx, wx)):
-            matrix = np.zeros((len(first), int(np.sqrt(N))))
-            for k in range(4):
-                matrix[np.arange(len(first)), first + k] += weights[:, k]
-            found.append(matrix)
-        return found[0], found[1]
 
     def sections(self, pair_passes: int, level_passes: int) -> None:
         """Fit every term except F: `pair_passes` from pairs alone, then with levels until nothing moves."""
@@ -204,7 +189,7 @@ class Estimator:
         def work(k: int) -> None:
             z = self.chain.planes[k]
             plane = np.empty(self.logs.shape[1:], np.float32)
-            kernels.plane_field(self.lattice[k].reshape(self._square), *self.geometry.axes, plane)
+            kernels.plane_field(self.lattice[k].reshape(CONTROLS, CONTROLS), *self.geometry.axes, plane)
             change[k] = ((plane - self.log_field[z])[self.inside[z]] ** 2).sum(dtype=float)
             self.log_field[z] = plane
 
@@ -214,11 +199,6 @@ class Estimator:
     @property
     def _slow(self) -> slice:
         return slice(D.stop, D.stop + self.drift.shape[1])
-
-    @property
-    def _square(self) -> tuple[int, int]:
-        side = int(np.sqrt(N))
-        return side, side
 
     def rms(self) -> float:
         """Return the rms of the log field in tissue about its mean."""
@@ -234,7 +214,7 @@ class Estimator:
     def evaluated(self, lattice: np.ndarray) -> np.ndarray:
         """Return the field of a lattice in plane."""
         plane = np.empty(self.logs.shape[1:], np.float32)
-        kernels.plane_field(lattice.reshape(self._square), *self.geometry.axes, plane)
+        kernels.plane_field(lattice.reshape(CONTROLS, CONTROLS), *self.geometry.axes, plane)
         return plane
 
     def centred(self, lattice: np.ndarray) -> np.ndarray:

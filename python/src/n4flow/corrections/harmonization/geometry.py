@@ -43,6 +43,13 @@ class Geometry:
         return np.repeat(np.arange(len(self.edges) - 1), np.diff(self.edges))
 
     @cached_property
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """(y, c) and (x, c): the values of a lattice's spline are rows @ lattice @ columns.T."""
+        return tuple(
+            bspline.weight_matrix(bspline.sample_coordinates(size, CONTROLS), CONTROLS) for size in self.shape[1:]
+        )
+
+    @cached_property
     def axes(self) -> tuple[np.ndarray, ...]:
         """First control and weights of each row, then of each column."""
         found: list[np.ndarray] = []
@@ -75,9 +82,7 @@ class Geometry:
         one, flat = np.eye(CONTROLS), np.eye(N) - 1 / N
         q = np.kron(differences(2), one) + 2 * np.kron(differences(1), differences(1)) + np.kron(one, differences(2))
         q += SLOPE * (np.kron(differences(1), one) + np.kron(one, differences(1)))
-        by, bx = (
-            bspline.weight_matrix(bspline.sample_coordinates(size, CONTROLS), CONTROLS) for size in self.shape[1:]
-        )
+        by, bx = self.matrices
         mean_square = np.kron(by.T @ by / len(by), bx.T @ bx / len(bx))
         return np.asarray(q * np.trace(mean_square @ flat @ np.linalg.inv(q + 1e-3 * np.eye(N)) @ flat))
 

@@ -15,7 +15,7 @@ from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.acceleration import Anderson
 from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, structure
 from n4flow.corrections.harmonization.estimator import SETTLED, Estimator, Terms
-from n4flow.corrections.harmonization.geometry import DEGREES, N
+from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, N
 from n4flow.corrections.harmonization.pairs import LEVEL
 
 PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 60  # iterations: from pairs alone, with levels, of F
@@ -154,7 +154,7 @@ def _with_levels(
 
 def _result(estimator: Estimator, terms: Terms, shared: np.ndarray, numbers: dict[str, float]) -> Estimate:
     found, geometry = estimator.solution, estimator.geometry
-    n_s, side = len(geometry.edges) - 1, int(np.sqrt(N))
+    n_s, side = len(geometry.edges) - 1, CONTROLS
     section, gain_sd = np.full((n_s, N), np.nan), np.full(n_s, np.nan)
     section[estimator.live] = terms.section
     gain_sd[estimator.live] = np.sqrt(found.lattice_covariance.sum(axis=(1, 2)) / N**2)
