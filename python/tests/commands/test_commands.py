@@ -34,7 +34,10 @@ def ended(arguments):
     [
         ("n4flow", "numpy"),
         ("n4flow.commands", "numpy"),
-        ("n4flow.pipeline.estimate", "scipy.ndimage scipy.optimize skimage SimpleITK matplotlib dask zarr cupy"),
+        (
+            "n4flow.pipeline.estimate",
+            "scipy.ndimage scipy.optimize skimage SimpleITK matplotlib dask zarr tensorstore cupy",
+        ),
     ],
 )
 def test_a_task_imports_nothing_that_only_other_tasks_need(module, unneeded):

@@ -48,7 +48,7 @@ def padded(dtype: str, borders: tuple[int, int, int, int], seed: int = 0) -> np.
 def test_the_frame_is_the_box_of_valid_voxels(
     tmp_path: Path, kind: str, borders: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("n4flow.io.frame.READ_BYTES", 2000)
+    monkeypatch.setattr("n4flow.io.frame.SEARCH_BYTES", 2000)
     values = padded("float32", borders)
     values[2, 0], values[3, :, -1] = np.nan, np.inf  # is not valid either
     valid = np.isfinite(values) & (values != 0)

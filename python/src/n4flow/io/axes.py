@@ -12,9 +12,8 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.omezarr.chunk_grid import FileGrid, listed
+from n4flow.io.omezarr.layout import Triple
 from n4flow.io.units import micrometres_per, to_micrometres
-
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def spacing(described: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, f
             scale, translation, stated = scale * factor, translation * factor, True
         elif kind == "translation" and isinstance(numbers, list) and len(numbers) == len(axes):
             translation = translation + np.asarray(numbers, float)
-        elif kind != "identity":  # left out, it would make the others wrong
+        elif kind != "identity":  # The size would be wrong without it.
             return voxel, origin, f"a transformation is {json.dumps(transform)}, expected scale and translation"
     if not stated:
         return voxel, origin, ""

@@ -1,4 +1,4 @@
-"""Room on the disk: what a store can take at most, and whether it is there before anything is written."""
+"""Disk space: how much a store can take at most, and whether so much is free before anything is written."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from n4flow.errors import DiskFullError
 from n4flow.io.omezarr.layout import StoreLayout, expected_shards, level_slab
 
-METADATA_FILES = 2  # of the group, at most; every level has one more
-CHUNK_OVERHEAD = 32  # bytes that a chunk of noise grows by: Blosc's header and its place in the index
-INDEX_CHECKSUM = 4  # bytes behind the index of a shard
+METADATA_FILES = 2  # Metadata files of the group, at most; every level has one more.
+CHUNK_OVERHEAD = 32  # Bytes that compression adds to a chunk of noise: Blosc's header and its entry in the index.
+INDEX_CHECKSUM = 4  # Bytes of the checksum behind the index of a shard.
 # A chunk of a mask has one bit of noise a voxel, the other bits are zeros that shuffling brings together: a seventh of
 # its bytes holds the eighth and the codec's tokens, and 600 bytes what small chunks lose (measured on random masks).
 MASK_PART, MASK_OVERHEAD = 7, 600
 
 
 def store_needs(layouts: Iterable[StoreLayout], z_start: int, z_stop: int) -> tuple[int, int]:
-    """Return the bytes and files that planes of stores take at most: noise does not compress, but for a mask's.
+    """Return the bytes and files that planes of stores take at most, which is when they hold noise.
 
     Parameters
     ----------

@@ -19,9 +19,10 @@ from n4flow.io.volume import Volume
 
 Box = tuple[slice, slice]
 
-# Of the frame, on each side: at its very end few voxels hold a spline, which then takes up anatomy.
+# Share of the frame by which a bias field's domain is wider, on each side. At the end of its domain a spline is
+# constrained by few voxels and would follow anatomy.
 FIELD_MARGIN = 1 / 16
-READ_BYTES = 1 << 25  # of the input's own type that are looked at together
+SEARCH_BYTES = 1 << 25  # Bytes of the input, in its own type, in which valid voxels are searched at a time.
 
 
 class Frame(NamedTuple):
@@ -130,11 +131,11 @@ def framed(volume: Volume, frame: Frame | None) -> Volume:
 def find_frame(volume: Volume) -> Frame:
     """Return the frame of a volume; whole planes where no voxel is valid.
 
-    Only what lies around what was found so far is read: little of a volume without padding.
+    Only what lies around the frame found so far is read, which is little in a volume without padding.
     """
     n_z, depth = volume.shape[0], volume.chunks[0]
     starts = list(range(0, n_z, depth))
-    starts.insert(0, starts.pop(len(starts) // 2))  # tissue reaches widest in the middle
+    starts.insert(0, starts.pop(len(starts) // 2))  # Tissue reaches widest in the middle.
     frame: Frame | None = None
     for start in starts:
         for y, x in _around(volume, frame):
@@ -146,7 +147,7 @@ def find_frame(volume: Volume) -> Frame:
                     frame = _joined(frame, Frame(*_ends(box[1], down), *_ends(box[2], across)))
         if frame == Frame.whole(volume.shape):
             break
-    volume.reader.let_go()
+    volume.reader.release()
     return frame or Frame.whole(volume.shape)
 
 
@@ -178,8 +179,8 @@ def _around(volume: Volume, frame: Frame | None) -> list[Box]:
 
 
 def _cut(volume: Volume, z_start: int, z_stop: int, y: slice, x: slice) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut a box into boxes of about `READ_BYTES`: whole chunks, and runs of planes where chunks are larger."""
-    room = max(1, READ_BYTES // volume.dtype.itemsize)
+    """Cut a box into boxes of about `SEARCH_BYTES`: whole chunks, and runs of planes where chunks are larger."""
+    room = max(1, SEARCH_BYTES // volume.dtype.itemsize)
     _deep, high, wide = volume.chunks
     wide *= max(1, room // ((z_stop - z_start) * high * wide))
     high *= max(1, room // ((z_stop - z_start) * high * min(wide, x.stop - x.start)))

@@ -19,8 +19,8 @@ from n4flow.io.units import micrometres_per, to_micrometres
 if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
-HEADER_BYTES = 2**16
-DOMAIN = ("domain", "space", "time", "none", "???")  # kinds of axes of NRRD; others are components of a voxel
+HEADER_BYTES = 2**16  # Part of a file in which its header is looked for.
+DOMAIN = ("domain", "space", "time", "none", "???")  # Kinds of axes of NRRD that are no components of a voxel.
 
 
 class ItkReader(Reader):
@@ -60,7 +60,7 @@ class ItkReader(Reader):
             if unit_um is not None and spacing > 0:
                 self.voxel_um[axis] = to_micrometres(spacing, unit_um)
         # ITK has the origin in the unit of the spacing, along the axes of the space; where the axes of the image are
-        # turned against those it is no origin along them, and kept beside the directions.
+        # rotated against those, it is no origin along them, and it is kept beside the directions.
         shared = units[0] if len(set(units[:3])) == 1 else None
         origin_um = [to_micrometres(v, shared) if shared is not None else 0.0 for v in reader.GetOrigin()]
         if np.allclose(direction, np.eye(len(size)), atol=1e-9):
@@ -68,7 +68,7 @@ class ItkReader(Reader):
         self.metadata = {
             "format": "itk",
             "direction": direction.ravel().tolist(),
-            "origin": [v / 1e3 for v in origin_um],  # millimetres
+            "origin": [v / 1e3 for v in origin_um],  # In millimetres.
         }
 
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
@@ -130,7 +130,7 @@ def _header(path: Path) -> dict[str, str]:
         name, _sign, value = line.decode("utf-8", errors="replace").partition(sign)
         if not line or name.strip().lower() == "elementdatafile":
             break
-        if not value.startswith("="):  # of `key:=value` the key is the writer's own
+        if not value.startswith("="):  # In `key:=value` the key is the writer's own and no field of the format.
             fields[name.strip().lower()] = value.strip()
     return fields
 

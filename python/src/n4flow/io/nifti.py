@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
 UNITS_UM = {"mm": 1e3, "micron": 1.0, "meter": 1e6}
-NIFTI1_LONGEST = 32767  # voxels along an axis
+NIFTI1_LONGEST = 32767  # Voxels along an axis that the header of NIfTI-1 can state.
 
 
 class NiftiReader(Reader):
@@ -63,7 +63,7 @@ class NiftiReader(Reader):
         exact = np.can_cast(stored, np.float32)
         self.dtype = np.dtype(np.float32 if exact else np.float64) if self._scaled else stored.newbyteorder("=")
         self._check_length()
-        # What NIfTI calls time serves all kinds of channels; axes beyond it are allowed where they hold nothing.
+        # The axis that NIfTI calls time serves all kinds of channels; further axes are allowed if their length is 1.
         named = ["c", "z", "y", "x"][-len(shape) :]
         self._select = select(path, [""] * (len(shape) - len(named)) + named, shape, channel, [])
         self.shape = self._select.volume(shape)
@@ -78,7 +78,7 @@ class NiftiReader(Reader):
         unit_um = UNITS_UM.get(unit)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
         with ImageOpener(str(self.path)) as stream:
-            stated = image.header_class.from_fileobj(stream, check=False)  # checked, a size of 0 would have become 1
+            stated = image.header_class.from_fileobj(stream, check=False)  # Checking would turn a size of 0 into 1.
         zooms = [_meant(abs(zoom)) for zoom in stated["pixdim"][1 : 1 + min(3, len(image.shape))]]
         if unit_um is None:
             self.reason = "its header names no unit of length"
@@ -87,7 +87,7 @@ class NiftiReader(Reader):
                 axis: to_micrometres(zoom, unit_um) for axis, zoom in zip("xyz", zooms, strict=False) if zoom > 0
             }
             rotation = affine[:3, :3]
-            # With a flip or a rotation the corner of the array is no origin along its axes; the affine says it all.
+            # With a flip or a rotation the corner of the array is no origin along its axes; the affine is kept instead.
             if np.array_equal(rotation, np.diag(np.diag(rotation))) and np.all(np.diag(rotation) > 0):
                 corner = zip("xyz", affine[:3, 3], strict=True)
                 self.origin_um = {axis: to_micrometres(_meant(value), unit_um) for axis, value in corner}

@@ -69,21 +69,6 @@ def open_volume(
     return Volume(reader, voxel, reader.origin_um, reader.metadata, path)
 
 
-def missing_chunks(path: str | Path) -> list[str]:
-    """Return the keys, relative to the store, of files of level 0 of a Zarr image that are absent, empty or cut short.
-
-    Raises
-    ------
-    InputError
-        There is no Zarr image at `path`.
-    """
-    from n4flow.io.omezarr.reader import find_level, lost_files, open_node
-
-    path = Path(path)
-    array, _described = find_level(path, open_node(_existing(path)), 0)
-    return ["/".join(part for part in (array.path, key) if part) for key in lost_files(path, array).values()]
-
-
 def _existing(path: Path) -> Path:
     if not path.exists():
         if scheme := re.match(r"(\w{2,}):/", str(path)):  # of the two slashes of an address a path keeps one

@@ -16,7 +16,7 @@ from typing import TextIO
 
 from n4flow.errors import InputError
 
-LOCK = "n4flow.lock"  # in a hidden folder: held by the process that fills it, whose machine it names
+LOCK = "n4flow.lock"  # Lies in a hidden folder; the process that fills the folder holds it, and it names the machine.
 
 log = logging.getLogger("n4flow")
 
@@ -43,7 +43,7 @@ def published(out: Path) -> Iterator[Path]:
         os.replace(scratch / "new", out)
     finally:
         with closing(lock):
-            _put_back(scratch, out)  # a signal may have come between the two
+            _put_back(scratch, out)  # A signal may have come between the two renamings.
             _remove(scratch, lock)
 
 
@@ -52,17 +52,17 @@ def reclaim(out: Path) -> None:
 
     A folder of another machine stays, with a warning: whether its process lives cannot be seen from here.
     """
-    name = re.compile(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}")  # as `tempfile.mkdtemp` makes them
+    name = re.compile(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}")  # As `tempfile.mkdtemp` names them.
     for lock in sorted(out.parent.glob(f".*/{LOCK}")):
         scratch = lock.parent
         if not name.fullmatch(scratch.name):
             continue
         try:
             stream = lock.open("r+", encoding="utf-8", errors="replace")
-        except OSError:  # gone meanwhile, or not ours
+        except OSError:  # It is gone meanwhile, or not ours.
             continue
         with closing(stream):
-            if not _lock(stream):  # its process lives
+            if not _lock(stream):  # Its process lives.
                 continue
             if (machine := stream.read()) != socket.gethostname():
                 log.warning("warning: %s was left by a run on %s; remove it if that run is over", scratch, machine)
@@ -78,9 +78,9 @@ def reclaim(out: Path) -> None:
 
 
 def _locked(scratch: Path) -> TextIO:
-    """Return the lock of a hidden folder, which has its name only when it is held.
+    """Return the lock of a hidden folder; its file gets the name `LOCK` once the lock is held.
 
-    On a file system without locks it never has: what is left there stays until someone removes it.
+    On a file system without locks it never does: folders that are left there stay until someone removes them.
     """
     unnamed = scratch / f".{LOCK}"
     stream = unnamed.open("w", encoding="utf-8")
@@ -110,9 +110,9 @@ def _put_back(scratch: Path, out: Path) -> bool:
 
 
 def _remove(scratch: Path, lock: TextIO) -> bool:
-    """Remove a hidden folder, its lock last: so whoever is killed on the way, the next one finds it.
+    """Remove a hidden folder, its lock last: if this process is killed on the way, the next one finds the folder.
 
-    What is removed is first called so: a part of a result is not to be put back.
+    An old result is renamed before it is removed, so that a part of it is never put back.
     """
     old, gone = scratch / "old", scratch / "gone"
     try:
@@ -122,7 +122,7 @@ def _remove(scratch: Path, lock: TextIO) -> bool:
         for path in scratch.iterdir():
             if path.name != LOCK:
                 _delete(path)
-        lock.close()  # a file that is open is not gone from every disk when it is removed
+        lock.close()  # Some file systems keep a removed file as long as it is open.
         (scratch / LOCK).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             scratch.rmdir()

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
-
-Triple = tuple[int, int, int]
+from n4flow.io.omezarr.layout import Triple
 
 
 class Reader(ABC):
@@ -20,7 +19,7 @@ class Reader(ABC):
     ----------
     path : Path
     shape, chunks : (Z, Y, X)
-        `chunks` is what is cheap to read at once.
+        `chunks` is the box that is decoded together, and so the cheapest to read.
     shards : (Z, Y, X) or None
     dtype : numpy.dtype
         In native byte order.
@@ -33,11 +32,11 @@ class Reader(ABC):
     reason : str
         Why `voxel_um` is not complete; empty if it is, or if the file simply says nothing.
     borrowed : bool
-        Whether `read` returns views of an array that is kept.
+        Whether `read` returns views of an array that the reader keeps.
     lead : int
-        Rows of the first chunk that lie before the first row.
+        Rows of the first chunk that lie before the first row of the volume.
     planes : (int, int) or None
-        All that may be read.
+        The planes that may be read; None if all may.
     """
 
     path: Path
@@ -57,8 +56,8 @@ class Reader(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
 
-    def let_go(self) -> None:
-        """Forget what was decoded of a file that is decoded as a whole; it is opened again when it is read again."""
+    def release(self) -> None:
+        """Release the voxels of a file that is decoded as a whole; the next read opens it again."""
         self._handle = None
 
     @abstractmethod

@@ -167,7 +167,7 @@ def _physical(tif: Any, series: Any) -> tuple[dict[str, float], str, list[str], 
         return (*_ome_size(tif.ome_metadata), "ome")
     if tif.imagej_metadata is not None:
         return (*_imagej_size(tif, tif.imagej_metadata), "imagej")
-    # Resolution tags count pixels per inch or centimetre of paper, mostly by default, and know no Z.
+    # Resolution tags count pixels per inch or centimetre of paper, mostly by default, and have no Z.
     return {}, "only OME-TIFF and ImageJ files state one", [], "plain"
 
 

@@ -1,4 +1,4 @@
-"""Lengths in files, to micrometres."""
+"""Convert lengths that files state to micrometres."""
 
 from __future__ import annotations
 

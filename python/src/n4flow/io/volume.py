@@ -21,7 +21,7 @@ from n4flow.io.reader import ArrayReader, Reader
 if TYPE_CHECKING:
     import dask.array
 
-BLOCK_BYTES = 2**26  # of a dask block, and of what the digest reads at once
+LAZY_BYTES = 2**26  # Size of a dask block, and of what `digest` reads at a time.
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Volume:
     origin_um : dict
         Centre of the first voxel in micrometres by axis name.
     metadata : dict
-        `format`, and what the format adds: `ome_zarr_version`, `channels`, `affine` of NIfTI, `missing_chunks`.
+        `format`, and what its reader adds: `ome_zarr_version`, `channels`, `affine` of NIfTI, `missing_chunks`.
     source : Path
     """
 
@@ -103,7 +103,7 @@ class Volume:
         z, y, x : slice
             Without steps.
         out : array, optional
-            Takes the voxels: C-contiguous, of the box's shape and the volume's dtype.
+            Where the voxels are written: C-contiguous, of the box's shape and the volume's dtype.
 
         Returns
         -------
@@ -141,16 +141,16 @@ class Volume:
         return total.hexdigest()
 
     def _blocks(self) -> tuple[int, int, int]:
-        """Return a block of whole chunks of about `BLOCK_BYTES`, whole planes first."""
+        """Return a block of whole chunks of about `LAZY_BYTES`, whole planes first."""
         block = [min(c, n) for c, n in zip(self.chunks, self.shape, strict=True)]
         for axis in (2, 1, 0):
-            free = max(1, BLOCK_BYTES // (int(np.prod(block)) * self.dtype.itemsize))
+            free = max(1, LAZY_BYTES // (int(np.prod(block)) * self.dtype.itemsize))
             block[axis] = min(block[axis] * free, self.shape[axis])
         return block[0], block[1], block[2]
 
 
 class _Lazy:
-    """A volume as dask wants an array: shape, dtype and slicing."""
+    """A volume with the interface that dask asks of an array: shape, dtype and slicing."""
 
     def __init__(self, volume: Volume) -> None:
         self.volume, self.shape, self.dtype, self.ndim = volume, volume.shape, volume.dtype, 3

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.omezarr.layout import StoreLayout, Triple
 
-Index = tuple[int, int, int]
 Checksums = dict[str, dict[str, int]]  # level -> position of the chunk as 'z/y/x' -> checksum
 
 
@@ -74,7 +73,7 @@ def describe_level(
     return {**head, "digest": digest, "checksums": checksums}
 
 
-def grid(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[Index]:
+def grid(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[Triple]:
     """Yield the positions of all chunks of an array, X fastest."""
     z, y, x = (range(-(-n // c)) for n, c in zip(shape, chunks, strict=True))
     yield from itertools.product(z, y, x)

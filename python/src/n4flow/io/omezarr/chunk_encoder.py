@@ -1,4 +1,4 @@
-"""What threads do to a chunk of a store that is written: cast, compress, average into the next level."""
+"""Encode the chunks of a store that is written: threads cast, compress and average them into the next level."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from n4flow.compute.threads import scratch
 from n4flow.io.omezarr.checksums import chunk_checksum
-from n4flow.io.omezarr.layout import StoreLayout
-from n4flow.io.omezarr.pyramid import Index, Piece, averaged, picked
+from n4flow.io.omezarr.layout import StoreLayout, Triple
+from n4flow.io.omezarr.pyramid import Piece, averaged, picked
 from n4flow.io.omezarr.shards import Encoder
 
 
@@ -21,14 +21,14 @@ class Chunk:
     """A chunk while its voxels arrive; `missing` voxels of those inside the array are still to come."""
 
     level: int
-    index: Index
+    index: Triple
     missing: int
     values: np.ndarray | None = None
 
 
 @dataclass
 class Done:
-    """What a thread made of a chunk: the bytes for its file, if it is complete, and pieces of deeper levels."""
+    """Result of a thread's work on a chunk: the bytes for its file, if it is complete, and pieces of deeper levels."""
 
     chunk: Chunk
     payload: np.ndarray | None
@@ -39,7 +39,7 @@ class Done:
 
 
 class ChunkMaker:
-    """Makes the bytes of chunks, and what they give to deeper levels; several threads may call it.
+    """Makes the bytes of chunks, and their pieces of deeper levels; several threads may call it.
 
     Parameters
     ----------
@@ -53,14 +53,14 @@ class ChunkMaker:
         self._limits = (int(limits.min), int(limits.max)) if limits else (0, 0)
         self._encoder = Encoder()
         self._constant: dict[tuple[Any, ...], tuple[np.ndarray, int]] = {}
-        self._spare: deque[np.ndarray] = deque()  # of chunks of deeper levels that are done
+        self._spare: deque[np.ndarray] = deque()  # Memory of chunks of deeper levels that are done.
 
     def release(self, payload: np.ndarray) -> None:
-        """Take back the memory of the bytes of a chunk, which are in its file."""
+        """Take back the memory of a chunk's bytes, once they are in its file."""
         self._encoder.release(payload)
 
-    def room(self, shape: Index, dtype: np.dtype, inside: list[int]) -> np.ndarray:
-        """Return room for a chunk of a deeper level, that of one before where there is such; 0 where nothing comes."""
+    def room(self, shape: Triple, dtype: np.dtype, inside: list[int]) -> np.ndarray:
+        """Return memory for a chunk of a deeper level, reused where possible; zeros at the edge of the array."""
         values = self._spare.pop() if self._spare else None
         if values is None or values.shape != shape:
             values = np.empty(shape, dtype)
@@ -79,11 +79,11 @@ class ChunkMaker:
         complete: bool,
         through: Callable[[np.ndarray], Iterator[np.ndarray]] | None = None,
     ) -> Done:
-        """Cast voxels into a chunk of level 0. One `write` has one part per chunk, so no two threads share one."""
+        """Cast voxels into a chunk of level 0. A `write` makes one task for each chunk, so threads share none."""
         values = np.asarray(block[source])
         if chunk.values is None:
             shape = self._layout.levels[0].chunks
-            # a chunk that is filled here at once lies in a buffer of this thread
+            # A chunk that this call fills wholly lies in a buffer of this thread.
             covered = values.shape == shape
             chunk.values = scratch("chunk", shape, self._dtype) if covered else np.zeros(shape, self._dtype)
         out, done, planes = chunk.values[target], Done(chunk, None), 0
@@ -101,18 +101,18 @@ class ChunkMaker:
         if not values.dtype.isnative or values.dtype == np.float16:
             values = values.astype(np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("="))
         if self._dtype.kind == "f" or np.can_cast(values.dtype, self._dtype):
-            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
+            with np.errstate(over="ignore"):  # A float64 beyond the range of float32 becomes infinite.
                 out[...] = values
             return 0, 0
         from n4flow.io.omezarr.pyramid_kernels import cast_to_integers
 
-        # float32 holds the limits of short integers exactly
+        # float32 holds the limits of short integers exactly.
         exact = np.float32 if values.dtype == np.float32 and self._dtype.itemsize <= 2 else np.float64
         found = cast_to_integers(values, out, exact(self._limits[0]), exact(self._limits[1]))
         return int(found[0]), int(found[1])
 
     def finish(self, chunk: Chunk, inside: list[int]) -> Done:
-        """Compress a complete chunk and make what it gives to deeper levels."""
+        """Compress a complete chunk and make its pieces of deeper levels."""
         values = chunk.values
         assert values is not None
         if values.dtype != self._dtype:
@@ -133,13 +133,13 @@ class ChunkMaker:
         return Done(chunk, payload, pieces, checksum=checksum)
 
     def _encoded(self, values: np.ndarray, inside: list[int], constant: bytes | None) -> tuple[np.ndarray, int]:
-        """Return the bytes of a chunk and its checksum; those of chunks of one value, as masks have many, are kept."""
+        """Return the bytes of a chunk and its checksum; those of chunks of one value, frequent in masks, are cached."""
         if constant is None:
             return self._encoder.encode(values), chunk_checksum(values, inside)
         name = (constant, values.shape, *inside)
         if name not in self._constant:
             payload = self._encoder.encode(values).copy()
-            payload.flags.writeable = False  # it is not to be released
+            payload.flags.writeable = False  # `release` leaves it alone.
             self._constant[name] = payload, chunk_checksum(values, inside)
         return self._constant[name]
 

@@ -51,10 +51,6 @@ class FileGrid:
         """Yield the positions of files that a box touches; its slices have whole bounds inside the array."""
         return itertools.product(*(range(s.start // f, -(-s.stop // f)) for s, f in zip(box, self.file, strict=True)))
 
-    def keys(self) -> Iterator[str]:
-        """Yield all keys."""
-        return map(self.key, self.indices())
-
 
 def batched(items: Iterable[Index], most: int) -> Iterator[list[Index]]:
     """Yield lists of at most `most` consecutive items."""

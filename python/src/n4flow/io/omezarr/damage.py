@@ -1,4 +1,4 @@
-"""Files of a Zarr array that are lost: absent, empty, or cut short as far as they tell without being decoded."""
+"""Find the files of a Zarr array that are absent, empty, or truncated as far as can be told without decoding them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from n4flow.io.omezarr.chunk_grid import FileGrid, Index, batched
 from n4flow.io.omezarr.shards import blosc_fault, plain_index, shard_fault
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-REPEATED = 1  # kind of a Zstandard block that holds one byte, whatever its size
-CRC32C = 4  # bytes behind a chunk with a checksum
-MOST_LOOKED_AT = 16  # files at a time: what takes time is to wait for the disks of a cluster
-TOGETHER = 64  # files that a thread looks at before it asks for more
-WAITING = 64 * MOST_LOOKED_AT * TOGETHER  # files whose positions are held
+REPEATED = 1  # Type of a Zstandard block that holds one byte, whatever length it states.
+CRC32C = 4  # Bytes of the checksum behind a chunk.
+CHECKING_THREADS = 16  # More than there are cores: the time goes into waiting for the disks of a cluster.
+FILES_PER_TASK = 64  # Files that one task of a thread checks.
+MOST_WAITING = 64 * CHECKING_THREADS * FILES_PER_TASK  # Files whose positions are in memory at a time.
 
 Wanted = Callable[[Index], bool]
 
 
 def faulty_files(folder: Path, array: Any, wanted: Wanted | None = None) -> dict[Index, str]:
-    """Return position and fault of the files of a zarr array in a folder; of `wanted` positions, if given."""
+    """Return the faulty files of a zarr array in a folder by their position; only `wanted` positions, if given."""
     grid, check = FileGrid.of(array), file_check(array)
 
     def look(some: list[Index]) -> list[tuple[Index, str]]:
@@ -33,9 +33,9 @@ def faulty_files(folder: Path, array: Any, wanted: Wanted | None = None) -> dict
         return [(index, fault) for index, fault in found if fault]
 
     faults: dict[Index, str] = {}
-    with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
-        for some in batched(filter(wanted, grid.indices()), WAITING):
-            parts = [some[start : start + TOGETHER] for start in range(0, len(some), TOGETHER)]
+    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
+        for some in batched(filter(wanted, grid.indices()), MOST_WAITING):
+            parts = [some[start : start + FILES_PER_TASK] for start in range(0, len(some), FILES_PER_TASK)]
             faults.update(chain.from_iterable(pool.map(look, parts)))
     return faults
 
@@ -53,7 +53,7 @@ def _fault(file: Path, check: Callable[[Path], str | None] | None) -> str | None
 
 
 def file_check(array: Any) -> Callable[[Path], str | None] | None:
-    """Return what says of a file of a zarr array that is there what is wrong with it; None where files tell nothing.
+    """Return the function that says what is wrong with a file of a zarr array; None where its encoding tells nothing.
 
     A shard ends in its index, a chunk of Blosc begins with its length, one of Zstandard is a chain of blocks that state
     theirs, and the length of a chunk that is not compressed is known.

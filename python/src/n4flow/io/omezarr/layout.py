@@ -7,13 +7,13 @@ writes a slab is the only writer of its shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from n4flow.errors import InputError
 
 AXES = ("z", "y", "x")
+Triple = tuple[int, int, int]  # (Z, Y, X)
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class LevelLayout:
     """
 
     path: str
-    shape: tuple[int, int, int]
-    chunks: tuple[int, int, int]
-    shards: tuple[int, int, int] | None
-    factors: tuple[int, int, int]
+    shape: Triple
+    chunks: Triple
+    shards: Triple | None
+    factors: Triple
 
     @property
-    def files(self) -> tuple[int, int, int]:
+    def files(self) -> Triple:
         """Voxels of one file, per axis."""
         return self.shards or self.chunks
 
@@ -72,7 +72,7 @@ class StoreLayout:
     kind: str = "image"
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Triple:
         """Shape (Z, Y, X) of level 0."""
         return self.levels[0].shape
 
@@ -92,33 +92,6 @@ class StoreLayout:
             for axis, f in zip(AXES, self.levels[level].factors, strict=True)
         )
         return z, y, x
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the layout as plain lists, strings and numbers."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StoreLayout:
-        """Return the layout that `to_json` described."""
-        levels = tuple(
-            LevelLayout(
-                level["path"],
-                triple(level["shape"]),
-                triple(level["chunks"]),
-                triple(level["shards"]) if level["shards"] else None,
-                triple(level["factors"]),
-            )
-            for level in data["levels"]
-        )
-        return cls(
-            data["version"],
-            data["dtype"],
-            dict(data["voxel_um"]),
-            dict(data["origin_um"]),
-            levels,
-            int(data["slab_planes"]),
-            data["kind"],
-        )
 
 
 def by_axis(values: Mapping[str, float] | Sequence[float], name: str) -> dict[str, float]:
@@ -175,7 +148,7 @@ def expected_shards(layout: StoreLayout, z_start: int, z_stop: int) -> list[str]
     return keys
 
 
-def triple(values: Sequence[int]) -> tuple[int, int, int]:
+def triple(values: Iterable[int]) -> Triple:
     """Return three values as a tuple of int."""
     z, y, x = (int(value) for value in values)
     return z, y, x

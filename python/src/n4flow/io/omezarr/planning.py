@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io.omezarr.layout import AXES, LevelLayout, StoreLayout, by_axis, triple
-
-Triple = tuple[int, int, int]
+from n4flow.io.omezarr.layout import AXES, LevelLayout, StoreLayout, Triple, by_axis, triple
 
 VERSIONS = ("0.5", "0.4")
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
-SHARD_BYTES = 2**30  # of raw voxels, at most
-SLAB_BYTES = (2**28, 2**33)  # smallest and largest slab that is chosen by itself
-SLABS = 32  # a volume is cut into about as many slabs, within SLAB_BYTES
-ROW_BYTES = 2**28  # raw voxels of one layer of chunks over a whole plane
-LAST_PLANE = 256  # the pyramid ends when no in-plane axis is longer
-FILES, FILES_PER_GB = 100, 2  # in a store, at most, where slabs are chosen by itself
-LEAST_SAMPLES = 32  # an axis is not halved below this
+SHARD_BYTES = 2**30  # A shard holds at most as many bytes of uncompressed voxels.
+SLAB_BYTES = (2**28, 2**33)  # Smallest and largest slab that is chosen automatically.
+SLABS = 32  # A volume is cut into about as many slabs, within SLAB_BYTES.
+ROW_BYTES = 2**28  # Uncompressed bytes of one layer of chunks over a whole plane, at most.
+LAST_PLANE = 256  # The pyramid ends when no in-plane axis is longer.
+FILES, FILES_PER_GB = 100, 2  # Limit of the files of a store, and what a gigabyte adds, for automatic slabs.
+LEAST_SAMPLES = 32  # An axis is not halved to fewer samples.
 
 
 def plan_layout(

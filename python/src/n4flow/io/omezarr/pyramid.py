@@ -1,4 +1,4 @@
-"""What a chunk gives to the deeper levels of its pyramid: block means of an image, picked voxels of labels."""
+"""Downsample a chunk for the deeper levels of its pyramid: block means of an image, picked voxels of labels."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.omezarr.layout import StoreLayout, Triple, triple
 
-Index = tuple[int, int, int]
-MOST_PICKS = 4096  # runs of voxels along an axis that are held: those of each chunk and level
+MOST_PICKS = 4096  # Results of `_picks` that are cached: one for each axis, chunk and level.
 
 
 @dataclass
@@ -19,12 +18,12 @@ class Piece:
     """Voxels for a deeper level, with the position of the first."""
 
     level: int
-    start: Index
+    start: Triple
     values: np.ndarray
 
 
-def averaged(layout: StoreLayout, level: int, index: Index, inside: list[int], values: np.ndarray) -> Piece:
-    """Return the block means that a chunk gives to the next level; so much of it lies `inside` the array."""
+def averaged(layout: StoreLayout, level: int, index: Triple, inside: list[int], values: np.ndarray) -> Piece:
+    """Return the block means of a chunk for the next level, of its voxels `inside` the array (a number per axis)."""
     from n4flow.io.omezarr.pyramid_kernels import block_mean
 
     here, after = layout.levels[level], layout.levels[level + 1]
@@ -37,8 +36,8 @@ def averaged(layout: StoreLayout, level: int, index: Index, inside: list[int], v
     return Piece(level + 1, start, mean)
 
 
-def picked(layout: StoreLayout, index: Index, inside: list[int], chunk: np.ndarray, *, constant: bool) -> list[Piece]:
-    """Return the voxels that a chunk of labels at level 0 gives to every deeper level; it may have one value."""
+def picked(layout: StoreLayout, index: Triple, inside: list[int], chunk: np.ndarray, *, constant: bool) -> list[Piece]:
+    """Return the voxels of a chunk of labels at level 0 for every deeper level; `constant` if all are equal."""
     origin = [i * c for i, c in zip(index, layout.levels[0].chunks, strict=True)]
     pieces = []
     for number, level in enumerate(layout.levels[1:], start=1):
@@ -51,16 +50,16 @@ def picked(layout: StoreLayout, index: Index, inside: list[int], chunk: np.ndarr
             else:
                 for axis, pick in enumerate(picks):
                     values = values[(slice(None),) * axis + (pick,)]
-                values = values.copy()  # also where whole planes are picked: the chunk's memory is used again
+                values = values.copy()  # A copy also where whole planes are picked: the chunk's memory is used again.
             pieces.append(Piece(number, triple(starts), values))
     return pieces
 
 
 @lru_cache(MOST_PICKS)
 def _picks(first: int, extent: int, factor: int, samples: int, size: int) -> tuple[int, Any, int]:
-    """Return what the voxels from `first` on give to an axis of a deeper level: where, which of them, how many.
+    """Return the first sample of a deeper level's axis, the voxels from `first` on that are picked, and their number.
 
-    Equally far apart, as nearly all are, they are a slice: that copies far faster.
+    Where they are equally far apart, as nearly always, the picks are a slice, which NumPy copies far faster.
     """
     indices = np.arange(max(0, first // factor - 1), min(samples, (first + extent) // factor + 1))
     voxels = np.minimum(factor * indices + factor // 2, size - 1)
@@ -72,9 +71,3 @@ def _picks(first: int, extent: int, factor: int, samples: int, size: int) -> tup
     step = int(steps[0]) if len(steps) else 1
     even = slice(int(picks[0]), int(picks[-1]) + 1, step)
     return int(indices[held][0]), even if (steps == step).all() else picks, len(picks)
-
-
-def triple(values: Any) -> Index:
-    """Return three whole numbers."""
-    z, y, x = (int(value) for value in values)
-    return z, y, x

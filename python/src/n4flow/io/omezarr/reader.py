@@ -78,7 +78,7 @@ class ZarrReader(Reader):
         self._faulty = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
 
     def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:
-        """Return the positions of files of the chosen channel and planes that are absent or damaged, or refuse them."""
+        """Return the positions of absent and damaged files of the chosen channel and planes, or refuse the store."""
         wanted = partial(self._select.touches, grid=FileGrid.of(array), planes=self.planes)
         faults = lost_files(self.path, array, wanted)
         if faults and not allow_missing_chunks:
@@ -95,7 +95,7 @@ class ZarrReader(Reader):
         return frozenset(faults)
 
     def _box(self, z: slice, y: slice, x: slice) -> tuple[slice, ...]:
-        """Return a box along all axes of the array; what was not looked at would be read as if it were whole."""
+        """Return a box along all axes of the array; refuse planes whose files were not checked when it was opened."""
         low, high = self.planes or (z.start, z.stop)
         if not low <= z.start <= z.stop <= high:
             msg = f"planes {z.start} to {z.stop} of {self.path} are read, and it was opened for {low} to {high}"
@@ -133,7 +133,7 @@ class ZarrReader(Reader):
 
     @contextmanager
     def _complaining(self, z: slice) -> Iterator[None]:
-        """Turn what goes wrong into an error that names the planes."""
+        """Turn an error of a library into one that names the planes."""
         try:
             yield
         except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
@@ -159,9 +159,10 @@ class ZarrReader(Reader):
 
 
 def lost_files(path: Path, array: Any, wanted: Wanted | None = None) -> dict[tuple[int, ...], str]:
-    """Return position and key of the files of an array that are absent, empty, or cut short as far as they tell.
+    """Return the keys of absent, empty and truncated files by position; only `wanted` ones are checked if given.
 
-    Only `wanted` positions are looked at, all of them without it.
+    Whether a file is truncated is told without decoding it: see `n4flow.io.omezarr.damage`. In a zip file only lengths
+    of 0 are found.
     """
     grid = FileGrid.of(array)
     if path.is_dir():
@@ -189,7 +190,7 @@ def open_node(path: Path, inside: str | None = None) -> Any:
             store, root = ZipStore(path, mode="r"), _zip_root(path)
         where = root if inside is None else inside
         if inside is None and _is_group(path, root):
-            # Consolidated metadata may be stale.
+            # Consolidated metadata may be stale, so they are not used.
             return zarr.open_group(store, path=where, mode="r", use_consolidated=False)
         return zarr.open_array(store, path=where, mode="r")
     except (OSError, AttributeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
@@ -237,7 +238,7 @@ def default_axes(path: Path, array: Any) -> list[str]:
     known = [name.lower() for name in names if isinstance(name, str) and name.lower() in ("t", "c", "z", "y", "x")]
     if known and len(known) == len(names):
         return known
-    if known:  # which of the others is which would be a guess
+    if known:  # Which of the other names stands for which axis would be a guess.
         listing = ", ".join(map(str, names))
         msg = f"{path} has dimensions named {listing}; expected z, y, x, and t or c at most, or names for none"
         raise InputError(msg)
@@ -248,7 +249,7 @@ def default_axes(path: Path, array: Any) -> list[str]:
 
 
 def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
-    """Return the array of a level and what the metadata say about it."""
+    """Return the array of a level, and its axes, transformations and channels as the metadata state them."""
     import zarr
 
     nothing: dict[str, Any] = {"axes": [], "transforms": [], "labels": [], "version": None, "levels": 1, "extra": {}}
@@ -284,7 +285,7 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
 
 @contextmanager
 def _well_formed(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with OME metadata of another form than the specification's into an error that says so."""
+    """Turn an error at OME metadata that are not of the specification's form into one that says so."""
     try:
         yield
     except InputError:

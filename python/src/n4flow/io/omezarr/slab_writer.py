@@ -24,14 +24,14 @@ from n4flow.compute.threads import available_threads, thread_pool
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.chunk_encoder import Chunk, ChunkMaker, Done
-from n4flow.io.omezarr.layout import StoreLayout, expected_shards, file_key, level_slab
-from n4flow.io.omezarr.pyramid import Index, Piece, triple
+from n4flow.io.omezarr.layout import StoreLayout, Triple, expected_shards, file_key, level_slab, triple
+from n4flow.io.omezarr.pyramid import Piece
 from n4flow.io.omezarr.shards import GrowingFile
 
-TOGETHER = 4  # most chunks that are one task of a thread
-FEWEST_TASKS = 3  # that wait for each thread, so that none is idle
+TOGETHER = 4  # Chunks that are one task of a thread, at most.
+FEWEST_TASKS = 3  # Tasks that wait for each thread, at least, so that none is idle.
 
-Through = Callable[..., Iterator[np.ndarray]]  # (part of a block, at=(z, y, x)) -> runs of its planes, in order
+Through = Callable[..., Iterator[np.ndarray]]  # (part of a block, at=(z, y, x)) -> its planes, a few at a time
 
 
 class SlabWriter:
@@ -82,13 +82,13 @@ class SlabWriter:
         self._planes = [level_slab(layout, level, z_start, z_stop) for level in range(len(layout.levels))]
         self._threads = threads or available_threads()
         self._maker = ChunkMaker(layout)
-        self._open: dict[tuple[int, Index], Chunk] = {}
+        self._open: dict[tuple[int, Triple], Chunk] = {}
         self._files: dict[str, GrowingFile] = {}
         self._awaited_files = len(expected_shards(layout, z_start, z_stop))
-        self._seen: set[Index] = set()
+        self._seen: set[Triple] = set()
         self._pool, self._own_pool = pool or thread_pool(self._threads), pool is None
-        self._waiting: deque[Future[list[Done]]] = deque()  # in the order of submission
-        self._following: deque[Callable[[], Done]] = deque()  # chunks of deeper levels that are complete
+        self._waiting: deque[Future[list[Done]]] = deque()  # In the order of submission.
+        self._following: deque[Callable[[], Done]] = deque()  # Chunks of deeper levels that are complete.
 
     def __enter__(self) -> Self:
         return self
@@ -112,15 +112,15 @@ class SlabWriter:
         Parameters
         ----------
         block : (z, y, x) array
-            Or what has its shape and dtype and gives parts of it: they are taken by the threads that compress them.
+            Or an object with shape and dtype whose parts are made when indexed, by the threads that compress them.
         z, y, x : int
         through : function, optional
             Called with a part of the block and, as `at`, the place (z, y, x) of its first voxel; yields what is written
             in its stead, a run of planes at a time. The thread that compresses those voxels calls it, while they are
             in its cache.
         wait : bool
-            Return when nothing is taken from the block any more. Else threads go on with it, and `settle` waits for
-            them; a fault may be raised by a later call.
+            Return only when the block is not needed any more. Otherwise threads may still read from it, `settle` waits
+            for them, and an error may be raised by a later call.
 
         Raises
         ------
@@ -142,9 +142,9 @@ class SlabWriter:
             raise InputError(msg)
         try:
             if any(level == 0 for level, _index in self._open):
-                self.settle()  # threads may be at work on chunks that this block goes on with
+                self.settle()  # Threads may still work on chunks that this block continues.
             together = TOGETHER
-            if wait:  # share out what there is
+            if wait:  # Few chunks are shared out evenly.
                 chunks = math.prod(block.shape) // math.prod(self._layout.levels[0].chunks)
                 together = max(1, min(TOGETHER, chunks // (FEWEST_TASKS * self._threads)))
             self._run(self._parts(0, (z, y, x), block, through), together)
@@ -155,7 +155,7 @@ class SlabWriter:
             raise
 
     def settle(self) -> None:
-        """Wait until everything that was written is in its files, but for what is not complete yet."""
+        """Wait until every complete chunk is in its file."""
         while self._waiting or self._following:
             self._take_one()
             self._run(iter(()), 1)
@@ -196,9 +196,9 @@ class SlabWriter:
         self._open.clear()
 
     def _run(self, parts: Iterator[Callable[[], Done]], together: int) -> None:
-        """Hand out `parts`, so many `together`, and what follows from them; results are taken in that order."""
+        """Submit `parts`, up to `together` in one task, and what follows from them; results are taken in that order."""
         while True:
-            # Handing out costs as much as a tenth of a chunk. The window bounds how many wait in memory.
+            # To submit a task costs as much as a tenth of a chunk. The window bounds how many tasks wait in memory.
             following = (self._following.popleft() for _each in range(len(self._following)))
             tasks = list(islice(chain(following, parts), together))
             if not tasks:
@@ -208,7 +208,7 @@ class SlabWriter:
                 self._take_one()
 
     def _take_one(self) -> None:
-        """Take the results of the tasks that were handed out first."""
+        """Take the results of the task that was submitted first."""
         for done in self._waiting.popleft().result() if self._waiting else ():
             for piece in self._take(done):
                 self._following.extend(self._parts(piece.level, piece.start, piece.values))
@@ -233,7 +233,7 @@ class SlabWriter:
         self.undefined += done.undefined
         return done.pieces
 
-    def _awaited(self, level: Any, index: Index, grid: Index) -> int:
+    def _awaited(self, level: Any, index: Triple, grid: Triple) -> int:
         """Return how many chunks of the file of chunk `index` lie inside the array."""
         count = 1
         for i, g, n, c in zip(index, grid, level.shape, level.chunks, strict=True):
@@ -241,7 +241,7 @@ class SlabWriter:
         return count
 
     def _parts(
-        self, level: int, start: Index, values: Any, through: Through | None = None
+        self, level: int, start: Triple, values: Any, through: Through | None = None
     ) -> Iterator[Callable[[], Done]]:
         """Yield one task per chunk of `level` that `values`, whose first voxel lies at `start`, takes part in."""
         layout = self._layout.levels[level]
