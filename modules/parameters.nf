@@ -3,7 +3,6 @@
 include { parameter_rules; refuse } from './rules'
 
 // Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
-// n4flow.pipeline.parameters checks the same schema with the same sentences for `n4flow run`; one test holds both to it.
 def check_parameters(params) {
     def rules = parameter_rules()
     params.each { name, value ->
@@ -40,14 +39,10 @@ def nearest(name, names) {
 // All parameters, with what depends on harmonize filled in; it takes the place of matching and smoothing.
 def settle(params, rules) {
     def harmonized = params.harmonize.toString() != 'off'
-    if (harmonized) {
-        def asked = [match: params.match, smooth_z: params.smooth_z].find { name, value ->
-            value != null && (name == 'match' ? value.toString() != 'off' : value.toString().toDouble() != 0)
-        }
-        if (asked) {
-            def got = "got harmonize ${params.harmonize} with ${asked.key} ${asked.value}"
-            exit(2, "harmonize takes the place of match and smooth_z, ${got}; leave one of them out")
-        }
+    def asked = ['match', 'smooth_z'].find { name -> harmonized && params[name] != null && !(params[name].toString() ==~ /off|0+(\.0*)?/) }
+    if (asked) {
+        def got = "got harmonize ${params.harmonize} with ${asked} ${params[asked]}"
+        exit(2, "harmonize takes the place of match and smooth_z, ${got}; leave one of them out")
     }
     def filled = rules.findAll { name, rule -> rule.containsKey('usual') && params[name] == null }
     def settled = params + filled.collectEntries { name, rule -> [name, harmonized ? rule.harmonized : rule.usual] }

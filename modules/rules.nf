@@ -1,6 +1,6 @@
-// The rules of nextflow_schema.json, and what they refuse.
+// The rules of nextflow_schema.json, and what they refuse. The head process has no Python: what must stop a run before its
+// first task is checked here, by the rules that `n4flow run` takes from the same file. All else INSPECT checks.
 
-// The rules of the columns of a sample sheet, or of parameters, by name.
 def read_schema() {
     return new groovy.json.JsonSlurper().parseText(file("${moduleDir}/../nextflow_schema.json").text)
 }

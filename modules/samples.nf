@@ -21,16 +21,19 @@ def read_sheet(sheet) {
         def expected = "${columns.required.join(', ')} and, optionally, ${(columns.properties.keySet() - columns.required).join(', ')}"
         exit(2, "sample sheet ${sheet.name} has columns ${names.join(', ')}; expected ${expected}")
     }
+    def voxel_size = parameter_rules().voxel_um
     rows.eachWithIndex { row, number ->
         if (!row.sample || !row.image) { exit(2, "sample sheet ${sheet.name}, row ${number + 1}: sample and image must not be empty") }
+        refuse('voxel_um', row.voxel_um ?: null, voxel_size)
     }
     def twice = rows.countBy { row -> row.sample }.find { _sample, count -> count > 1 }
     if (twice) { exit(2, "sample sheet ${sheet.name} names sample ${twice.key} in ${twice.value} rows; give every sample a name of its own") }
-    rows.each { row -> refuse('voxel_um', row.voxel_um ?: null, parameter_rules().voxel_um) }
     return rows.collect { row -> row + [folder: sheet.parent] }
 }
 
-// [meta, sample] of a row. What it leaves empty is the parameter of that name; the lists at the end are for what stages make.
+// [meta, sample] of a row; what the row leaves empty is the parameter of that name. In a sample, `volume` is what commands are
+// told of it and what -resume must notice, image to flat are its files or [], and to the lists stages add the files that they
+// make. INSPECT adds its plan, and slabs_of and batches_of the part that one task works on.
 def sample_of(row, params) {
     def rule = read_schema().sample_sheet.properties.sample
     if (!allowed(row.sample, rule)) { exit(2, "sample name '${row.sample}' must be ${expectation(rule)}; give another in a sample sheet") }
