@@ -12,12 +12,13 @@ from n4flow.compute.arrays import as_block, as_mask
 from n4flow.errors import InputError
 from n4flow.statistics import histogram_kernels as kernels
 from n4flow.statistics.accumulate import Tile, TileShrinker
-from n4flow.statistics.bins import RELATIVE_BIN_WIDTH, bin_edges, bin_index
+from n4flow.statistics.bins import bin_edges, bin_index
 from n4flow.statistics.histograms import CLASSES, HistogramFiles, PlaneHistograms
 from n4flow.statistics.measure import _count_plane, plane_histograms, shrink_planes
 from n4flow.statistics.pooling import Pool, pool, weighted_percentile
 from n4flow.statistics.shrunken import ShrunkenFiles, ShrunkenVolume
 
+RELATIVE_BIN_WIDTH = 2.0**-10
 NOTHING = np.empty(0, np.float32), np.empty(0, np.uint32)
 
 

@@ -1,4 +1,4 @@
-"""Where is agarose, and how bright is it: from the mean projection of a volume, read a run of planes at a time."""
+"""The agarose mask and the agarose level of each section, from the mean projection of a volume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from n4flow.sections import SectionTable, filled_planes
 from n4flow.statistics.measure import plane_histograms
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, ShrunkenVolume, runs
 
-STRIP = 64  # rows whose sums stay in a thread's cache while the planes go by
+STRIP = 64  # Rows that are projected at a time, so that their sums stay in the cache of a core.
 
 
 def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float]:
@@ -27,7 +27,7 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
 
     The mean along Z of the valid voxels is smoothed and cut by Otsu; the dark side is agarose. A position that has
     only mosaic padding is neither agarose nor tissue. A projection of one class (tissue fills the field, or there is
-    none) has no agarose: the mask is all false, the threshold is what Otsu would have taken, and a warning says so.
+    none) has no agarose: the mask is all False, the threshold is that of Otsu, and a warning says so.
 
     Parameters
     ----------
@@ -48,7 +48,9 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
     smooth = smooth_valid(mean, (smoothing_sigma, smoothing_sigma))
     pairs = plane_histograms(smooth[None]).pairs(0)
     split = otsu_split(*pairs)
-    if split is not None and split.one_class:  # a little agarose beside much tissue shows on the logarithmic scale
+    if (
+        split is not None and split.one_class
+    ):  # little agarose beside much tissue may show on the logarithmic scale only
         scale = choose_scale([pairs], pairs, split.separability)
         smooth = smooth_valid(scale.forward(mean), (smoothing_sigma, smoothing_sigma))
         split = otsu_split(*plane_histograms(smooth[None]).pairs(0), scale=scale)
@@ -63,7 +65,7 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
 def projection(vol: Any) -> Any:
     """Return the mean along Z of the valid voxels of a (Z, Y, X) array or shrunken volume; 0 where there are none.
 
-    It is float64 (Y, X), and lies where the array does.
+    It is a float64 array (Y, X) on the device of `vol`.
     """
     shrunken = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
     xp = np if shrunken else array_module(vol)
@@ -81,7 +83,7 @@ def projection(vol: Any) -> Any:
 
 
 def _add_valid(planes: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
-    """Add the valid voxels of (z, Y, X) planes to their sum and number, plane after plane."""
+    """Add the valid voxels of planes (z, Y, X) to their sums and numbers (Y, X), in order of Z."""
     from n4flow.masks import kernels as tissue_kernels
 
     planes = planes if planes.dtype == np.float32 else planes.astype(np.float64)
@@ -125,7 +127,7 @@ def agarose_levels(
     filled = filled_planes(shrunken.planes["n_valid"])
     levels = fill_levels(medians, evidence, table, filled)
     edges = table.edges(filled).tolist()
-    # of a section without a valid voxel, what its planes were given
+    # a section without valid voxels has the level that was given to its planes
     spans = [slice(*span) if span[0] < span[1] else s.planes for s, span in zip(table, pairwise(edges), strict=True)]
     return [
         {

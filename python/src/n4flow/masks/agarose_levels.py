@@ -1,4 +1,4 @@
-"""What a plane or section can say about itself (enough voxels, its agarose level), and what it borrows if it cannot."""
+"""The agarose level of each plane: its own where it has enough agarose, else one borrowed from other planes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from n4flow.errors import N4flowWarning
 from n4flow.sections import SectionTable
 
-# A plane's own median counts as evidence from this many agarose voxels on, or a quarter of what planes usually have.
+# The median of a plane counts from this many agarose voxels on, or from this share of what planes usually have.
 ENOUGH_VOXELS = 100
 USUAL_SHARE = 0.25
-# A plane without agarose, where tissue lies under the agarose mask, is bright there *and* flat: beyond both factors.
+# Where tissue lies under the agarose mask, a plane is bright there and flat: it exceeds both factors.
 LEVEL_FACTOR = 2.0
 FLATNESS_FACTOR = 2.0
 
@@ -114,5 +114,5 @@ def fill_levels(levels: np.ndarray, evidence: np.ndarray, sections: SectionTable
 
 
 def least_voxels(counts: np.ndarray) -> float:
-    """Return how many voxels a section needs to be measured: 500, or 1 % of the largest section when that is less."""
+    """Return the fewest voxels with which a section is measured: 500, or 1 % of the largest section if that is less."""
     return min(500.0, max(1.0, 0.01 * float(np.max(counts, initial=0))))

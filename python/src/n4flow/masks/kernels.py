@@ -10,14 +10,14 @@ from n4flow.compute import simd as v
 from n4flow.compute.jit import row_kernel
 from n4flow.compute.numba_cache import njit
 
-COLUMNS = 2 * v.LANES  # that are filtered at a time
+COLUMNS = 2 * v.LANES  # Columns that are filtered at a time.
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def weigh(values: Any, weights: Any, total: Any, weight: Any) -> None:
-    """Write value times weight, and weight, of the valid voxels of a plane (y, x), 0 elsewhere.
+    """Write value times weight, and weight, of the valid voxels of a plane (y, x), and 0 elsewhere.
 
-    Rows of `total` and `weight` may be longer than those of the plane: the rest of them is 0.
+    Rows of `total` and `weight` may be longer than those of the plane; their rest is set to 0.
     """
     none = np.float32(0)
     for y in range(values.shape[0]):
@@ -44,8 +44,8 @@ def add_valid(planes: Any, total: Any, count: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def alike(first: Any, second: Any) -> bool:
-    """Return whether two planes (y, x) are the same, float32 by float32."""
+def identical(first: Any, second: Any) -> bool:
+    """Return whether two planes (y, x) are equal in every voxel."""
     for y in range(first.shape[0]):
         differs = 0
         for x in range(first.shape[1]):
@@ -63,9 +63,9 @@ def _pair(lines, first, second, factor):  # type: ignore[no-untyped-def]
 
 @row_kernel
 def _taps(lines, places, at, kernel):  # type: ignore[no-untyped-def]
-    """Return two vectors of columns, from `at` on, of a filtered line: sums from the outside to the centre.
+    """Return two vectors of columns of a filtered line, from column `at` on: the centre, then taps from the outermost inwards.
 
-    Line d around it begins at `places[reach + d]` of the flat `lines`. Two vectors at a time wait less for each other.
+    Line d around it begins at `places[reach + d]` of the flat `lines`. Two vectors at a time hide the latency of sums.
     """
     reach = kernel.size - 1
     centre, factor = places[reach] + at, v.splat(kernel[0])
@@ -150,11 +150,11 @@ def dilate(mask: Any, radius: int, out: Any) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def ends_of_gaps(bits: Any, first: Any, edges: Any, reach: Any, below: Any, last: Any) -> None:
-    """Replace the bits of packed planes (z, bytes) uint8 by those at which a gap along Z ends that is to be filled.
+    """Replace packed planes (z, bytes) uint8 by the bits at which a gap along Z ends that is to be filled.
 
-    These are inside, and the gap below them is at most `reach` long. `edges` (Z + 1,) says where planes begin and end,
-    in the unit of `reach`; `first` is the index of the first plane. `below` (bytes,) holds the plane below and `last`
-    (bytes, 8) the plane in which each voxel was inside last, up to a gap's begin: both go on to the planes above.
+    Such a voxel is inside, and the gap below it is at most `reach` long. `edges` (Z + 1,) are the limits of planes in
+    the unit of `reach`; `first` is the index of the first plane. `below` (bytes,) is the plane below, and `last`
+    (bytes, 8) the plane in which each voxel was last inside before a gap; both are updated for the planes above.
     """
     for i_z in range(bits.shape[0]):
         z = first + i_z

@@ -1,4 +1,4 @@
-"""Smoothing and closing that neither padding nor the border of the volume can pull down."""
+"""Smoothing and closing of masks, which neither padding nor the border of the volume biases."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from n4flow.masks.packed_mask import PackedMask
 from n4flow.sections import SectionTable
 from n4flow.statistics.shrunken import runs
 
-SMOOTH_REACH = 4.0  # of the Gaussian, in sigma
-CLOSED_PLANES = 64  # of a packed mask at a time
+SMOOTH_REACH = 4.0  # The Gaussian kernel ends at this many sigma.
+CLOSED_PLANES = 64  # Planes of a packed mask that are closed at a time.
 
 
 def _ndimage(xp: ModuleType) -> Any:
@@ -51,20 +51,20 @@ def smooth_valid(values: Any, sigmas: tuple[float, ...], weights: Any = None) ->
 
 
 class Norms:
-    """Smoothed weights of planes, kept while planes have the same weights: most have those of the plane before.
+    """Cache of smoothed weights, for planes with the weights of the plane before, as most planes have.
 
-    Whole volumes are valid everywhere, or lack the same mosaic padding in every plane of a section.
+    Volumes are valid everywhere, or have the same mosaic padding in every plane of a section.
     """
 
     def __init__(self) -> None:
         self.weights: np.ndarray | None = None
-        self.found: dict[tuple[int, ...], np.ndarray] = {}  # by how many planes lie on either side within reach
+        self.found: dict[tuple[int, ...], np.ndarray] = {}  # by the numbers of planes on either side within the kernel
 
     def of(self, weights: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
-        """Return what is known of planes that all have these (y, x) weights, to be added to."""
+        """Return the cached results for planes that all have these (y, x) weights; new ones are added to it."""
         from n4flow.masks import kernels as tissue_kernels
 
-        if self.weights is None or not tissue_kernels.alike(self.weights, weights):
+        if self.weights is None or not tissue_kernels.identical(self.weights, weights):
             self.weights, self.found = weights.copy(), {}
         return self.found
 
@@ -72,9 +72,9 @@ class Norms:
 def smooth_planes(
     values: np.ndarray, sigmas: tuple[float, float, float], weights: Any, inner: slice, norms: Norms
 ) -> np.ndarray:
-    """Return some planes of `smooth_valid` of a float32 (Z, Y, X) array, the same bits, by compiled loops.
+    """Return planes `inner` of what `smooth_valid` returns for a float32 (Z, Y, X) array, by compiled loops.
 
-    `norms` are those of other planes of the volume, for the same sigmas.
+    `norms` is the cache of the volume, for the same sigmas.
     """
     from n4flow.masks import kernels as tissue_kernels
 
@@ -82,7 +82,7 @@ def smooth_planes(
     halves = [_half_gaussian(sigma) for sigma in sigmas]
     width = -(-n_x // tissue_kernels.COLUMNS) * tissue_kernels.COLUMNS
     rows, weight_rows = (np.empty((n_z * n_y + 1, width), np.float32) for _each in range(2))
-    rows[-1], weight_rows[-1] = 0, 0  # what lies beyond the border
+    rows[-1], weight_rows[-1] = 0, 0  # stands for rows beyond the border
     total, weight = (each[:-1].reshape(n_z, n_y, width) for each in (rows, weight_rows))
     ones = np.broadcast_to(np.ones((1, 1), np.float32), values.shape[1:])
     found = np.empty((inner.stop - inner.start, n_y, n_x), np.float32)
@@ -91,7 +91,7 @@ def smooth_planes(
         tissue_kernels.weigh(values[z], ones if weights is None else weights[z], total[z], weight[z])
 
     def differs(z: int) -> bool:
-        return z > 0 and not tissue_kernels.alike(weight[z - 1], weight[z])
+        return z > 0 and not tissue_kernels.identical(weight[z - 1], weight[z])
 
     def norm(z: int) -> np.ndarray:
         smooth = np.empty((n_y, n_x), np.float32)
@@ -120,7 +120,7 @@ def smooth_planes(
 
 
 def _half_gaussian(sigma: float) -> np.ndarray:
-    """Return the Gaussian kernel from its centre outwards, as SciPy makes it; one tap for no sigma."""
+    """Return the Gaussian kernel of SciPy from its centre outwards; a sigma of 0 has one tap."""
     if sigma <= 1e-15:
         return np.ones(1)
     reach = int(SMOOTH_REACH * sigma + 0.5)
@@ -139,7 +139,7 @@ def close_plane(plane: Any, radius: int) -> Any:
     ndi = _ndimage(xp)
     margin = 2 * radius + 1  # the erosion sees what was added beyond the border: it takes back no more than that
     regions, _count = ndi.label(~xp.pad(plane, margin))
-    closed = regions != regions[0, 0]  # everything but the region around: holes belong to the mask
+    closed = regions != regions[0, 0]  # all but the region around the mask: holes become part of it
     if radius and xp is np:
         closed = ~_dilated(~_dilated(closed, radius), radius)
     elif radius:
@@ -156,10 +156,10 @@ def _dilated(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def close_along_z(mask: Any, sections: SectionTable, reach: int, filled: slice = slice(None)) -> Any:
-    """Bridge gaps along Z that are at most `reach` sections long, where the mask is on both sides of the gap.
+    """Fill gaps along Z that are at most `reach` sections long and have the mask on both sides.
 
-    That is the closing with a line along Z, measured in sections, which may differ in thickness; nothing is taken
-    from the mask at the ends of the stack. Planes that are not `filled` are padding, and make no section thicker.
+    This is a closing with a line along Z, measured in sections, which may differ in thickness; the mask keeps its
+    voxels at the ends of the stack. Planes that are not `filled` are padding and do not count.
     """
     if reach <= 0 or len(sections) < 2:
         return mask
@@ -190,7 +190,7 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int, filled: slice =
 
 
 def _close_packed(mask: PackedMask, edges: np.ndarray, most: float) -> PackedMask:
-    """Bridge the gaps of a packed mask, a few planes at a time: forwards to find their ends, backwards to fill them."""
+    """Fill the gaps of a packed mask, a few planes at a time: forwards to find their ends, backwards to fill them."""
     from n4flow.masks import kernels as tissue_kernels
 
     stretches = list(runs(0, len(mask), CLOSED_PLANES))

@@ -1,7 +1,7 @@
-"""Otsu's threshold of a distribution, on which scale to look for it, and whether there are two classes at all.
+"""Otsu's threshold of a distribution, the choice of the intensity scale, and a test for two classes.
 
 Otsu (1979, IEEE Trans. SMC 9:62-66) takes the threshold with the largest between-class variance
-w0 w1 (m1 - m0)^2. It splits anything, noise too; `Split.one_class` says when there is nothing to split.
+w0 w1 (m1 - m0)^2. Any distribution has such a threshold, noise too; `Split.one_class` tells distributions of one class.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module
 from n4flow.n4_bias.otsu_mask import otsu_cut
+from n4flow.statistics.histograms import Pairs
 from n4flow.statistics.pooling import weighted_percentile
 
-TOP_PERCENTILE = 99.9  # brighter voxels (debris) count as this bright, so that they do not stretch the histogram
-# A normal distribution has a separability of 2/pi = 0.64 and a uniform one of 0.75; neither has a valley.
+TOP_PERCENTILE = 99.9  # Brighter voxels (debris) are clipped to it, so that they do not stretch the histogram.
+# One class: less separable than this (a normal distribution has 2/pi = 0.64, a uniform one 0.75), without a valley,
+# and means within this ratio.
 ONE_CLASS_SEPARABILITY = 0.72
 ONE_CLASS_VALLEY = 0.9
 ONE_CLASS_RATIO = 2.0
-ROUNDING = 1e-5  # values this near to each other are one value that smoothing in float32 has rounded
-CLEAR_SEPARABILITY = 0.9  # intensities as they are separate the classes well enough
-LOG_SEPARABILITY = 0.78  # below, shading may be what the logarithm separates
-
-Pairs = tuple[np.ndarray, np.ndarray]
+ROUNDING = 1e-5  # Values whose relative difference is less are one value, rounded when it was smoothed in float32.
+CLEAR_SEPARABILITY = 0.9  # From here on the linear scale separates the classes well enough.
+LOG_SEPARABILITY = 0.78  # The logarithmic scale is chosen only above; below, it may separate shading and not tissue.
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale on which intensities are smoothed and split: as they are, or their logarithm.
+    """The scale on which intensities are smoothed and split: linear or logarithmic.
 
     Shading and gain multiply, so tissue under strong shading is one class only on the logarithmic scale.
 
@@ -62,13 +62,13 @@ class Scale:
         return xp.where(valid, scaled, xp.float32(0))
 
     def back(self, value: float) -> float:
-        """Return the intensity at a point of the scale."""
+        """Return the intensity of a value on the scale."""
         return value if self.floor is None else float(self.floor * np.exp(value - 1))
 
 
 @dataclass(frozen=True)
 class Split:
-    """A distribution cut in two. Threshold and means are points of `scale`.
+    """A distribution cut in two. Threshold and means are values on `scale`.
 
     Parameters
     ----------
@@ -96,10 +96,10 @@ class Split:
 
     @property
     def one_class(self) -> bool:
-        """Whether nothing speaks for two classes: little separability, no valley, and means within a factor of two.
+        """Whether nothing indicates two classes: little separability, no valley, and means within a factor of two.
 
-        All three, because each alone is met by real tissue in real agarose: strong shading fills the valley, and an
-        offset of the detector brings the means together.
+        All three are required, since each alone occurs with tissue in agarose: strong shading fills the valley, and a
+        detector offset brings the means together.
         """
         near = 0 < self.contrast < np.log(ONE_CLASS_RATIO)
         return near and self.separability < ONE_CLASS_SEPARABILITY and self.valley > ONE_CLASS_VALLEY
@@ -113,10 +113,10 @@ class Split:
 
 
 class Separability:
-    """The between-class over the total variance within sections, all sections together.
+    """Between-class over total variance within sections, pooled over sections.
 
-    Variances are relative to the section's mean, so that neither sections of different gain nor one that is far too
-    bright pass for two classes.
+    Variances are relative to the mean of the section, so that neither sections of different gain nor a section that is
+    far too bright are taken for two classes.
     """
 
     def __init__(self) -> None:
@@ -125,19 +125,19 @@ class Separability:
     def add(self, split: Split, values: np.ndarray, counts: np.ndarray) -> None:
         """Add a section's split, and the intensities (values, counts) that it was found in."""
         unit = float(np.average(values, weights=counts)) ** 2 if split.scale.floor is None else 1.0
-        if unit > 0:  # a mean of 0 has negative values, which have no scale but the linear one
+        if unit > 0:  # the mean is 0 only with negative values, for which the scale is linear anyway
             weight = float(counts.sum()) * split.variance / unit
             self._between += weight * split.separability
             self._total += weight
 
     @property
     def share(self) -> float:
-        """From 0 to 1; 0 without sections."""
+        """The pooled separability, 0 to 1; 0 without sections."""
         return self._between / self._total if self._total else 0.0
 
 
 def choose_scale(sections: Iterable[Pairs], together: Pairs, within: float) -> Scale:
-    """Return the scale on which a volume falls apart into two classes.
+    """Return the scale that separates a volume into two classes.
 
     Linear when that is clear enough (`CLEAR_SEPARABILITY`) or values are negative. Else logarithmic when that is
     clearer, and clear enough itself (`LOG_SEPARABILITY`), or when the linear scale shows one class and the logarithm
@@ -146,16 +146,16 @@ def choose_scale(sections: Iterable[Pairs], together: Pairs, within: float) -> S
     Parameters
     ----------
     sections : iterable of pairs (values, counts)
-        Of each section; gone through once, where the linear scale is in doubt.
+        Those of each section; iterated over once, and only if the linear scale is in doubt.
     together : pairs
-        Of all of them.
+        Those of all sections.
     within : float
         Separability within sections on the linear scale.
     """
     linear = otsu_split(*together)
     if linear is None or together[0][0] <= 0 or (within >= CLEAR_SEPARABILITY and not linear.one_class):
         return Scale()
-    # Well below what smoothed intensities reach, so that single dark voxels do not stretch the scale.
+    # The floor lies well below smoothed intensities, so that single dark voxels do not stretch the scale.
     scale = Scale(weighted_percentile(*together, 100 - TOP_PERCENTILE) / 8)
     log = otsu_split(scale.forward(together[0]), together[1], scale=scale)
     if log is None or log.one_class:

@@ -16,13 +16,13 @@ def pack(mask: np.ndarray) -> np.ndarray:
 
 
 def unpack(bits: np.ndarray, plane: tuple[int, int]) -> np.ndarray:
-    """Return what `pack` was given of planes of so many rows and columns."""
+    """Return the planes (rows, columns) that were packed by `pack`."""
     voxels = np.unpackbits(bits, axis=1, count=plane[0] * plane[1])
     return voxels.reshape(len(bits), *plane).view(bool)
 
 
 class PackedMask:
-    """A (Z, y, x) mask in an eighth of its bytes or, of compact tissue, a hundredth; taken and set as bool planes.
+    """A (Z, y, x) mask that takes an eighth of its bytes, or a hundredth for compact tissue; indexed as bool planes.
 
     Parameters
     ----------
@@ -49,14 +49,14 @@ class PackedMask:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Put runs of planes, in order of Z, together."""
+        """Join runs of planes, given in order of Z."""
         return cls([plane for part in parts for plane in part.planes], parts[0].shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def part(self, z_start: int, z_stop: int) -> PackedMask:
-        """Return planes `z_start` to `z_stop`, which stay packed."""
+        """Return planes `z_start` to `z_stop`, packed."""
         return PackedMask(self.planes[z_start:z_stop], self.shape[1:])
 
     def bits(self, z_start: int, z_stop: int) -> np.ndarray:
@@ -75,7 +75,7 @@ class PackedMask:
         self.planes[z_start : z_start + len(bits)] = _compress(bits)
 
     def __getitem__(self, planes: int | slice) -> np.ndarray:
-        """Return a plane (y, x), or several that follow each other (z, y, x), as bool."""
+        """Return a plane (y, x), or successive planes (z, y, x), as bool."""
         if not isinstance(planes, slice):
             z = range(len(self))[planes]
             return self[z : z + 1][0]

@@ -1,4 +1,4 @@
-"""What the smoothed sections of a volume show, from which its tissue is told: run of planes by run."""
+"""Smoothed sections of a volume and their distributions, from which thresholds are found, in runs of planes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from n4flow.statistics.measure import plane_histograms
 from n4flow.statistics.pooling import Pool
 from n4flow.statistics.shrunken import RUN_PLANES, ShrunkenFiles, ShrunkenVolume
 
-HELD_BYTES = 1 << 26  # of distributions of sections, for a few hundred of them
+HELD_BYTES = 1 << 26  # Distributions of sections are cached up to this size: a few hundred of them.
 
 
 class Smoother:
-    """The smoothed volume, run of planes by run.
+    """The smoothed volume, in runs of planes.
 
-    Of an array it is kept where the array lies. Of a shrunken volume every run is read and smoothed when it is asked
-    for: then memory does not grow with Z, and the few passes cost less than the pages would.
+    For an array it is cached on the device of the array. For a shrunken volume a run is read and smoothed each time it
+    is needed, so that memory does not grow with Z; the few passes take less time than writing to that memory would.
 
     Parameters
     ----------
     vol : array, ShrunkenVolume or ShrunkenFiles
     weights : array or None
     gpu_planes : int or None
-        Compute on the GPU, so many planes at a time; where the volume lies without it.
+        Compute on the GPU, this many planes at a time; by default on the device of the volume.
     """
 
     def __init__(self, vol: Any, weights: Any, sigmas: tuple[float, float, float], gpu_planes: int | None) -> None:
@@ -43,7 +43,7 @@ class Smoother:
         self._norms = Norms()
 
     def take(self, array: Any) -> Any:
-        """Return an array where it is computed."""
+        """Return an array on the device that computes."""
         if self.gpu_planes is None:
             return array
         import cupy
@@ -51,7 +51,7 @@ class Smoother:
         return cupy.asarray(array)
 
     def give(self, array: Any) -> Any:
-        """Return a result where the volume lies."""
+        """Return a result on the device of the volume."""
         return array if self.gpu_planes is None else to_numpy(array)
 
     def filled(self) -> slice:
@@ -59,7 +59,7 @@ class Smoother:
         if self.streamed:
             return filled_planes(self.vol.planes["n_valid"])
         holds = np.ones(len(self.vol), bool)
-        for order in (1, -1):  # from both ends inwards, as far as they are empty
+        for order in (1, -1):  # from both ends inwards, while planes are empty
             for z in range(len(holds))[::order]:
                 holds[z] = self._holds(z)
                 if holds[z]:
@@ -75,7 +75,7 @@ class Smoother:
     def runs(self, section: Section, scale: Scale) -> Iterator[tuple[int, Any]]:
         """Yield (first plane, smoothed planes on `scale`) of a section, 0 where a voxel is not valid.
 
-        Smoothing goes along Z within the section only: its neighbours have another gain, and a missing one has none.
+        Along Z, smoothing stays within the section, since neighbouring sections have another gain.
         """
         step = RUN_PLANES if self.on_host else self.gpu_planes or section.z_stop - section.z_start
         margin = int(SMOOTH_REACH * self.sigmas[0] + 0.5)
@@ -91,7 +91,7 @@ class Smoother:
             yield start, smooth
 
     def forget(self) -> None:
-        """Let go of what was smoothed: the scale changes."""
+        """Release the cached planes, because the scale changes."""
         self._held.clear()
 
     def _smooth(self, first: int, last: int, inner: slice, scale: Scale) -> Any:
@@ -103,7 +103,7 @@ class Smoother:
         if not self.on_host:
             weights = None if weights is None else self.take(weights)
             return smooth_valid(scale.forward(self.take(values)), self.sigmas, weights)[inner]
-        if scale.floor is None and values.dtype == np.float32:  # what is not valid is left out below
+        if scale.floor is None and values.dtype == np.float32:  # invalid voxels get no weight below
             return smooth_planes(values, self.sigmas, weights, inner, self._norms)
         scaled = np.empty(values.shape, np.float32)
 
@@ -116,14 +116,14 @@ class Smoother:
 
 
 class SectionHistograms:
-    """Distributions of the smoothed intensities of sections; of the first ones they are kept, others counted again.
+    """Distributions of the smoothed intensities of sections: the first ones are cached, others are counted again.
 
     Parameters
     ----------
     smoother : Smoother
     table : SectionTable
     scale : Scale
-        That intensities are smoothed on.
+        Scale on which intensities are smoothed.
     """
 
     def __init__(self, smoother: Smoother, table: SectionTable, scale: Scale) -> None:
@@ -173,9 +173,9 @@ class Group:
 def survey(
     counted: SectionHistograms, chosen: Collection[int] | None = None
 ) -> tuple[list[Split | None], list[int], Group]:
-    """Return the split and the voxels of each section, and the chosen sections together.
+    """Return the split and the number of voxels of each section, and the chosen sections as a group.
 
-    Chosen without `chosen` are the usable sections that can be split in two; if there are none, those that are flagged.
+    By default, the usable sections that can be split in two are chosen or, if there are none, such flagged sections.
     """
     splits: list[Split | None] = []
     voxels: list[int] = []

@@ -1,7 +1,7 @@
-"""Where is tissue, where is agarose: masks by Otsu's threshold on smoothed intensities.
+"""The tissue mask, by Otsu's threshold of smoothed intensities.
 
-Smoothing is a normalised convolution over valid voxels, s = G * (w v) / G * w, so that mosaic padding (exact zeros) and
-the border of the volume pull nothing down, and adding padding changes no voxel of a mask.
+Smoothing is a normalised convolution over valid voxels, s = G * (w v) / G * w, so that neither mosaic padding (exact
+zeros) nor the border of the volume lowers intensities, and padding that is added changes no voxel of a mask.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from n4flow.masks.smoothed_sections import SectionHistograms, Smoother, survey
 from n4flow.sections import SectionTable
 from n4flow.statistics.shrunken import ShrunkenFiles, ShrunkenVolume
 
-FEW_VOXELS = 100  # a section with fewer valid voxels takes the threshold of the volume
-GPU_BLOCKS = 8  # of `gpu_device`, that are smoothed at a time: planes around them are smoothed twice
-CONTRAST_SHARE = 0.6  # of the volume's log contrast between tissue and background that a section must show
+FEW_VOXELS = 100  # A section with fewer valid voxels takes the threshold of the volume.
+GPU_BLOCKS = 8  # Blocks of `compute.gpu` that are smoothed at a time; the planes around them are smoothed twice.
+CONTRAST_SHARE = 0.6  # A section's own threshold needs at least this share of the log contrast of the volume.
 
 
 @dataclass(frozen=True)
 class TissueMask:
-    """A tissue mask and what led to it, section by section.
+    """A tissue mask, and the thresholds of the sections it was made with.
 
     Parameters
     ----------
     mask : (Z, Y, X) bool array or PackedMask
         Tissue; packed for a shrunken volume.
     thresholds : tuple of float or None
-        Threshold each section was cut at, in the intensity unit of the volume; None where nothing was cut.
+        Threshold of each section, in the intensity unit of the volume; None for a section without one.
     origins : tuple of str
         `own`: the section's Otsu threshold. `volume`: the threshold of the whole volume, because the section's own
         would have split agarose or tissue within itself. `one_class`: the volume shows one class (or one value beside
@@ -61,8 +61,8 @@ class TissueMask:
 def _cut(own: Split | None, volume: Split | None, count: int) -> tuple[float | None, str]:
     """Return a section's threshold and where it comes from.
 
-    The section's own split is believed when the threshold of the volume lies between its classes, or when its
-    contrast (a ratio, so that a dim section is not held against itself) is a good part of the volume's.
+    A section keeps its own threshold when the threshold of the volume lies between its classes, or when its contrast (a
+    ratio, so that dim sections are not at a disadvantage) is at least `CONTRAST_SHARE` of that of the volume.
     """
     if own is None or volume is None:
         return None, "constant" if count else "empty"
@@ -96,7 +96,7 @@ def tissue_mask_with_levels(
     weights : (Z, Y, X) array, optional
         Weight of each voxel of an array; a shrunken volume brings its shares of valid voxels.
     gpu_planes : int, optional
-        Compute an array in host memory on the GPU, so many planes at a time; by default where it lies.
+        Compute an array in host memory on the GPU, this many planes at a time; by default on the device of the array.
     """
     if not isinstance(vol, (ShrunkenVolume, ShrunkenFiles)):
         vol = as_block(vol)
@@ -108,13 +108,13 @@ def tissue_mask_with_levels(
     scale = choose_scale(map(counted.pairs, group.members), group.together, group.separability.share)
     if scale.floor is not None:
         smoother.forget()
-        counted = SectionHistograms(smoother, table, scale)  # those before it are let go
+        counted = SectionHistograms(smoother, table, scale)  # replaces those of the linear scale
         splits, voxels, group = survey(counted, set(group.members))
     volume = otsu_split(*group.together, scale=scale)
     cuts = [_cut(split, volume, count) for split, count in zip(splits, voxels, strict=True)]
     filled = smoother.filled()
     if volume is None and 0 < sum(voxels) < (filled.stop - filled.start) * math.prod(vol.shape[1:]):
-        # one value, and zeros around it: they are all the background there is
+        # one value among zeros: the zeros are the background
         cuts = [(None, "one_class" if origin == "constant" else origin) for _none, origin in cuts]
     if volume is None or volume.one_class:
         what = (
@@ -141,7 +141,7 @@ def tissue_mask_with_levels(
 
 
 def _inside(smoother: Smoother, smooth: Any, threshold: float | None, radius: int) -> Any:
-    """Return the closed mask of smoothed planes: what is above the threshold, every valid voxel without one."""
+    """Return the closed mask of smoothed planes: voxels above the threshold or, without one, every valid voxel."""
 
     def find(z: int) -> Any:
         plane = smoother.take(smooth[z])
@@ -161,13 +161,13 @@ def compute_tissue_mask(
     smoothing_sigma_z: float = 1.0,
     use_gpu: bool = False,
 ) -> Any:
-    """Return where tissue is.
+    """Return the tissue mask.
 
     The volume is smoothed (Gaussian, within each section); each section is cut at the Otsu threshold of its non-zero
     smoothed voxels, voxel by voxel, so that the mask of an oblique cut moves from plane to plane; holes are filled and
-    gaps closed in every plane, then along Z. Where shading blurs the classes, smoothing and threshold are those of the
-    log intensity. Otsu splits any section in two, so its threshold is believed only when
-    the section shows the contrast of the volume; else the volume's threshold is taken (see `TissueMask`).
+    gaps closed in every plane, then along Z. Where shading blurs the classes, the log intensity is smoothed and
+    thresholded. Otsu's method splits any section in two, so its threshold is taken only where the section has the
+    contrast of the volume, and else that of the volume (see `TissueMask`).
 
     Parameters
     ----------
@@ -178,12 +178,11 @@ def compute_tissue_mask(
     n_serial_slices : int or section table
         Count of sections (equal split, remainder spread) or the table itself.
     closing_radius : int
-        Radius of the disk that closes each plane, voxels; 0 for none. Nothing is taken from the mask at the border.
+        Radius of the disk that closes each plane, voxels; 0 for none. The mask keeps its voxels at the border.
     z_closing_sections : int
-        Gaps along Z of up to so many sections are bridged; 0 for none. A volume of one section is left alone.
+        Gaps along Z of up to this many sections are filled; 0 for none. A volume of one section is not closed along Z.
     use_gpu : bool
-        Compute on the GPU also when `vol` is in host memory. Without a working GPU that is a GpuError, not a change of
-        device.
+        Compute on the GPU also when `vol` is in host memory. Without a working GPU this is a GpuError.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Where a pass finds the tissue of a block: the estimated mask, or the one that the user gave."""
+"""The tissue mask of a block at full resolution: the estimated mask, or the one that the user gave."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class TissueSource:
     shrink : int
         In-plane block size.
     given : Volume, optional
-        The user's mask, which is then used as it is.
+        The mask of the user, which replaces the estimated one.
     z_start : int
-        Plane of the volume that `small` begins with.
+        Plane of the volume that is the first one of `small`.
     frame : Frame, optional
-        What the shrunken grid covers of the planes; all of them without it. Rows and columns are counted from its
-        corner, but for those of `given`.
+        The part of each plane that the shrunken grid covers; whole planes without it. Rows and columns are counted from
+        its corner, except those of `given`.
     """
 
     small: np.ndarray | PackedMask
@@ -72,7 +72,7 @@ class TissueSource:
     frame: Frame | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write both masks, every plane apart; the user's own mask stays where it is."""
+        """Write both masks, plane by plane; the mask of the user is not copied."""
         packed = self.small if isinstance(self.small, PackedMask) else PackedMask.of(self.small)
         arrays = {"agarose": self.agarose_small, "shrink": np.array(self.shrink)}
         if self.frame is not None:
@@ -81,9 +81,9 @@ class TissueSource:
 
     @classmethod
     def load(cls, path: str | Path, given: Volume | None = None, planes: tuple[int, int] | None = None) -> TissueSource:
-        """Read what `save` wrote: all planes, which stay packed, or those from one to another.
+        """Read what `save` wrote: all planes, packed, or the range `planes` as arrays.
 
-        `given` is the user's mask, if there is one.
+        `given` is the mask of the user, if there is one.
         """
         file = PieceFile(path)
         stored, (start, stop) = file.head, (0, len(file)) if planes is None else planes
@@ -93,7 +93,7 @@ class TissueSource:
         return cls(small, stored["agarose"], int(stored["shrink"]), given, start, frame)
 
     def part(self, start: int, stop: int) -> TissueSource:
-        """Return the masks of some planes, packed where they are."""
+        """Return the masks of planes `start` to `stop`, packed if these are."""
         first, last = start - self.z_start, stop - self.z_start
         small = self.small.part(first, last) if isinstance(self.small, PackedMask) else self.small[first:last]
         return replace(self, small=small, z_start=start)
@@ -126,9 +126,9 @@ class TissueSource:
         return class_rows(None, self.agarose_small, self.agarose_small.shape)
 
     def classes(self, z: slice, y: slice, inside: np.ndarray | None) -> tuple[np.ndarray, int, int]:
-        """Return classes, block size and first row of a box of whole rows, see `PlaneCounter.add`.
+        """Return `classes`, `k` and `y` of `PlaneCounter.add` for a box of whole rows.
 
-        `inside` is that box (z, y, X) of the user's mask, where there is one.
+        `inside` is the box (z, y, X) of the mask of the user, if there is one.
         """
         first, last = y.start // self.shrink, -(-y.stop // self.shrink)
         around = self._around[first:last]
@@ -150,9 +150,9 @@ def open_mask(
     allow_missing_chunks: bool = False,
     planes: tuple[int, int] | None = None,
 ) -> Volume:
-    """Open a user's tissue mask for `volume`; where chunks may be missing, no tissue is there.
+    """Open a user's tissue mask for `volume`; missing chunks, where they are allowed, have no tissue.
 
-    `planes` are those that will be read, see `open_volume`.
+    `planes` is the range of planes that will be read, see `open_volume`.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Statistics of planes that arrive in pieces: block means, and histograms.
+"""Block means and histograms of planes that arrive in parts.
 
-Both take rows of planes in the order of their rows, keep kilobytes, and give the same bits however a plane is cut and
-whatever the number of threads: sums of a column run over its rows in order, and histograms are whole numbers.
+Results depend neither on the rows that arrive together nor on the number of threads: floating-point numbers are added
+in a fixed order, and histograms are integers.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from n4flow.statistics.bins import N_BINS, pairs_of_bins
 from n4flow.statistics.pooling import add_up
 
 PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
-STRIP_VOXELS = 1 << 17  # half a megabyte of float32: what a thread works on stays in its cache
-COUNTED = ("u1", "u2", "i2", "f4")  # types that histograms are counted from; others go through float32
-COLUMNS = 512  # voxels, about, of the narrowest part of a plane that is a task of its own
-MOST_TILES = 1024  # of a render before they are added up
-MOST_PIECES = 16  # histograms of one plane before they are added up
+STRIP_VOXELS = 1 << 17  # Rows are processed in strips of half a megabyte of float32, which stay in the cache of a core.
+COUNTED = ("u1", "u2", "i2", "f4")  # Types that histograms are counted from; other types are cast to float32 first.
+COLUMNS = 512  # Parts of a plane that are tasks of their own have at least about this many columns.
+MOST_TILES = 1024  # RENDER measures at most this many tiles before it merges them.
+MOST_PIECES = 16  # At most this many partial histograms of a plane are kept before they are added up.
 
 _tables = threading.local()
 
-Lists = tuple[np.ndarray, ...]
+Lists = tuple[np.ndarray, ...]  # bins, counts and sums of residuals, see `pairs_of_bins`
 
 
 def strips(height: int, width: int) -> list[tuple[int, int]]:
-    """Cut rows of a plane into runs of about `STRIP_VOXELS`."""
+    """Cut the rows of a plane into strips of about `STRIP_VOXELS`; return the first and the end row of each."""
     step = max(1, STRIP_VOXELS // width)
     return [(y, min(y + step, height)) for y in range(0, height, step)]
 
@@ -41,7 +41,7 @@ class BlockMeans:
     Parameters
     ----------
     shape : (Z, Y, X)
-        The planes that will come.
+        Shape of the planes that will be added.
     k : int
         Block size, voxels.
 
@@ -64,27 +64,29 @@ class BlockMeans:
 
 
 class PlaneShrinker(BlockMeans):
-    """Block means of planes whose rows arrive in order.
+    """Block means of planes whose rows are added in order.
 
     Parameters
     ----------
     shape, k
         See `BlockMeans`.
     dtype : dtype
-        Of the voxels.
+        Type of the voxels.
     """
 
     def __init__(self, shape: tuple[int, int, int], k: int, dtype: np.dtype) -> None:
         super().__init__(shape, k)
         self._top = int(np.iinfo(dtype).max) if dtype.kind in "ui" else None
-        self._begun: dict[int, np.ndarray] = {}  # rows of each plane whose blocks go on below
+        self._begun: dict[
+            int, np.ndarray
+        ] = {}  # of each plane, the last rows that were added, whose blocks are incomplete
 
     def add(self, block: np.ndarray, z: int = 0, y: int = 0, threads: int | None = None) -> None:
-        """Add rows (z, y, X) whose first voxel is row `y` of plane `z`; a plane's rows come in order."""
+        """Add rows (z, y, X), the first of which is row `y` of plane `z`; the rows of a plane are added in order."""
         n_z, n_y, n_x = block.shape
         stop, top = y + n_y, y // self.k * self.k
-        bottom = stop if stop == self.shape[1] else stop // self.k * self.k  # blocks end here
-        # a few planes are shared out by columns, whole blocks of them
+        bottom = stop if stop == self.shape[1] else stop // self.k * self.k  # the rows before it are complete blocks
+        # few planes are divided among threads by columns, in whole blocks
         blocks = self.mean.shape[2]
         parts = max(1, min((threads or available_threads()) // n_z, n_x // COLUMNS, blocks))
         cuts = [min(n_x, blocks * i // parts * self.k) for i in range(parts)] + [n_x]
@@ -114,7 +116,7 @@ class PlaneShrinker(BlockMeans):
     def _shrink(
         self, rows: Sequence[np.ndarray], at: tuple[int, int], plane: int, counts: np.ndarray, extremes: np.ndarray
     ) -> None:
-        """Write the means of the blocks of some rows (y, x), which end where blocks do, of a plane."""
+        """Write the block means of rows (y, x) of a plane, given as parts that together are complete blocks."""
         from n4flow.statistics import block_mean_kernels as kernels
 
         values = scratch("shrink", (1, sum(map(len, rows)), rows[0].shape[1]), np.float32)
@@ -128,7 +130,7 @@ class PlaneShrinker(BlockMeans):
 
 
 def plane_numbers(counts: np.ndarray, extremes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return counts and extremes (Z, ...) by name; extremes of planes without valid voxels are 0."""
+    """Return counts and extremes (Z, ...) by name; the extremes of a plane without valid voxels are 0."""
     numbers: dict[str, np.ndarray] = {name: counts[:, i] for i, name in enumerate(PLANE_COUNTS)}
     some = numbers["n_valid"] > 0
     numbers["minimum"] = np.where(some, extremes[:, 0], 0.0)
@@ -137,14 +139,14 @@ def plane_numbers(counts: np.ndarray, extremes: np.ndarray) -> dict[str, np.ndar
 
 
 class Tile:
-    """What one part of some planes gives to the k x k blocks that it touches.
+    """Contributions of one part of some planes to the k x k blocks that it touches.
 
     Parameters
     ----------
     means : TileShrinker
-        Takes the means of blocks that lie in this tile alone.
+        Receives the means of blocks that lie in this tile alone.
     at : (z, y, x)
-        Place of its first voxel.
+        Position of its first voxel.
     shape : (z, y, x)
     """
 
@@ -162,7 +164,7 @@ class Tile:
         self.extremes = np.tile([np.inf, -np.inf], (shape[0], 1))
 
     def add(self, first: int, values: np.ndarray) -> None:
-        """Add planes (z, y, x) float32 of the tile, all its rows and columns, from its plane `first` on."""
+        """Add whole planes (z, y, x) of the tile, float32, from its plane `first` on."""
         from n4flow.statistics import block_mean_kernels as kernels
 
         planes = slice(first, first + len(values))
@@ -173,7 +175,7 @@ class Tile:
 
 
 def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
-    """Return how many blocks along an axis lie within a tile."""
+    """Return the number of blocks along an axis that lie within a tile."""
     stop = start + extent
     return max(0, (-(-size // k) if stop == size else stop // k) - -(-start // k))
 
@@ -181,7 +183,7 @@ def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
 class TileShrinker(BlockMeans):
     """Block means of planes that arrive in tiles.
 
-    A block that several tiles touch is the sum of theirs in the order of rows and columns.
+    The contributions of several tiles to a block are added in the order of their rows and columns.
 
     Parameters
     ----------
@@ -196,7 +198,7 @@ class TileShrinker(BlockMeans):
         self._sums, self._lost = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
-        """Add tiles of the same planes, all planes of which were added; planes end where tiles of others come."""
+        """Merge complete tiles of the same planes; tiles of other planes end the planes before."""
         from n4flow.statistics import block_mean_kernels as kernels
 
         if self._open != planes:
@@ -218,7 +220,7 @@ class TileShrinker(BlockMeans):
             ends[:, 1] = np.maximum(ends[:, 1], tile.extremes[:, 1])
 
     def finish(self) -> None:
-        """Turn the sums of the planes that came last into means."""
+        """Write the means of the planes that were merged last."""
         from n4flow.statistics import block_mean_kernels as kernels
 
         if self._open is not None:
@@ -230,7 +232,7 @@ class TileShrinker(BlockMeans):
 
 
 class PlaneCounter:
-    """Histograms of planes whose rows arrive in pieces, in any order.
+    """Histograms of planes whose rows are added in any order.
 
     Parameters
     ----------
@@ -241,24 +243,24 @@ class PlaneCounter:
         self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
 
     def add(self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0) -> None:
-        """Count rows of some planes; no two threads may add to one plane at a time.
+        """Count rows of some planes; two threads must not add to the same plane at a time.
 
         Parameters
         ----------
         plane : int
-            The first one.
+            Index of the first one.
         rows : (z, y, X) array
-            Of any real type.
+            Any real type.
         classes : (z, blocks down, blocks across) uint8 array
-            Of each k x k voxels of the planes: 0 tissue, 1 agarose, 2 the rest.
+            Class of each k x k block of the planes: 0 tissue, 1 agarose, 2 the rest.
         k : int
         y : int
-            The first row's place below the first row of `classes`.
+            Row of the planes, counted from the first row of `classes`, that `rows` begin with.
         """
         from n4flow.statistics import histogram_kernels as kernels
 
         if not hasattr(_tables, "words"):
-            _tables.words = np.zeros((3 * 2 * N_BINS + 1, 2), np.int64)  # it is all zeros between calls
+            _tables.words = np.zeros((3 * 2 * N_BINS + 1, 2), np.int64)  # all zeros between calls
         n_z, n_y, width = rows.shape
         if rows.dtype.str[1:] not in COUNTED or not rows.dtype.isnative:
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
@@ -269,12 +271,14 @@ class PlaneCounter:
         most = max(1, kernels.PIECE_VOXELS // width)
         for start in range(0, n_y, most):
             part = slice(start, min(start + most, n_y))
-            out = scratch("counted", (3, rows[:, part].size), np.int64)  # little of it is written
+            out = scratch(
+                "counted", (3, rows[:, part].size), np.int64
+            )  # only a small part is written, and takes memory
             kernels.count_planes(rows[:, part], classes, k, y + start, *room, _tables.words, out, ends)
             self._keep(plane, out[:, : ends[-1, -1, -1]].copy(), ends.tolist())
 
     def _keep(self, plane: int, counted: np.ndarray, ends: list[list[list[int]]]) -> None:
-        """Put the lists of planes, classes and signs to what was counted before."""
+        """Append the lists of planes, classes and signs to those that were counted before."""
         begin = 0
         for pieces, plane_ends in zip(self._pieces[plane : plane + len(ends)], ends, strict=True):
             for lists, class_ends in zip(pieces, plane_ends, strict=True):
@@ -286,7 +290,7 @@ class PlaneCounter:
                     lists[:] = [add_up(lists)]
 
     def lists(self, plane: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return (values float32, counts uint32) of a plane for the three classes, and forget them."""
+        """Return (values float32, counts uint32) of a plane for the three classes, and release them."""
         pieces, self._pieces[plane] = self._pieces[plane], ([], [], [])
         return [pairs_of_bins(*add_up(parts)) for parts in pieces]
 

@@ -1,24 +1,23 @@
 """The fixed grid of bins on the float32 number line, and distributions as (value, count) pairs.
 
-The bin of a value is its sign and its bits without the lowest 13: bins are at most 2**-10 of their value wide, need no
-range beforehand, and are the same for every plane, section and volume. A distribution is a sorted list of pairs, one
-for each bin in use: the mean of the bin's voxels (float32) and how many they are.
+The bin of a value is its sign and its bits without the lowest 13. The width of a bin is therefore at most 2**-10 of its
+value, no range has to be known beforehand, and bins are the same for every plane, section and volume. A distribution is
+a sorted list of pairs, one for each bin in use: the mean of the bin's voxels (float32) and their number.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-RELATIVE_BIN_WIDTH = 2.0**-10
-SHIFT = 13
-RESIDUAL = (1 << SHIFT) - 1
-INFINITY_BITS = 0x7F800000
-MAGNITUDE = 0x7FFFFFFF
-N_BINS = INFINITY_BITS >> SHIFT  # bins of one sign
+SHIFT = 13  # lowest bits of a float32 that its bin ignores
+RESIDUAL = (1 << SHIFT) - 1  # mask of these bits
+INFINITY_BITS = 0x7F800000  # float32 infinity as an integer; finite numbers are below, NaN is above
+MAGNITUDE = 0x7FFFFFFF  # mask of all bits of a float32 but its sign
+N_BINS = INFINITY_BITS >> SHIFT  # number of bins of one sign
 
 
 def bin_index(values: np.ndarray) -> np.ndarray:
-    """Return the signed index of each float32 value's bin; indices are ordered as the values are."""
+    """Return the signed index of each float32 value's bin; indices have the order of the values."""
     bits = np.ascontiguousarray(values, np.float32).view(np.int32)
     return np.where(bits < 0, -((bits & MAGNITUDE) >> SHIFT) - 1, bits >> SHIFT)
 

@@ -1,6 +1,6 @@
-"""Compiled loops of block means: a tile's share of each k x k block of a plane, counts and extremes, and their sum.
+"""Compiled loops of block means: contributions of a tile to each k x k block of a plane, counts and extremes.
 
-Plain arithmetic in a fixed order, without the GIL, as in `histogram_kernels`.
+They compute in a fixed order and release the GIL, as those of `histogram_kernels`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from n4flow.compute.numba_cache import njit
 from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE
 
 N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE = range(4)  # columns of the counts of `shrink_tile`
-NO_EDGES = np.empty((1, 0)), np.empty((1, 0), np.int32)  # of tiles that end where blocks do
-MOST_MEASURED = 1 << 24  # voxels at a time: float32 counts them exactly
-PLAIN, ZEROS, BROKEN = range(3)  # all voxels valid; zeros among them; others that are not finite
+NO_EDGES = np.empty((1, 0)), np.empty((1, 0), np.int32)  # for tiles of complete blocks
+MOST_MEASURED = 1 << 24  # voxels counted at a time, since float32 is exact up to here
+PLAIN, ZEROS, BROKEN = range(3)  # all voxels are valid; some are zero; some are not finite
 
 
 @row_kernel
@@ -31,15 +31,15 @@ def _add_whole(column, k, totals):  # type: ignore[no-untyped-def]
 
 @row_kernel
 def add_blocks(column, k, ahead, whole, totals, start):  # type: ignore[no-untyped-def]
-    """Add the columns of each block from left to right to totals[start], ..., many blocks at a time.
+    """Add the columns of each block from left to right to totals[start], totals[start + 1], ...
 
-    So many columns lie `ahead` of the `whole` blocks and belong to one before them, and some to one after them.
+    `ahead` columns belong to an incomplete block before the `whole` blocks; the last ones may belong to one after them.
     """
     first, stop = start + (1 if ahead else 0), ahead + whole * k
     for x in range(min(ahead, column.size)):
         totals[start] += column[x]
     inside, sums = column[ahead:stop], totals[first : first + whole]
-    # with a constant number of columns the compiler makes vectors of several blocks: a third of the time
+    # with a constant k the compiler vectorizes over blocks, which takes a third of the time
     if k == 2:
         _add_whole(inside, 2, sums)
     elif k == 3:
@@ -58,14 +58,14 @@ def add_blocks(column, k, ahead, whole, totals, start):  # type: ignore[no-untyp
 
 @row_kernel
 def mean_of(total, lost, voxels):  # type: ignore[no-untyped-def]
-    """Return the mean of a block, and the share of it that is valid."""
+    """Return the mean of a block and its share of valid voxels."""
     n = np.float64(voxels - lost)
     return total / (n if n > 0.0 else 1.0), n / np.float64(voxels)
 
 
 @row_kernel
 def _add_measures(value, sums):  # type: ignore[no-untyped-def]
-    """Add a vector of voxels to the counts of finite, of valid, of negative ones, and to the extremes."""
+    """Add a vector of voxels to the counts of finite, valid and negative voxels, and to the extremes."""
     finite, valid, negative, low, high = sums
     none, one, infinity = v.splat(np.float32(0)), v.splat(np.float32(1)), v.splat(np.float32(np.inf))
     size = v.maximum(value, v.subtract(none, value))
@@ -79,7 +79,7 @@ def _add_measures(value, sums):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def measure(voxels: Any, counts: Any, extremes: Any) -> int:
-    """Count float32 voxels (n,), at most MOST_MEASURED, and widen their extremes; return PLAIN, ZEROS or BROKEN."""
+    """Count float32 voxels (n,), at most MOST_MEASURED, and update the extremes; return PLAIN, ZEROS or BROKEN."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
     sums = (none, none, none, infinity, v.subtract(none, infinity))
     whole = voxels.size - voxels.size % v.LANES
@@ -102,7 +102,7 @@ def measure(voxels: Any, counts: Any, extremes: Any) -> int:
 
 @row_kernel
 def usable(bits):  # type: ignore[no-untyped-def]
-    """Return whether a float32, seen as int32, is finite, and whether it is valid."""
+    """Return whether a float32, given by its bits as int32, is finite, and whether it is valid."""
     magnitude = bits & np.int32(MAGNITUDE)
     finite = magnitude < np.int32(INFINITY_BITS)
     return finite, finite & (magnitude != 0)
@@ -110,7 +110,7 @@ def usable(bits):  # type: ignore[no-untyped-def]
 
 @row_kernel
 def _sum_blocks(tile, bits, z, y_start, x_start, k, sums, lost, counts, extremes, column, gone):  # type: ignore[no-untyped-def]
-    """Add a plane of a tile to the sums (blocks down, blocks across) of blocks that it touches; return its state."""
+    """Add a plane of a tile to the sums (blocks down, blocks across) of its blocks; return PLAIN, ZEROS or BROKEN."""
     n_y, n_x = tile.shape[1:]
     ahead = -x_start % k  # columns before the first block that begins in the tile
     whole = max(0, n_x - ahead) // k
@@ -136,14 +136,14 @@ def _sum_blocks(tile, bits, z, y_start, x_start, k, sums, lost, counts, extremes
 
 @row_kernel
 def _add_values(value, total, zeros):  # type: ignore[no-untyped-def]
-    """Add a vector of voxels to a vector of sums, and what is 0 to one of counts."""
+    """Add a vector of voxels to a vector of sums, and their zeros to a vector of counts."""
     none, one = v.splat(np.float32(0)), v.splat(np.float32(1))
     return v.add(total, v.widen(value)), v.add(zeros, v.where_zero(value, one, none))
 
 
 @row_kernel
 def _add_rows(voxels, n_x, start, stop, column, gone):  # type: ignore[no-untyped-def]
-    """Write the sums of the columns of some rows (y * n_x,), in the order of the rows, and how many voxels are 0."""
+    """Write the sums of the columns of some rows (y * n_x,), added in order, and the numbers of zeros."""
     whole = n_x - n_x % v.LANES
     for x in range(0, whole, v.LANES):
         total, zeros = v.splat(np.float64(0)), v.splat(np.float32(0))
@@ -161,7 +161,7 @@ def _add_rows(voxels, n_x, start, stop, column, gone):  # type: ignore[no-untype
 
 @row_kernel
 def _add_valid_rows(tile, bits, z, start, stop, column, gone):  # type: ignore[no-untyped-def]
-    """Write the sums of the finite voxels of columns, and how many are not valid."""
+    """Write the sums of the finite voxels of columns, and the numbers of invalid voxels."""
     column[:] = 0.0
     gone[:] = np.float32(0)
     for i in range(start, stop):
@@ -197,18 +197,18 @@ def shrink_tile(
     counts: Any,
     extremes: Any,
 ) -> None:
-    """Write means and valid shares of the k x k blocks that lie in a float32 tile (z, y, x), also seen as int32 `bits`.
+    """Write means and valid shares of the k x k blocks within a float32 tile (z, y, x); `bits` is its view as int32.
 
     Parameters
     ----------
     at, size : (int, int)
-        Row and column of the plane that the tile begins at; rows and columns of the plane.
+        Row and column of the tile's first voxel in the plane; rows and columns of the plane.
     mean, valid : (z, blocks down, blocks across) array
-        Of whole planes.
+        Those of whole planes.
     edges, edges_lost : (z, n) float64 and int32 array
-        Written: what the tile gives to blocks that others touch, too: sums, and voxels that are not valid.
+        Written: sums, and numbers of invalid voxels, of the tile in blocks that other tiles touch, too.
     counts, extremes : (z, 5) and (z, 2) array
-        Added to.
+        Updated.
     """
     extent = tile.shape[1:]
     first_r, first_c = at[0] // k, at[1] // k
@@ -238,10 +238,10 @@ def shrink_tile(
                         n = most - lost[r, c]
                         means[c] = totals[c] / (n if n > 0.0 else 1.0)
                         shares[c] = n / most
-                for c in range(max(begin, end - 1), end):  # the last one may be narrower
+                for c in range(max(begin, end - 1), end):  # the last block may be narrower
                     voxels = height * _extent(first_c + c, k, size[1])
                     means[c], shares[c] = mean_of(totals[c], lost[r, c], voxels)
-            # what is inside is left out
+            # blocks within the tile are no edges
             for c in range(begin if inside else n_c):
                 edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
                 edge += 1
@@ -266,9 +266,9 @@ def add_edges(
     lost: Any,
     open_: Any,
 ) -> None:
-    """Add the edges of a tile of so many `blocks`, see `shrink_tile`, to sums and counts of whole planes (z, y, x).
+    """Add the edges of a tile (see `shrink_tile`) that touches `blocks` (down, across) to sums of planes (z, y, x).
 
-    `open_` (2, n) is set for the rows and columns of blocks that may have several tiles.
+    `open_` (2, n) marks the rows and the columns of blocks that several tiles may touch.
     """
     first_r, first_c = at[0] // k, at[1] // k
     n_c = blocks[1]
@@ -295,7 +295,7 @@ def add_edges(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def settle_edges(sums: Any, lost: Any, size: Any, k: int, open_: Any, mean: Any, valid: Any) -> None:
-    """Turn sums and counts of blocks that several tiles may have touched into means; leave zeros behind."""
+    """Write the means of blocks that several tiles may have touched, and set their sums and counts to zero."""
     every, some = np.arange(sums.shape[2]), np.flatnonzero(open_[1, : sums.shape[2]])
     for z in range(sums.shape[0]):
         for r in range(sums.shape[1]):

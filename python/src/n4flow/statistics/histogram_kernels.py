@@ -1,7 +1,7 @@
-"""Compiled loops of the stages. Plain arithmetic in a fixed order, without the GIL, so that threads may share planes.
+"""Compiled loops of histograms. They compute in a fixed order and release the GIL.
 
-Every function works on one plane (or some rows of it) and never on a whole volume; who calls it decides on threads.
-Each output depends on its own plane alone, so results do not depend on how many threads there are.
+Every function works on planes, or some rows of them, and starts no threads. The results for a plane depend on this
+plane alone, and therefore not on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from n4flow.compute.jit import row_kernel
 from n4flow.compute.numba_cache import njit
 from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT
 
-# Count and sum of residuals share one 64-bit word: 26 bits of count above 38 bits of sum, enough for 2**25 voxels.
+# The count of a bin and the sum of its residuals share a 64-bit word: 26 bits of count above 38 bits of sum.
 COUNT_SHIFT = 38
-PIECE_VOXELS = 1 << 25
+PIECE_VOXELS = 1 << 25  # voxels that such a word can count
 
 up: Any = np.uintp
 
 
 @row_kernel
 def _add_ends(value, ends):  # type: ignore[no-untyped-def]
-    """Widen the ranges of positive and of negative finite values, the latter by size, by a vector."""
+    """Update the ranges of positive finite values, and of the magnitudes of negative ones, by a vector."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
     size = v.maximum(value, v.subtract(none, value))
     above = v.where_below(none, value, v.where_below(size, infinity, size, none), none)
@@ -39,7 +39,7 @@ def _add_ends(value, ends):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _touch(voxels: Any, touched: Any) -> None:
-    """Widen `touched` (2, 2), the ranges of bins in use, of positive and of negative values, by float32 voxels (n,)."""
+    """Update `touched` (2, 2), the ranges of bins in use of positive and of negative values, by float32 voxels (n,)."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
     ends = (infinity, none, infinity, none)
     whole = voxels.size - voxels.size % v.LANES
@@ -60,7 +60,7 @@ def _touch(voxels: Any, touched: Any) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def histogram_rows(rows: Any, bits: Any, classes: Any, table: Any, touched: Any) -> None:
-    """Add rows (y, X) of a float32 plane, also seen as int32 bits, to `table` of packed count and sum.
+    """Add rows (y, X) of a float32 plane, and their view as int32, to a table of packed counts and sums.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ def histogram_rows(rows: Any, bits: Any, classes: Any, table: Any, touched: Any)
     classes : (y, X) uint8 array
         0 tissue, 1 agarose, 2 the rest.
     table : (3 * 2 * N_BINS + 1, 2) int64 array
-        By class, sign and bin; the last row takes what is no valid voxel. Every other voxel is counted in the second
-        column: neighbours are alike, and memory takes a second addition to a word only when the first is done.
+        By class, sign and bin; the last row counts invalid voxels. Every other voxel is counted in the second column,
+        because neighbours often share a bin, and an addition to a word has to wait for the one before.
     touched : (2, 2) int32 array
         Bins in use, of positive and of negative values; see `_touch`.
     """
@@ -87,7 +87,7 @@ def histogram_rows(rows: Any, bits: Any, classes: Any, table: Any, touched: Any)
             start = np.int32(classes[y, x]) * np.int32(2 * N_BINS)
             start += np.int32(N_BINS) if word < 0 else np.int32(0)
             place[x] = np.uint32(start + (magnitude >> np.int32(SHIFT))) if usable else nowhere
-        # indices without a sign: there is no test for one that counts from the end
+        # unsigned indices need no test for negative ones
         for x in range(up(1), n_x, up(2)):
             first, second = up(place[x - up(1)]) * up(2), up(place[x]) * up(2) + up(1)
             words[first] += one + np.int64(bits[at + x - up(1)] & np.int32(RESIDUAL))
@@ -129,7 +129,7 @@ def count_planes(
     out: Any,
     ends: Any,
 ) -> None:
-    """Count rows of planes; what a thread works on stays in its cache.
+    """Count rows of planes, a few at a time, so that they stay in the cache.
 
     Parameters
     ----------
@@ -138,11 +138,11 @@ def count_planes(
     small : (z, blocks down, blocks across) uint8 array
         Classes of k x k voxels of the planes, of which `y_start` is the first row.
     values, classes : (1, rows, X) float32 and uint8 array
-        Room for the rows that are worked on at a time.
+        Buffers for the rows that are counted at a time.
     table
         See `histogram_rows`; all zeros, before and after.
     out : (3, n) int64 array
-        Written: bins, counts and sums, one list behind the other; n at least the number of voxels.
+        Written: bins, counts and sums, list after list; n is at least the number of voxels.
     ends : (z, 3, 2) int64 array
         Written: where the list of each plane, class and sign ends.
     """
@@ -171,9 +171,9 @@ def count_planes(
 
 @njit(nogil=True, cache=True)
 def _drain(table: Any, start: int, stop: int, shift: int, out: Any) -> int:
-    """Move rows `start` to `stop` of `table` into a list, leaving zeros behind; a row's bin is its place less `shift`.
+    """Move rows `start` to `stop` of `table` to a list and set them to zero; return the number of bins in use.
 
-    Returns how many bins were in use.
+    The bin of a row is its index minus `shift`.
     """
     n = 0
     for place in range(start, stop):
@@ -191,7 +191,7 @@ def _drain(table: Any, start: int, stop: int, shift: int, out: Any) -> int:
 
 @njit(nogil=True, cache=True)
 def add_pieces(bins: Any, counts: Any, sums: Any, first: int, span: int) -> tuple[Any, Any, Any]:
-    """Add counts and sums of equal bins, of `span` ones from `first` on; return bins in use, counts and sums."""
+    """Add counts and sums of equal bins, which are `first` to `first + span`; return bins in use, counts and sums."""
     added = np.zeros((span, 2), np.int64)
     for i in range(bins.size):
         added[bins[i] - first, 0] += counts[i]

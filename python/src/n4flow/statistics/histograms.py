@@ -1,4 +1,4 @@
-"""The histograms of planes, in memory or in the files of their slabs, and what is asked of them."""
+"""Histograms of planes, in memory or in the files of slabs, and statistics that are computed from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pairs = tuple[np.ndarray, np.ndarray]
 
 
 class Distributions(ABC):
-    """Exact counts of the valid voxels of every plane, apart for tissue, agarose and the rest.
+    """Exact counts of the valid voxels of every plane, separately for tissue, agarose and the rest.
 
     Attributes
     ----------
@@ -83,12 +83,12 @@ class Distributions(ABC):
         return self.percentile(z, 50.0, cls)
 
     def per_plane(self, *asked: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-        """Return statistics of every plane, each a (Z,) array, for which the planes are gone through once.
+        """Return statistics of every plane, each a (Z,) array, in one pass over the planes.
 
         Parameters
         ----------
         *asked : tuple
-            Name of a method (`count`, `mean`, `median`, `percentile`) and what it takes after the plane.
+            Name of a method (`count`, `mean`, `median`, `percentile`) and its arguments after the plane.
         """
         planes = range(self.z_start, self.z_start + self.n_planes)
         found = [[getattr(self, name)(z, *args) for name, *args in asked] for z in planes]
@@ -104,7 +104,7 @@ class PlaneHistograms(Distributions):
     z_start : int
         Index of the first plane.
     offsets : (3, Z + 1) int64 array
-        Where each plane's bins begin in `values[c]` and `counts[c]`, per class.
+        Start of each plane's bins in `values[c]` and `counts[c]`, per class.
     values : three float32 arrays
         Mean of the voxels of each bin in use, ascending within a plane.
     counts : three uint32 arrays
@@ -118,7 +118,7 @@ class PlaneHistograms(Distributions):
 
     @classmethod
     def of_planes(cls, lists: Sequence[Sequence[Pairs]], z_start: int = 0) -> Self:
-        """Put (values, counts) of the three classes of each plane together."""
+        """Combine (values, counts) of the three classes of each plane."""
         values = tuple(np.concatenate([plane[c][0] for plane in lists]) for c in range(3))
         counts = tuple(np.concatenate([plane[c][1] for plane in lists]) for c in range(3))
         lengths = np.array([[len(plane[c][0]) for plane in lists] for c in range(3)])
@@ -142,7 +142,7 @@ class PlaneHistograms(Distributions):
     def save(self, path: str | Path) -> None:
         """Write to an .npz file from which `HistogramFiles` reads planes.
 
-        Each class of a plane is compressed apart: differences of neighbouring values, as bits, then counts.
+        Each class of a plane is compressed alone: differences of the bits of successive values, then counts.
         """
         pieces = []
         for row, c in itertools.product(range(self.n_planes), range(len(CLASSES))):
@@ -153,7 +153,7 @@ class PlaneHistograms(Distributions):
 
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
-        """Put slabs of one volume back together, in any order; a gap or an overlap is an InputError."""
+        """Join slabs of one volume, in any order; a gap or an overlap is an InputError."""
         slabs = sorted(slabs, key=lambda slab: slab.z_start)
         check_successive([(slab.z_start, slab.n_planes) for slab in slabs])
         lengths = np.concatenate([np.diff(slab.offsets, axis=1) for slab in slabs], axis=1)
@@ -167,17 +167,17 @@ class PlaneHistograms(Distributions):
 
 
 class HistogramFiles(Distributions):
-    """Histograms of planes in the files that `PlaneHistograms.save` wrote of slabs; one file is held at a time.
+    """Histograms of planes in the files of slabs that `PlaneHistograms.save` wrote; one file is in memory at a time.
 
     Parameters
     ----------
     paths : sequence of path
-        Of all slabs, in any order.
+        Files of all slabs, in any order.
 
     Raises
     ------
     InputError
-        A slab is missing or there twice, or a file is damaged.
+        A slab is missing or given twice, or a file is damaged.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
@@ -211,7 +211,7 @@ class HistogramFiles(Distributions):
 
 
 def check_successive(slabs: Sequence[tuple[int, int]]) -> None:
-    """Refuse slabs, given as (first plane, planes) in order of Z, between which is a gap or an overlap."""
+    """Raise an InputError for slabs (first plane, number of planes), in order of Z, with a gap or an overlap."""
     for (start, n_planes), (following, _planes) in itertools.pairwise(slabs):
         if start + n_planes != following:
             stop = start + n_planes

@@ -1,11 +1,8 @@
-"""The streaming passes: the shrunken volume, and the histograms of every plane.
+"""Shrunken planes and histograms of an array of whole planes.
 
-Both look at a block of whole planes once and keep kilobytes of it. A voxel is *valid* when it is finite and not
-exactly 0 (exact zero is mosaic padding); invalid voxels enter nothing but the counts.
-
-Histograms live on one fixed grid of the float32 number line: the bin of a value is its sign and its bits without the
-lowest 13, so bins are at most 2**-10 of their value wide, no range has to be known beforehand, and parts of a
-volume merge exactly. A bin keeps its count and the mean of its voxels, which comes from an integer sum and is exact.
+A voxel is *valid* when it is finite and not exactly 0 (an exact zero is mosaic padding); invalid voxels are counted,
+and enter nothing else. Histograms have the fixed bins of `bins`, so that those of parts of a volume are merged exactly;
+the mean of the voxels of a bin comes from an integer sum and is exact, too.
 """
 
 from __future__ import annotations
@@ -24,9 +21,9 @@ from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, S
 from n4flow.statistics.histograms import PlaneHistograms
 from n4flow.statistics.shrunken import ShrunkenVolume
 
-SHRUNKEN_SIDE = 512  # voxels: enough for a mask and a smooth field, and a plane of it is 1 MB
-LEAST_COVER = 0.5  # share of a block that the user's mask covers where the block is tissue
-FEWEST_SIDE = 32  # voxels: below this a shrunken plane no longer shows the tissue
+SHRUNKEN_SIDE = 512  # voxels of a side of a shrunken plane: enough for a mask and a smooth field
+LEAST_COVER = 0.5  # A block is tissue where the mask of the user covers at least this share of it.
+FEWEST_SIDE = 32  # voxels of the shorter side of a shrunken plane, below which tissue no longer shows
 
 
 def choose_shrink(shape: tuple[int, int, int]) -> int:
@@ -46,7 +43,7 @@ def shrink_planes(block: Any, k: int, *, threads: int | None = None) -> Shrunken
     Parameters
     ----------
     block : (z, Y, X) array
-        Whole planes of any real type; NumPy (a CuPy array is copied to the host: this pass is bound by reading).
+        Whole planes of any real type; NumPy (a CuPy array is copied to the host, since reading takes most of the time).
     k : int
         Shrink factor, voxels, at least 1. Sizes need not be multiples of it: the last blocks are smaller.
 
@@ -72,7 +69,7 @@ def plane_histograms(
     Parameters
     ----------
     block : (z, Y, X) array
-        Whole planes, any real type (float32 is what the grid is made for). NumPy or CuPy, counted where it lies.
+        Whole planes, any real type, counted as float32. NumPy or CuPy; counted on the device that holds it.
     tissue : (z, Y, X) mask, optional
         Tissue; none when left out.
     agarose : (Y, X) or (z, Y, X) mask, optional
@@ -110,7 +107,7 @@ def _count_rows(
 
 
 def _count_plane(plane: Any, tissue: Any, agarose: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Do what `_PlaneCounter.count` does in array operations, on the device that owns `plane`."""
+    """Count as `PlaneCounter` does, by array operations on the device that holds `plane`."""
     xp = array_module(plane)
     bits = xp.ascontiguousarray(plane, dtype=xp.float32).view(xp.int32)
     magnitude = bits & MAGNITUDE
@@ -122,7 +119,7 @@ def _count_plane(plane: Any, tissue: Any, agarose: Any) -> list[tuple[np.ndarray
     for members in (is_tissue, is_agarose, ~(is_tissue | is_agarose)):
         chosen = index[valid & members]
         counts = xp.bincount(chosen)
-        # whole numbers below 2**53: adding them in float64 is exact in any order
+        # sums of integers below 2**53 are exact in float64, in any order
         sums = xp.bincount(chosen, weights=(magnitude[valid & members] & RESIDUAL).astype(xp.float64))
         bins = xp.flatnonzero(counts)
         lists.append(pairs_of_bins(to_numpy(bins), to_numpy(counts[bins]), to_numpy(sums[bins])))  # synchronize

@@ -1,7 +1,7 @@
-"""Files of arrays with pieces behind them, each of which was compressed apart and is read alone.
+"""Files between the stages: a head of small arrays, then pieces, such as planes, that are compressed and read alone.
 
-What lies between the stages grows with the planes of a volume: whoever works through it opens such a file of each slab,
-holds the few numbers at its head, and reads a plane when its turn comes.
+A stage that works through a volume opens the files of all slabs, keeps their heads in memory, and reads a plane when it
+needs it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 
 from n4flow.errors import InputError
 
-FORMAT = 2  # of such files, and of what is in them: a run that is resumed may meet those of another version
-LEVEL = 5  # of LZ4: half the time of zstd, for files that are a twentieth larger
+FORMAT = 2  # Version of these files: a run that is resumed may find those of another version of n4flow.
+LEVEL = 5  # Compression level of LZ4, which takes half the time of zstd for files that are 5 % larger.
 MEMBER = "pieces.npy"
 
 
 def codec() -> Any:
-    """Return what compresses pieces; it refuses what is empty, which needs no piece."""
+    """Return the codec of pieces. It cannot encode an empty array, for which an empty piece is written."""
     from numcodecs import Blosc  # type: ignore[import-untyped]
 
     return Blosc("lz4", LEVEL, Blosc.SHUFFLE)
@@ -112,9 +112,9 @@ def _checksum(piece: bytes) -> int:
 
 
 def _offset(path: Path) -> int:
-    """Return where in a file the first piece begins."""
+    """Return the offset of the first piece in a file."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
-        stream.seek(archive.getinfo(MEMBER).header_offset + 26)  # behind which a member tells the length of its name
+        stream.seek(archive.getinfo(MEMBER).header_offset + 26)  # of the lengths of the name and of the extra field
         stream.seek(sum(struct.unpack("<HH", stream.read(4))), os.SEEK_CUR)
         np.lib.format.read_magic(stream)
         np.lib.format.read_array_header_1_0(stream)

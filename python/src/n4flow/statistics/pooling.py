@@ -1,4 +1,4 @@
-"""Distributions of several planes as one: sums of histograms, and their percentiles."""
+"""Sums of the histograms of several planes, and their percentiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pool(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray
         moment = np.bincount(index - base, weights=np.asarray(counts, np.float64) * values)
         used = np.flatnonzero(total)
         total, moment = total[used], moment[used]
-    else:  # few pairs far apart
+    else:  # few pairs in a wide range
         order = np.argsort(index, kind="stable")
         first = np.flatnonzero(np.diff(index[order], prepend=base - 1))
         total = np.add.reduceat(np.asarray(counts, np.float64)[order], first)
@@ -30,10 +30,13 @@ def pool(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 class Pool:
-    """Pairs that are merged as they come, in the order in which they are added: what `pool` does to all at once."""
+    """Pairs that are merged one part at a time, in the order in which they are added; `pool` merges all at once."""
 
     def __init__(self) -> None:
-        self._total, self._moment = np.zeros(2 * N_BINS), np.zeros(2 * N_BINS)  # no memory until they are written to
+        self._total, self._moment = (
+            np.zeros(2 * N_BINS),
+            np.zeros(2 * N_BINS),
+        )  # pages take memory when they are first written to
         self._first, self._stop = len(self._total), 0  # bins in use
 
     def add(self, values: np.ndarray, counts: np.ndarray) -> None:
@@ -56,8 +59,8 @@ class Pool:
 def weighted_percentile(values: np.ndarray, counts: np.ndarray, q: float) -> float:
     """Return the q-th percentile (0 to 100) of pooled pairs, as numpy's `linear` method on the voxels themselves.
 
-    The voxels of a bin are taken to lie evenly around their mean, as far as the nearer edge of the bin: so the result
-    is within one bin of the exact one, and exact where a bin holds one distinct value at its edge or a single voxel.
+    The voxels of a bin are assumed to lie evenly around their mean, up to the nearer edge of the bin. The result is
+    within one bin of the exact one, and exact where a bin holds a single voxel, or one distinct value at its edge.
     NaN when there are no voxels.
     """
     cumulated = np.cumsum(counts)
@@ -74,7 +77,7 @@ def weighted_percentile(values: np.ndarray, counts: np.ndarray, q: float) -> flo
 
 
 def add_up(parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Add whole counts and sums of pieces (bins, counts, sums) bin by bin; within a piece no bin comes twice."""
+    """Add counts and sums of partial histograms (bins, counts, sums), in each of which a bin occurs once."""
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
     if len(parts) == 1:

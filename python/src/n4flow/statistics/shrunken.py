@@ -1,4 +1,4 @@
-"""The shrunken volume, in memory or in the files of its slabs, from which planes are read as they are needed."""
+"""The shrunken volume, in memory or in the files of its slabs, from which planes are read when they are needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from n4flow.statistics.plane_file import PieceFile, codec, write_pieces
 if TYPE_CHECKING:
     from n4flow.statistics.accumulate import PlaneShrinker, TileShrinker
 
-RUN_PLANES = 16  # read at a time by who works through a volume: some tens of megabytes
+RUN_PLANES = 16  # Planes of a shrunken volume that are read at a time: some tens of megabytes.
 
 
 @dataclass
@@ -51,7 +51,7 @@ class ShrunkenVolume:
 
     @classmethod
     def of(cls, shrinker: PlaneShrinker | TileShrinker, frame: Frame | None = None) -> Self:
-        """Take over what was measured of all planes."""
+        """Return the shrunken volume that was measured; its arrays are not copied."""
         numbers = plane_numbers(shrinker.counts, shrinker.extremes)
         return cls(shrinker.mean, shrinker.valid, int(shrinker.k), shrinker.shape, numbers, frame)
 
@@ -70,7 +70,7 @@ class ShrunkenVolume:
     def save(self, path: str | Path) -> None:
         """Write to an .npz file from which `ShrunkenFiles` reads planes.
 
-        The means and the shares of every plane are compressed apart.
+        The means of a plane and its shares of valid voxels are compressed separately.
         """
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
@@ -81,10 +81,10 @@ class ShrunkenVolume:
 
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
-        """Put slabs of one volume, in order of Z, back together."""
+        """Join slabs of one volume, given in order of Z."""
         if len(slabs) == 1:
             return slabs[0]
-        check_alike([(s.shrink, s.full_shape) for s in slabs])
+        check_same_grid([(s.shrink, s.full_shape) for s in slabs])
         first = slabs[0]
         return cls(
             np.concatenate([s.mean for s in slabs]),
@@ -97,7 +97,7 @@ class ShrunkenVolume:
 
 
 class ShrunkenFiles:
-    """A shrunken volume in the files that `ShrunkenVolume.save` wrote of its slabs; planes are read when asked for.
+    """A shrunken volume in the files of its slabs that `ShrunkenVolume.save` wrote; planes are read on demand.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class ShrunkenFiles:
             names = [name for name in head if name.startswith("plane_")]
             numbers.append({name.removeprefix("plane_"): head[name] for name in names})
             self._stored += [(file, 2 * z) for z in range(n_z)]
-        check_alike(heads)
+        check_same_grid(heads)
         if len(frames) > 1:
             msg = f"slabs of one volume must have one frame, got {frames}"
             raise InputError(msg)
@@ -160,13 +160,13 @@ Shrunken = ShrunkenVolume | ShrunkenFiles
 
 
 def runs(z_start: int, z_stop: int, step: int = RUN_PLANES) -> Iterator[tuple[int, int]]:
-    """Cut planes into runs that are worked on one after the other."""
+    """Yield the first and the end plane of runs of `step` planes."""
     for start in range(z_start, z_stop, step):
         yield start, min(start + step, z_stop)
 
 
-def check_alike(slabs: Sequence[tuple[int, tuple[int, int, int]]]) -> None:
-    """Refuse slabs, given as (shrink, full shape), that cannot be parts of one volume."""
+def check_same_grid(slabs: Sequence[tuple[int, tuple[int, int, int]]]) -> None:
+    """Raise an InputError for slabs (shrink, full shape) that cannot belong to one volume."""
     seen = sorted({(shrink, *shape[1:]) for shrink, shape in slabs})
     if len(seen) != 1:
         msg = f"slabs of one volume must have one shrink factor and plane size, got {seen}"
