@@ -63,7 +63,7 @@ def _pair(lines, first, second, factor):  # type: ignore[no-untyped-def]
 
 @row_kernel
 def _taps(lines, places, at, kernel):  # type: ignore[no-untyped-def]
-    """Return two vectors of columns of a filtered line, from column `at` on: the centre, then taps from the outermost inwards.
+    """Return two vectors of columns of a filtered line, from column `at` on: centre, then outermost taps inwards.
 
     Line d around it begins at `places[reach + d]` of the flat `lines`. Two vectors at a time hide the latency of sums.
     """
