@@ -70,16 +70,6 @@ def reused_pool() -> ThreadPoolExecutor | None:
     return getattr(_local, "pool", None)
 
 
-def inherit_pool() -> Callable[[], None]:
-    """Return an initializer for a thread that shall use the pool of this one, so that both do not compete for cores."""
-    pool = reused_pool()
-
-    def join() -> None:
-        _local.pool = pool
-
-    return join
-
-
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
     """Return [function(task) for task in tasks], computed by `threads` threads; serially in a thread of a pool."""
     tasks = list(tasks)
