@@ -214,12 +214,12 @@ class Job:
 
     def count(self) -> None:
         """Read, and count each plane's voxels by their value."""
-        from n4flow.compute.threads import crew, run_tasks
+        from n4flow.compute.threads import reuse_threads, run_tasks
         from n4flow.pipeline.blocks import stream
 
         count = _counter()
         tables = np.zeros((self.volume.shape[0], 2, 1 << 16), np.uint32)
-        with crew():
+        with reuse_threads():
             for z, _y, block in stream(self.volume, 0, self.volume.shape[0]):
 
                 def plane(i: int, block: np.ndarray = block, z: int = z) -> None:

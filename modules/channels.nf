@@ -1,4 +1,45 @@
-// What happens to channels between tasks.
+// The channel of samples, [meta, sample], and what happens to it between tasks. A sample is a map; whoever adds to it
+// makes another, since several operators may read it at the same time.
+
+// What a process takes of each sample: [meta, volume] and the fields that are named, which are the names of its inputs.
+// Of the memory that INSPECT predicted, `volume` gets that of this process alone: a parameter that changes what one
+// process needs is then no change for the rest of a resumed run.
+def inputs(samples, process, fields) {
+    return samples.map { meta, sample ->
+        def memory = ['memory_bytes', 'memory_bytes_per_thread'].collectEntries { name -> [name, sample.plan?.get(name)?.get(process)] }
+        [meta, sample.volume + memory] + fields.collect { field -> sample[field] }
+    }
+}
+
+// Add the files that a process made of each sample to those of a field.
+def add(samples, field, made) {
+    return samples.join(made).map { meta, sample, files -> [meta, sample + [(field): sample[field] + files]] }
+}
+
+// Add what the tasks for a sample's parts, 'slabs' or 'batches' of its plan, made: in the order of the files' names, once all have come.
+def gather(samples, field, made, parts) {
+    def complete = made
+        .combine(samples, by: 0)
+        .map { meta, files, sample -> [groupKey(meta, sample.plan[parts].size()), files] }
+        .groupTuple()
+        .map { key, files -> [key.getGroupTarget(), files.flatten().sort { path -> path.name }] }
+    return add(samples, field, complete)
+}
+
+// A sample for each slab of planes: slab = [name: '000064', planes: '64:128', shrink: 4, slab_planes: 64, frame: '0:512,0:512']
+def slabs_of(samples) {
+    return samples.flatMap { meta, sample ->
+        def common = sample.plan.subMap('shrink', 'slab_planes', 'frame')
+        sample.plan.slabs.collect { slab -> [meta, sample + [slab: [name: String.format('%06d', slab[0]), planes: slab.join(':')] + common]] }
+    }
+}
+
+// A sample for each batch of sections: batch = [name: '000008', sections: '8:16']
+def batches_of(samples) {
+    return samples.flatMap { meta, sample ->
+        sample.plan.batches.collect { batch -> [meta, sample + [batch: [name: String.format('%06d', batch[0]), sections: batch.join(':')]]] }
+    }
+}
 
 // The answer of a task that asks a question; a fault ends the run in one sentence.
 def answer(path) {
@@ -14,42 +55,4 @@ def answer(path) {
 def plain(json) {
     if (json instanceof Map) { return json.collectEntries { key, value -> [(key): plain(value)] } }
     return json instanceof List ? json.collect { value -> plain(value) } : json
-}
-
-// A plan's voxel size as 'z y x' in micrometres.
-def spacing(plan) {
-    return plan.voxel_um.values().join(' ')
-}
-
-// Collect the files of every part of a sample, in the order of their names, as soon as all have come.
-def gather(parts, counts) {
-    return parts
-        .combine(counts, by: 0)
-        .map { meta, files, count -> [groupKey(meta, count), files] }
-        .groupTuple()
-        .map { key, files -> [key.getGroupTarget(), files.flatten().sort { path -> path.name }] }
-}
-
-// All parameters in one line, as the provenance keeps them.
-def as_json(params) {
-    return groovy.json.JsonOutput.toJson(params.toSorted { entry -> entry.key })
-}
-
-// What the engine knows of the run and of its inputs, in one line; equal when a run is resumed.
-def described(run, samples) {
-    def known = [
-        command: run.commandLine.replaceAll(/ -resume( [0-9a-f-]{36})?/, ''), nextflow: run.nextflow.version.toString(),
-        profile: run.profile, container_engine: run.containerEngine, session: run.sessionId.toString(), user: run.userName,
-        project: run.projectDir.toString(), revision: run.commitId, launch_folder: run.launchDir.toString(),
-        work_folder: run.workDir.toString(),
-    ]
-    return samples
-        .map { _meta, _volume, image, mask, table, flat -> [image, mask, table, flat].flatten()*.toString() }
-        .toSortedList { a, b -> a[0] <=> b[0] }
-        .map { paths -> as_json(known + [inputs: paths.flatten().unique()]) }
-}
-
-// Versions in one line: process, container, and lines of tool and version.
-def tools(versions) {
-    return versions.unique().toSortedList { a, b -> a[0] <=> b[0] }.map { rows -> groovy.json.JsonOutput.toJson(rows) }
 }

@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // Put the slabs together by hard links, complete and check the store, write recipe, tables and report.
 process FINISH {
@@ -7,7 +7,10 @@ process FINISH {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*'), path(slabs, stageAs: 'slabs/*')
+    tuple val(meta), val(volume),
+        path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'),
+        path(shrunken, stageAs: 'shrunken/*'), path(masks), path(histograms, stageAs: 'histograms/*'),
+        path(recipe, stageAs: 'recipe/*'), path(slabs, stageAs: 'slabs/*')
     val parameters
 
     output:

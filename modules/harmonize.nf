@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // All sections together, from the shrunken volume: what neighbouring planes prove is taken off, anatomy stays.
 process HARMONIZE {
@@ -7,8 +7,10 @@ process HARMONIZE {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*'), path(flat, stageAs: 'flat_field/*')
-    val mode
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks),
+        path(recipe, stageAs: 'recipe/*'), path(flat, stageAs: 'flat_field/*')
+    val settings
 
     output:
     tuple val(meta), path('35_harmonization.*'), emit: correction
@@ -16,7 +18,7 @@ process HARMONIZE {
     script:
     """
     n4flow-harmonize shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
-        --mode ${mode} ${flat ? "--flat-field ${flat}" : ''} --out 35_harmonization.npz --json 35_harmonization.json --threads ${task.cpus}
+        ${settings} ${flat ? "--flat-field ${flat}" : ''} --out 35_harmonization.npz --json 35_harmonization.json --threads ${task.cpus}
     """
 
     stub:

@@ -4,23 +4,19 @@ process INSPECT {
     label 'stream'
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'), path(flat, stageAs: 'flat_field/*')
+    tuple val(meta), val(volume),
+        path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'),
+        path(flat, stageAs: 'flat_field/*')
     val settings
 
     output:
-    tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), emit: plan
-    tuple val(meta), path('inspected/sections.tsv', arity: '0..*'), emit: flagged
+    tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), path('inspected/sections.tsv', arity: '0..*'), emit: plan
     tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: versions
 
     script:
     """
     n4flow-inspect ${image} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
-        ${flat ? "--flat-field ${flat}" : ''} --harmonize ${settings.harmonize} \\
-        --bias ${settings.bias} --backend ${settings.backend} --iterations '${settings.iterations}' \\
-        --spline-um ${settings.spline_um ?: 0} --shrink ${settings.shrink ?: 0} --slab-planes ${settings.slab_planes ?: 0} \\
-        --background-radius-um ${settings.background_radius_um} \\
-        --ome-zarr-version ${settings.ome_zarr_version} --dtype ${settings.dtype} \\
-        --sections-per-task ${settings.sections_per_task} \\
+        ${flat ? "--flat-field ${flat}" : ''} ${settings} \\
         --out inspected --answer plan.json
     """
 

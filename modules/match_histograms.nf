@@ -4,16 +4,17 @@ process MATCH_HISTOGRAMS {
     label 'small'
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*')
-    val match
-    val n_bins
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'),
+        path(recipe, stageAs: 'recipe/*')
+    val settings
 
     output:
     tuple val(meta), path('50_section_lookup.*'), emit: correction
 
     script:
     """
-    n4flow-match-histograms histograms --sections ${table ?: volume.sections} --match ${match} --n-bins ${n_bins} \\
+    n4flow-match-histograms histograms --sections ${table ?: volume.sections} ${settings} \\
         ${recipe ? '--recipe recipe' : ''} --out 50_section_lookup.npz --json 50_section_lookup.json
     """
 

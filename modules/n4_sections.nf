@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // N4 bias field of each section of a batch, on CPU nodes.
 process N4_SECTIONS {
@@ -7,8 +7,10 @@ process N4_SECTIONS {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch), val(voxel_um)
-    val n4
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), val(batch),
+        val(voxel_um)
+    val settings
 
     output:
     tuple val(meta), path("20_bias_sections.${batch.name}.*"), emit: bias
@@ -16,8 +18,7 @@ process N4_SECTIONS {
     script:
     """
     n4flow-n4-sections shrunken --masks masks.npz --sections ${table ?: volume.sections} --batch ${batch.sections} \\
-        --voxel-um '${voxel_um}' --spline-um ${n4.spline_um ?: 0} --iterations '${n4.iterations}' \\
-        --tolerance ${n4.tolerance} --backend ${n4.backend} \\
+        --voxel-um '${voxel_um}' ${settings} \\
         --out 20_bias_sections.${batch.name}.npz --json 20_bias_sections.${batch.name}.json --threads ${task.cpus}
     """
 

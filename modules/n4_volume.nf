@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // N4 bias field of the whole volume, on GPU nodes where the gpu profile says so; same output as N4_SECTIONS.
 process N4_VOLUME {
@@ -7,8 +7,10 @@ process N4_VOLUME {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks), path(recipe, stageAs: 'recipe/*'), val(voxel_um)
-    val n4
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), path(masks),
+        path(recipe, stageAs: 'recipe/*'), val(voxel_um)
+    val settings
 
     output:
     tuple val(meta), path('30_bias_volume.*'), emit: bias
@@ -17,8 +19,7 @@ process N4_VOLUME {
     script:
     """
     n4flow-n4-volume shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
-        --voxel-um '${voxel_um}' --spline-um ${n4.spline_um ?: 0} --iterations '${n4.iterations}' \\
-        --tolerance ${n4.tolerance} --backend ${n4.backend} \\
+        --voxel-um '${voxel_um}' ${settings} \\
         --out 30_bias_volume.npz --json 30_bias_volume.json --threads ${task.cpus}
     """
 

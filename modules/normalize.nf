@@ -4,15 +4,16 @@ process NORMALIZE {
     label 'small'
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*')
-    val percentile_max
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*')
+    val settings
 
     output:
     tuple val(meta), path('40_plane_range.*'), emit: correction
 
     script:
     """
-    n4flow-normalize histograms --sections ${table ?: volume.sections} --percentile-max ${percentile_max} \\
+    n4flow-normalize histograms --sections ${table ?: volume.sections} ${settings} \\
         --out 40_plane_range.npz --json 40_plane_range.json
     """
 

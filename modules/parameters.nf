@@ -1,12 +1,10 @@
 // Parameters are checked by the head process, before any task: names, types, ranges.
 
-include { nearest } from './sentences'
-include { read_rules; refuse } from './rules'
+include { parameter_rules; refuse } from './rules'
 
 // Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
-// n4flow.pipeline.parameters checks the same schema with the same sentences for `n4flow run`; one test holds both to it.
-def check_parameters(params, schema_file) {
-    def rules = read_rules(schema_file)
+def check_parameters(params) {
+    def rules = parameter_rules()
     params.each { name, value ->
         if (!rules.containsKey(name)) {
             exit(2, "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?")
@@ -19,25 +17,34 @@ def check_parameters(params, schema_file) {
     return settle(params, rules)
 }
 
+// Parameters that a process takes, those whose rule in the schema lists it, as options of its command. What a sample may have of
+// its own comes with the sample.
+def options(settings, process) {
+    def taken = parameter_rules().findAll { name, rule -> process in rule.stages && !rule.sample && settings[name] != null }
+    return taken.collect { name, rule ->
+        def option = name.replace('_', '-')
+        if (rule.type == 'boolean') { return settings[name] == rule['default'] ? '' : "--${rule['default'] ? 'no-' : ''}${option}" }
+        "--${option} '${settings[name].toString().replace("'", "'\\''")}'"
+    }.join(' ')
+}
+
+// The name that holds the one given or is held by it, or else the one with the smallest edit distance.
+def nearest(name, names) {
+    return names.min { other ->
+        other.contains(name) || name.contains(other) ? 0
+            : org.codehaus.groovy.runtime.MethodRankHelper.damerauLevenshteinDistance(name.toList().toArray(), other.toList().toArray())
+    }
+}
+
 // All parameters, with what depends on harmonize filled in; it takes the place of matching and smoothing.
 def settle(params, rules) {
     def harmonized = params.harmonize.toString() != 'off'
-    if (harmonized) {
-        def asked = [match: params.match, smooth_z: params.smooth_z].find { name, value ->
-            value != null && (name == 'match' ? value.toString() != 'off' : value.toString().toDouble() != 0)
-        }
-        if (asked) {
-            def got = "got harmonize ${params.harmonize} with ${asked.key} ${asked.value}"
-            exit(2, "harmonize takes the place of match and smooth_z, ${got}; leave one of them out")
-        }
+    def asked = ['match', 'smooth_z'].find { name -> harmonized && params[name] != null && !(params[name].toString() ==~ /off|0+(\.0*)?/) }
+    if (asked) {
+        def got = "got harmonize ${params.harmonize} with ${asked} ${params[asked]}"
+        exit(2, "harmonize takes the place of match and smooth_z, ${got}; leave one of them out")
     }
     def filled = rules.findAll { name, rule -> rule.containsKey('usual') && params[name] == null }
     def settled = params + filled.collectEntries { name, rule -> [name, harmonized ? rule.harmonized : rule.usual] }
     return settled + [normalize: params.normalize.toString() == 'true', smooth_z: settled.smooth_z.toString().toDouble()]
-}
-
-// The row of a sample sheet, whose voxel size follows the parameter's rule.
-def check_row(row, schema_file) {
-    refuse('voxel_um', row.voxel_um ?: null, read_rules(schema_file).voxel_um)
-    return row
 }

@@ -24,12 +24,6 @@ def real(path) {
     return path.toUri().scheme == 'file' ? path.toFile().canonicalPath : path.toUriString()
 }
 
-// Refuse a header whose voxels lie in another file: a task sees, and its cache looks at, the file that is named alone.
-def check_whole(path) {
-    def whole = [mhd: '.mha', nhdr: '.nrrd'][path.name.toLowerCase().tokenize('.').last()]
-    if (whole) { exit(2, "${path} keeps its voxels in another file, which tasks do not see; save it in one file (${whole})") }
-}
-
 // Names, sizes and times of all that lies in a directory: Nextflow looks at the directory's own alone.
 def digest(path) {
     if (!path.isDirectory()) { return null }

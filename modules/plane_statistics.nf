@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // Histograms of each plane after the bias fields: of tissue, of agarose, of all valid voxels.
 process PLANE_STATISTICS {
@@ -7,7 +7,9 @@ process PLANE_STATISTICS {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume),
+        path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks),
+        path(recipe, stageAs: 'recipe/*')
 
     output:
     tuple val(meta), path("histograms_${slab.name}.*"), emit: histograms

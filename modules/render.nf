@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // Read a slab once, apply the recipe, write its shards of every pyramid level and of the mask.
 process RENDER {
@@ -7,9 +7,10 @@ process RENDER {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks), path(recipe, stageAs: 'recipe/*')
-    val ome_zarr_version
-    val dtype
+    tuple val(meta), val(volume),
+        path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks),
+        path(recipe, stageAs: 'recipe/*')
+    val settings
 
     output:
     tuple val(meta), path("slab_${slab.name}"), emit: slab
@@ -18,7 +19,7 @@ process RENDER {
     """
     n4flow-render-slab ${image} ${volume.options} --sample '${meta.id}' --planes ${slab.planes} --masks masks.npz \\
         ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} \\
-        --slab-planes ${slab.slab_planes} --shrink ${slab.shrink} --ome-zarr-version ${ome_zarr_version} --dtype ${dtype} \\
+        --slab-planes ${slab.slab_planes} --shrink ${slab.shrink} ${settings} \\
         --out slab_${slab.name} --json render.json --threads ${task.cpus}
     mv render.json slab_${slab.name}/
     """

@@ -2,22 +2,22 @@
 
 include { disk; lacking } from './disks'
 
-// Hand on the plans of all samples once every disk that they are written to has room for them.
+// Hand on all samples once every disk that they are written to has room for them.
 workflow WITH_ROOM {
     take:
-    plans
+    samples
     outdir
     mode
 
     main:
     // places: [folder, what, bytes, files]
-    places = plans.toList().flatMap { all ->
-        all ? places_of(all.collect { _meta, plan -> plan.needs }, workflow.workDir, file(outdir, glob: false), mode) : []
+    places = samples.toList().flatMap { all ->
+        all ? places_of(all.collect { _meta, sample -> sample.plan.needs }, workflow.workDir, file(outdir, glob: false), mode) : []
     }
     ROOM(places)
 
     emit:
-    plans.combine(ROOM.out.collect().map { 'granted' }).map { meta, plan, _granted -> [meta, plan] }
+    samples.combine(ROOM.out.collect().map { 'granted' }).map { meta, sample, _granted -> [meta, sample] }
 }
 
 // Ask one disk. A resumed run is not asked for what it was granted before: it may have written a part of that.
@@ -42,15 +42,14 @@ process ROOM {
 
 // What must have room, of plans' needs: the work directory and outdir, as one where they lie on one disk.
 def places_of(needs, work, outdir, mode) {
-    def results = ['bytes', 'files'].collect { name -> needs.collect { need -> need[name] }.sum() }
-    def worked = ['work_bytes', 'work_files'].collect { name -> needs.collect { need -> need[name] }.sum() }
-    def all = [results[0] + worked[0], results[1] + worked[1]]
+    def all = ['bytes', 'files', 'work_bytes', 'work_files'].collectEntries { name -> [name, needs.sum { need -> need[name] }] }
+    def (bytes, files) = [all.bytes + all.work_bytes, all.files + all.work_files]
     def together = disk(work) == disk(outdir)
     if (mode == 'link') {
         if (!together) { exit(2, "publish_mode link needs the work directory and outdir on one disk; give publish_mode copy, or another outdir") }
-        return [[work.toUriString(), 'the work directory'] + all]
+        return [[work.toUriString(), 'the work directory', bytes, files]]
     }
     return together
-        ? [[work.toUriString(), 'the work directory and a copy in outdir', all[0] + results[0], all[1] + results[1]]]
-        : [[work.toUriString(), 'the work directory'] + all, [outdir.toUriString(), 'the results'] + results]
+        ? [[work.toUriString(), 'the work directory and a copy in outdir', bytes + all.bytes, files + all.files]]
+        : [[work.toUriString(), 'the work directory', bytes, files], [outdir.toUriString(), 'the results', all.bytes, all.files]]
 }

@@ -1,10 +1,12 @@
-// The rules of nextflow_schema.json, and what they refuse.
+// The rules of nextflow_schema.json, and what they refuse. The head process has no Python: what must stop a run before its
+// first task is checked here, by the rules that `n4flow run` takes from the same file. All else INSPECT checks.
 
-include { expectation } from './sentences'
+def read_schema() {
+    return new groovy.json.JsonSlurper().parseText(file("${moduleDir}/../nextflow_schema.json").text)
+}
 
-def read_rules(schema_file) {
-    def schema = new groovy.json.JsonSlurper().parseText(schema_file.text)
-    return schema['$defs'].values().collectEntries { group -> group.properties }
+def parameter_rules() {
+    return read_schema()['$defs'].values().collectEntries { group -> group.properties }
 }
 
 def refuse(name, value, rule) {
@@ -14,23 +16,25 @@ def refuse(name, value, rule) {
     }
 }
 
-// Whether a value, or the text of one, fits a rule of the schema.
+// Whether a value, or the text of one, fits a rule.
 def allowed(value, rule) {
     def text = value.toString()
-    def types = rule.type instanceof List ? rule.type : [rule.type]
-    def whole = types.contains('integer') && text.isInteger()
-    def numeric = whole || (types.contains('number') && text.isNumber())
-    if (rule.minimum != null || rule.exclusiveMinimum != null || rule.maximum != null) {
-        if (numeric) {
-            def number = text.toDouble()
-            if (rule.minimum != null && number < rule.minimum) { return false }
-            if (rule.exclusiveMinimum != null && number <= rule.exclusiveMinimum) { return false }
-            if (rule.maximum != null && number > rule.maximum) { return false }
-            return true
-        }
+    def types = [rule.type].flatten()
+    if (types.contains('integer') && text.isInteger() || types.contains('number') && text.isNumber()) {
+        def number = text.toDouble()
+        return (rule.minimum == null || number >= rule.minimum) && (rule.maximum == null || number <= rule.maximum)
+            && (rule.exclusiveMinimum == null || number > rule.exclusiveMinimum)
     }
     if (rule['enum']) { return rule['enum'].contains(text) }
-    if (rule.pattern) { return text ==~ rule.pattern }
-    if (types.contains('boolean')) { return text in ['true', 'false'] }
-    return numeric || types.contains('string')
+    if (rule.pattern) { return text ==~ "(?U)${rule.pattern}" }  // as Python reads it, where letters are those of all scripts
+    return types.contains('boolean') ? text in ['true', 'false'] : types.contains('string')
+}
+
+// What a rule asks for, in words.
+def expectation(rule) {
+    if (rule['enum']) { return rule['enum'].join(', ').replaceFirst(/, ([^,]*)$/, ' or $1') }
+    def words = [integer: 'a whole number', number: 'a number', string: 'text', boolean: 'true or false']
+    def low = rule.exclusiveMinimum == null ? rule.minimum == null ? '' : " from ${rule.minimum}" : " above ${rule.exclusiveMinimum}"
+    def high = rule.maximum == null ? rule.minimum == null ? '' : ' upwards' : " to ${rule.maximum}"
+    return (rule.expected ?: [rule.type].flatten().collect { type -> words[type] }.join(' or ')) + low + high + (rule.unit ? " (${rule.unit})" : '')
 }

@@ -1,55 +1,58 @@
 // The samples of a run and their files, from one volume or a sample sheet.
 
-include { digest; existing; check_apart; check_whole } from './paths'
+include { check_whole; without_suffix } from './formats'
+include { digest; existing; check_apart } from './paths'
+include { allowed; expectation; parameter_rules; read_schema; refuse } from './rules'
 
-// One map for each sample: sample, image and, where given, mask, flat_field, sections, voxel_um.
+// [meta, sample] of each sample of the parameter input.
 def read_samples(params) {
     def input = existing(params.input, 'input')
-    if (!input.name.toLowerCase().endsWith('.csv')) {
-        return [[sample: input.name.replaceFirst(/(?i)(?:\.ozx|(?:\.ome)?\.zarr(?:\.zip)?|(?:\.ome)?\.tiff?|\.btf|\.tf8|\.nii(?:\.gz)?|\.nrrd|\.nhdr|\.mh[ad]|\.npy)$/, ''), image: input]]
-    }
-    def columns = ['sample', 'image', 'mask', 'flat_field', 'sections', 'voxel_um']
-    def rows = input.splitCsv(header: true, strip: true, quote: '"')
-    if (!rows) { exit(2, "sample sheet ${input.name} has no rows; give one line for each sample under a header") }
+    def rows = input.name.toLowerCase().endsWith('.csv') ? read_sheet(input) : [[sample: without_suffix(input.name), image: input]]
+    return rows.collect { row -> sample_of(row, params) }
+}
+
+// The rows of a sample sheet, and the folder that their files are relative to.
+def read_sheet(sheet) {
+    def columns = read_schema().sample_sheet
+    def rows = sheet.splitCsv(header: true, strip: true, quote: '"')
+    if (!rows) { exit(2, "sample sheet ${sheet.name} has no rows; give one line for each sample under a header") }
     def names = rows[0].keySet()
-    if (names.any { name -> !columns.contains(name) } || !names.containsAll(['sample', 'image'])) {
-        exit(2, "sample sheet ${input.name} has columns ${names.join(', ')}; expected sample, image and, optionally, mask, flat_field, sections, voxel_um")
+    if (!columns.properties.keySet().containsAll(names) || !names.containsAll(columns.required)) {
+        def expected = "${columns.required.join(', ')} and, optionally, ${(columns.properties.keySet() - columns.required).join(', ')}"
+        exit(2, "sample sheet ${sheet.name} has columns ${names.join(', ')}; expected ${expected}")
     }
+    def voxel_size = parameter_rules().voxel_um
     rows.eachWithIndex { row, number ->
-        if (!row.sample || !row.image) { exit(2, "sample sheet ${input.name}, row ${number + 1}: sample and image must not be empty") }
+        if (!row.sample || !row.image) { exit(2, "sample sheet ${sheet.name}, row ${number + 1}: sample and image must not be empty") }
+        refuse('voxel_um', row.voxel_um ?: null, voxel_size)
     }
     def twice = rows.countBy { row -> row.sample }.find { _sample, count -> count > 1 }
-    if (twice) { exit(2, "sample sheet ${input.name} names sample ${twice.key} in ${twice.value} rows; give every sample a name of its own") }
-    return rows.collect { row -> row + [image: existing(row.image, 'image', row.sample, input.parent)] + [folder: input.parent] }
+    if (twice) { exit(2, "sample sheet ${sheet.name} names sample ${twice.key} in ${twice.value} rows; give every sample a name of its own") }
+    return rows.collect { row -> row + [folder: sheet.parent] }
 }
 
-// A sample's name is a folder of the results and a word in commands; n4flow.pipeline.plan has the same rule.
-def check_name(sample) {
-    if (!(sample ==~ /(?U)\w[\w .+-]*/) || sample in ['mask', 'pipeline_info']) {
-        def rule = 'letters, digits, spaces and . _ + -, beginning with a letter or digit'
-        exit(2, "sample name '${sample}' must be ${rule}, and not mask or pipeline_info; give another in a sample sheet")
+// [meta, sample] of a row; what the row leaves empty is the parameter of that name. In a sample, `volume` is what commands are
+// told of it and what -resume must notice, image to flat are its files or [], and to the lists stages add the files that they
+// make. INSPECT adds its plan, and slabs_of and batches_of the part that one task works on.
+def sample_of(row, params) {
+    def rule = read_schema().sample_sheet.properties.sample
+    if (!allowed(row.sample, rule)) { exit(2, "sample name '${row.sample}' must be ${expectation(rule)}; give another in a sample sheet") }
+    def given = ['image', 'mask', 'flat_field', 'sections', 'voxel_um'].collectEntries { name -> [name, row[name] ?: params[name]] }
+    def counted = given.sections.toString().isInteger()
+    def (image, mask, flat, table) = ['image', 'mask', 'flat_field', 'sections'].collect { name ->
+        !given[name] || name == 'sections' && counted ? [] : existing(given[name], name, row.sample, row[name] ? row.folder : null)
     }
-}
-
-// The files of one sample: [meta, volume, image, mask, table, flat]; mask, table and flat are empty lists where not given.
-def sample_files(row, params) {
-    check_name(row.sample)
-    def sections = row.sections ?: params.sections
-    def counted = sections.toString().isInteger()
-    def table = counted ? [] : existing(sections, 'sections', row.sample, row.sections ? row.folder : null)
-    def mask = row.mask ?: params.mask
-    if (mask) { mask = existing(mask, 'mask', row.sample, row.mask ? row.folder : null) }
-    def flat = row.flat_field ?: params.flat_field
-    if (flat) { flat = existing(flat, 'flat_field', row.sample, row.flat_field ? row.folder : null) }
-    check_apart(file("${params.outdir}/${row.sample}"), [row.image, mask, table, flat])
-    [row.image, mask, flat].findAll().each { path -> check_whole(path) }
-    def voxel_um = row.voxel_um ?: params.voxel_um
+    check_apart(file("${params.outdir}/${row.sample}"), [image, mask, table, flat])
+    [image, mask, flat].findAll().each { path -> check_whole(path) }
     def volume = [
-        options: [voxel_um ? "--voxel-um '${voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : '',
+        options: [given.voxel_um ? "--voxel-um '${given.voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : '',
             params.allow_missing_chunks.toString() == 'true' ? '--allow-missing-chunks' : ''].join(' ').trim(),
-        sections: counted ? sections : null,
+        sections: counted ? given.sections : null,
         version: workflow.manifest.version,  // results of another version are not taken over
-        digests: [row.image, mask, flat].collect { path -> path ? digest(path) : null },
+        digests: [image, mask, flat].collect { path -> path ? digest(path) : null },
     ]
-    return [[id: row.sample], volume, row.image, mask ?: [], table, flat ?: []]
+    return [[id: row.sample], [
+        volume: volume, image: image, mask: mask, table: table, flat: flat,
+        shrunken: [], masks: [], histograms: [], recipe: [], slabs: [],
+    ]]
 }

@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // Shrink a slab of planes in plane: masked block means and counts, and the user's mask likewise.
 process SHRINK {
@@ -7,7 +7,8 @@ process SHRINK {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(recipe, stageAs: 'recipe/*')
+    tuple val(meta), val(volume),
+        path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(recipe, stageAs: 'recipe/*')
 
     output:
     tuple val(meta), path("*_${slab.name}.*"), emit: shrunken

@@ -4,15 +4,17 @@ process SMOOTH_Z {
     label 'small'
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'), path(recipe, stageAs: 'recipe/*')
-    val sigma
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'),
+        path(recipe, stageAs: 'recipe/*')
+    val settings
 
     output:
     tuple val(meta), path('60_plane_gain.*'), emit: correction
 
     script:
     """
-    n4flow-smooth-z histograms --sections ${table ?: volume.sections} --sigma ${sigma} \\
+    n4flow-smooth-z histograms --sections ${table ?: volume.sections} ${settings} \\
         ${recipe ? '--recipe recipe' : ''} --out 60_plane_gain.npz --json 60_plane_gain.json
     """
 

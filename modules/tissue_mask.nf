@@ -1,4 +1,4 @@
-include { predicted } from './slabs'
+include { predicted } from './memory'
 
 // Tissue mask, agarose mask and background level of each section, from the shrunken volume.
 process TISSUE_MASK {
@@ -7,7 +7,8 @@ process TISSUE_MASK {
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
-    tuple val(meta), val(volume), path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*')
+    tuple val(meta), val(volume),
+        path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*')
 
     output:
     tuple val(meta), path('masks.*'), emit: masks

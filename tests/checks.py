@@ -302,7 +302,7 @@ def make(folder: Path) -> None:
         f"tissue-mask {folder}/shrunken --sections {table} --out {folder}/masks.npz --json {folder}/masks.json"
     )
     common = f"--masks {folder}/masks.npz --sections {table} --voxel-um '50 25 25'"
-    common += " --spline-um 0 --iterations 50,50,50,50 --tolerance 0.001 --backend cpu"
+    common += " --iterations 50,50,50,50 --tolerance 0.001 --backend cpu"
     for batch in ("0:2", "2:4", "4:5"):
         out = folder / "1" / f"20_bias_sections.{int(batch[0]):06d}"
         steps.append(f"n4-sections {folder}/shrunken {common} --batch {batch} --out {out}.npz --json {out}.json")
@@ -313,7 +313,7 @@ def make(folder: Path) -> None:
     for number, step in [
         (2, "normalize 40_plane_range --percentile-max 99.9"),
         (3, "match-histograms 50_section_lookup --match section --n-bins 256"),
-        (4, "smooth-z 60_plane_gain --sigma 2"),
+        (4, "smooth-z 60_plane_gain --smooth-z 2"),
     ]:
         command, name, *options = step.split()
         out = folder / str(number) / name

@@ -329,6 +329,17 @@ def test_the_workflow_reads_top_to_bottom():
     ]
 
 
+def test_every_process_is_given_what_its_inputs_are_called():
+    """`inputs` takes fields of a sample in the order of a process's tuple; both have the same names."""
+    calls = re.findall(r"inputs\(\w+(?:\(samples\))?, '(\w+)', \[([^]]*)\]\)", (ROOT / "main.nf").read_text())
+    assert len(calls) == 12
+    for process, fields in calls:
+        text = (ROOT / "modules" / f"{process.lower()}.nf").read_text()
+        declared = re.search(r"input:\s+tuple val\(meta\), val\(volume\),(.*?)\n    (?:val|output|\n)", text, re.DOTALL)
+        names = re.findall(r"(?:val|path)\((\w+)", declared[1]) if declared else None
+        assert (process, re.findall(r"\w+", fields)) == (process, names)
+
+
 def test_modules_are_short_and_pass_every_setting_as_an_input():
     for module in (ROOT / "modules").glob("*.nf"):
         text = module.read_text()

@@ -372,13 +372,15 @@ def emulated(library: ctypes.CDLL) -> Iterator[types.ModuleType]:
     modules = fake_cupy(library)
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
-    gpu_module.forget()
-    gpu_device.forget_streams()  # a real device's are no use here, nor ours there
+    gpu_module._module.cache_clear()
+    gpu_module._kernel.cache_clear()
+    gpu_device.reset_streams()  # a real device's are no use here, nor ours there
     try:
         yield modules["cupy"]
     finally:
-        gpu_module.forget()
-        gpu_device.forget_streams()
+        gpu_module._module.cache_clear()
+        gpu_module._kernel.cache_clear()
+        gpu_device.reset_streams()
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]

@@ -35,7 +35,7 @@ _HOME = {
     "n4_correct_per_section": "n4_bias.correct",
     "normalize_volume": "corrections.plane_range",
     "open_volume": "io.open",
-    "otsu_mask": "n4_bias.otsu",
+    "otsu_mask": "n4_bias.otsu_mask",
     "render": "pipeline.render",
     "run": "pipeline.run",
     "sharpen_residual": "n4_bias.api",

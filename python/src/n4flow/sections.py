@@ -1,4 +1,4 @@
-"""The section table: which planes were cut and imaged together."""
+"""The section table: the runs of planes that were cut and imaged together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Section:
 
     @property
     def usable(self) -> bool:
-        """Whether the section may enter statistics. A section that may not is still written."""
+        """Whether the section may enter statistics. A section that may not is written all the same."""
         return self.flag == "ok"
 
 
@@ -42,18 +42,18 @@ class SectionTable(Sequence[Section]):
     Parameters
     ----------
     sections : sequence of Section
-        In any order; sorted by `z_start`.
+        In any order; the table sorts them by `z_start`.
     n_planes : int
-        Planes of the volume.
+        Number of planes of the volume.
 
     Raises
     ------
     InputError
-        Gaps, overlaps, empty sections, duplicate ids or unknown flags, with the rows they stand in.
+        Gaps, overlaps, empty sections, duplicate ids or unknown flags; the message names their rows.
     """
 
     def __init__(self, sections: Sequence[Section], n_planes: int, *, name: str = "section table") -> None:
-        rows = list(enumerate(sections, start=1))  # the row numbers a reader of the file counts
+        rows = list(enumerate(sections, start=1))  # row numbers as a reader of the file counts them
         self._check(rows, n_planes, name)
         self._sections = tuple(section for _row, section in sorted(rows, key=lambda pair: pair[1].z_start))
         self.n_planes = n_planes
@@ -89,7 +89,7 @@ class SectionTable(Sequence[Section]):
 
     @classmethod
     def equal(cls, n_planes: int, count: int) -> SectionTable:
-        """Split `n_planes` into `count` sections of equal size, a remainder spread over the stack."""
+        """Split `n_planes` into `count` sections of equal size; a remainder is spread over the stack."""
         if not 1 <= count <= n_planes:
             msg = f"sections must be a count from 1 to the number of planes ({n_planes}), got {count}"
             raise InputError(msg)
@@ -132,7 +132,7 @@ class SectionTable(Sequence[Section]):
 
     @classmethod
     def coerce(cls, sections: Any, n_planes: int) -> SectionTable:
-        """Return a table from a table, a count, a path, a sequence of Section, or None (one section a plane)."""
+        """Return a table from a table, a count, a path, a sequence of Section, or None (each plane is a section)."""
         if isinstance(sections, cls):
             if sections.n_planes != n_planes:
                 msg = f"the section table covers {sections.n_planes} planes, the volume has {n_planes}"
@@ -155,22 +155,22 @@ class SectionTable(Sequence[Section]):
 
     @property
     def section_of_plane(self) -> np.ndarray:
-        """(Z,) int array: index of the section that each plane belongs to."""
+        """(Z,) int array: the index of the section of each plane."""
         return np.repeat(np.arange(len(self)), [s.z_stop - s.z_start for s in self])
 
     def edges(self, filled: slice = slice(None)) -> np.ndarray:
-        """Return (sections + 1,) int array: the first plane of each section, and the one after the last.
+        """Return (sections + 1,) int array: the first plane of each section, and the end of the last.
 
-        Of those that are `filled` (`planes.filled_planes`): what lies before and after is padding, which makes no
-        section thicker. A section that lies there has no planes.
+        Only planes in `filled` count (see `filled_planes`): planes before and after it are padding and do not make a
+        section thicker. A section that consists of padding has no planes.
         """
         start, stop, _step = filled.indices(self.n_planes)
         return np.clip([section.z_start for section in self] + [self.n_planes], start, stop)
 
     def flagged(self, planes: Sequence[Sequence[int]], flag: str) -> SectionTable:
-        """Return the table with `flag` on the sections that any run (z_start, z_stop) of planes touches.
+        """Return the table with `flag` on the sections that contain planes of any of the runs (z_start, z_stop).
 
-        A section that has a flag keeps it.
+        A section that has a flag already keeps it.
         """
         touched = [any(start < section.z_stop and section.z_start < stop for start, stop in planes) for section in self]
         sections = [
@@ -207,10 +207,15 @@ class SectionTable(Sequence[Section]):
         return f"SectionTable({len(self)} sections, {self.n_planes} planes)"
 
 
-def filled_planes(holds: np.ndarray) -> slice:
-    """Return the planes from the first to the last that holds valid voxels; all where none does.
+def filled_planes(has_voxels: np.ndarray) -> slice:
+    """Return the planes from the first to the last with valid voxels; all planes if there are no valid voxels.
 
-    What lies before and after is padding, and no estimate is to depend on how much there is.
+    Planes before and after are padding. Estimates must not depend on the amount of padding.
+
+    Parameters
+    ----------
+    has_voxels : (Z,) bool array
+        Whether each plane has valid voxels.
     """
-    some = np.flatnonzero(holds)
-    return slice(int(some[0]), int(some[-1]) + 1) if some.size else slice(0, len(holds))
+    filled = np.flatnonzero(has_voxels)
+    return slice(int(filled[0]), int(filled[-1]) + 1) if filled.size else slice(0, len(has_voxels))

@@ -15,8 +15,10 @@ from n4flow.compute import gpu as gpu_device
 from n4flow.corrections.base import Where
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.errors import GpuError, InputError, OutOfMemoryError
-from n4flow.n4_bias.api import fit_shrunken
+from n4flow.n4_bias.api import fit_spaced
 from n4flow.n4_bias.gpu.evaluate import shrink_masked as shrink_on_gpu
+from n4flow.n4_bias.inputs import FitInput
+from n4flow.n4_bias.settings import fit_settings
 from n4flow.n4_bias.shrink import shrink_masked
 
 RNG = np.random.default_rng(5)
@@ -164,9 +166,9 @@ def test_n4_correct_gpu_takes_a_mask_from_the_host(any_device, shrink):
 
 def test_a_shrunken_volume_is_fitted_by_the_gpu(any_device):
     image, mask = phantom()
-    options = {"shrink": (1, 2, 2), "full_shape": (9, 60, 74), "voxel_um": (20, 10, 10), "spline_um": None}
-    options |= {"iterations": (4, 3), "tolerance": 0}
-    got, expected = (fit_shrunken(image, mask, backend=backend, **options) for backend in ("gpu", "cpu"))
+    small = FitInput(image, mask, None, (9, 60, 74), (1, 2, 2))
+    options = {"voxel_um": (20, 10, 10), "spline_um": None, "settings": fit_settings((4, 3), threshold=0)}
+    got, expected = (fit_spaced(small, backend=backend, **options) for backend in ("gpu", "cpu"))
     assert got.backend == "gpu"
     assert np.abs(got.lattice - expected.lattice).max() < 2e-5
 

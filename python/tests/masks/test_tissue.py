@@ -21,7 +21,7 @@ from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.smoothed_sections import SectionHistograms, Smoother, survey
 from n4flow.masks.tissue import compute_tissue_mask, tissue_mask_with_levels
 from n4flow.masks.tissue_source import expand_mask
-from n4flow.n4_bias.otsu import otsu_cut, otsu_mask
+from n4flow.n4_bias.otsu_mask import otsu_cut, otsu_mask
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import plane_histograms, shrink_planes
 from n4flow.statistics.shrunken import ShrunkenFiles

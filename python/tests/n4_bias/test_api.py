@@ -10,9 +10,11 @@ from n4flow.corrections.base import Where
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.n4_bias import sharpening
-from n4flow.n4_bias.api import fit_shrunken
-from n4flow.n4_bias.problem import check_distance, controls_from_distance, level_controls
-from n4flow.n4_bias.shrink import factors, shrink_masked
+from n4flow.n4_bias.api import fit_spaced
+from n4flow.n4_bias.inputs import FitInput
+from n4flow.n4_bias.problem import controls_from_distance, first_controls, level_controls
+from n4flow.n4_bias.settings import fit_settings
+from n4flow.n4_bias.shrink import shrink_factors, shrink_masked
 from n4flow.sections import Section, SectionTable
 
 RNG = np.random.default_rng(6)
@@ -161,12 +163,12 @@ def test_shrunken_means_are_of_usable_voxels_only():
 
 
 def test_one_factor_leaves_thin_axes_alone():
-    assert factors(4, (5, 100, 7)) == (1, 4, 1)
-    assert factors(4, (40, 100, 8)) == (4, 4, 2)
-    assert factors((2, 3, 1), (5, 100, 7)) == (2, 3, 1)
+    assert shrink_factors(4, (5, 100, 7)) == (1, 4, 1)
+    assert shrink_factors(4, (40, 100, 8)) == (4, 4, 2)
+    assert shrink_factors((2, 3, 1), (5, 100, 7)) == (2, 3, 1)
     for shrink in (0, (1, 2), (1, 0, 2)):
         with pytest.raises(InputError, match="shrink must be a whole number of at least 1"):
-            factors(shrink, (5, 100, 7))
+            shrink_factors(shrink, (5, 100, 7))
 
 
 def test_weights_decide_who_counts(phantom):
@@ -242,15 +244,15 @@ def test_knot_distances():
     assert controls_from_distance((193e3, 229e3, 193e3), 200e3) == (4, 5, 4)
     assert controls_from_distance((30.0, 31.0), 10.0) == (6, 7)
     assert controls_from_distance((30.0, 31.0), None) == (4, 4)
-    check_distance(100.0, (500.0, 500.0), (10, 10))
+    first_controls((500.0, 500.0), 100.0, (10, 10))
     with pytest.raises(InputError, match="must be above 0 micrometres, got -1"):
-        check_distance(-1.0, (500.0, 500.0), (10, 10))
+        first_controls((500.0, 500.0), -1.0, (10, 10))
     with pytest.raises(
         InputError, match=r"finer than the voxels of the fitted image \(50 micrometres\); give at least 200"
     ):
-        check_distance(10.0, (500.0, 500.0), (10, 10))
+        first_controls((500.0, 500.0), 10.0, (10, 10))
     with pytest.raises(InputError, match=r"a lattice of \d+ control points \(0.2 GB\), at most 16777216 are allowed"):
-        check_distance(1.0, (300.0,) * 3, (300,) * 3)
+        first_controls((300.0,) * 3, 1.0, (300,) * 3)
 
 
 def test_thin_axes_get_few_spans():
@@ -286,15 +288,10 @@ def test_out_may_be_the_volume(phantom):
 
 def test_voxel_size_is_in_the_order_of_the_axes():
     image, mask, _truth = brain((20, 40, 60))
-    bias = fit_shrunken(
-        image, mask, shrink=(1, 1, 1), full_shape=image.shape, voxel_um=(3000.0, 1000.0, 500.0), spline_um=20_000,
-        iterations=(2,),
-    )  # fmt: skip
+    small, options = FitInput(image, mask, None, image.shape, (1, 1, 1)), {"settings": fit_settings((2,))}
+    bias = fit_spaced(small, voxel_um=(3000.0, 1000.0, 500.0), spline_um=20_000, **options)
     assert bias.lattice.shape == (3 + 3, 2 + 3, 2 + 3)
-    bias = fit_shrunken(
-        image, mask, shrink=(1, 1, 1), full_shape=image.shape, voxel_um=(500.0, 1000.0, 3000.0), spline_um=20_000,
-        iterations=(2,),
-    )  # fmt: skip
+    bias = fit_spaced(small, voxel_um=(500.0, 1000.0, 3000.0), spline_um=20_000, **options)
     assert bias.lattice.shape == (1 + 3, 2 + 3, 9 + 3)
 
 
@@ -396,12 +393,9 @@ def test_the_correction_of_a_recipe(phantom, tmp_path):
     fields = []
     for start, stop in ((0, 10), (14, 24)):
         part = slice(start, stop)
-        fields.append(
-            (start, stop, fit_shrunken(
-                image[part, ::2, ::2], mask[part, ::2, ::2], shrink=(1, 2, 2), full_shape=(stop - start, 60, 72),
-                voxel_um=(50.0, 10.0, 10.0), spline_um=400, iterations=(5, 5),
-            ))
-        )  # fmt: skip
+        small = FitInput(image[part, ::2, ::2], mask[part, ::2, ::2], None, (stop - start, 60, 72), (1, 2, 2))
+        field = fit_spaced(small, voxel_um=(50.0, 10.0, 10.0), spline_um=400, settings=fit_settings((5, 5)))
+        fields.append((start, stop, field))
     correction = BiasCorrection(tuple(fields))
     whole = correction.apply(image.copy(), Where(0, 0, 0, image.shape))
     for start, stop, field in fields:
@@ -421,14 +415,13 @@ def test_the_correction_of_a_recipe(phantom, tmp_path):
     assert facts[0]["knot_um"] == pytest.approx([9 * 50 / 4, 29 * 20 / 4, 35 * 20 / 4])
 
 
-def test_field_of_a_shrunken_section_is_centred(phantom):
+def test_field_of_a_shrunken_section_is_centred(phantom, monkeypatch):
     image, mask, _truth = phantom
-    options = {
-        "shrink": (1, 1, 1), "full_shape": image.shape, "voxel_um": (50.0, 10.0, 10.0), "spline_um": None,
-        "iterations": (10, 10),
-    }  # fmt: skip
-    centred = fit_shrunken(image, mask, **options)
+    small = FitInput(image, mask, None, image.shape, (1, 1, 1))
+    options = {"voxel_um": (50.0, 10.0, 10.0), "spline_um": None, "settings": fit_settings((10, 10))}
+    centred = fit_spaced(small, **options)
     assert abs(centred.log_field()[mask].mean()) < 1e-5
-    free = fit_shrunken(image, mask, centre=False, **options)
+    monkeypatch.setattr("n4flow.n4_bias.field.BiasField.centred", lambda field, _mask: field)
+    free = fit_spaced(small, **options)
     assert np.ptp(free.log_field() - centred.log_field()) < 1e-5
     assert abs(free.log_field()[mask].mean()) > 1e-3

@@ -12,11 +12,11 @@ from n4flow.n4_bias import bspline
 from n4flow.n4_bias import reference as plain
 from n4flow.n4_bias.cpu import fit as cpu
 from n4flow.n4_bias.cpu import level_kernels
-from n4flow.n4_bias.cpu import thread_team as team
+from n4flow.n4_bias.cpu import thread_sync as sync
 from n4flow.n4_bias.cpu.packing import pack
 from n4flow.n4_bias.cpu.packing_kernels import OUTSIDE
 from n4flow.n4_bias.cpu.sweep_kernels import ABSENT, SMALL_STEP
-from n4flow.n4_bias.problem import degenerate, level_controls, pose
+from n4flow.n4_bias.problem import degenerate, level_controls, make_problem
 from n4flow.n4_bias.settings import FitSettings
 
 RNG = np.random.default_rng(3)
@@ -55,11 +55,11 @@ def test_rows_hold_what_lies_between_first_and_last_voxel():
     assert (first[[1, *range(3, LANES)]] == OUTSIDE).all()
     second = rows.log_image[LANES:]
     assert (second != OUTSIDE).nonzero()[0].tolist() == [0, 27]
-    assert packed.survey == pose(image, mask).survey.__class__(
+    assert packed.survey == make_problem(image, mask).survey.__class__(
         packed.survey.voxels, packed.survey.low, packed.survey.high, 1
     )
     assert (packed.survey.voxels.masked, packed.survey.voxels.nonfinite, packed.survey.voxels.nonpositive) == (6, 1, 1)
-    assert packed.unit_voxels.tolist() == [2, 2]
+    assert packed.strip_voxels.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", ">u2", "float64", "float32"])
@@ -70,38 +70,38 @@ def test_packing_surveys_what_the_plain_statement_does(dtype, shape):
     image.flags.writeable = False
     weights = RNG.uniform(-0.1, 1, shape).astype(np.float32)
     for given in (None, weights):
-        packed, plainly = pack(image, mask, given, 2).survey, pose(image, mask, given).survey
+        packed, plainly = pack(image, mask, given, 2).survey, make_problem(image, mask, given).survey
         assert packed.voxels == plainly.voxels
         assert packed.low == pytest.approx(plainly.low, rel=1e-6)
         assert packed.high == pytest.approx(plainly.high, rel=1e-6)
         assert packed.at_high == plainly.at_high
 
 
-def test_pieces_follow_from_the_mask_alone():
+def test_strips_follow_from_the_mask_alone():
     image, mask = phantom((6, 300, 400))
     mask[2] = False
     one, four = pack(image, mask, None, 1), pack(image, mask, None, 4)
-    assert np.array_equal(one.rows.units, four.rows.units)
-    begins, ends = one.rows.units.astype(int).T
+    assert np.array_equal(one.rows.strips, four.rows.strips)
+    begins, ends = one.rows.strips.astype(int).T
     assert np.array_equal(begins // 300, (ends - 1) // 300)
     assert set(begins // 300) == {0, 1, 3, 4, 5}
     start = one.rows.start.astype(int)
     sizes = start[ends] - start[begins]
     assert sizes.sum() == start[-1]
     assert sizes.max() < 1.5 * (1 << 14)  # large planes are cut, so that threads share a 2-D image too
-    assert one.unit_voxels.sum() == mask.sum()
+    assert one.strip_voxels.sum() == mask.sum()
 
 
 # ------------------------------------------------------------------------------------------------ one sweep at a time
 
 
 def prepared(image, mask, controls, weights=None, step=0.01):
-    """One member's arrays, a lattice and a step on them, as a level begins."""
+    """One thread's arrays, a lattice and a step on them, as a level begins."""
     packed = pack(image, mask, weights, 1)
     settings = FitSettings()
     kernel_settings = cpu._kernel_settings(packed, settings)
     tables = cpu._tables(packed.shape, packed.width, controls)
-    work = cpu._work(packed, controls, 1, cpu._shared_room(packed, settings, 1))
+    work = cpu._work(packed, controls, 1, cpu._shared_arrays(packed, settings, 1))
     state = np.zeros(level_kernels.STATE)
     logs = np.log(image[mask])
     state[[level_kernels.LOW, level_kernels.FLOOR, level_kernels.HIGH]] = logs.min(), logs.min(), logs.max()
@@ -112,7 +112,7 @@ def prepared(image, mask, controls, weights=None, step=0.01):
     state[level_kernels.HIGH] += 0.05
     level_kernels.lay_grid(state, np.abs(phi).max(), kernel_settings.bins, kernel_settings.per_bin)
     level_kernels.expand(0, 1, work, tables, lattice, phi)
-    words = team.new_team(1)
+    words = sync.new_sync(1)
     level_kernels.field_sweep(0, 1, words, packed.rows, np.uintp(image.shape[1]), work, tables, state)
     return packed, tables, work, state, kernel_settings, lattice, phi
 
@@ -148,7 +148,7 @@ def test_first_sweep(controls, weighted):
     confidence = np.where(mask, 1.0 if weights is None else weights, 0.0)
     table = RNG.standard_normal(work.table.size).astype(np.float32)
     table[int(state[level_kernels.FINE])] = 0
-    n_y, words = np.uintp(image.shape[1]), team.new_team(1)
+    n_y, words = np.uintp(image.shape[1]), sync.new_sync(1)
     out = np.zeros(controls)
     state[level_kernels.STOP] = 0
     work.ones[:] = 1
@@ -187,7 +187,7 @@ def test_agrees_with_the_plain_statement(case):
     image, mask = phantom(shape)
     settings = FitSettings(iterations=(12, 8, 6), threads=2)
     got, controls = run(image, mask, settings, **options)
-    expected = plain.fit(pose(image, mask), controls, settings)
+    expected = plain.fit(make_problem(image, mask), controls, settings)
     assert [level.iterations for level in got.levels] == [level.iterations for level in expected.levels]
     # fine bins cost some 1e-6 of the corrected image; with 2000 voxels rounding moves ITK itself by 1e-5 (n4.md)
     assert difference(got.lattice, expected.lattice, image, mask) < (1e-5 if mask.sum() > 5000 else 5e-5)
@@ -210,7 +210,7 @@ def test_settings_mean_what_the_plain_statement_says(options):
     image, mask = phantom((11, 38, 45))
     settings = FitSettings(**({"iterations": (8, 6), "threads": 2} | options))
     got, controls = run(image, mask, settings)
-    expected = plain.fit(pose(image, mask), controls, settings)
+    expected = plain.fit(make_problem(image, mask), controls, settings)
     assert [level.iterations for level in got.levels] == [level.iterations for level in expected.levels]
     assert [level.converged for level in got.levels] == [level.converged for level in expected.levels]
     assert difference(got.lattice, expected.lattice, image, mask) < 1e-5
@@ -222,7 +222,7 @@ def test_weights_enter_the_fit_only():
     weights[weights < 0.2] = 0
     settings = FitSettings(iterations=(8, 6), threads=2)
     got, controls = run(image, mask, settings, weights)
-    expected = plain.fit(pose(image, mask, weights), controls, settings)
+    expected = plain.fit(make_problem(image, mask, weights), controls, settings)
     assert difference(got.lattice, expected.lattice, image, mask & (weights > 0)) < 1e-5
     equal, _controls = run(image, mask, settings, np.full(image.shape, 0.25, np.float32))
     none, _controls = run(image, mask, settings)
@@ -235,7 +235,7 @@ def test_first_voxel_the_minimum():
     image[first] = 0.8 * image[mask].min()
     settings = FitSettings(iterations=(5, 5), threshold=0, threads=2)
     got, controls = run(image, mask, settings)
-    expected = plain.fit(pose(image, mask), controls, settings)
+    expected = plain.fit(make_problem(image, mask), controls, settings)
     assert difference(got.lattice, expected.lattice, image, mask) < 1e-5
     moved, _controls = run(image[::-1].copy(), mask[::-1].copy(), settings)  # no longer the first: it is seen
     assert difference(moved.lattice[::-1], got.lattice, image, mask) > 1e-5
@@ -244,7 +244,7 @@ def test_first_voxel_the_minimum():
 @pytest.mark.parametrize("convergence", ["itk", "cv"])
 @pytest.mark.parametrize("shape", [(19, 60, 71), (250, 171)])
 def test_any_number_of_threads_gives_the_same_bits(convergence, shape, monkeypatch):
-    monkeypatch.setattr(cpu, "MEMBER_VOXELS", 1)
+    monkeypatch.setattr(cpu, "THREAD_VOXELS", 1)
     image, mask = phantom(shape)
     results = []
     for threads in (1, 2, 3, 4):
@@ -265,8 +265,8 @@ def test_a_field_that_explains_everything_ends_the_fit():
     assert np.isfinite(got.lattice).all()
 
 
-def test_two_teams_at_once(monkeypatch):
-    monkeypatch.setattr(cpu, "MEMBER_VOXELS", 1)
+def test_three_fits_at_once(monkeypatch):
+    monkeypatch.setattr(cpu, "THREAD_VOXELS", 1)
     image, mask = phantom((13, 40, 51))
     settings = FitSettings(iterations=(10, 10), threads=2)
     alone = run(image, mask, settings)[0]
@@ -284,53 +284,53 @@ def test_two_teams_at_once(monkeypatch):
     assert all(np.array_equal(lattice, alone.lattice) for lattice in together)
 
 
-# ------------------------------------------------------------------------------------------------------------ the team
+# ------------------------------------------------------------------------------------------------------------ threads
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 7, 1000])
-def test_members_claim_their_own_pieces_and_then_those_of_others(pieces):
-    words = team.new_team(3)
+@pytest.mark.parametrize("strips", [1, 2, 7, 1000])
+def test_threads_claim_their_own_strips_and_then_those_of_others(strips):
+    words = sync.new_sync(3)
 
-    def claim(member: int) -> int:
-        return int(team.claim(words, team.SECOND_SWEEP, member, 3, pieces))
+    def claim(thread: int) -> int:
+        return int(sync.claim(words, sync.SECOND_SWEEP, thread, 3, strips))
 
     for _sweep in range(2):
-        own = [claim(1) for _piece in range(pieces * 2 // 3 - pieces // 3)]
-        assert own == list(range(pieces // 3, pieces * 2 // 3))
-        rest = [piece for member in (0, 2, 1) for piece in iter(lambda m=member: claim(m), pieces)]
-        assert sorted(own + rest) == list(range(pieces))
-        team.begin_anew(words, team.SECOND_SWEEP, 3)
+        own = [claim(1) for _strip in range(strips * 2 // 3 - strips // 3)]
+        assert own == list(range(strips // 3, strips * 2 // 3))
+        rest = [strip for thread in (0, 2, 1) for strip in iter(lambda m=thread: claim(m), strips)]
+        assert sorted(own + rest) == list(range(strips))
+        sync.reset_claims(words, sync.SECOND_SWEEP, 3)
 
 
-def test_members_claim_every_piece_once_and_meet():
-    words, seen = team.new_team(1), np.zeros(1000, np.int64)
+def test_threads_claim_every_strip_once_and_meet_at_the_barrier():
+    words, seen = sync.new_sync(1), np.zeros(1000, np.int64)
     order: list[str] = []
 
-    def work(member: int, members: int) -> None:
-        while (piece := int(team.claim(words, team.FIRST_SWEEP, member, members, seen.size))) < seen.size:
-            seen[piece] += 1
+    def work(thread: int, threads: int) -> None:
+        while (strip := int(sync.claim(words, sync.FIRST_SWEEP, thread, threads, seen.size))) < seen.size:
+            seen[strip] += 1
         order.append("claimed")
-        assert team.meet(words, members)
+        assert sync.barrier(words, threads)
         order.append("met")
 
-    team.run(work, words, 1)  # members that wait in Python hold the GIL; one needs nobody
+    sync.run_threads(work, words, 1)  # threads that wait in Python hold the GIL; one needs nobody
     assert (seen == 1).all()
     assert order == ["claimed", "met"]
 
 
-def test_a_member_that_fails_sends_the_others_home():
-    words = team.new_team(3)
+def test_a_thread_that_fails_aborts_the_others():
+    words = sync.new_sync(3)
     came_back = []
 
-    def work(member: int, members: int) -> None:
-        if member == 0:
+    def work(thread: int, threads: int) -> None:
+        if thread == 0:
             time.sleep(0.05)
             msg = "no memory"
             raise MemoryError(msg)
-        came_back.append(bool(team.meet(words, members)))
+        came_back.append(bool(sync.barrier(words, threads)))
 
     with pytest.raises(MemoryError, match="no memory"):
-        team.run(work, words, 3)
+        sync.run_threads(work, words, 3)
     assert came_back == [False, False]
 
 
@@ -348,7 +348,7 @@ def test_a_member_that_fails_sends_the_others_home():
         (lambda image, mask: np.minimum(image, np.quantile(image, 0.3), out=image), "saturated: "),
     ],
 )
-@pytest.mark.parametrize("prepare", [pack, pose])
+@pytest.mark.parametrize("prepare", [pack, make_problem])
 def test_what_cannot_be_fitted_is_seen_before(change, sentence, prepare):
     image, mask = phantom((4, 9, 10))
     mask[0] = False

@@ -11,26 +11,17 @@ import pytest
 from emulated_gpu import Stream
 from n4_examples import phantom
 
-from n4flow.compute import simd as simd_compute
+from n4flow.compute.simd import LANES
 from n4flow.errors import InputError
 from n4flow.n4_bias import engine
 from n4flow.n4_bias import reference as plain
 from n4flow.n4_bias.cpu import fit as cpu
 from n4flow.n4_bias.cpu.convergence_kernels import itk_measure
 from n4flow.n4_bias.cpu.packing import pack
-from n4flow.n4_bias.gpu import (
-    cuda_source as cuda_source_n4_bias,
-)
-from n4flow.n4_bias.gpu import (
-    cuda_source as gpu_module,
-)
-from n4flow.n4_bias.gpu import (
-    fit as gpu,
-)
-from n4flow.n4_bias.gpu import (
-    sharpen as sharpen_n4_bias,
-)
-from n4flow.n4_bias.problem import degenerate, level_controls, pose
+from n4flow.n4_bias.gpu import cuda_source, sharpen
+from n4flow.n4_bias.gpu import fit as gpu
+from n4flow.n4_bias.inputs import FitInput
+from n4flow.n4_bias.problem import degenerate, level_controls, make_problem
 from n4flow.n4_bias.settings import FitSettings
 
 RNG = np.random.default_rng(11)
@@ -108,7 +99,7 @@ def test_what_cannot_be_fitted_is_seen(device, spoil, sentence):
 def test_numbers_keep_their_order_as_bits(value):
     bits = np.float32(value).view(np.uint32)
     ordered = ~bits if bits & np.uint32(0x80000000) else bits | np.uint32(0x80000000)
-    assert sharpen_n4_bias.from_ordered(ordered) == float(np.float32(value))
+    assert sharpen.from_ordered(ordered) == float(np.float32(value))
 
 
 # ---------------------------------------------------------------------------------------------------- the whole fit
@@ -132,7 +123,7 @@ def test_agrees_with_the_cpu_and_the_plain_statement(device, case):
     got, expected, controls = fits(image, mask, settings, **options)
     # sums in another order move the lattice by some 1e-7; measures of a few thousand voxels by 1e-4 of themselves
     assert_equal_fits(got, expected, shape, mask, 1e-5)
-    plainly = plain.fit(pose(image, mask), controls, settings)
+    plainly = plain.fit(make_problem(image, mask), controls, settings)
     difference = (log_field(got, shape) - log_field(plainly, shape))[mask]
     # fine bins cost some 1e-6 of the corrected image; with few voxels rounding moves ITK itself by 1e-5
     assert np.abs(difference - difference.mean()).mean() < (1e-5 if mask.sum() > 5000 else 5e-5)
@@ -289,10 +280,10 @@ def device_measure(kept, rest, stop):
     walks = cupy.empty(gpu.PASSES * chunks * gpu.WALK_BYTES, cupy.uint8)
     changes = cupy.asarray(np.array([rest[1:]], f8))
     measures, state = cupy.zeros(1, cupy.float64), cupy.zeros(9, cupy.float64)
-    cuda_source_n4_bias.launch("total_changes", chunks, 256, values, bounds, totals, words)
+    cuda_source.launch("total_changes", chunks, 256, values, bounds, totals, words)
     for k in range(gpu.PASSES):
-        cuda_source_n4_bias.launch("walk_chunks", chunks, 32, values, bounds, i4(chunks), totals, walks, i4(k), words)
-    cuda_source_n4_bias.launch(
+        cuda_source.launch("walk_chunks", chunks, 32, values, bounds, i4(chunks), totals, walks, i4(k), words)
+    cuda_source.launch(
         "decide", 1, 256, totals, walks, i4(chunks), i4(gpu.PASSES), changes, i4(1), f8(there + rest[0]), f8(stop),
         measures, state, words,
     )  # fmt: skip
@@ -338,7 +329,7 @@ def test_itks_measure_side_by_side(device, shape, scale):
 def test_the_measure_of_few_voxels(device, n):
     kept = (1e-3 * RNG.standard_normal(n)).astype(np.float32)
     kept[3::11] = gpu.ABSENT
-    padded = np.full(-(-n // simd_compute.LANES) * simd_compute.LANES, gpu.ABSENT, np.float32)
+    padded = np.full(-(-n // LANES) * LANES, gpu.ABSENT, np.float32)
     padded[:n] = kept
     expected = itk_measure(padded, np.uintp(padded.size), 0.0, 0.0, 0.0, 0.0)
     assert device_measure(padded, (0, 0, 0), 0.0)[0] == pytest.approx(expected, rel=1e-4)
@@ -365,15 +356,14 @@ def test_the_engine_fits_by_the_gpu(device, caplog):
     options = {
         "controls": level_controls((4, 4, 4), 2, image.shape),
         "settings": FitSettings(iterations=(4, 3)),
-        "shape": image.shape,
-        "shrink": (1, 1, 1),
     }
+    small = FitInput(image, mask, None, image.shape, (1, 1, 1))
     with caplog.at_level("INFO", "n4flow"):
-        field = engine.fit(image, mask, None, backend="auto", **options)
-        engine.fit(image, mask, None, backend="auto", **options)
+        field = engine.fit(small, backend="auto", **options)
+        engine.fit(small, backend="auto", **options)
     assert field.backend == "gpu"
     assert [r.message for r in caplog.records if "auto" in r.message] == ["backend auto takes the gpu: emulated"]
-    expected = engine.fit(image, mask, None, backend="cpu", **options)
+    expected = engine.fit(small, backend="cpu", **options)
     assert np.abs(field.lattice - expected.lattice).max() < 1e-5
 
 
@@ -387,7 +377,7 @@ def test_nvrtc_compiles_the_kernels(architecture):
 
     if int(architecture[3:]) not in nvrtc.getSupportedArchs():
         pytest.skip(f"this NVRTC does not know {architecture}")
-    code = gpu_module.compile_for(architecture)
+    code = cuda_source.compile_for(architecture)
     for name in ("find_rows", "fill_rows", "fit_sweep", "combine", "field_sweep", "sharpen", "walk_chunks", "decide"):
         assert name.encode() in code
 

@@ -13,7 +13,7 @@ from n4flow.n4_bias import itk
 from n4flow.n4_bias import reference as plain
 from n4flow.n4_bias.api import fit_bias
 from n4flow.n4_bias.field import BiasField
-from n4flow.n4_bias.problem import level_controls, pose
+from n4flow.n4_bias.problem import level_controls, make_problem
 from n4flow.n4_bias.settings import FitSettings
 
 SAME = 1e-5  # 0.001 %, mean relative difference of the corrected image in the mask, global scale removed
@@ -50,7 +50,7 @@ def assert_same(image, mask, **options) -> None:
 
 def test_lattice_is_read_back_from_simpleitk(shaded):
     mask = shaded > 60
-    problem, settings = pose(shaded, mask), FitSettings(iterations=(4, 3), threads=2)
+    problem, settings = make_problem(shaded, mask), FitSettings(iterations=(4, 3), threads=2)
     solution = itk.fit(problem, level_controls((4, 5, 4), 2, shaded.shape), settings)
     bias = BiasField(solution.lattice.astype(np.float32), shaded.shape, shaded.shape, (1, 1, 1))
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
@@ -69,7 +69,7 @@ def test_lattice_is_read_back_from_simpleitk(shaded):
 
 def test_levels_that_do_not_double_every_axis(shaded):
     section = shaded[18:21]
-    problem, settings = pose(section, section > 60), FitSettings(iterations=(4, 4, 4), threads=2)
+    problem, settings = make_problem(section, section > 60), FitSettings(iterations=(4, 4, 4), threads=2)
     controls = level_controls((4, 4, 4), 3, section.shape, thin=True)
     assert [c[0] for c in controls] == [4, 5, 5]
     reference = itk.fit(problem, controls, settings)

@@ -51,7 +51,7 @@ def test_one_signature_serves_every_image():
             bias.apply(given)
             bias.field()
     assert signatures() == before
-    assert "n4flow.n4_bias.cpu.sweep_kernels.field_unit" in before
+    assert "n4flow.n4_bias.cpu.sweep_kernels.field_strip" in before
 
 
 def test_compiling_is_announced_once_and_cached(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from n4flow.errors import InputError
-from n4flow.pipeline.parameters import defaults, iteration_list, resolve, schema, voxel_size
+from n4flow.pipeline.parameters import defaults, iteration_list, resolve, sample_sheet, schema, voxel_size
 
 ROOT = Path(__file__).parents[3]
 
@@ -101,6 +101,14 @@ def test_what_harmonize_takes_the_place_of_is_off_with_it():
     harmonized = resolve({"harmonize": "auto"})
     assert [harmonized[name] for name in ("bias", "match", "smooth_z", "normalize")] == ["off", "off", 0.0, True]
     assert resolve({"harmonize": "auto", "match": "off", "smooth_z": 0, "bias": "volume"})["bias"] == "volume"
+
+
+def test_what_a_row_of_a_sheet_may_leave_empty_is_a_parameter():
+    columns = sample_sheet()["properties"]
+    assert sample_sheet()["required"] == ["sample", "image"]
+    for name in columns.keys() - {"sample", "image"}:
+        assert columns[name] == {"$ref": f"#/$defs/input_and_output/properties/{name}"}
+        assert name in schema()
 
 
 def test_every_parameter_says_what_it_is():

@@ -1,11 +1,13 @@
 """The plan of a sample: what is decided, and what is refused, before any voxel is read."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from n4flow.errors import InputError
+from n4flow.io.formats import name_without_suffix
 from n4flow.io.writers import write_volume
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.plan import check_name, make_plan
@@ -86,7 +88,12 @@ def test_a_sample_name_that_cannot_be_a_folder_is_refused(name):
 
 
 def test_the_workflow_reads_names_by_the_same_rules():
-    groovy = (Path(__file__).parents[3] / "modules" / "samples.nf").read_text()
-    assert r"/(?U)\w[\w .+-]*/" in groovy
+    """Both take the suffixes of formats and the rule of names from one file each."""
+    root = Path(__file__).parents[3]
+    assert "python/src/n4flow/io/formats.json" in (root / "modules" / "formats.nf").read_text()
+    assert "nextflow_schema.json" in (root / "modules" / "rules.nf").read_text()
+    table = json.loads((root / "python/src/n4flow/io/formats.json").read_text())
+    for suffix in (suffix for known in table["formats"] for suffix in known["suffixes"]):
+        assert name_without_suffix(f"a.b{suffix}") == name_without_suffix(f"a.b{suffix.upper()}") == "a.b"
     for name in ("Hirn 3", "Ü_1.2", "a+b"):
         check_name(name)

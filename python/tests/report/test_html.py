@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -12,21 +13,13 @@ from PIL import Image
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.plane_gain import PlaneGain
 from n4flow.n4_bias.field import BiasField
-from n4flow.report.html import (
-    backends,
-    change,
-    duration,
-    grouped,
-    label,
-    merged,
-    number,
-    percent,
-    shown,
-    write_report,
-)
-from n4flow.report.metrics import metrics
+from n4flow.report import metrics as table
+from n4flow.report.assessment import Limit, above
+from n4flow.report.html import backends, grouped, merged, write_report
+from n4flow.report.metrics import Metric, pair_metrics, sections_table
 from n4flow.report.pair import Pair
 from n4flow.report.pictures import Views, data_uri, field_limit, nice_length, outline, windows
+from n4flow.report.text import percent
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import shrink_planes
 
@@ -104,22 +97,24 @@ STAGES = [
     {"stage": "N4_VOLUME", "seconds": 61.0, "fields": [{"backend": "itk"}], "extra_numbers": [1, 2, 3]},
     {"stage": "NORMALIZE", "seconds": 0.02, "borrowed_planes": []},
 ]
+ESTIMATES = {"N4_VOLUME": "bias_field", "NORMALIZE": "plane_range"}
 
 
 def report(path, arrays, sample="brain 1", stages=STAGES, parameters=None, warnings=(), **volume):
     """Write a report and return its text and its parsed page."""
-    numbers = metrics(**arrays)
+    pair = Pair(**arrays)
+    numbers = pair_metrics(pair)
     facts = {"shape": list(SHAPE), "dtype": "uint16", "voxel_um": VOXEL_UM, "format": "ome-zarr", "mask": "estimated"}
     write_report(
         path,
         sample=sample,
         volume=facts | volume,
         stages=stages,
+        estimates=ESTIMATES,
         parameters=parameters if parameters is not None else {"bias": "volume", "spline_um": None, "smooth_z": 2.0},
         metrics=numbers,
         warnings=list(warnings),
-        pair=Pair(**arrays),
-        recipe=arrays["recipe"],
+        pair=pair,
     )
     text = path.read_text(encoding="utf-8")
     return text, Page(text), numbers
@@ -173,10 +168,46 @@ def test_the_page_says_the_numbers(tmp_path):
     assert f"estimated, {arrays['tissue'].mean():.1%} of the volume, {cubic_mm:.3g} mm³" in words
 
 
+def test_a_metric_is_one_entry(tmp_path, monkeypatch):
+    """It is in metrics.json, in sections.tsv and on the page, with title, unit, rounding, help and limit."""
+    of_volume = Metric(
+        "toy.height_{time}",
+        lambda m, time: {"before": 1.23456, "after": m.pair.shape[1]}[time],
+        title="Toy height",
+        unit="px",
+        help="rows <b>of toys</b>",
+        limit=Limit(39, above("{} rows are many")),
+    )
+    of_sections = Metric(
+        "toy_share",
+        lambda m: np.array([0.25, np.nan, 0.75]),
+        title="toys",
+        unit="of all",
+        show=percent,
+        help="toys are counted twice",
+        limit=Limit(0.5, above("{:.0%} are toys")),
+    )
+    plain_text, _page, plain_numbers = report(tmp_path / "report.html", made())
+    monkeypatch.setattr(table, "VOLUME_METRICS", (*table.VOLUME_METRICS, of_volume))
+    monkeypatch.setattr(table, "SECTION_METRICS", (*table.SECTION_METRICS, of_sections))
+    text, page, numbers = report(tmp_path / "report.html", made())
+    assert "toy" not in plain_text + json.dumps(plain_numbers)
+    assert numbers["toy"] == {"height_before": 1.23456, "height_after": 40}
+    assert "40 rows are many" in numbers["reasons"]
+    rows = [line.split("\t") for line in sections_table(numbers).splitlines()]
+    assert [row[rows[0].index("toy_share")] for row in rows] == ["toy_share", "0.25", "", "0.75"]
+    assert [row["reasons"] for row in numbers["sections"]][::2] == [[], ["75% are toys"]]
+    assert "Toy height (px) 1.235 40 rows of toys" in page.words()
+    assert "<b>of toys</b>" in text
+    assert "neighbouring tissue of two classes; toys are counted twice." in page.words()
+    assert "toys (of all)" in page.words()
+    assert "75.0% warn 75% are toys" in page.words()
+
+
 def test_tasks_of_a_stage_are_shown_together(tmp_path):
     _text, page, _numbers = report(tmp_path / "report.html", made())
     assert "SHRINK 2 3.8 s longest 2.5 s 2 shrink: 1; voxels exactly zero: 1000" in page.words()
-    rows = grouped(STAGES, made()["recipe"])
+    rows = grouped(STAGES, made()["recipe"], ESTIMATES)
     assert [row["name"] for row in rows] == ["SHRINK", "N4_VOLUME", "NORMALIZE"]
     assert rows[1]["backend"] == "itk"
     assert rows[1]["numbers"] == {"extra_numbers": [1, 2, 3]}  # its fields stand with the correction
@@ -254,7 +285,7 @@ def grey_pixels(panel):
 def test_before_and_after_share_one_window_in_the_result_s_units():
     arrays = made()
     pair = Pair(**arrays)
-    views = Views(pair, arrays["recipe"], VOXEL_UM)
+    views = Views(pair, VOXEL_UM)
     window = windows(pair, views)
     assert window["before"] == window["after"]
     low, high = window["after"]
@@ -273,7 +304,7 @@ def test_before_and_after_share_one_window_in_the_result_s_units():
 
 def test_planes_pass_through_tissue_and_cuts_stand_at_their_planes():
     arrays = made(flags=("ok", "missing", "ok"))
-    views = Views(Pair(**arrays), [], VOXEL_UM)
+    views = Views(Pair(**arrays), VOXEL_UM)
     z, y, x = views.centre
     assert arrays["tissue"][z, y, x]
     assert arrays["sections"].usable_planes[z]
@@ -293,7 +324,7 @@ def test_planes_pass_through_tissue_and_cuts_stand_at_their_planes():
 
 def test_a_thin_stack_is_stretched_and_says_so(tmp_path):
     arrays = made()
-    views = Views(Pair(**arrays), [], {"z": 1.0, "y": 10.0, "x": 10.0})
+    views = Views(Pair(**arrays), {"z": 1.0, "y": 10.0, "x": 10.0})
     assert views.stacked
     _xy, xz, _yz = views.grey("after", (0, 1))
     assert xz.height / xz.width == pytest.approx(views.z_stretch * 9 / 560)
@@ -304,7 +335,7 @@ def test_a_thin_stack_is_stretched_and_says_so(tmp_path):
 def test_the_bias_field_is_drawn_from_its_values():
     arrays = made()
     field = arrays["recipe"][0].fields[0][2]
-    views = Views(Pair(**arrays), arrays["recipe"], VOXEL_UM)
+    views = Views(Pair(**arrays), VOXEL_UM)
     z, y, x = views.centre
     values = np.exp(field.log_field())
     assert views.images["xy"]["field"] == pytest.approx(values[z], rel=1e-6)
@@ -347,36 +378,6 @@ def test_scale_bars_have_round_lengths(length, nice):
     assert nice_length(length) == nice
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (float("nan"), "–"),
-        (True, "yes"),
-        (3, "3"),
-        (1234567, "1\u202f234\u202f567"),
-        (10571.3, "10\u202f571"),
-        (0.123456, "0.1235"),
-        (0.000012345, "1.23e-05"),
-        (0.0, "0"),
-        ("itk", "itk"),
-    ],
-)
-def test_numbers_are_short(value, text):
-    assert number(value) == text
-
-
-def test_shares_changes_times_and_names_are_words():
-    assert (percent(0.1234), percent(None), percent(0.5, 0)) == ("12.3%", "–", "50%")
-    assert (change(np.log(1.1)), change(np.log(1.1), True), change(None)) == ("10.0%", "+10.0%", "–")
-    assert [duration(s) for s in (None, 0.04, 12.3, 200, 7300)] == ["–", "0.04 s", "12 s", "3 min 20 s", "2 h 1 min"]
-    assert (label("spline_um"), label("n_zero"), label("gain_min")) == (
-        "knot spacing (µm)",
-        "voxels exactly zero",
-        "gain min",
-    )
-
-
 def test_values_of_tasks_are_merged():
     assert merged("n_zero", [4, 4]) == 8
     assert merged("shrink", [4, 4]) == 4
@@ -384,17 +385,3 @@ def test_values_of_tasks_are_merged():
     assert merged("minimum", [0.5, 0.25]) == "0.25 to 0.5"
     assert merged("mode", ["a", "b", "a"]) == "a, b"
     assert backends([{"fields": [{"backend": "cpu"}, {"backend": "cpu"}]}, {"backend": "itk"}]) == ["cpu", "itk"]
-
-
-def test_long_lists_are_summarised():
-    assert shown([1, 2, 3]) == {"text": "1, 2, 3"}
-    assert shown([]) == {"text": "none"}
-    assert shown(list(range(11))) == {"text": "0 to 10 (median 5)"}
-    assert shown({"a": 1}) == {"items": [("a", 1)]}
-    rows = [{"id": i, "backend": "cpu", "iterations": [50, i], "reason": None} for i in range(20)]
-    table = shown(rows)
-    assert table["columns"] == ["id", "iterations"]
-    assert table["rows"] == [["0 to 19 (median 9.5)", "50, 0 to 19 (median 9.5)"]]
-    assert (table["common"], table["of"]) == ({"backend": "cpu"}, 20)
-    assert shown(rows[:1]) == {"items": [("id", 0), ("backend", "cpu"), ("iterations", [50, 0])]}
-    assert shown(rows[:2])["rows"] == [["0", "50, 0"], ["1", "50, 1"]]

@@ -1,66 +1,21 @@
 """The numbers of the report against plain loops on volumes whose truth is known."""
 
-import json
 import math
 import tracemalloc
 
 import numpy as np
 import pytest
+from report_examples import GAINS, LEVEL, SHAPE, case, field, measured
 
 from n4flow.corrections.bias_field import BiasCorrection
-from n4flow.corrections.plane_range import PlaneRange
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.n4_bias.field import BiasField
-from n4flow.report import pair as comparison
-from n4flow.report.assessment import headline
-from n4flow.report.metrics import class_thresholds, metrics, plain, sections_table
-from n4flow.report.pair import Pair, bias_fields, middle
+from n4flow.report import pair
+from n4flow.report.metrics import pair_metrics, plain, sections_table
+from n4flow.report.pair import Pair
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import shrink_planes
 from n4flow.statistics.shrunken import ShrunkenFiles
-
-LEVEL = 100.0  # agarose of the made volumes, before
-SHAPE = (12, 40, 48)
-GAINS = (1.0, 1.3, 0.8)
-
-
-def masks(shape=SHAPE):
-    """A block of tissue in agarose."""
-    tissue = np.zeros(shape, bool)
-    tissue[:, 8:32, 10:40] = True
-    return tissue, ~tissue.any(axis=0)
-
-
-def anatomy(tissue, contrast=2.0, seed=0):
-    """Signal of two classes in stripes six pixels wide, with texture that is the same in every plane."""
-    texture = np.random.default_rng(seed).lognormal(0, 0.05, tissue.shape[1:])
-    bright = (np.arange(tissue.shape[2]) // 6 % 2).astype(bool)
-    return np.where(tissue, 400 * texture * np.where(bright, contrast, 1.0), 0.0)
-
-
-def case(gains=GAINS, trend=0.0, flags=("ok", "ok", "ok")):
-    """Sections with known gains and attenuation: what was seen, the truth, masks and the table."""
-    tissue, agarose = masks()
-    signal = anatomy(tissue)
-    depth = SHAPE[0] // 3
-    table = SectionTable([Section(f"s{i}", i * depth, (i + 1) * depth, flags[i]) for i in range(3)], SHAPE[0])
-    factor = np.repeat(gains, depth) * np.exp(trend * (np.arange(SHAPE[0]) % depth))
-    return LEVEL + signal * factor[:, None, None], LEVEL + signal, tissue, agarose, table
-
-
-def measured(before, after, tissue, agarose, table, recipe=(), shrink=1):
-    volumes = [shrink_planes(volume.astype(np.float32), shrink) for volume in (before, after)]
-    numbers = metrics(
-        sections=table, before=volumes[0], after=volumes[1], tissue=tissue, agarose=agarose, recipe=recipe
-    )
-    json.dumps(numbers, allow_nan=False)  # JSON types, and no NaN
-    return numbers
-
-
-def field(log, shape):
-    """A bias field that is exp(log) everywhere."""
-    lattice = np.full([1 if n == 1 else 4 for n in shape], log, np.float32)
-    return BiasField(lattice, shape, shape, (1, 1, 1))
 
 
 def test_steps_between_sections_are_the_log_ratio_of_their_gains():
@@ -72,13 +27,6 @@ def test_steps_between_sections_are_the_log_ratio_of_their_gains():
     assert numbers["steps"]["largest_before"] == pytest.approx(math.log(1.3 / 0.8), abs=1e-5)
     assert numbers["steps"]["largest_at_before"] == "s2"
     assert (numbers["steps"]["cuts"], numbers["steps"]["measured"]) == (2, 2)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 100, 1001])
-def test_the_middle_of_values_is_numpys_median(size: int) -> None:
-    rng = np.random.default_rng(size)
-    for values in (rng.integers(0, 9, size).astype(np.float32) / 7, rng.normal(0, 1, size)):
-        assert middle(values) == np.median(values)
 
 
 def test_a_step_is_measured_against_the_change_that_is_usual_inside_sections():
@@ -170,16 +118,6 @@ def test_removed_shading_does_not_count_as_lost_contrast():
     assert numbers["tissue"]["cv_before"] > numbers["tissue"]["cv_after"]
 
 
-def test_holes_belong_to_neither_class():
-    tissue, _agarose = masks()
-    signal = anatomy(tissue)[tissue]
-    signal[::10] = 1.0  # ventricles inside the mask
-    lowest, threshold = class_thresholds(signal)
-    assert lowest == pytest.approx(0.25 * np.median(signal), rel=1e-6)
-    bright = anatomy(tissue, contrast=np.inf)[tissue] == np.inf
-    assert np.mean((signal > threshold) == (bright & (signal > 1))) > 0.999  # a spread of 5 % around 400 and 800
-
-
 def test_a_flagged_section_enters_no_number_of_the_volume():
     before, after, tissue, agarose, table = case(flags=("ok", "ok", "damaged"))
     numbers = measured(before, after, tissue, agarose, table)
@@ -195,24 +133,6 @@ def test_a_flagged_section_enters_no_number_of_the_volume():
     assert numbers["sections"][1]["status"] == "pass"
 
 
-def test_a_voxel_put_to_exactly_zero_counts_as_zero_after():
-    tissue, agarose = masks()
-    before = LEVEL + anatomy(tissue) + np.random.default_rng(0).normal(0, 5, SHAPE)
-    after = np.maximum(before - LEVEL, 0) / 1000  # half of the agarose is now exactly 0, and no valid voxel
-    table = SectionTable.equal(SHAPE[0], 1)
-    arrays = {
-        "before": shrink_planes(before.astype(np.float32), 4),
-        "after": shrink_planes(after.astype(np.float32), 4),
-    }
-    small = tissue[:, ::4, ::4]
-    pair = Pair(table, **arrays, tissue=small, agarose=agarose[::4, ::4])
-    blocks = after.astype(np.float32).reshape(SHAPE[0], 10, 4, 12, 4).mean(axis=(2, 4))
-    assert np.stack([pair.after(z) for z in range(SHAPE[0])]) == pytest.approx(blocks, rel=1e-5, abs=1e-9)
-    lower, upper, nothing = (np.full(SHAPE[0], value, np.float32) for value in (LEVEL, 1100, 0))
-    ranged = PlaneRange(lower, upper, 1000.0, nothing.astype(np.uint8), nothing)
-    assert Pair(table, **arrays, tissue=small, agarose=agarose[::4, ::4], recipe=[ranged]).units.level_after == 0
-
-
 def test_padding_changes_no_number():
     before, after, tissue, agarose, table = case()
     bare = measured(before, after, tissue, agarose, table)
@@ -226,17 +146,6 @@ def test_padding_changes_no_number():
         assert padded[group] == bare[group]
     assert padded["tissue"]["cv_before"] == bare["tissue"]["cv_before"]
     assert padded["voxels"]["valid"] == bare["voxels"]["valid"]
-
-
-def test_bias_fields_are_multiplied_and_placed():
-    shape = (6, 30, 20)
-    sections = BiasCorrection(((0, 2, field(0.1, (2, 30, 20))), (4, 6, field(0.3, (2, 30, 20)))))
-    whole = BiasCorrection(((0, 6, field(-0.5, shape)),))
-    runs = list(bias_fields([sections, whole], shape))
-    assert [z for z, _run in runs] == [0, 2, 4]
-    log = np.log(np.concatenate([run for _z, run in runs]))
-    assert log[:, 15, 10] == pytest.approx([-0.4, -0.4, -0.5, -0.5, -0.2, -0.2], abs=1e-6)
-    assert list(bias_fields([], shape)) == []
 
 
 def test_bias_range_is_that_of_the_field_in_tissue():
@@ -255,7 +164,7 @@ def test_bias_range_is_that_of_the_field_in_tissue():
 
 def test_metrics_keep_little_of_a_plane(tmp_path, monkeypatch):
     """Twice the planes may take what their tissue is as bits, and numbers of each plane, but no plane of floats."""
-    monkeypatch.setattr(comparison, "MAX_SAMPLE", 10_000)
+    monkeypatch.setattr(pair, "MAX_SAMPLE", 10_000)
     peaks, shape = [], (128, 96, 128)
     values = np.random.default_rng(0).uniform(50, 100, shape).astype(np.float32)
     shrink_planes(values, 1).save(tmp_path / "part.npz")
@@ -264,64 +173,12 @@ def test_metrics_keep_little_of_a_plane(tmp_path, monkeypatch):
         depth = parts * len(values)
         everything = PackedMask.of(np.ones((depth, *shape[1:]), bool))
         fields = [(z, z + 64, field(0.1, (64, *shape[1:]))) for z in range(0, depth, 64)]
-        options = {"tissue": everything, "agarose": None, "recipe": [BiasCorrection(tuple(fields))]}
+        recipe = [BiasCorrection(tuple(fields))]
         tracemalloc.start()
-        metrics(sections=SectionTable.equal(depth, depth // 8), before=files, after=files, **options)
+        pair_metrics(Pair(SectionTable.equal(depth, depth // 8), files, files, everything, None, recipe))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] - peaks[1] < len(values) * math.prod(shape[1:])  # a byte a pixel; of floats it were four
-
-
-def test_the_reason_of_a_field_that_was_not_fitted_is_said_at_its_section():
-    before, after, tissue, agarose, table = case()
-    lattice = np.zeros((4, 4, 4), np.float32)
-    depth = SHAPE[0] // 3
-    shape = (depth, *SHAPE[1:])
-    unfitted = BiasField(lattice, shape, shape, (1, 1, 1), reason="the mask is empty")
-    numbers = measured(before, after, tissue, agarose, table, [BiasCorrection(((depth, 2 * depth, unfitted),))])
-    assert numbers["sections"][1]["reasons"] == ["no bias field: the mask is empty"]
-    assert numbers["sections"][0]["reasons"] == []
-
-
-def test_a_step_that_grew_is_named():
-    _seen, truth, tissue, agarose, table = case()
-    worse, *_rest = case(gains=(1, 1, 1.2))
-    numbers = measured(truth, worse, tissue, agarose, table)
-    assert numbers["sections"][2]["reasons"] == ["the step from the section above grew from +0.0% to +20.0%"]
-    assert numbers["sections"][1]["status"] == "pass"
-    assert numbers["status"] == "warn"
-    left = measured(case(gains=(1, 1, 1.4))[0], worse, tissue, agarose, table)
-    assert left["sections"][2]["reasons"] == ["a step of +20.0% from the section above is left"]
-
-
-def test_a_step_from_a_flagged_section_is_not_the_next_one_s():
-    worse, truth, tissue, agarose, table = case(gains=(1, 1.3, 1), flags=("ok", "missing", "ok"))
-    numbers = measured(truth, worse, tissue, agarose, table)
-    assert numbers["sections"][2]["step_after"] == pytest.approx(-math.log(1.3), abs=1e-5)
-    assert numbers["sections"][2]["reasons"] == []
-
-
-def test_invalid_voxels_are_counted_and_named():
-    before, after, tissue, agarose, table = case()
-    before[0, 0, :20] = np.nan
-    before[5, :10] = -1
-    numbers = measured(before, after, tissue, agarose, table)
-    assert numbers["voxels"]["nonfinite"] == 20
-    assert numbers["voxels"]["negative"] == 10 * SHAPE[2]
-    assert any(reason.startswith("20 voxels of the input are not finite") for reason in numbers["reasons"])
-    share = 10 * SHAPE[2] / (4 * SHAPE[1] * SHAPE[2])
-    assert f"{share:.1%} of the input's voxels are negative" in numbers["sections"][1]["reasons"]
-
-
-def test_saturated_voxels_are_named():
-    before, after, tissue, agarose, table = case()
-    before = before.astype(np.uint16)
-    before[4:8][tissue[4:8]] = 65535
-    volumes = [shrink_planes(before, 1), shrink_planes(after.astype(np.float32), 1)]
-    numbers = metrics(sections=table, before=volumes[0], after=volumes[1], tissue=tissue, agarose=agarose)
-    share = tissue[4:8].mean()
-    assert f"{share:.1%} of the input's voxels are saturated" in numbers["sections"][1]["reasons"]
-    assert "saturated" in " ".join(numbers["reasons"])
 
 
 EDGE_CASES = ("no tissue", "no agarose", "one plane", "one section", "section of NaN", "all NaN", "all flagged", "dark")
@@ -377,16 +234,6 @@ def test_what_cannot_be_measured_is_none(name):
     if name == "dark":
         assert "tissue is not brighter than agarose" in numbers["units"]["rule"]
         assert numbers["tissue"]["cv_before"] > 0
-
-
-def test_the_headline_says_what_was_done_and_what_to_look_at():
-    before, after, tissue, agarose, table = case(flags=("ok", "ok", "damaged"))
-    done, verdict = headline([], measured(before, after, tissue, agarose, table))
-    assert done == "Nothing was changed: the recipe is empty."
-    assert verdict == "2 of 3 sections pass; look at s2."
-    table = SectionTable([Section(s.id, s.z_start, s.z_stop) for s in table], SHAPE[0])
-    numbers = measured(before, after, tissue, agarose, table, [BiasCorrection(((0, 12, field(0.0, SHAPE)),))])
-    assert headline([BiasCorrection()], numbers) == ("Bias field divided out.", "All 3 sections pass.")
 
 
 def test_the_section_table_of_numbers_is_read_back_as_a_section_table(tmp_path):

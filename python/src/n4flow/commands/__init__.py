@@ -143,6 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def run_step(command: str) -> None:
+    """Run a command of the workflow for the script in bin/ that bears its name."""
+    main([command, *sys.argv[1:]])
+
+
 def _fail(sentence: str, code: int) -> int:
     try:
         typer.echo(f"n4flow: {sentence}", err=True)

@@ -1,4 +1,4 @@
-"""Arrays on two devices, threads and compiled code: what every computation shares.
+"""Arrays on host and device, threads, compiled code and memory: tools that every computation uses.
 
 Imports nothing of the package but `errors`.
 """

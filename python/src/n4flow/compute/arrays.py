@@ -1,4 +1,4 @@
-"""Arrays on two devices: whose array is this, and does the GPU work?"""
+"""Arrays on host and device: the library of an array, checks of volumes and masks, and whether a GPU works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_DEVICE = (
     "check that nvidia-smi shows a device, that CUDA_VISIBLE_DEVICES does not hide it, and that job and container were "
     "given one (--gres, --gpus all, --nv)"
 )
-# what to do, by what CUDA says; the first that fits
+# Words in an error message of CUDA, and the remedy for it. The first match counts.
 REMEDIES = (
     (
         ("insufficientdriver", "driver version is insufficient", "unsupportedptxversion", "provided ptx"),
@@ -49,7 +49,7 @@ REMEDY = "check nvidia-smi, the driver against the CUDA version of CuPy, and CUD
 
 @dataclass(frozen=True)
 class GpuInfo:
-    """The device a GPU backend would run on."""
+    """The device that a GPU backend uses."""
 
     name: str
     driver: str
@@ -59,7 +59,7 @@ class GpuInfo:
 def array_module(array: Any) -> ModuleType:
     """Return the array library that owns `array`: numpy or cupy."""
     if type(array).__module__.partition(".")[0] == "cupy":
-        import cupy  # reached only when a CuPy array already exists
+        import cupy  # A CuPy array exists, so CuPy is installed.
 
         return cupy
     return np
@@ -71,19 +71,19 @@ def is_dask(array: Any) -> bool:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """Return `array` on the host; a CuPy array is copied."""
+    """Return `array` as a NumPy array; a CuPy array is copied to the host."""
     if array_module(array) is not np:
         return array.get()  # synchronize
     return np.asarray(array)
 
 
 def import_cupy() -> Any:
-    """Return CuPy, which keeps compiled kernels in `CUPY_CACHE_DIR` also where there is no home.
+    """Import CuPy, with a cache for compiled kernels (`CUPY_CACHE_DIR`) also if the home folder is not writeable.
 
     Raises
     ------
     GpuError
-        It is not installed, or its libraries cannot be loaded.
+        CuPy is not installed, or its libraries cannot be loaded.
     """
     if "CUPY_CACHE_DIR" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):
         os.environ["CUPY_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"cupy-{os.getuid()}")
@@ -101,7 +101,7 @@ def import_cupy() -> Any:
 
 @cache
 def probe_gpu() -> GpuInfo:
-    """Compile, run and read back a tiny kernel on logical device 0; asked again, the answer is known.
+    """Compile, run and read back a tiny kernel on logical device 0. The result is cached.
 
     Returns
     -------
@@ -111,20 +111,20 @@ def probe_gpu() -> GpuInfo:
     Raises
     ------
     GpuError
-        One sentence that says what is missing and what to do.
+        No GPU works; the sentence says what is missing and what to do.
     """
     cupy = import_cupy()
     try:
-        values = cupy.arange(8, dtype=cupy.float32)  # a kernel of CuPy's own: it needs the headers of CUDA
+        values = cupy.arange(8, dtype=cupy.float32)  # This compiles a kernel of CuPy, which needs the headers of CUDA.
         module = cupy.RawModule(code=PROBE, options=("--std=c++14",))
         module.get_function("n4flow_probe")((1,), (32,), (values, np.int32(8)))
         answer = values.get()  # synchronize
         properties = cupy.cuda.runtime.getDeviceProperties(0)
         free, _total = cupy.cuda.runtime.memGetInfo()
         driver = cupy.cuda.runtime.driverGetVersion()
-    except Exception as error:  # CuPy raises a different class for each layer that can fail
+    except Exception as error:  # CuPy has an exception class for each layer that can fail.
         fault, remedy = _first_line(error), _remedy(str(error))
-        if cupy.cuda.runtime.driverGetVersion() == 0:  # CUDA calls that a driver too old
+        if cupy.cuda.runtime.driverGetVersion() == 0:  # CUDA itself reports a missing driver as too old.
             fault, remedy = "there is no NVIDIA driver", NO_DEVICE
         msg = f"no working GPU: {fault}; {remedy}, or choose backend cpu, itk or auto"
         raise GpuError(msg) from error
@@ -139,18 +139,18 @@ def _first_line(error: BaseException) -> str:
 
 
 def _remedy(text: str) -> str:
-    """Return what to do about a fault of CUDA, by what it says."""
+    """Return the remedy for an error message of CUDA."""
     low = text.lower()
     return next((remedy for words, remedy in REMEDIES if any(word in low for word in words)), REMEDY)
 
 
 def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
-    """Return `mask` as a bool array of `shape`: bool, 0/1, 0/255 and float masks alike; what is not 0 is inside.
+    """Return `mask` as a bool array of `shape`. Masks may be bool, 0/1, 0/255 or float: not 0 is inside, NaN outside.
 
     Raises
     ------
     InputError
-        Another shape; the sentence gives both.
+        The mask has another shape.
     """
     mask = mask if hasattr(mask, "shape") else np.asarray(mask)
     if tuple(mask.shape) != tuple(shape):
@@ -160,12 +160,15 @@ def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
 
 
 def as_block(block: Any, name: str = "volume") -> Any:
-    """Return `block` if it is a (Z, Y, X) array of real numbers with at least one voxel; else an InputError.
+    """Return `block` if it is a (Z, Y, X) array of real numbers with at least one voxel.
 
-    Of a dask array every size must be known, which a selection by a lazy mask leaves open.
+    Raises
+    ------
+    InputError
+        It is not, or a dask array has unknown sizes, as after a selection by a lazy mask.
     """
     block = block if hasattr(block, "dtype") else np.asarray(block)
-    if any(n != n for n in block.shape):  # dask's size of what is not known yet is NaN
+    if any(n != n for n in block.shape):  # An unknown size of a dask array is NaN.
         msg = (
             f"{name} has the shape {tuple(block.shape)}, with sizes not known yet; call its compute_chunk_sizes() first"
         )

@@ -1,7 +1,7 @@
-"""What the compiled loops share: how they are compiled, one rounding rule, and threads.
+"""Compilation of kernels with numba, a fused multiply-add, and loops over blocks by several threads.
 
-Every kernel is compiled without the GIL and cached on disk. Sums that decide a result use `fma` (multiply and add with
-one rounding) in a written order, so that neither vector width nor cut nor thread count changes a bit.
+Kernels release the GIL and are cached on disk. Sums that determine a result use `fma` (multiply and add with one
+rounding) in a written order, so that it depends neither on the vector width nor on blocks nor on the thread count.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from n4flow.compute.threads import available_threads, run_tasks
 
 log = logging.getLogger("n4flow")
 
-THREAD_VOXELS = 1 << 20  # fewest voxels to a thread
-PIECE_VOXELS = 1 << 20  # most voxels to a piece of work: 4 MB of float32
+THREAD_VOXELS = 1 << 20  # A further thread starts only for at least this many voxels.
+BLOCK_VOXELS = 1 << 20  # largest block: 4 MB of float32
 
 kernel = njit(nogil=True, cache=True, error_model="numpy")
-# A loop over one row, inlined where it is called: handing over a dozen arrays would cost as much as the row.
+# A loop over one row is inlined, because passing a dozen arrays to a function would cost as much as the row.
 row_kernel = njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
 
 
 @intrinsic
 def fma(_context, a, b, c):  # type: ignore[no-untyped-def]
-    """Return a b + c with one rounding; all three of one float type."""
+    """Return a b + c with one rounding; all three have the same float type."""
     if not (isinstance(a, types.Float) and a == b == c):
         return None
 
@@ -42,7 +42,7 @@ def fma(_context, a, b, c):  # type: ignore[no-untyped-def]
 
 
 class _Announcement(event.Listener):
-    """Says once that kernels are being compiled: it takes a while, and only after an install."""
+    """Logs once that kernels are being compiled, which takes some seconds after an installation."""
 
     said = False
 
@@ -60,33 +60,33 @@ event.register("numba:compile", _Announcement())
 
 
 def thread_count(threads: int | None) -> int:
-    """Return `threads`, or as many as this process may use."""
+    """Return `threads`; by default as many as this process may use."""
     return available_threads() if threads is None else max(1, int(threads))
 
 
 def writeable(array: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
-    """Return `array` as the kernels want it: contiguous, native, writeable; copied where it is not."""
+    """Return `array` as kernels need it: contiguous, native byte order, writeable; copied if it is not."""
     return np.require(array, np.dtype(dtype).newbyteorder("="), ["C", "W"])
 
 
-def worthwhile(threads: int, voxels: int) -> int:
-    """Return as many of `threads` as are sooner done with a pass over `voxels` than they are started."""
+def useful_threads(threads: int, voxels: int) -> int:
+    """Return how many of `threads` make a pass over `voxels` faster than the start of a thread costs."""
     return max(1, min(threads, voxels // THREAD_VOXELS))
 
 
-def share(work: Callable[[int, int], None], n: int, threads: int) -> None:
-    """Call work(start, stop) for parts of range(n), a few for each thread so that a slow one delays little."""
+def parallel_for(work: Callable[[int, int], None], n: int, threads: int) -> None:
+    """Call work(start, stop) for parts of range(n), a few for each thread so that a slow thread delays little."""
     parts = min(n, 4 * threads) if threads > 1 else 1
     cuts = [n * i // parts for i in range(parts + 1)]
     run_tasks(lambda part: work(*part), pairwise(cuts), threads)
 
 
-def pieces(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]]:
-    """Cut planes, and where planes are large or few their rows, into pieces: z_start, z_stop, y_start, y_stop."""
+def cut_blocks(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]]:
+    """Cut a volume into blocks of planes, or of rows if planes are large or few: z_start, z_stop, y_start, y_stop."""
     n_z, n_y, n_x = shape
     if 0 in shape:
         return []
-    most = min(PIECE_VOXELS, -(-n_z * n_y * n_x // (4 * threads))) if threads > 1 else PIECE_VOXELS
+    most = min(BLOCK_VOXELS, -(-n_z * n_y * n_x // (4 * threads))) if threads > 1 else BLOCK_VOXELS
     deep = max(1, most // (n_y * n_x))
     high = n_y if n_y * n_x <= most else max(1, most // n_x)
     return [(z, min(z + deep, n_z), y, min(y + high, n_y)) for z in range(0, n_z, deep) for y in range(0, n_y, high)]

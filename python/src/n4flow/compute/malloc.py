@@ -1,4 +1,4 @@
-"""How much of the memory that was freed the C library keeps."""
+"""Limit how much freed memory the C library keeps."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import os
 import sys
 import threading
 
-M_ARENA_MAX = -8  # of malloc.h
+M_ARENA_MAX = -8  # the constant of malloc.h
 
 
 def limit_arenas() -> None:
-    """Let the C library keep one arena of memory for each core, where its own choice is eight.
+    """Let glibc use one arena of memory for each core, where its default is eight.
 
-    What was freed in one arena is not given to threads of another: with many, the peak of a process creeps up slab by
-    slab. Nothing is done once there are threads, which have arenas then and would share those out; nor where the user
-    set MALLOC_ARENA_MAX.
+    Memory that was freed in one arena is not available to threads of another: with many arenas, the peak memory of a
+    process grows slab by slab. The limit has no effect on threads that run already, so nothing is done then, nor if the
+    user set MALLOC_ARENA_MAX.
     """
     if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ and threading.active_count() == 1:
-        limit = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc; others have no arenas
+        limit = getattr(ctypes.CDLL(None), "mallopt", None)  # Only glibc has it; other C libraries have no arenas.
         if limit is not None:
             limit(M_ARENA_MAX, max(2, len(os.sched_getaffinity(0))))
 
 
-def give_back() -> None:
-    """Return memory that was freed to the system: the C library keeps it, and what comes next would lie on top."""
+def trim_heap() -> None:
+    """Return freed memory to the system. Otherwise the C library keeps it, in addition to what is allocated next."""
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # Only glibc has it.
         if trim is not None:
             trim(0)

@@ -1,20 +1,18 @@
-"""Where numba keeps our compiled kernels, and when it takes them.
+"""The cache of compiled kernels: where numba stores them, and when it reuses them.
 
-Numba takes a compiled kernel as long as the file it was written in is unchanged. But kernels call
-each other across files, and the called ones are compiled into the caller. So after an upgrade numba
-would go on with parts of the older version. Our kernels are therefore taken only where every file
-of the package is what it was.
+Numba reuses a compiled kernel as long as the file that defines it is unchanged. But kernels call each other across
+files, and the called ones are compiled into the caller, so that after an upgrade numba would use parts of the older
+version. Kernels of this package are therefore reused only if every file of the package is unchanged.
 
-Many tasks may start at once after an upgrade, on processors of several kinds, and compile into one
-folder. Numba numbers its files of compiled kernels, and writes the index that names them first: for
-a moment, or for good where two processes took one number, an index names what another version,
-other types or another processor were compiled to. Each of our files therefore says what it holds.
+After an upgrade many tasks may start at once, on processors of several kinds, and compile into one folder. Numba
+numbers the files with compiled kernels and writes the index that names them first: for a moment, or for good if two
+processes chose the same number, an index names a file of another version, other types or another processor. Each file
+of this package therefore carries a checksum of its content and its key.
 
-Numba looks into its cache folder only where it may write, and stops the program where it may
-not. An image therefore names `ReadOnlyCacheLocator` in NUMBA_CACHE_LOCATOR_CLASSES:
-kernels compiled when the image was built are used, and one that is missing, say for another
-kind of array, is compiled for this process. The image fixes the processor by NUMBA_CPU_NAME,
-for Numba takes a kernel only where the name is that of its compilation.
+Numba reads its cache folder only if it may write there, and raises an error otherwise. A container image therefore sets
+NUMBA_CACHE_LOCATOR_CLASSES to `ReadOnlyCacheLocator`: kernels that were compiled when the image was built are reused,
+and a missing one, say for another array type, is compiled for this process. The image also sets NUMBA_CPU_NAME, because
+numba reuses a kernel only for the processor name for which it was compiled.
 """
 
 from __future__ import annotations
@@ -33,9 +31,9 @@ from numba.core import caching
 
 __all__ = ["ReadOnlyCacheLocator", "njit", "sources_digest"]
 
-PACKAGE = Path(__file__).parents[1]  # a kernel may call any other of the package
+PACKAGE = Path(__file__).parents[1]  # A kernel may call any other kernel of the package.
 
-_folders: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when the process ends
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # They are removed when the process ends.
 
 
 @functools.cache
@@ -48,8 +46,8 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-class _OfPackage:
-    """Makes a locator of numba's one for our kernels only, which are as fresh as the whole package."""
+class _PackageKernels:
+    """Restricts a cache locator of numba to kernels of this package, whose stamp is the digest of the package."""
 
     def get_source_stamp(self) -> str:
         return sources_digest()
@@ -61,16 +59,16 @@ class _OfPackage:
         return super().from_function(py_func, py_file)  # type: ignore[misc]
 
 
-class UserProvidedCacheLocator(_OfPackage, caching.UserProvidedCacheLocator):
-    """In NUMBA_CACHE_DIR."""
+class UserProvidedCacheLocator(_PackageKernels, caching.UserProvidedCacheLocator):
+    """Cache in NUMBA_CACHE_DIR."""
 
 
-class InTreeCacheLocator(_OfPackage, caching.InTreeCacheLocator):
-    """Beside the source."""
+class InTreeCacheLocator(_PackageKernels, caching.InTreeCacheLocator):
+    """Cache beside the source file."""
 
 
-class UserWideCacheLocator(_OfPackage, caching.UserWideCacheLocator):
-    """In the user's cache folder."""
+class UserWideCacheLocator(_PackageKernels, caching.UserWideCacheLocator):
+    """Cache in the user's cache folder."""
 
 
 caching.CacheImpl._locator_classes = [
@@ -81,7 +79,7 @@ caching.CacheImpl._locator_classes = [
 ]
 
 
-# What Python says of a pickle that is cut short or damaged, or of a class that another version had.
+# Errors that Python raises for a pickle that is truncated, damaged, or of a class of another version.
 UNREADABLE = (
     pickle.UnpicklingError,
     EOFError,
@@ -95,7 +93,7 @@ UNREADABLE = (
 
 
 class _SealedData(caching.IndexDataCacheFile):
-    """Numba's files of one function, of which each says what it holds. What is something else or damaged is no hit."""
+    """The cache files of one function with a checksum: files with other content, or damaged ones, are cache misses."""
 
     def _seal(self, key: Any, data: bytes) -> bytes:
         return hashlib.sha256(repr((self._version, self._source_stamp, key)).encode() + data).digest()
@@ -119,17 +117,17 @@ class _SealedData(caching.IndexDataCacheFile):
             seal, data = super()._load_data(name)
         except UNREADABLE as error:
             msg = f"{name} cannot be read: {error}"
-            raise OSError(msg) from error  # to numba it is as if it were gone
+            raise OSError(msg) from error  # Numba treats the file as missing.
         return seal, data
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return `numba.njit(**options)`, whose cache takes nothing but what it asked for."""
+    """Return `numba.njit(**options)` with a cache that verifies the content of its files."""
     decorate = numba.njit(**options)
 
     def decorated(function: Callable[..., Any]) -> Any:
         kernel = decorate(function)
-        cache = getattr(kernel, "_cache", None)  # none without compilation, NUMBA_DISABLE_JIT
+        cache = getattr(kernel, "_cache", None)  # There is no cache with NUMBA_DISABLE_JIT.
         if isinstance(cache, caching.FunctionCache):
             cache._cache_file.__class__ = _SealedData
         return kernel
@@ -138,7 +136,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class ReadOnlyCacheLocator(caching.UserProvidedCacheLocator):
-    """Numba's user-provided cache folder, NUMBA_CACHE_DIR, also where it is read-only."""
+    """Cache in NUMBA_CACHE_DIR, also if that folder is read-only."""
 
     _cache_path: str
 
@@ -150,7 +148,7 @@ class ReadOnlyCacheLocator(caching.UserProvidedCacheLocator):
 
 @functools.cache
 def _linked(folder: str) -> str:
-    """Return a temporary folder with a link to each file of `folder`; what is compiled anew goes beside them."""
+    """Return a temporary folder with a link to each file of `folder`, to which new kernels are added."""
     scratch = tempfile.TemporaryDirectory(prefix="n4flow-kernels-")
     _folders.append(scratch)
     if os.path.isdir(folder):

@@ -1,11 +1,11 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Vectors of sixteen float32, or float64, in compiled code.
+"""Vectors of sixteen float32 or float64 numbers (SIMD) in compiled code.
 
-The compiler makes vectors of plain loops by itself, but for the sweeps over the voxels that is not enough: rows are
-short, and before each of them it would check at run time whether any of a dozen arrays overlap. A loop written with
-these functions says itself what is done at once; the compiler splits a vector where the processor's are shorter. All
-arithmetic is lane by lane with one rounding, so a result depends neither on where a vector begins nor on the processor.
+The compiler vectorizes plain loops by itself, but for sweeps over voxels that is not enough: rows are short, and before
+each row it would check at run time whether any of a dozen arrays overlap. Loops that are written with these functions
+are vectors by themselves; on processors with shorter vectors the compiler splits them. All arithmetic is lane by lane
+with one rounding, so that results depend neither on the processor nor on the voxel at which a vector begins.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from numba.np import arrayobj
 
 from n4flow.compute.jit import row_kernel
 
-LANES = 16
+LANES = 16  # numbers in a vector
 
 _INDEX = ir.IntType(32)
 
 
 def _lanes(kind):
-    """Return the LLVM type of as many of a kind as a vector has lanes."""
+    """Return the LLVM type of a vector of a number type."""
     return ir.VectorType(kind, LANES)
 
 
@@ -50,7 +50,7 @@ vector, doubles = _Vector(types.float32, _FLOATS), _Vector(types.float64, _DOUBL
 
 
 def _vector_of(number):
-    """Return the type of a vector of float32 or of float64."""
+    """Return the numba type of a vector of float32 or float64."""
     return doubles if number == types.float64 else vector
 
 
@@ -60,19 +60,19 @@ def _address(context, builder, array_type, array, index, kind=None):
 
 
 def _spread(builder, kind, number):
-    """Return a number in every lane."""
+    """Return a vector with a number in every lane."""
     nothing, none = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(_INDEX, kind.count), [0] * kind.count)
     return builder.shuffle_vector(builder.insert_element(nothing, number, _INDEX(0)), nothing, none)
 
 
 def _first_lanes(builder, number):
-    """Return which lanes come before a number of them."""
+    """Return a mask of the first `number` lanes."""
     number = _spread(builder, _INTS, builder.trunc(number, _INDEX))
     return builder.icmp_unsigned("<", ir.Constant(_INTS, list(range(LANES))), number)
 
 
 def _choose(builder, comparison, a, b):
-    """Return a where it compares so with b, else b; lane by lane."""
+    """Return a where the comparison with b holds, else b; lane by lane."""
     return builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
 
 
@@ -89,7 +89,7 @@ def load(context, array, index):
 
 @intrinsic
 def load_first(context, array, index, number):
-    """Return array[index : index + number] in the first lanes and 0 in the others; what lies there is not read."""
+    """Return array[index : index + number] in the first lanes and 0 in the others, without reading beyond."""
 
     def build(context, builder, signature, values):
         name = f"llvm.masked.load.v{LANES}f32.p0v{LANES}f32"
@@ -104,7 +104,7 @@ def load_first(context, array, index, number):
 
 @intrinsic
 def store(context, array, index, value):
-    """array[index : index + lanes] = value, of the same kind."""
+    """Store a vector at array[index : index + LANES] of the same type."""
 
     def build(context, builder, signature, values):
         address = _address(context, builder, signature.args[0], *values[:2], signature.args[2].lanes)
@@ -116,7 +116,7 @@ def store(context, array, index, value):
 
 @intrinsic
 def store_first(context, array, index, value, number):
-    """array[index : index + number] = the first lanes of the value."""
+    """Store the first `number` lanes at array[index : index + number]."""
 
     def build(context, builder, signature, values):
         name = f"llvm.masked.store.v{LANES}f32.p0v{LANES}f32"
@@ -130,36 +130,8 @@ def store_first(context, array, index, value, number):
 
 
 @intrinsic
-def stream(context, array, index, value):
-    """array[index : index + lanes] = value, past the caches; the address must be that of a whole vector."""
-
-    def build(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
-        stored = builder.store(values[2], address, align=4 * LANES)
-        stored.set_metadata("nontemporal", builder.module.add_metadata([_INDEX(1)]))
-        return context.get_dummy_value()
-
-    return types.void(array, index, value), build
-
-
-@intrinsic
-def prefetch(context, array, index):
-    """Ask for array[index] ahead of its use; it may lie beyond the array's end."""
-
-    def build(context, builder, signature, values):
-        byte = ir.IntType(8)
-        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), _INDEX, _INDEX, _INDEX])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        address = _address(context, builder, signature.args[0], *values, byte)
-        builder.call(function, [address, _INDEX(0), _INDEX(3), _INDEX(1)])  # to read; into every cache; data
-        return context.get_dummy_value()
-
-    return types.void(array, index), build
-
-
-@intrinsic
-def store_whole(context, array, index, value):
-    """array[index : index + lanes] = the values without their fractions, as uint16."""
+def store_uint16(context, array, index, value):
+    """Store the integer parts of the lanes as uint16 at array[index : index + LANES]."""
 
     def build(context, builder, signature, values):
         shorts = _lanes(ir.IntType(16))
@@ -171,8 +143,8 @@ def store_whole(context, array, index, value):
 
 
 @intrinsic
-def look_up(context, table, array, index):
-    """Return table[array[index : index + LANES]]; the array is of uint16."""
+def gather(context, table, array, index):
+    """Return table[array[index : index + LANES]] for a uint16 array."""
 
     def build(context, builder, signature, values):
         longs, floats = _lanes(ir.IntType(64)), _lanes(ir.FloatType().as_pointer())
@@ -192,10 +164,10 @@ def look_up(context, table, array, index):
 
 
 @intrinsic
-def pairs_at(context, table, places):
-    """Return table[places, 0] and table[places, 1] of a (n, 2) float32 table; places are whole numbers from 0 on.
+def gather_pairs(context, table, places):
+    """Return table[places, 0] and table[places, 1] of a (n, 2) float32 table; places are integers of at least 0.
 
-    A pair is one read of 64 bits: with tables that lie in cache it is reads that cost.
+    A pair is gathered by a single read of 64 bits, since reads are what costs with tables in cache.
     """
 
     def build(context, builder, signature, values):
@@ -220,14 +192,14 @@ def pairs_at(context, table, places):
 
 @intrinsic
 def splat(context, number):
-    """Return a float32, or a float64, in every lane."""
+    """Return a vector with a float32 or float64 number in every lane."""
     kind = _vector_of(number)
     return kind(number), lambda _context, builder, _signature, values: _spread(builder, kind.lanes, values[0])
 
 
 @intrinsic
 def widen(context, value):
-    """Return float32, or float64, as float64."""
+    """Return a vector of float32 or float64 as float64."""
 
     def build(_context, builder, signature, values):
         return values[0] if signature.args[0] == doubles else builder.fpext(values[0], _DOUBLES)
@@ -237,7 +209,7 @@ def widen(context, value):
 
 @intrinsic
 def narrow(context, value):
-    """Return float64 rounded to float32."""
+    """Return a vector of float64 rounded to float32."""
     return vector(doubles), lambda _context, builder, _signature, values: builder.fptrunc(values[0], _FLOATS)
 
 
@@ -311,20 +283,20 @@ def where_zero(context, a, value, other):
 
 
 @intrinsic
-def least(context, a, b):
-    """Return the lower of a and b."""
+def minimum(context, a, b):
+    """Return the minimum of a and b."""
     return a(a, b), lambda _context, builder, _signature, values: _choose(builder, "<", *values)
 
 
 @intrinsic
-def greatest(context, a, b):
-    """Return the higher of a and b."""
+def maximum(context, a, b):
+    """Return the maximum of a and b."""
     return a(a, b), lambda _context, builder, _signature, values: _choose(builder, ">", *values)
 
 
 @intrinsic
 def times_power_of_two(context, value, power):
-    """Return value 2^k, k the low bits of `power`, a float32 of 1.5 x 2^23 + k: its exponent's bits are raised by k."""
+    """Return value 2^k for `power` = 1.5 x 2^23 + k, whose low bits are k, by adding k to the exponent bits."""
 
     def build(_context, builder, _signature, values):
         ints = _INTS
@@ -335,7 +307,7 @@ def times_power_of_two(context, value, power):
 
 
 def _halve(builder, value, join):
-    """Return the lanes joined into one number: the upper half of them with the lower, until one is left."""
+    """Return the lanes reduced to one number, by joining the upper with the lower half until one is left."""
     number = LANES
     while number > 1:
         number //= 2
@@ -348,13 +320,13 @@ def _halve(builder, value, join):
 
 @intrinsic
 def sum_of(context, value):
-    """Return the sum of a vector's lanes, added by halves."""
+    """Return the sum of the lanes, added by halves."""
     return types.float32(value), lambda _context, builder, _signature, values: _halve(builder, values[0], builder.fadd)
 
 
 @intrinsic
 def lowest_of(context, value):
-    """Return the lowest of a vector's lanes."""
+    """Return the minimum of the lanes."""
     return types.float32(value), lambda _context, builder, _signature, values: _halve(
         builder, values[0], partial(_choose, builder, "<")
     )
@@ -362,7 +334,7 @@ def lowest_of(context, value):
 
 @intrinsic
 def highest_of(context, value):
-    """Return the highest of a vector's lanes."""
+    """Return the maximum of the lanes."""
     return types.float32(value), lambda _context, builder, _signature, values: _halve(
         builder, values[0], partial(_choose, builder, ">")
     )

@@ -1,4 +1,8 @@
-"""What a stage does to every array it is given: check it, and share its planes out to threads."""
+"""Threads: how many a computation may use, and pools of them that work on planes.
+
+Threads of a pool do not start further threads: a function that would run in parallel runs serially there. So every
+function of the package may be called from a thread of the pool without more threads than cores.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-_limit: list[int] = []  # one number, once `limit_threads` was called
+_limit: list[int] = []  # holds one number once `limit_threads` was called
 _local = threading.local()
 
 
 def available_threads() -> int:
-    """Return how many cores this process may use; 1 in a thread of `workers`, which shares nothing out."""
-    return 1 if getattr(_local, "inside", False) else thread_limit()
+    """Return how many cores this process may use; 1 in a thread of a `thread_pool`."""
+    return 1 if _in_pool() else thread_limit()
 
 
 def thread_limit() -> int:
@@ -29,50 +33,59 @@ def thread_limit() -> int:
 
 
 def limit_threads(threads: int) -> None:
-    """Let the stages of this process use at most so many threads; a job may own fewer cores than it sees."""
+    """Let this process use at most `threads` threads: a job may own fewer cores than it sees."""
     _limit[:] = [max(1, int(threads))]
 
 
-def workers(threads: int) -> ThreadPoolExecutor:
-    """Return a pool whose threads share nothing out to others: what they call runs in them."""
-    return ThreadPoolExecutor(threads, initializer=_mark)
+def thread_pool(threads: int) -> ThreadPoolExecutor:
+    """Return a thread pool whose threads run serially whatever they call."""
+    return ThreadPoolExecutor(threads, initializer=_enter_pool)
 
 
-def _mark() -> None:
-    _local.inside = True
+def _enter_pool() -> None:
+    _local.in_pool = True
+
+
+def _in_pool() -> bool:
+    return getattr(_local, "in_pool", False)
 
 
 @contextmanager
-def crew() -> Iterator[None]:
-    """Let `run_tasks` of this thread keep its threads, and what buffers they hold, until the end of the block."""
+def reuse_threads() -> Iterator[None]:
+    """Let all calls of `run_tasks` within the block use one thread pool, whose threads keep their `scratch` buffers."""
     count = available_threads()
-    if count == 1 or getattr(_local, "crew", None) is not None:
+    if count == 1 or reused_pool() is not None:
         yield
         return
-    with workers(count) as pool:
-        _local.crew = pool
+    with thread_pool(count) as pool:
+        _local.pool = pool
         try:
             yield
         finally:
-            _local.crew = None
+            _local.pool = None
+
+
+def reused_pool() -> ThreadPoolExecutor | None:
+    """Return the pool that `reuse_threads` opened in this thread."""
+    return getattr(_local, "pool", None)
 
 
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
-    """Return `function(task)` for each task, in order, computed by `threads` threads; one within a thread of such."""
+    """Return [function(task) for task in tasks], computed by `threads` threads; serially in a thread of a pool."""
     tasks = list(tasks)
-    count = 1 if getattr(_local, "inside", False) else min(threads or available_threads(), len(tasks))
+    count = 1 if _in_pool() else min(threads or available_threads(), len(tasks))
     if count <= 1:
         return [function(task) for task in tasks]
-    kept = getattr(_local, "crew", None)
-    if kept is not None and threads is None:
-        return list(kept.map(function, tasks))
-    with workers(count) as pool:
+    reused = reused_pool()
+    if reused is not None and threads is None:
+        return list(reused.map(function, tasks))
+    with thread_pool(count) as pool:
         return list(pool.map(function, tasks))
 
 
-def share_planes(work: Callable[[int, int], None], n: int) -> None:
-    """Call work(start, stop) for parts of `n` planes, by all threads; for all planes at once within a thread."""
-    if getattr(_local, "inside", False):
+def parallel_planes(work: Callable[[int, int], None], n: int) -> None:
+    """Call work(start, stop) for ranges of `n` planes, by all threads; in a thread of a pool, once for all planes."""
+    if _in_pool():
         work(0, n)
         return
     parts = min(n, 4 * available_threads())
@@ -80,9 +93,9 @@ def share_planes(work: Callable[[int, int], None], n: int) -> None:
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return a buffer of this thread, kept from call to call: fresh pages cost more than the arithmetic on them."""
-    held: dict[str, np.ndarray] = _local.__dict__.setdefault("held", {})
+    """Return a buffer that this thread reuses from call to call: fresh memory costs more than the arithmetic on it."""
+    buffers: dict[str, np.ndarray] = _local.__dict__.setdefault("buffers", {})
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if name not in held or held[name].size < size:
-        held[name] = np.empty(size, np.uint8)
-    return held[name][:size].view(dtype).reshape(shape)
+    if name not in buffers or buffers[name].size < size:
+        buffers[name] = np.empty(size, np.uint8)
+    return buffers[name][:size].view(dtype).reshape(shape)

@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.compute.arrays import array_module, probe_gpu, to_numpy
-from n4flow.compute.gpu import guarded
+from n4flow.compute.gpu import run_on_gpu
 from n4flow.compute.threads import run_tasks
 from n4flow.corrections.base import Correction, Where
 from n4flow.errors import InputError
 
-CUT_SIGMAS = 2.5758293035489004  # a normal density has 99 % within
+CUT_SIGMAS = 2.5758293035489004  # 99 % of a normal density lies within
 
 
 def gaussian_kernel(sigma: float) -> np.ndarray:
@@ -79,6 +79,7 @@ class SpatialMeanBackground(Correction):
     """
 
     kind: ClassVar[str] = "background"
+    title: ClassVar[str] = "local background subtracted"
     radius: tuple[float, float]
 
     def __post_init__(self) -> None:
@@ -228,5 +229,5 @@ def _background(channel: Any, buffer: Any, sigmas: tuple[float, float], cuda: bo
     if device is np:
         run_tasks(work, range(len(channel)), None if parallel else 1)
     else:
-        guarded(lambda _voxels: run_tasks(work, range(len(channel)), 1), release=xp is np)
+        run_on_gpu(lambda _voxels: run_tasks(work, range(len(channel)), 1), release=xp is np)
     return out

@@ -1,9 +1,12 @@
-"""What every correction is: a small, serialisable, pointwise map that knows where it is applied."""
+"""The base class of corrections: all that passes, estimates, the recipe and the report ask of one.
+
+A new correction is a class in a module of its own, whose name joins the import that opens `recipe`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -11,6 +14,16 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module
 from n4flow.io.frame import Frame
+
+KINDS: dict[str, type[Correction]] = {}  # every kind of correction whose module was imported
+
+# Arguments of the compiled loops that take a voxel through several corrections, in the order in which they act:
+# `kernels.correct_planes` on the host, `render_block` on a GPU.
+FUSED = ("field", "limits", "lookup", "gain")
+
+# Takes the first of some planes of a block and the one after the last. Returns where the first run of planes ends for
+# which the arguments of a compiled loop are the same, and those arguments; None where the planes stay as they are.
+ArgumentsOfRun = Callable[[int, int], tuple[int, Any]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class Where:
 
 
 def in_frame(frame: Frame | None, block: Any, where: Where, work: Callable[[Any, Where], Any]) -> Any:
-    """Return a block of which what lies in a frame went through `work`, to which it is a block of the frame.
+    """Return a block whose part inside a frame went through `work`; what lies around the frame stays.
 
     Parameters
     ----------
@@ -46,7 +59,7 @@ def in_frame(frame: Frame | None, block: Any, where: Where, work: Callable[[Any,
     where : Where
         The block's place in the volume.
     work : function
-        Takes a block and its place counted from the frame's corner.
+        Takes that part and its place, counted from the frame's corner.
     """
     found = None if frame is None else frame.part(where.y, where.x, *block.shape[1:])
     if frame is None:
@@ -71,11 +84,50 @@ class Correction(ABC):
     `apply` is a function of each voxel's value and place alone, so that the result does not depend on how
     the volume is cut into blocks. A correction that looks at neighbours in its plane says how far by
     `margin`; the block it gets is then larger by that much on each side, except at the volume's border.
+
+    A subclass sets `kind` and `title` and defines the four abstract methods. All else describes what only some
+    corrections are, and says by default that this one is not.
+
+    Attributes
+    ----------
+    kind : str
+        Its name in recipes and files.
+    title : str
+        What it does to a volume, as the report says it.
+    margin : tuple of int
+        Voxels (y, x) around a block that `apply` looks at.
+    needs_tissue : bool
+        Whether `apply` reads `where.tissue`.
+    frame : Frame or None
+        The part of the planes that it changes; None for all of them.
+    fused : str or None
+        Which argument of the compiled loops stands for it, one of `FUSED`; such a correction has `fused_arguments`.
+    is_field : bool
+        Whether it divides by a smooth field; such a correction has `shrunken_log_field`.
+    is_map : bool
+        Whether the result depends on a voxel's intensity, its plane and the tissue mask alone, so that histograms
+        that were counted before can be pushed through `map`.
+    zeroes_agarose : bool
+        Whether the agarose is at 0 afterwards.
+    equalizes : bool
+        Whether it makes sections or planes equally bright for whatever reason they differ. The report then checks
+        that a volume which needed nothing was left alone.
     """
 
     kind: ClassVar[str]
-    needs_tissue: ClassVar[bool] = False  # whether `apply` reads `where.tissue`
-    margin: tuple[int, int] = (0, 0)  # voxels (y, x) around the block that `apply` looks at
+    title: ClassVar[str]
+    margin: tuple[int, int] = (0, 0)
+    needs_tissue: ClassVar[bool] = False
+    frame: Frame | None = None
+    fused: ClassVar[str | None] = None
+    is_field: ClassVar[bool] = False
+    is_map: ClassVar[bool] = False
+    zeroes_agarose: ClassVar[bool] = False
+    equalizes: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        KINDS[cls.kind] = cls
 
     @abstractmethod
     def apply(self, block: Any, where: Where) -> Any:
@@ -101,3 +153,74 @@ class Correction(ABC):
     @abstractmethod
     def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Rebuild the correction from what `to_arrays` returned."""
+
+    def joined(self, other: Any) -> Self | None:
+        """Return one correction for the planes of two, where a stage estimates them in batches; None elsewhere."""
+        return None
+
+    def fusible(self, start: int, stop: int) -> bool:
+        """Return whether the compiled loop of the host can take this correction on planes from one to another."""
+        return True
+
+    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
+        """Return the source of arguments with which a compiled loop applies this correction to a block.
+
+        Arrays with an entry for each plane begin at the first plane of a run, and may go on beyond its end. On a GPU
+        the field is a `DeviceEvaluator`, the other arguments are those of `render_block`.
+
+        Parameters
+        ----------
+        block : (z, y, x) array
+            NumPy or CuPy; only its shape and its device matter.
+        where : Where
+            The block's place, counted from the corner of `frame`.
+        """
+        raise NotImplementedError
+
+    def shrunken_log_field(self, planes: slice, shape: tuple[int, int]) -> np.ndarray:
+        """Return the log of the field that is divided by, for some planes on the shrunken grid.
+
+        Parameters
+        ----------
+        planes : slice
+            Of the volume, with whole bounds.
+        shape : tuple of int
+            (y, x) of the shrunken grid, which covers `frame` without the margin that a fit may have had around it.
+
+        Returns
+        -------
+        (z, y, x) float32 array
+            The caller may overwrite it.
+        """
+        raise NotImplementedError
+
+    def map(self, values: np.ndarray, z: int) -> np.ndarray:
+        """Return what the float32 `values` (n,) of tissue in plane `z` become; see `is_map`."""
+        row = np.array(values, np.float32).reshape(1, 1, -1)
+        mapped = self.apply(row, Where(z, 0, 0, (z + 1, 1, row.size), np.ones(row.shape, bool)))
+        return np.asarray(mapped[0, 0])
+
+    @property
+    def divisor(self) -> float:
+        """The number by which the whole volume is divided; an integer result is multiplied by it."""
+        return 1.0
+
+    def not_estimated(self) -> list[tuple[int, int, str]]:
+        """Return (z_start, z_stop, reason in words) of planes for which there was nothing to estimate from."""
+        return []
+
+    def plane_gains(self) -> np.ndarray | None:
+        """Return the (Z,) factors of the planes for the report to draw; None without such."""
+        return None
+
+    def section_gains(self) -> dict[str, np.ndarray] | None:
+        """Return `gain`, the (sections,) divisors, and `gain_sd` of their logs, for the report; None without such."""
+        return None
+
+
+def map_through(corrections: Sequence[Correction], values: np.ndarray, z: int) -> np.ndarray:
+    """Return what intensities of tissue in plane `z` become, counted after all corrections that are no map."""
+    for correction in corrections:
+        if correction.is_map:
+            values = correction.map(values, z)
+    return values

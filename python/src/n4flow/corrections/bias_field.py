@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -11,12 +12,12 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module
 from n4flow.compute.jit import thread_count
-from n4flow.corrections.base import Correction, Where, in_frame
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, in_frame
 from n4flow.io.frame import Frame
 from n4flow.n4_bias.evaluate import Evaluator
 from n4flow.n4_bias.field import BiasField
 
-MOST_EVALUATORS = 128  # kept at a time: more than the sections of a block of planes
+MOST_EVALUATORS = 128  # that are cached: more than a block of planes has sections
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,14 @@ class BiasCorrection(Correction):
     fields : tuple of (int, int, BiasField)
         z_start, z_stop and the field of those planes, whose shape is (z_stop - z_start, Y, X).
     frame : Frame, optional
-        What the fields cover of the planes, (Y, X) being its shape; all of them without it. What lies around it stays.
+        The part of the planes that the fields cover, which is their (Y, X); whole planes without it. Voxels around it
+        stay what they are.
     """
 
     kind: ClassVar[str] = "bias_field"
+    title: ClassVar[str] = "bias field divided out"
+    fused: ClassVar[str] = "field"
+    is_field: ClassVar[bool] = True
 
     fields: tuple[tuple[int, int, BiasField], ...] = ()
     frame: Frame | None = None
@@ -40,52 +45,59 @@ class BiasCorrection(Correction):
         """Return block / exp(log field); see `Correction.apply`. A CuPy block is corrected on its device."""
         return in_frame(self.frame, block, where, self._apply)
 
-    def small_log_field(self, number: int, planes: slice, shape: tuple[int, int]) -> np.ndarray:
-        """Return a field on the shrunken grid that it was fitted on, without the margin around it.
-
-        Parameters
-        ----------
-        number : int
-            Of the field.
-        planes : slice
-            Of those that it covers.
-        shape : tuple of int
-            (y, x) of the shrunken grid.
-        """
-        z_start, z_stop, field = self.fields[number]
-        margin = [(wide - n) // 2 if self.frame else 0 for wide, n in zip(field.grid_shape[1:], shape, strict=True)]
-        grid = z_stop - z_start, *(n + 2 * m for n, m in zip(shape, margin, strict=True))
-        inner = (slice(m, m + n) for n, m in zip(shape, margin, strict=True))
-        return np.asarray(field.log_field(grid, (planes, *inner)))
+    def shrunken_log_field(self, planes: slice, shape: tuple[int, int]) -> np.ndarray:
+        """See `Correction.shrunken_log_field`; 0 in planes of no field."""
+        found = np.zeros((planes.stop - planes.start, *shape), np.float32)
+        for start, stop, number in self._runs(planes.start, planes.stop):
+            z_start, z_stop, field = self.fields[self._order[number]]
+            margin = [(wide - n) // 2 if self.frame else 0 for wide, n in zip(field.grid_shape[1:], shape, strict=True)]
+            grid = z_stop - z_start, *(n + 2 * m for n, m in zip(shape, margin, strict=True))
+            inner = (slice(m, m + n) for n, m in zip(shape, margin, strict=True))
+            inside = (slice(start - z_start, stop - z_start), *inner)
+            found[start - planes.start : stop - planes.start] = field.log_field(grid, inside)
+        return found
 
     def joined(self, other: Self) -> Self:
         """Return one correction of the fields of two, which cover different planes."""
         return replace(self, fields=self.fields + other.fields)
 
+    def not_estimated(self) -> list[tuple[int, int, str]]:
+        """Return the planes whose field could not be fitted, and why."""
+        return [(start, stop, f"no bias field: {field.reason}") for start, stop, field in self.fields if field.reason]
+
     def _apply(self, block: Any, where: Where) -> Any:
         n_z, n_y, n_x = block.shape
         place = slice(where.y, where.y + n_y), slice(where.x, where.x + n_x)
-        for number in range(bisect_right(self._stops, where.z), len(self.fields)):
-            z_start, z_stop, field = self.fields[self._order[number]]
-            start, stop = max(z_start, where.z), min(z_stop, where.z + n_z)
-            if start >= stop:
-                break
-            if field.reason is None:
-                part = block[start - where.z : stop - where.z]
-                inside = slice(start - z_start, stop - z_start), *place
-                if array_module(part) is np:
-                    self._evaluator(number).part(*inside).correct(part, part, thread_count(None))
-                else:
-                    field.apply(part, part, where=inside)
+        for start, stop, number in self._runs(where.z, where.z + n_z):
+            z_start, _z_stop, field = self.fields[self._order[number]]
+            part = block[start - where.z : stop - where.z]
+            inside = slice(start - z_start, stop - z_start), *place
+            if array_module(part) is np:
+                self._evaluator(number).part(*inside).correct(part, part, thread_count(None))
+            else:
+                field.apply(part, part, where=inside)
         return block
 
-    def run(
-        self, start: int, stop: int, where: Where, extent: tuple[int, ...]
-    ) -> tuple[int, tuple[np.ndarray, ...] | None]:
-        """Return where the first run of planes of one field, or of none, between two planes ends, and the field.
+    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
+        """See `Correction.fused_arguments`: `Evaluator.tables` of a field, or a `DeviceEvaluator` for a CuPy block."""
+        (_n_z, n_y, n_x), z = block.shape, where.z
+        place = slice(where.y, where.y + n_y), slice(where.x, where.x + n_x)
+        on_host = array_module(block) is np
 
-        The field is given as `Evaluator.tables` on the rows and columns of a block at `where`, of such an extent, that
-        lies in the frame; `where` is counted from the frame's corner.
+        def run(start: int, stop: int) -> tuple[int, Any]:
+            end, number = self._run(z + start, z + stop)
+            if number is None:
+                return end - z, None
+            z_start, _z_stop, field = self.fields[self._order[number]]
+            inside = slice(z + start - z_start, end - z_start), *place
+            return end - z, self._evaluator(number).tables(*inside) if on_host else field.on_gpu(inside)
+
+        return run
+
+    def _run(self, start: int, stop: int) -> tuple[int, int | None]:
+        """Return where the first run of planes of one field, or of none, between two planes ends, and its number.
+
+        Fields are numbered in the order of their planes. A field that was not fitted is none.
         """
         number = bisect_right(self._stops, start)
         if number == len(self.fields):
@@ -93,12 +105,15 @@ class BiasCorrection(Correction):
         z_start, z_stop, field = self.fields[self._order[number]]
         if start < z_start:
             return min(stop, z_start), None
-        stop = min(stop, z_stop)
-        if field.reason is not None:
-            return stop, None
-        (n_y, n_x), y, x = extent, where.y, where.x
-        planes = slice(start - z_start, stop - z_start)
-        return stop, self._evaluator(number).tables(planes, slice(y, y + n_y), slice(x, x + n_x))
+        return min(stop, z_stop), number if field.reason is None else None
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (first plane, the one after the last, number of the field) of every run that has a field."""
+        while start < stop:
+            end, number = self._run(start, stop)
+            if number is not None:
+                yield start, end, number
+            start = end
 
     @cached_property
     def _order(self) -> list[int]:

@@ -1,39 +1,30 @@
 """Corrections that follow each other voxel by voxel, and are one pass over memory.
 
-The field of bias, the range of a plane, the map of its section and the gain of its tissue come in this order in every
-recipe of the workflow. On the host, compiled code takes a plane through all four while it is in cache; on a GPU a
-kernel takes a voxel through them, see `gpu_render`. Other corrections are applied one by one. The bits are the same.
+The bias field, the range of a plane, the map of its section and the gain of its tissue come in this order in every
+recipe of the workflow; each is one argument of a compiled loop, see `base.FUSED`. On the host, that loop takes a plane
+through all four while it is in cache; on a GPU a kernel takes a voxel through them, see `fused_gpu`. Other corrections
+are applied one by one. The bits are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import to_numpy
-from n4flow.compute.threads import share_planes
-from n4flow.corrections.base import Correction, Where, in_frame
-from n4flow.corrections.bias_field import BiasCorrection
-from n4flow.corrections.plane_gain import PlaneGain
-from n4flow.corrections.plane_range import PlaneRange
-from n4flow.corrections.section_lookup import SectionLookup
-from n4flow.io.frame import Frame
-
-Arguments = tuple[Any, ...] | None  # of a compiled loop
-
-ORDER: tuple[type[Correction], ...] = (BiasCorrection, PlaneRange, SectionLookup, PlaneGain)
+from n4flow.compute.threads import parallel_planes
+from n4flow.corrections.base import FUSED, ArgumentsOfRun, Correction, Where, in_frame
 
 
 def groups(corrections: Sequence[Correction]) -> list[list[Correction]]:
-    """Cut corrections into runs that are one pass: kinds of `ORDER` in that order, each once; others alone."""
+    """Cut corrections into runs that are one pass: those in the order of `FUSED`, one each; others alone."""
     found: list[list[Correction]] = []
-    last = len(ORDER)
+    last = len(FUSED)
     for correction in corrections:
-        rank = ORDER.index(type(correction)) if type(correction) in ORDER else len(ORDER)
-        if rank < len(ORDER) and last < rank:
+        rank = len(FUSED) if correction.fused is None else FUSED.index(correction.fused)
+        if last < rank < len(FUSED):
             found[-1].append(correction)
         else:
             found.append([correction])
@@ -41,12 +32,13 @@ def groups(corrections: Sequence[Correction]) -> list[list[Correction]]:
     return found
 
 
-def render_on_host(corrections: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
+def render_on_host(passes: Sequence[Sequence[Correction]], block: np.ndarray, where: Where) -> np.ndarray:
     """Return a NumPy block with every correction applied in order.
 
     Parameters
     ----------
-    corrections : sequence of Correction
+    passes : sequence of sequences of Correction
+        See `groups`.
     block : (z, y, x) float32 array
         May be overwritten.
     where : Where
@@ -56,77 +48,46 @@ def render_on_host(corrections: Sequence[Correction], block: np.ndarray, where: 
     InputError
         A gain acts on tissue, and `where` has no mask.
     """
-    for group in groups(corrections):
+    for group in passes:
         planes = where.z, where.z + len(block)
-        if len(group) == 1 or any(isinstance(c, SectionLookup) and not c.has_tables(*planes) for c in group):
+        if len(group) == 1 or not all(correction.fusible(*planes) for correction in group):
             for correction in group:
                 block = correction.apply(block, where)
-            continue
-        block = in_frame(frame_of(group), block, where, partial(_swept, group))
+        else:  # only a field has a frame, and it comes first; around it nothing is changed
+            block = in_frame(group[0].frame, block, where, partial(_in_one_pass, group))
     return block
 
 
-def frame_of(group: Sequence[Correction]) -> Frame | None:
-    """Return the frame that corrections of one pass have: that of the bias field; around it nothing is changed."""
-    return next((correction.frame for correction in group if isinstance(correction, BiasCorrection)), None)
+def _in_one_pass(group: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
+    from n4flow.corrections import kernels
 
-
-def _swept(group: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
     block = np.require(block, np.float32, ["C", "W"])
-    share_planes(_Sweep(group, block, where), len(block))
+    nothing = {
+        "field": kernels.NO_FIELD,
+        "limits": kernels.NO_LIMITS,
+        "lookup": kernels.NO_MAP,
+        "gain": kernels.NO_GAIN,
+    }
+    sources = sources_of(group, block, where)
+
+    def correct(start: int, stop: int) -> None:
+        for planes, given in runs(sources, start, stop):
+            kernels.correct_planes(block[planes], *(given.get(name) or nothing[name] for name in FUSED))
+
+    parallel_planes(correct, len(block))
     return block
 
 
-class _Sweep:
-    """One pass over planes of a block: called with the first and the one after the last."""
+def sources_of(group: Sequence[Correction], block: Any, where: Where) -> dict[str, ArgumentsOfRun]:
+    """Return the source of each argument that the corrections of one pass are; see `Correction.fused_arguments`."""
+    return {correction.fused: correction.fused_arguments(block, where) for correction in group if correction.fused}
 
-    def __init__(self, group: Sequence[Correction], block: np.ndarray, where: Where) -> None:
-        self.block, self.where = block, where
-        self.bias: BiasCorrection | None = None
-        self.limits: PlaneRange | None = None
-        self.lookup: SectionLookup | None = None
-        self.gain: PlaneGain | None = None
-        for correction in group:
-            if isinstance(correction, BiasCorrection):
-                self.bias = correction
-            elif isinstance(correction, PlaneRange):
-                self.limits = correction
-            elif isinstance(correction, SectionLookup):
-                self.lookup = correction
-            elif isinstance(correction, PlaneGain):
-                self.gain = correction
-        self.tissue = None
-        if self.gain is not None and (tissue := self.gain.tissue(where, block.shape)) is not None:
-            self.tissue = np.ascontiguousarray(to_numpy(tissue))
 
-    def __call__(self, start: int, stop: int) -> None:
-        """Correct planes from one to another, runs of the same field and the same map at a time."""
-        from n4flow.corrections import kernels as kernels_corrections
-        from n4flow.statistics import histogram_kernels as kernels
-
-        z, block = self.where.z, self.block
-        while start < stop:
-            end = stop
-            field: Arguments = None
-            lookup: Arguments = None
-            limits: Arguments = None
-            gain: Arguments = None
-            if self.bias is not None:
-                run, field = self.bias.run(z + start, z + end, self.where, block.shape[1:])
-                end = run - z
-            if self.lookup is not None:
-                run, lookup = self.lookup.run(z + start, z + end)
-                end = run - z
-            planes = slice(z + start, z + end)
-            if self.limits is not None:
-                limits = self.limits.lower[planes], self.limits.upper[planes], np.float32(self.limits.span)
-            if self.gain is not None and self.tissue is not None:
-                gain = self.gain.gain[planes], self.tissue[start:end]
-            kernels_corrections.correct_planes(
-                block[start:end],
-                field or kernels.NO_FIELD,
-                limits or kernels_corrections.NO_LIMITS,
-                lookup or kernels_corrections.NO_MAP,
-                gain or kernels_corrections.NO_GAIN,
-            )
-            start = end
+def runs(sources: dict[str, ArgumentsOfRun], start: int, stop: int) -> Iterator[tuple[slice, dict[str, Any]]]:
+    """Yield planes of a block, from one to another, and the arguments that they have in common."""
+    while start < stop:
+        end, given = stop, {}
+        for name, arguments in sources.items():
+            end, given[name] = arguments(start, end)
+        yield slice(start, end), given
+        start = end

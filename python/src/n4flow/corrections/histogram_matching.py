@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import as_block, as_mask, is_dask, probe_gpu, to_numpy
-from n4flow.compute.gpu import as_float32, guarded, on_device, stream_planes
-from n4flow.corrections.base import Where
+from n4flow.compute.gpu import as_float32, on_device, run_on_gpu, stream_planes
+from n4flow.corrections.base import Correction, Where, map_through
 from n4flow.corrections.dask import apply_lazily, count_lazily
-from n4flow.corrections.plane_gain import push
 from n4flow.corrections.section_lookup import BORROWED, IDENTITY, MATCHED, SectionLookup
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import least_voxels
@@ -33,7 +32,7 @@ from n4flow.statistics.pooling import Pool, pool, weighted_percentile
 
 KNOT_VOXELS = 64  # a knot rests on this many voxels, or a sixteenth of the section's when that is less
 ONE_VALUE_SHARE = 0.85  # a section with this share of its voxels in one bin (constant, saturated) has no distribution
-TAIL_SHARE = 0.999  # the brightest voxels of a section, debris among them, shape no map; they follow its last knot
+TAIL_SHARE = 0.999  # voxels of a section that shape its map; the brightest, debris among them, follow its last knot
 
 
 def _without_tail(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +116,7 @@ class _Target:
 
 def estimate_lookup(
     histograms: Distributions,
-    previous: Sequence[Any] = (),
+    previous: Sequence[Correction] = (),
     sections: Any = None,
     n_bins: int = 256,
     tissue_threshold: float = 0.0,
@@ -149,7 +148,7 @@ def estimate_lookup(
 
     def above(z: int) -> Pairs:
         values, counts = histograms.pairs(z, cls)
-        values = push(values, z, previous)
+        values = map_through(previous, values, z)
         keep = np.isfinite(values) & (values != 0) & (values > tissue_threshold)
         return values[keep], counts[keep]
 
@@ -161,7 +160,7 @@ def estimate_lookup(
             pooled.add(*above(z))
         return pooled.pairs()
 
-    # Sections are gone through three times, not kept: to count, to pool those that are matched, and to map each.
+    # The pairs of a section are read three times, which is cheaper than to keep them: to count, to pool, and to map it.
     counts, highest = np.array([(n.sum(), n.max(initial=0)) for _v, n in map(distribution, table)]).T
     usable = np.array([s.usable for s in table])
     tissue = counts >= least_voxels(counts[usable])
@@ -250,9 +249,9 @@ def apply_histogram_matching(
     tissue = None if mask is None else as_mask(mask, vol.shape)
     options = (n_serial_slices, n_bins, tissue_threshold, cls)
     if on_device(vol):
-        return guarded(lambda _voxels: _matched(vol, tissue, *options), release=False)
+        return run_on_gpu(lambda _voxels: _matched(vol, tissue, *options), release=False)
     if use_gpu:
-        return guarded(lambda voxels: _matched_through_gpu(vol, tissue, *options, voxels), release=True)
+        return run_on_gpu(lambda voxels: _matched_through_gpu(vol, tissue, *options, voxels), release=True)
     return _matched(vol, tissue, *options)
 
 

@@ -14,14 +14,12 @@ from n4flow.compute.numba_cache import njit
 from n4flow.n4_bias.evaluate_kernels import field_block
 
 _no_pairs, _no_plane = np.empty((0, 2), np.float32), np.empty(0, np.float32)
+_none, _few = np.empty(0, np.int32), np.empty((0, 4), np.float32)
+NO_FIELD = (np.empty((0, 0, 0), np.float32), _none, _few, _none, _few, _none, np.empty((4, 0), np.float32))
 
 
 NO_LIMITS = (_no_plane, _no_plane, np.float32(1))
-
-
 NO_MAP = (np.float32(0), _no_pairs, _no_pairs)
-
-
 NO_GAIN = (_no_plane, np.empty((0, 0, 0), np.bool_))
 
 
@@ -56,13 +54,13 @@ def plane_gain(block: Any, tissue: Any, gain: Any) -> None:
 def _looked_up(value, below, first, steps, end, starts, segments):  # type: ignore[no-untyped-def]
     """Return a vector of values through a map; see `plane_lookup`."""
     nothing, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
-    step = v.least(v.multiply(v.subtract(value, first), steps), end)
+    step = v.minimum(v.multiply(v.subtract(value, first), steps), end)
     step = v.where_below(value, infinity, v.where_below(first, value, step, nothing), nothing)
-    knot, number = v.pairs_at(starts, step)
+    knot, number = v.gather_pairs(starts, step)
     number = v.where_below(value, knot, number, v.add(number, v.splat(np.float32(2))))
-    knot_x, knot_y = v.pairs_at(segments, number)
-    slope, most = v.pairs_at(segments, v.add(number, v.splat(np.float32(1))))
-    mapped = v.least(v.add(knot_y, v.multiply(v.subtract(value, knot_x), slope)), most)
+    knot_x, knot_y = v.gather_pairs(segments, number)
+    slope, most = v.gather_pairs(segments, v.add(number, v.splat(np.float32(1))))
+    mapped = v.minimum(v.add(knot_y, v.multiply(v.subtract(value, knot_x), slope)), most)
     mapped = v.where_below(below, value, mapped, value)
     return v.where_zero(value, value, v.where_below(value, infinity, mapped, value))
 
@@ -105,7 +103,7 @@ def correct_planes(block: Any, field: Any, limits: Any, lookup: Any, gain: Any) 
     ----------
     block : (z, y, x) float32 array
     field : tuple
-        See `count_planes`; NO_FIELD for none.
+        `Evaluator.tables` of a bias field on the block; NO_FIELD for none.
     limits : (lower, upper, span)
         See `plane_range`; NO_LIMITS for none.
     lookup : (threshold, segments, starts)
@@ -122,7 +120,7 @@ def correct_planes(block: Any, field: Any, limits: Any, lookup: Any, gain: Any) 
     for z in range(n_z):
         here = slice(z, z + 1)
         if lattice.size:
-            field_block(z, z + 1, 0, n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x), -1)
+            field_block(z, z + 1, 0, n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x))
         if lower.size:
             plane_range(block[here], lower[here], upper[here], span)
         if starts.size:

@@ -14,15 +14,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, to_numpy
-from n4flow.compute.threads import share_planes
-from n4flow.corrections.base import Correction, Where
+from n4flow.compute.threads import parallel_planes
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, map_through
 from n4flow.corrections.dask import apply_lazily, count_lazily
 from n4flow.errors import InputError
 from n4flow.sections import SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.measure import plane_histograms
 
-MIN_TISSUE_VOXELS = 100
+MIN_TISSUE_VOXELS = 100  # A plane with fewer keeps its brightness.
 
 
 @dataclass
@@ -40,7 +40,11 @@ class PlaneGain(Correction):
     """
 
     kind: ClassVar[str] = "plane_gain"
+    title: ClassVar[str] = "brightness of tissue smoothed along Z"
     needs_tissue: ClassVar[bool] = True
+    fused: ClassVar[str] = "gain"
+    is_map: ClassVar[bool] = True
+    equalizes: ClassVar[bool] = True
     gain: np.ndarray
     measured: np.ndarray
     sigma: float
@@ -56,7 +60,7 @@ class PlaneGain(Correction):
         from n4flow.corrections import kernels
 
         block, tissue = np.ascontiguousarray(block, np.float32), to_numpy(tissue)
-        share_planes(lambda a, b: kernels.plane_gain(block[a:b], tissue[a:b], gains[a:b]), len(block))
+        parallel_planes(lambda a, b: kernels.plane_gain(block[a:b], tissue[a:b], gains[a:b]), len(block))
         return block
 
     def tissue(self, where: Where, shape: tuple[int, ...]) -> Any:
@@ -74,9 +78,21 @@ class PlaneGain(Correction):
             raise InputError(msg)
         return as_mask(where.tissue, shape, "tissue mask")
 
-    def map(self, values: np.ndarray, z: int) -> np.ndarray:
-        """Return what the float32 `values` of tissue in plane `z` become."""
-        return np.asarray(values, np.float32) * self.gain[z]
+    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
+        """See `Correction.fused_arguments`: gains and tissue."""
+        found, xp = self.tissue(where, block.shape), array_module(block)
+        if found is None:
+            return lambda _start, stop: (stop, None)
+        gains = self.gain[where.z : where.z + block.shape[0]]
+        if xp is np:
+            tissue = np.ascontiguousarray(to_numpy(found))
+        else:
+            gains, tissue = xp.asarray(gains, xp.float32), xp.ascontiguousarray(xp.asarray(found), bool)
+        return lambda start, stop: (stop, (gains[start:stop], tissue[start:stop]))
+
+    def plane_gains(self) -> np.ndarray:
+        """Return the gains."""
+        return self.gain
 
     def summary(self) -> dict[str, Any]:
         """Return the spread of the gains and how many planes were measured."""
@@ -115,16 +131,9 @@ def smooth_along(values: np.ndarray, weights: np.ndarray, sigma: float) -> np.nd
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-12)
 
 
-def push(values: np.ndarray, z: int, previous: Sequence[Any]) -> np.ndarray:
-    """Return what plane `z`'s intensities become under the corrections in order."""
-    for correction in previous:
-        values = correction.map(values, z)
-    return values
-
-
 def estimate_plane_gain(
     histograms: Distributions,
-    previous: Sequence[Any] = (),
+    previous: Sequence[Correction] = (),
     sections: Any = None,
     sigma: float = 2.0,
     min_tissue_voxels: int = MIN_TISSUE_VOXELS,
@@ -152,10 +161,8 @@ def estimate_plane_gain(
     means = np.zeros(n_planes)
     for z in np.flatnonzero(table.usable_planes).tolist():
         values, counts = histograms.pairs(z, "tissue")
-        values = push(values, z, previous).astype(np.float64)
-        counts = np.where(
-            np.isfinite(values) & (values != 0), counts, 0
-        )  # what became 0 counts as background from here on
+        values = map_through(previous, values, z).astype(np.float64)
+        counts = np.where(np.isfinite(values) & (values != 0), counts, 0)  # what became 0 is background from here on
         if counts.sum() >= max(1, min_tissue_voxels):
             means[z] = counts @ np.nan_to_num(values) / counts.sum()
     measured = means > 0

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, is_dask
-from n4flow.compute.threads import share_planes
-from n4flow.corrections.base import Correction, Where
+from n4flow.compute.threads import parallel_planes
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 from n4flow.corrections.dask import apply_lazily, count_lazily, lazy_vector
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import BORROWED, SOURCES, Levels, fill_levels, has_evidence, least_voxels
@@ -41,10 +41,14 @@ class PlaneRange(Correction):
     source : (Z,) uint8 array
         Where each level comes from: 0 the plane's own agarose, 1 borrowed, 2 unknown.
     confidence : (Z,) float32 array
-        From 0 to 1, see `levels.Levels`.
+        From 0 to 1, see `agarose_levels.Levels`.
     """
 
     kind: ClassVar[str] = "plane_range"
+    title: ClassVar[str] = "agarose put at zero and planes brought to one range"
+    fused: ClassVar[str] = "limits"
+    is_map: ClassVar[bool] = True
+    zeroes_agarose: ClassVar[bool] = True
     lower: np.ndarray
     upper: np.ndarray
     span: float
@@ -60,15 +64,24 @@ class PlaneRange(Correction):
             block = np.ascontiguousarray(block, np.float32)
             span, planes = np.float32(self.span), slice(where.z, where.z + block.shape[0])
             lower, upper = self.lower[planes], self.upper[planes]
-            share_planes(lambda a, b: kernels.plane_range(block[a:b], lower[a:b], upper[a:b], span), len(block))
+            parallel_planes(lambda a, b: kernels.plane_range(block[a:b], lower[a:b], upper[a:b], span), len(block))
             return block
         lower, upper = (xp.asarray(a[where.z : where.z + block.shape[0], None, None]) for a in (self.lower, self.upper))
         mapped = (xp.maximum(xp.minimum(block, upper), lower) - lower) / xp.float32(self.span)
         return xp.where(xp.isfinite(block) & (block != 0), mapped, block)
 
-    def map(self, values: np.ndarray, z: int) -> np.ndarray:
-        """Return what the float32 `values` of plane `z` become."""
-        return self.apply(np.array(values, np.float32).reshape(1, 1, -1), Where(z, 0, 0, (len(self.lower), 1, 1)))[0, 0]
+    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
+        """See `Correction.fused_arguments`: lower, upper, span."""
+        xp, planes, span = array_module(block), slice(where.z, where.z + block.shape[0]), np.float32(self.span)
+        lower, upper = self.lower[planes], self.upper[planes]
+        if xp is not np:
+            lower, upper = xp.asarray(lower, xp.float32), xp.asarray(upper, xp.float32)
+        return lambda start, stop: (stop, (lower[start:stop], upper[start:stop], span))
+
+    @property
+    def divisor(self) -> float:
+        """The span."""
+        return float(self.span)
 
     def summary(self) -> dict[str, Any]:
         """Return range, span and where the agarose levels come from."""

@@ -12,22 +12,20 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, probe_gpu
 from n4flow.compute.gpu import on_device
-from n4flow.corrections.background import SpatialMeanBackground
-from n4flow.corrections.base import Correction, Where
-from n4flow.corrections.bias_field import BiasCorrection
-from n4flow.corrections.fused import render_on_host
+from n4flow.corrections import (  # noqa: F401  a kind is known once its module is imported
+    background,
+    bias_field,
+    harmonization,
+    plane_gain,
+    plane_range,
+    section_lookup,
+)
+from n4flow.corrections.base import KINDS, Correction, Where
+from n4flow.corrections.fused import groups, render_on_host
 from n4flow.corrections.fused_gpu import render_on_gpu, render_through_gpu
-from n4flow.corrections.harmonization import Harmonization
-from n4flow.corrections.plane_gain import PlaneGain
-from n4flow.corrections.plane_range import PlaneRange
-from n4flow.corrections.section_lookup import SectionLookup
 from n4flow.errors import InputError
 from n4flow.io.open import open_volume
 
-KINDS: dict[str, type[Correction]] = {
-    cls.kind: cls
-    for cls in (SpatialMeanBackground, BiasCorrection, Harmonization, PlaneRange, SectionLookup, PlaneGain)
-}
 MASK_NAME = "mask.ome.zarr"
 SETTINGS = "settings"  # name under which a correction's settings lie in its .npz
 
@@ -58,7 +56,7 @@ def load_correction(path: str | Path) -> Correction:
         msg = f"{path} is not a correction that n4flow wrote ({type(error).__name__}: {error}); give a file of a recipe"
         raise InputError(msg) from error
     if kind not in KINDS:
-        known = ", ".join(KINDS)
+        known = ", ".join(sorted(KINDS))
         msg = f"{path} holds a correction of kind {kind!r}, this version knows {known}; use the version that wrote it"
         raise InputError(msg)
     return KINDS[kind].from_arrays(settings, arrays)
@@ -78,12 +76,13 @@ class Recipe(Sequence[Correction]):
 
     def __init__(self, corrections: Sequence[Correction] = ()) -> None:
         self._corrections = tuple(corrections)
+        self._passes = groups(self._corrections)
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Read a `recipe.json`, or the correction files of a folder in the order of their names.
 
-        Bias fields of consecutive files that cover different sections are one correction.
+        Consecutive files of one stage are one correction where that stage works in batches; see `Correction.joined`.
         """
         path = Path(path)
         if path.is_dir():
@@ -97,8 +96,9 @@ class Recipe(Sequence[Correction]):
         stages: list[str] = []
         for file in files:
             correction, stage = load_correction(file), file.stem.partition(".")[0]
-            if stages and stage == stages[-1] and isinstance(correction, BiasCorrection):
-                corrections[-1] = corrections[-1].joined(correction)  # type: ignore[attr-defined]
+            joined = corrections[-1].joined(correction) if stage in stages[-1:] else None
+            if joined is not None:
+                corrections[-1] = joined
             else:
                 corrections.append(correction)
                 stages.append(stage)
@@ -161,7 +161,7 @@ class Recipe(Sequence[Correction]):
         Corrections that follow each other voxel by voxel are one pass, to the same bits.
         """
         render: Any = render_on_gpu if on_device(block) else render_on_host
-        return render(self._corrections, block, where)
+        return render(self._passes, block, where)
 
     def apply(
         self,
@@ -181,7 +181,7 @@ class Recipe(Sequence[Correction]):
         z_start : int
             Index of the first plane in the volume.
         tissue : (z, Y, X) bool array, optional
-            Tissue mask, needed where the recipe has a gain on tissue; the one beside a stored recipe without it.
+            Tissue mask, needed where the recipe has a gain on tissue. By default the one beside a stored recipe.
         shape : tuple of int, optional
             Shape (Z, Y, X) of the whole volume; the array's own when `z_start` is 0.
         gpu : bool
@@ -209,7 +209,7 @@ class Recipe(Sequence[Correction]):
         where = Where(z_start, 0, 0, full, tissue)
         if gpu and xp is np:
             probe_gpu()
-            return render_through_gpu(self._corrections, np.asarray(array), where)
+            return render_through_gpu(self._passes, np.asarray(array), where)
         return self.apply_block(xp.array(array, dtype=xp.float32), where)
 
     def margin_first(self) -> tuple[Recipe, Recipe]:

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.compute.arrays import array_module
-from n4flow.compute.threads import share_planes
-from n4flow.corrections.base import Correction, Where
+from n4flow.compute.threads import parallel_planes
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 
 MATCHED, BORROWED, IDENTITY = 0, 1, 2
 STATUS = ("matched", "borrowed", "left_alone")
-MOST_STEPS = 1 << 15  # of the table that finds a segment: it stays in cache
-CACHED = ("_tables", "below")  # properties of a lookup that are made when needed
+MOST_STEPS = 1 << 15  # Steps of the table that finds a segment, at most: a longer one leaves the cache.
+CACHED = ("_tables", "below")  # Cached properties, which are not pickled.
 
 
 @dataclass
@@ -38,6 +38,10 @@ class SectionLookup(Correction):
     """
 
     kind: ClassVar[str] = "section_lookup"
+    title: ClassVar[str] = "sections matched to the pooled histogram of tissue"
+    fused: ClassVar[str] = "lookup"
+    is_map: ClassVar[bool] = True
+    equalizes: ClassVar[bool] = True
     threshold: float
     map_of_plane: np.ndarray
     status: np.ndarray
@@ -72,28 +76,41 @@ class SectionLookup(Correction):
                     block[part] = _lookup_arrays(block[part], below, segments)
 
         if xp is np:
-            share_planes(work, block.shape[0])
+            parallel_planes(work, block.shape[0])
         else:
             work(0, block.shape[0])
         return block
 
-    def run(self, start: int, stop: int) -> tuple[int, tuple[Any, ...] | None]:
-        """Return where the first run of planes of one map between two planes ends, and what `plane_lookup` takes.
-
-        None for planes without a map. `has_tables` must hold.
-        """
-        number = self.map_of_plane[start]
-        others = np.flatnonzero(self.map_of_plane[start:stop] != number)
-        stop = start + int(others[0]) if others.size else stop
-        return stop, None if number < 0 else (self.below, *self._table(int(number))[1:])
-
-    def has_tables(self, start: int, stop: int) -> bool:
+    def fusible(self, start: int, stop: int) -> bool:
         """Return whether the map of every plane from one to another has a table for `plane_lookup`."""
         return all(i < 0 or len(self._table(i)) > 1 for i in set(self.map_of_plane[start:stop].tolist()))
 
+    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
+        """See `Correction.fused_arguments`: of runs with one map; on a GPU the maps of all planes."""
+        maps, xp = self.map_of_plane[where.z : where.z + block.shape[0]], array_module(block)
+        if xp is not np:
+            places, segments = (xp.asarray(values) for values in self._joined_segments(maps.tolist()))
+            return lambda start, stop: (stop, (places[start:stop], segments, self.below))
+
+        def run(start: int, stop: int) -> tuple[int, Any]:
+            number = maps[start]
+            others = np.flatnonzero(maps[start:stop] != number)
+            stop = start + int(others[0]) if others.size else stop
+            return stop, None if number < 0 else (self.below, *self._table(int(number))[1:])
+
+        return run
+
+    def _joined_segments(self, maps: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the segments of each plane's map begin and how many there are, and the segments of all maps."""
+        tables = {i: self.segments(i) for i in sorted(set(maps)) if i >= 0}
+        ends = np.cumsum([0, *(table.size for table in tables.values())])
+        place = {i: (int(end), table.shape[1]) for (i, table), end in zip(tables.items(), ends, strict=False)}
+        flat = [table.reshape(-1) for table in tables.values()] or [np.zeros(1, np.float32)]
+        return np.array([place.get(i, (0, 0)) for i in maps], np.int32), np.concatenate(flat).astype(np.float32)
+
     @cached_property
     def below(self) -> np.float32:
-        """The float32 that an intensity above the threshold is above."""
+        """The threshold as float32, rounded down: what is above it is above the threshold."""
         below = np.float32(self.threshold)
         return below if below <= self.threshold else np.nextafter(below, np.float32(-np.inf))
 
@@ -121,7 +138,7 @@ class SectionLookup(Correction):
         """
         part = slice(self.offsets[i], self.offsets[i + 1])
         x, y = (knots[part].astype(np.float32).astype(np.float64) for knots in (self.knots_x, self.knots_y))
-        apart = np.append(np.diff(x) > 0, True)  # knots that are one float32 leave a segment of no length
+        apart = np.append(np.diff(x) > 0, True)  # knots that round to one float32 leave no segment
         slopes = np.append(np.diff(y)[apart[:-1]] / np.diff(x)[apart[:-1]], (y[-1] - y[0]) / (x[-1] - x[0]))
         most = np.append(y[1:], np.inf)[apart]
         x, y = x[apart], y[apart]
@@ -129,7 +146,7 @@ class SectionLookup(Correction):
         extent, after = x[-1] - x[0], np.append(x[1:], np.inf)
         n_steps = len(x)
         while n_steps <= MOST_STEPS:
-            slack = 2.0**-21 * extent  # of rounding in float32, more than there is
+            slack = 2.0**-21 * extent  # more than float32 rounds an edge by
             edges = x[0] + extent * np.arange(n_steps + 1) / n_steps
             before = np.maximum(np.searchsorted(x, edges[:-1] - slack, side="right") - 1, 0)
             if (np.searchsorted(x, edges[1:] + slack, side="right") - 1 - before <= 1).all():
@@ -137,12 +154,6 @@ class SectionLookup(Correction):
                 return segments, segments.T.reshape(-1, 2).copy(), starts.astype(np.float32)
             n_steps *= 2
         return (segments,)
-
-    def map(self, values: np.ndarray, z: int) -> np.ndarray:
-        """Return what the float32 `values` of plane `z` become."""
-        return self.apply(
-            np.array(values, np.float32).reshape(1, 1, -1), Where(z, 0, 0, (len(self.map_of_plane), 1, 1))
-        )[0, 0]
 
     def summary(self) -> dict[str, Any]:
         """Return how many planes were matched and how strongly the maps change intensities."""

@@ -1,4 +1,4 @@
-"""Compiled loops of the tissue mask: Gaussian means of valid voxels, holes, closings. They release the GIL."""
+"""Compiled loops of the tissue mask: Gaussian means of valid voxels, closings. They release the GIL."""
 
 from __future__ import annotations
 
@@ -129,108 +129,23 @@ def divide(values: Any, norm: Any, out: Any) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _spread(free: Any, outside: Any) -> bool:
-    """Spread what is outside along a row of 64 pixels a word, over free pixels; say whether that changed anything."""
-    one, top = np.uint64(1), np.uint64(63)
-    n, carry, changed = free.size, np.uint64(0), False
-    for i in range(n):  # towards higher bits: adding to the lowest bit of a run of ones carries to its end
-        seeds = outside[i] | (free[i] & carry)
-        total = free[i] + seeds
-        carry = one if total < seeds else np.uint64(0)
-        found = ((total ^ free[i]) & free[i]) | seeds
-        changed |= found != outside[i]
-        outside[i] = found
-    carry = np.uint64(0)
-    for i in range(n - 1, -1, -1):  # towards lower bits: one pixel, two, four ...
-        found, run = outside[i] | (free[i] & (carry << top)), free[i]
-        shift = one
-        while shift < np.uint64(64):
-            found |= run & (found >> shift)
-            run &= run >> shift
-            shift <<= one
-        carry = found & one
-        changed |= found != outside[i]
-        outside[i] = found
-    return changed
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _fill_holes(rows: Any) -> None:
-    """Put what is cut off from the border inside a mask (y, words) of bits; neighbours share an edge.
-
-    What is outside is spread row by row, down and up in turn, until nothing changes.
-    """
-    n_y, n_words = rows.shape
-    free, outside = ~rows, np.zeros_like(rows)
-    outside[0], outside[-1] = free[0], free[-1]
-    outside[:, 0] |= free[:, 0] & np.uint64(1)
-    outside[:, -1] |= free[:, -1] & (np.uint64(1) << np.uint64(63))
-    changed = True
-    while changed:
-        changed = False
-        for y in range(n_y):
-            if y:
-                outside[y] |= outside[y - 1] & free[y]
-            changed |= _spread(free[y], outside[y])
-        for y in range(n_y - 2, -1, -1):
-            outside[y] |= outside[y + 1] & free[y]
-            changed |= _spread(free[y], outside[y])
-    for y in range(n_y):
-        for i in range(n_words):
-            rows[y, i] = ~outside[y, i]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _grow(rows: Any, radius: Any, grown: Any) -> None:
-    """Dilate (y, words) uint64 `rows` of 64 pixels a word with a disk; bit x of a row is bit x % 64 of word x // 64."""
-    n_y, n_words = rows.shape
-    for y in range(n_y):
-        for dy in range(-radius, radius + 1):
-            if not 0 <= y + dy < n_y:
-                continue
-            half = int(np.sqrt(radius * radius - dy * dy))
-            for dx in range(-half, half + 1):
-                skip, shift = dx // 64, np.uint64(dx % 64)  # towards higher bits
-                rest = np.uint64(64) - shift
-                for i in range(max(0, skip), min(n_words, n_words + skip + 1)):
-                    word = np.uint64(0)
-                    if i - skip < n_words:
-                        word = rows[y + dy, i - skip] << shift
-                    if shift and i - skip > 0:
-                        word |= rows[y + dy, i - skip - 1] >> rest
-                    grown[y, i] |= word
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def fill_and_close(mask: Any, radius: Any) -> None:
-    """Fill the holes of a mask (y, x) uint8 of 0 and 1 and close it with a disk, in place.
-
-    The plane goes on empty beyond its border.
-    """
+def dilate(mask: Any, radius: int, out: Any) -> None:
+    """Dilate a mask (y, x) with a disk into `out`, which is False at first; beyond the border there is nothing."""
     n_y, n_x = mask.shape
-    margin = 2 * radius + 1  # the erosion sees what was added beyond the border: it takes back no more than that
-    before, n_words = (margin + 63) // 64, (n_x + 63) // 64
-    rows = np.zeros((n_y + 2 * margin, n_words + 2 * before), np.uint64)
+    near = np.empty((n_y, n_x), np.int32)  # columns to the nearest pixel inside, along the row
     for y in range(n_y):
-        for i in range(n_words):
-            word, pixels = np.uint64(0), mask[y, 64 * i : 64 * i + 64]
-            for x in range(pixels.size):
-                word |= np.uint64(pixels[x]) << np.uint64(x)
-            rows[margin + y, before + i] = word
-    _fill_holes(rows)
-    if radius:
-        grown, shrunk = np.zeros_like(rows), np.zeros_like(rows)
-        _grow(rows, radius, grown)
-        for y in range(grown.shape[0]):
-            for i in range(grown.shape[1]):
-                grown[y, i] = ~grown[y, i]
-        _grow(grown, radius, shrunk)
-        rows = ~shrunk
+        last = radius + 1
+        for x in range(n_x):
+            last = 0 if mask[y, x] else min(last + 1, radius + 1)
+            near[y, x] = last
+        for x in range(n_x - 1, -1, -1):
+            last = 0 if mask[y, x] else min(last + 1, radius + 1)
+            near[y, x] = min(near[y, x], last)
     for y in range(n_y):
-        for i in range(n_words):
-            word, pixels = rows[margin + y, before + i], mask[y, 64 * i : 64 * i + 64]
-            for x in range(pixels.size):
-                pixels[x] = np.uint8(word >> np.uint64(x)) & np.uint8(1)
+        for other in range(max(0, y - radius), min(n_y, y + radius + 1)):
+            half = int(np.sqrt(radius**2 - (other - y) ** 2))
+            for x in range(n_x):
+                out[y, x] |= near[other, x] <= half
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

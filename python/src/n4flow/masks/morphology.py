@@ -135,21 +135,24 @@ def _disk(radius: int) -> np.ndarray:
 
 def close_plane(plane: Any, radius: int) -> Any:
     """Fill the holes of a (Y, X) mask and close it with a disk, as if the plane went on empty beyond its border."""
-    xp = array_module(plane)
-    if xp is np:
-        from n4flow.masks import kernels as tissue_kernels
-
-        closed = np.array(plane, np.uint8, order="C")
-        tissue_kernels.fill_and_close(closed, max(0, radius))
-        return closed.view(bool)
+    xp, radius = array_module(plane), max(0, radius)
     ndi = _ndimage(xp)
-    plane = ndi.binary_fill_holes(plane)
-    if radius <= 0 or not plane.any():
-        return plane
-    # The erosion of the closing sees `radius` voxels beyond the border: with these there, it takes back no more than
-    # was added.
-    closed = ndi.binary_closing(xp.pad(plane, radius), structure=xp.asarray(_disk(radius)))
-    return closed[radius:-radius, radius:-radius]
+    margin = 2 * radius + 1  # the erosion sees what was added beyond the border: it takes back no more than that
+    regions, _count = ndi.label(~xp.pad(plane, margin))
+    closed = regions != regions[0, 0]  # everything but the region around: holes belong to the mask
+    if radius and xp is np:
+        closed = ~_dilated(~_dilated(closed, radius), radius)
+    elif radius:
+        closed = ndi.binary_closing(closed, structure=xp.asarray(_disk(radius)))
+    return closed[margin:-margin, margin:-margin]
+
+
+def _dilated(mask: np.ndarray, radius: int) -> np.ndarray:
+    from n4flow.masks import kernels
+
+    out = np.zeros_like(mask)
+    kernels.dilate(mask, radius, out)
+    return out
 
 
 def close_along_z(mask: Any, sections: SectionTable, reach: int, filled: slice = slice(None)) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module
-from n4flow.n4_bias.otsu import otsu_cut
+from n4flow.n4_bias.otsu_mask import otsu_cut
 from n4flow.statistics.pooling import weighted_percentile
 
 TOP_PERCENTILE = 99.9  # brighter voxels (debris) count as this bright, so that they do not stretch the histogram

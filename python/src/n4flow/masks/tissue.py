@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from n4flow.compute.arrays import array_module, as_block, probe_gpu
-from n4flow.compute.gpu import guarded, on_device
+from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.compute.threads import run_tasks
 from n4flow.errors import N4flowWarning
 from n4flow.masks.morphology import close_along_z, close_plane
@@ -205,8 +205,8 @@ def compute_tissue_mask(
     if use_gpu:
         probe_gpu()
     if on_device(vol):
-        return guarded(lambda _voxels: find(None), release=False).mask
+        return run_on_gpu(lambda _voxels: find(None), release=False).mask
     if use_gpu:
         plane = vol.shape[1] * vol.shape[2]
-        return guarded(lambda voxels: find(max(1, GPU_BLOCKS * voxels // plane)), release=True).mask
+        return run_on_gpu(lambda voxels: find(max(1, GPU_BLOCKS * voxels // plane)), release=True).mask
     return find(None).mask

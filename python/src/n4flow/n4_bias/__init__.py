@@ -1,6 +1,6 @@
-"""N4 bias field correction as a library: fits a bias field and evaluates it, on CPUs, on a GPU or by SimpleITK.
+"""N4 bias field correction as a library: fits a bias field and evaluates it, on CPUs, on a GPU or with SimpleITK.
 
-`bspline`, `sharpening` and `convergence` state the three parts of the method; `reference` puts them together in a
-page that reads like the paper. `cpu` and `gpu` compute the same thing fast; the tests hold every compiled loop against
-its plain statement. May import `io` and what lies below it, but not the phantom.
+`bspline`, `sharpening` and `convergence` are the three parts of the method in plain NumPy; `reference` combines them to
+the algorithm of the paper. `cpu` and `gpu` are fast implementations of the same algorithm; tests compare every compiled
+loop with the plain one. May import `io` and the rooms below it, but not the phantom.
 """

@@ -1,7 +1,7 @@
-"""The bias field: N4 on an image in memory, per section, and as a correction of the recipe.
+"""N4 of an image in memory: fit a bias field, correct by it, or apply one of its steps.
 
-`n4` and `fit_bias` leave the level of the field as ITK leaves it. `n4_correct`, its variants and the workflow centre it
-(mean log field 0 in the mask), so that the brightness of a section survives its correction.
+`n4` and `fit_bias` return the overall level of the field that ITK returns. `n4_correct`, its variants and the workflow
+centre the field (its mean log over the mask is 0), so that a section keeps its brightness.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_mask, is_dask
-from n4flow.compute.gpu import guarded, on_device
-from n4flow.compute.jit import thread_count
+from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.errors import InputError
 from n4flow.n4_bias import engine, sharpening
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.gpu import sharpen as gpu_sharpen
-from n4flow.n4_bias.inputs import image_and_mask, shrunken
-from n4flow.n4_bias.problem import check_distance, controls_from_distance, level_controls
-from n4flow.n4_bias.settings import DEFAULT_ITERATIONS, FitSettings, iteration_counts
-from n4flow.n4_bias.shrink import factors, shrunken_shape
-
-Factors = int | Sequence[int]
+from n4flow.n4_bias.inputs import FitInput, prepare
+from n4flow.n4_bias.problem import first_controls, level_controls
+from n4flow.n4_bias.settings import DEFAULT_ITERATIONS, FitSettings, fit_settings
+from n4flow.n4_bias.shrink import Factors
 
 
 def fit_bias(
@@ -43,29 +40,31 @@ def fit_bias(
     backend: str = "auto",
     threads: int | None = None,
 ) -> BiasField:
-    """Fit a bias field with N4.
+    """Fit a bias field with N4 [1]_.
 
-    With `shrink` 1 the lattice, the iterations and the level of the field are ITK's.
+    With `shrink` 1 the lattice, the numbers of iterations and the level of the field are ITK's.
 
     Parameters
     ----------
     image : (Z, Y, X) or (Y, X) array, real or integer, NumPy or CuPy
-        Voxels that are not finite or not above 0 take no part; they are counted in `BiasField.voxels`.
+        Voxels that are not finite or not above 0 are excluded; `BiasField.voxels` counts them.
     mask : array of the same shape, optional
-        Where it is not 0, the voxel takes part: bool, 0/1, 0/255 and float masks are alike. By default Otsu's mask.
+        Voxels where it is not 0 are fitted; it may be bool, 0/1, 0/255 or float. By default Otsu's mask.
     iters : sequence of int
-        Most iterations at each level; as many levels. Each level doubles the spans of the lattice.
+        Maximum number of iterations at each level; its length is the number of levels. Each level doubles the spans of
+        the lattice.
     over_relax : float
-        Factor on each step; the threshold is multiplied by it too. 1 is N4; 1.8 needs about half the iterations and
-        ends within about 0.1 % of N4.
+        Factor on each step and on the threshold. 1 is N4; 1.8 needs about half the iterations and ends within about
+        0.1 % of N4.
     conv_threshold : float
         A level ends when the coefficient of variation of the change of the field is at or below it.
     nbins, fwhm, wiener : int, float, float
-        Bins of the histogram of log intensity, width of the Gaussian that blurs it, noise of the Wiener filter.
+        Number of bins of the histogram of log intensity, full width at half maximum of the Gaussian that blurs it, and
+        noise term of the Wiener filter.
     control_points : int or sequence of int
         Control points along each axis at the first level, at least 4 (one span).
     weights : array of the same shape, optional
-        ITK's confidence image: a voxel of weight 0 takes no part; the others enter the fit by their weight.
+        ITK's confidence image: a voxel of weight 0 is excluded; the others enter the fit by their weight.
     shrink : int or sequence of int
         The fit runs on means of blocks of this size, the field is evaluated at full size. A single number is
         lowered along axes where it would leave fewer than 4 samples.
@@ -73,35 +72,44 @@ def fit_bias(
         ITK's running measure, whose value depends on the order and number of voxels, or the coefficient of variation
         itself.
     backend : {'auto', 'cpu', 'gpu', 'itk'}
-        `cpu` and `gpu` are n4flow's engine, `itk` is SimpleITK; `auto` is `gpu` where one works, else `cpu`. Host
-        arrays pass through a GPU in blocks of planes; CuPy arrays stay there.
+        `cpu` and `gpu` are n4flow's own implementations, `itk` is SimpleITK; `auto` is `gpu` if one works, else `cpu`.
+        Host arrays pass through a GPU in blocks of planes; CuPy arrays stay on the device.
     threads : int, optional
-        By default every processor this process may use. The result does not depend on it.
+        By default every core that this process may use. The result does not depend on it.
 
     Returns
     -------
     BiasField
-        With `reason` set and a field of 1 where the image has nothing to fit (a warning says so).
+        If the image has nothing to fit, `reason` says why, the field is 1, and a warning is issued.
 
     Raises
     ------
     InputError
         Shapes that do not match, or an option out of range.
     GpuError
-        `backend` is 'gpu', and none works.
+        `backend` is 'gpu', and no GPU works.
     OutOfMemoryError
         The GPU's memory is too small for the fitted image.
+
+    References
+    ----------
+    .. [1] N. J. Tustison et al., N4ITK: Improved N3 Bias Correction, IEEE Trans. Medical Imaging 29(6), 2010.
     """
     chosen = engine.choose_backend(backend)
-    values, selected, confidence = image_and_mask(image, mask, weights, chosen)
-    settings = FitSettings(
-        iteration_counts(iters), conv_threshold, over_relax, nbins, fwhm, wiener, convergence, thread_count(threads)
+    settings = fit_settings(
+        iters,
+        threads,
+        threshold=conv_threshold,
+        over_relax=over_relax,
+        bins=nbins,
+        fwhm=fwhm,
+        wiener=wiener,
+        convergence=convergence,
     )
-    first = (control_points,) * values.ndim if isinstance(control_points, int) else tuple(control_points)
-    k = factors(shrink, values.shape)
-    controls = level_controls(first, len(settings.iterations), shrunken_shape(values.shape, k))
-    small = shrunken(values, selected, confidence, k, settings.threads, chosen)
-    return engine.fit(*small, controls=controls, settings=settings, backend=chosen, shape=values.shape, shrink=k)
+    small = prepare(image, mask, weights, shrink, chosen, settings.threads)
+    first = (control_points,) * len(small.shape) if isinstance(control_points, int) else tuple(control_points)
+    controls = level_controls(first, len(settings.iterations), small.image.shape)
+    return engine.fit(small, controls=controls, settings=settings, backend=chosen)
 
 
 def n4(
@@ -122,10 +130,10 @@ def n4(
     threads: int | None = None,
     return_bias: bool = False,
 ) -> Any:
-    """Correct an image with N4; the call and the meaning of n4ax.n4.
+    """Correct an image with N4; a drop-in replacement of n4ax.n4.
 
-    n4ax's defaults (`iters=(8, 12, 12, 8)`, `over_relax=1.8`, threshold 0) are its own; ours are ITK's. Parameters are
-    those of `fit_bias`.
+    Parameters are those of `fit_bias` and mean what n4ax means by them. Defaults are ITK's; n4ax has others
+    (`iters=(8, 12, 12, 8)`, `over_relax=1.8`, threshold 0).
 
     Returns
     -------
@@ -157,73 +165,41 @@ def n4(
     return (corrected, bias.log_field(threads=threads, gpu=on_device(image))) if return_bias else corrected
 
 
-def fit_shrunken(
-    mean: np.ndarray,
-    mask: np.ndarray,
+def fit_spaced(
+    small: FitInput,
     *,
-    weights: np.ndarray | None = None,
-    shrink: Sequence[int],
-    full_shape: Sequence[int],
     voxel_um: Sequence[float],
     spline_um: float | None,
-    iterations: Sequence[int] = DEFAULT_ITERATIONS,
-    tolerance: float = 1e-3,
+    settings: FitSettings,
     backend: str = "auto",
-    threads: int | None = None,
-    centre: bool = True,
     name: str = "the volume",
 ) -> BiasField:
-    """Fit a bias field to a section, or a volume, that was shrunken before; what the workflow calls.
+    """Fit a bias field with a given knot distance and centre it: its mean log over the mask is 0.
 
     Parameters
     ----------
-    mean : (z, y, x) float32 array
-        The shrunken image.
-    mask : (z, y, x) bool array
-    weights : (z, y, x) float32 array, optional
-        See `fit_bias`.
-    shrink : three int
-        Full-size voxels to a sample along each axis.
-    full_shape : three int
-        The full-size image.
-    voxel_um : three float
-        Full-size voxel (z, y, x) in micrometres.
+    small : FitInput
+        The shrunken image. A single plane is fitted in two dimensions.
+    voxel_um : sequence of float
+        Full-size voxel along each axis, in micrometres.
     spline_um : float or None
-        Distance of the first level's knots; None for one span along each axis. See `n4_correct`, which also says
-        what a section of few planes gets. A single plane is fitted in two dimensions.
-    iterations, tolerance, backend, threads
-        See `fit_bias`.
-    centre : bool
-        Whether the mean log field over the mask is made 0.
+        Distance of the first level's knots; None for one span along each axis. `n4_correct` describes the lattice of a
+        section of few planes.
+    settings : FitSettings
+    backend : {'auto', 'cpu', 'gpu', 'itk'}
     name : str
         What a warning calls the volume.
-
-    Returns
-    -------
-    BiasField
 
     Raises
     ------
     InputError
-        A knot distance that the image cannot carry, or an option out of range.
+        The knot distance does not fit the image.
     """
-    settings = FitSettings(iteration_counts(iterations), tolerance, threads=thread_count(threads))
-    extents = [n * um for n, um in zip(full_shape, voxel_um, strict=True)]
-    check_distance(spline_um, extents, mean.shape)
-    first = controls_from_distance(extents, spline_um)
-    bias = engine.fit(
-        mean,
-        mask,
-        weights,
-        controls=level_controls(first, len(settings.iterations), mean.shape, thin=True),
-        settings=settings,
-        backend=backend,
-        shape=full_shape,
-        shrink=shrink,
-        voxel_um=voxel_um,
-        name=name,
-    )
-    return bias.centred(mask & (mean > 0)) if centre else bias
+    extents = [n * um for n, um in zip(small.shape, voxel_um, strict=True)]
+    first = first_controls(extents, spline_um, small.image.shape)
+    controls = level_controls(first, len(settings.iterations), small.image.shape, thin=True)
+    bias = engine.fit(small, controls=controls, settings=settings, backend=backend, voxel_um=voxel_um, name=name)
+    return bias.centred(small.mask & (small.image > 0))
 
 
 def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
@@ -234,14 +210,14 @@ def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
     vol : real or integer array, NumPy, CuPy or dask
         A dask array stays lazy.
     bias_field : array of the same shape, or BiasField
-        The multiplicative field (not its log).
+        The multiplicative field, not its log.
     floor : float
-        Values of an array field below this are raised to it; a BiasField is positive everywhere.
+        Lower values of a field array are raised to this; a BiasField is positive everywhere.
 
     Returns
     -------
     float32 array
-        Zeros and non-finite voxels of `vol` stay what they are.
+        Zeros and non-finite voxels of `vol` are unchanged.
 
     Raises
     ------
@@ -254,7 +230,7 @@ def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
         msg = f"the bias field must have the shape of the image, {tuple(vol.shape)}, got {tuple(bias_field.shape)}"
         raise InputError(msg)
     if is_dask(vol) and is_dask(bias_field):
-        bias_field = bias_field.rechunk(vol.chunks)  # dask would cut the volume where either has a cut
+        bias_field = bias_field.rechunk(vol.chunks)  # else the result would have the chunk borders of both
     lazy = is_dask(vol) or is_dask(bias_field)
     xp = np if lazy else array_module(vol)
     return vol.astype(np.float32) / xp.maximum(bias_field, floor).astype(np.float32)
@@ -270,27 +246,27 @@ def sharpen_residual(
     use_gpu: bool = False,
     mask_weights: Any = None,
 ) -> Any:
-    """Return the sharpened log intensity E[true | observed] of every voxel.
+    """Return the sharpened log intensity E[true | observed] of every voxel; see `n4_bias.sharpening`.
 
-    What is left of the observed one is what the bias field has to explain.
+    The bias field is fitted to the difference between observed and sharpened log intensity.
 
     Parameters
     ----------
     log_v : array of any shape, NumPy or CuPy
         Log intensity.
     mask : array of the same shape
-        What is not 0 is inside. Voxels that are not finite take no part and are returned as they are.
+        Voxels where it is not 0 are inside. Voxels that are not finite are excluded and returned unchanged.
     n_bins, fwhm_log, wiener_noise : int, float, float
         See `fit_bias`.
     use_gpu : bool
-        Compute on the GPU also what is in host memory; CuPy arrays stay there.
+        Whether host arrays are computed on the GPU; CuPy arrays always are.
     mask_weights : array of the same shape, optional
-        How much each voxel counts in the histogram.
+        Weight of each voxel in the histogram.
 
     Returns
     -------
     float32 array
-        Outside the mask `log_v` itself. Where the values inside have no spread, `log_v`.
+        `log_v` outside the mask, and everywhere if all values inside are equal.
 
     Raises
     ------
@@ -307,10 +283,10 @@ def sharpen_residual(
     inside = as_mask(mask, log_v.shape)
     settings = gpu_sharpen.Settings(n_bins, fwhm_log, wiener_noise)
     if on_device(log_v):
-        return guarded(lambda _voxels: gpu_sharpen.sharpen(log_v, inside, mask_weights, settings), release=False)
+        return run_on_gpu(lambda _voxels: gpu_sharpen.sharpen(log_v, inside, mask_weights, settings), release=False)
     if use_gpu:
         host = np.asarray(log_v), np.asarray(inside), None if mask_weights is None else np.asarray(mask_weights)
-        return guarded(lambda voxels: gpu_sharpen.sharpen_streamed(*host, settings, voxels), release=True)
+        return run_on_gpu(lambda voxels: gpu_sharpen.sharpen_streamed(*host, settings, voxels), release=True)
     values = np.array(log_v, np.float32)
     inside = np.asarray(inside) & np.isfinite(values)
     observed = values[inside]

@@ -1,10 +1,11 @@
 """Cubic B-splines on a lattice: weights, evaluation, refinement and Lee's fit, in plain NumPy.
 
-An axis with c control points has m = c - 3 spans. A place on it is the parametric coordinate t from 0 (first
-sample) to m (last sample); the four controls j .. j+3 of span j = floor(t) act there. Control 0 sits one span before
-the image. An axis with a single sample carries a single control of weight 1: the field does not vary along it.
+An axis with c control points has m = c - 3 spans. A position on it is the parametric coordinate t from 0 (first sample)
+to m (last sample). The spline at t depends on the four control points j .. j+3 of span j = floor(t); control point 0
+lies one span before the image. An axis with a single sample has a single control point of weight 1: the field does not
+vary along it.
 
-Only indices matter: voxel size, origin and direction of the image cancel out.
+The fit depends on sample indices only, not on voxel size, origin or direction of the image.
 
 References
 ----------
@@ -21,13 +22,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LAST_SAMPLE = 1e-3  # the last sample is pulled into the last span by this share of a sample step, as ITK does
-LEAST_WEIGHT = 1.2e-8  # a control with less total weight than this has seen no sample: it stays 0 (ITK's float epsilon)
-BEYOND = 0.5  # spans by which the outermost polynomials are continued past the first and last sample
+LAST_SAMPLE = 1e-3  # The last sample is moved into the last span by this share of a sample step, as in ITK.
+LEAST_WEIGHT = 1.2e-8  # A control point with less total weight stays 0: no sample determines it (ITK's float epsilon).
+BEYOND = 0.5  # The outermost polynomials are continued past the first and last sample by at most this many spans.
 
 
 def spans(controls: int) -> int:
-    """Return the number of spans of an axis with `controls` control points; 0 for a single control."""
+    """Return the number of spans of an axis with `controls` control points; 0 for a single control point."""
     return max(controls - 3, 0)
 
 
@@ -50,21 +51,21 @@ def sample_coordinates(samples: int, controls: int) -> np.ndarray:
 def grid_coordinates(size: int, samples: int, controls: int, *, per_sample: float = 1.0, start: int = 0) -> np.ndarray:
     """Return t for voxels `start` to `start + size` of another grid over the fitted image's field of view.
 
-    Where the fitted image was shrunken by k, sample i is the mean of the voxels i k .. i k + k - 1 and stands at their
-    centre. So voxel i of the full-size grid lies at sample coordinate (i + 1/2) / k - 1/2, and t = m / (n - 1) times
+    If the fitted image was shrunken by k, sample i is the mean of the voxels i k .. i k + k - 1 and lies at their
+    centre. So voxel i of the full-size grid lies at sample coordinate (i + 1/2) / k - 1/2, and t is m / (n - 1) times
     that. The first and last voxels lie up to half a sample outside; there the polynomial of the outermost span is
     continued, by at most half a span.
 
     Parameters
     ----------
     size : int
-        Voxels wanted.
+        Number of voxels.
     samples, controls : int
-        Samples and control points of the fitted image.
+        Number of samples and of control points of the fitted image along the axis.
     per_sample : float
-        Voxels of the wanted grid to one sample: k for full size.
+        Voxels of the grid per sample: k for the full-size grid.
     start : int
-        Index of the first voxel wanted.
+        Index of the first voxel.
 
     Returns
     -------
@@ -79,15 +80,15 @@ def grid_coordinates(size: int, samples: int, controls: int, *, per_sample: floa
 
 
 def index_coordinates(size: int, controls: int) -> np.ndarray:
-    """Return t by ITK's rule for another grid: first and last voxels are pinned to first and last samples.
+    """Return t by ITK's rule for another grid: its first and last voxels lie on the first and last samples.
 
-    With a shrunken fit this stretches the field by up to half a sample at either end; it is here to compare with ITK.
+    For a shrunken fit this stretches the field by up to half a sample at either end. It serves comparisons with ITK.
     """
     return sample_coordinates(size, controls)
 
 
 def axis_weights(t: np.ndarray, controls: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each coordinate the first control that acts there, and the weights of the four.
+    """Return for each coordinate the first of the four control points that act there, and their weights.
 
     With j the span and f = t - j: (1-f)^3/6, (3f^3-6f^2+4)/6, (-3f^3+3f^2+3f+1)/6, f^3/6. A coordinate outside
     the axis uses the polynomial of the nearest span.
@@ -96,7 +97,7 @@ def axis_weights(t: np.ndarray, controls: int) -> tuple[np.ndarray, np.ndarray]:
     -------
     first : (n,) int64 array
     weights : (n, 4) float64 array
-        They sum to 1. A single control has weights (1, 0, 0, 0).
+        They sum to 1. The weights of a single control point are (1, 0, 0, 0).
     """
     t = np.asarray(t, np.float64)
     m = spans(controls)
@@ -118,15 +119,30 @@ def weight_matrix(t: np.ndarray, controls: int) -> np.ndarray:
     return matrix
 
 
+def fit_tables(samples: int, controls: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return what Lee's fit needs of an axis, for each sample: first control point, weights w, w^3 / sum w^2, w^2."""
+    first, w = axis_weights(sample_coordinates(samples, controls), controls)
+    squares = w**2
+    return first, w, w**3 / squares.sum(axis=1, keepdims=True), squares
+
+
+def dense_weights(first: np.ndarray, weights: np.ndarray, controls: int, width: int) -> np.ndarray:
+    """Return the weight of every control point at every sample: (at least 4 controls, width) float32, 0 beyond."""
+    dense = np.zeros((max(controls, 4), width), np.float32)
+    for k in range(4):
+        dense[first + k, np.arange(first.size)] = weights[:, k]
+    return dense
+
+
 def contract(values: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Return `values` with each axis replaced by its matrix times it, the slowest axis first."""
+    """Return `values` multiplied along each axis by a matrix, the slowest axis first."""
     for axis, matrix in enumerate(matrices):
         values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
     return values
 
 
 def evaluate(lattice: np.ndarray, coordinates: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the spline at every point of the grid that the axes' coordinates span, as float64."""
+    """Return the spline at every point of the grid with the given coordinates along each axis, as float64."""
     matrices = [weight_matrix(t, controls) for t, controls in zip(coordinates, lattice.shape, strict=True)]
     return contract(np.asarray(lattice, np.float64), matrices)
 
@@ -140,7 +156,7 @@ def refine(lattice: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray
     ----------
     lattice : float array of any number of axes
     axes : sequence of int, optional
-        Axes to refine; by default all that have spans.
+        Axes to refine; by default all axes that have spans.
     """
     lattice = np.asarray(lattice, np.float64)
     for axis in range(lattice.ndim) if axes is None else axes:
@@ -164,7 +180,7 @@ def _refinement(controls: int) -> np.ndarray:
 
 
 def fit_weights(mask: np.ndarray, controls: Sequence[int]) -> np.ndarray:
-    """Return omega, the total squared weight that reaches each control: it depends on mask and lattice only.
+    """Return omega, the sum of squared weights of each control point; it depends on mask and lattice only.
 
     Parameters
     ----------
@@ -178,18 +194,19 @@ def fit_weights(mask: np.ndarray, controls: Sequence[int]) -> np.ndarray:
 
 
 def fit(residual: np.ndarray, omega: np.ndarray) -> np.ndarray:
-    """Return the lattice of Lee's least-squares fit to a residual image.
+    """Return the lattice of Lee's least-squares fit to a residual image (Lee et al. 1997, eq. 3 and 5).
 
-    Each voxel with residual r and tensor weights W_k alone would ask control k for r W_k / sum(W^2); a control takes
-    the mean of what its voxels ask, weighted by W_k^2. So phi = delta / omega with delta_k = sum r W_k^3 / sum(W^2).
-    W^2 and W^3 / sum(W^2) are products over the axes, so both sums are contractions, one axis after the other.
+    A single voxel with residual r and tensor weights W_k would set control point k to r W_k / sum(W^2). A control point
+    gets the mean of these values over its voxels, weighted by W_k^2: phi = delta / omega with
+    delta_k = sum r W_k^3 / sum(W^2) and omega_k = sum W_k^2. W^2 and W^3 / sum(W^2) are products over the axes, so both
+    sums are contractions along one axis after the other.
 
     Parameters
     ----------
     residual : float array
         Residual times confidence, 0 outside the mask.
     omega : float array
-        What `fit_weights` returned.
+        The result of `fit_weights`.
     """
     shares = []
     for n, c in zip(residual.shape, omega.shape, strict=True):
@@ -201,9 +218,9 @@ def fit(residual: np.ndarray, omega: np.ndarray) -> np.ndarray:
 
 
 def lattice_from_samples(values: np.ndarray, controls: Sequence[int]) -> np.ndarray:
-    """Return the lattice whose spline takes the given values on a grid that spans the image, axis by axis.
+    """Return the lattice whose spline has the given values on a grid that spans the image.
 
-    The least-squares solution for the grid that `reference_size` describes, where it is well determined.
+    It is the least-squares solution along each axis, well determined on a grid of `reference_size`.
     """
     inverses = [
         np.linalg.pinv(weight_matrix(sample_coordinates(n, c), c)) for n, c in zip(values.shape, controls, strict=True)
@@ -212,5 +229,5 @@ def lattice_from_samples(values: np.ndarray, controls: Sequence[int]) -> np.ndar
 
 
 def reference_size(controls: int) -> int:
-    """Return samples along an axis that determine `controls` control points well: four to a span, and the end."""
+    """Return how many samples determine `controls` control points well: four in each span, and the last one."""
     return 4 * spans(controls) + 1

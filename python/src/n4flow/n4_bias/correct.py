@@ -1,4 +1,4 @@
-"""N4 by knot distance, at full size: a volume, or each of its sections."""
+"""N4 with a knot distance in millimetres, at full size: of a volume, or of each of its sections."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from n4flow.compute.gpu import on_device
 from n4flow.compute.jit import thread_count
 from n4flow.errors import InputError
 from n4flow.n4_bias import engine
+from n4flow.n4_bias.api import fit_spaced
 from n4flow.n4_bias.field import BiasField, check_out
-from n4flow.n4_bias.inputs import image_and_mask, shrunken
-from n4flow.n4_bias.problem import check_distance, controls_from_distance, level_controls
-from n4flow.n4_bias.settings import FitSettings, iteration_counts
-from n4flow.n4_bias.shrink import factors
-from n4flow.sections import SectionTable
-
-Factors = int | Sequence[int]
+from n4flow.n4_bias.inputs import prepare
+from n4flow.n4_bias.settings import FitSettings, fit_settings
+from n4flow.n4_bias.shrink import Factors
+from n4flow.sections import Section, SectionTable
 
 
 def n4_correct(
@@ -37,7 +35,7 @@ def n4_correct(
     threads: int | None = None,
     name: str = "the image",
 ) -> tuple[Any, Any]:
-    """Correct a volume with N4; linumpy's call and meaning, with its voxel axes kept apart.
+    """Correct a volume with N4; a drop-in replacement of linumpy's function that honours the voxel size of each axis.
 
     Parameters
     ----------
@@ -47,32 +45,32 @@ def n4_correct(
     shrink_factor : int or sequence of int
         See `fit_bias`.
     n_iterations : sequence of int, optional
-        Most iterations at each level; four levels of 50 by default.
+        Maximum number of iterations at each level; four levels of 50 by default.
     spline_distance_mm : float
-        Distance of the first level's knots: ceil(extent / distance) + 3 control points along each axis. An axis stops
-        doubling its spans where they would be finer than its samples, so that a thin section gets few along Z.
+        Distance of the first level's knots: ceil(extent / distance) + 3 control points along each axis. The spans of an
+        axis double at each level as long as they are not finer than its samples: a thin section has few along Z.
     voxel_size_mm : sequence of float
-        Voxel size in the order of the axes, (z, y, x). With two axes the last two are taken.
+        Voxel size in the order of the axes, (z, y, x). A 2-D image uses the last two.
     backend : {'cpu', 'gpu', 'auto', 'itk'}
     out, bias_out : float arrays of the shape of `vol`, optional
-        Where the results go; `out` may be `vol`.
+        Arrays for the results; `out` may be `vol`.
     threads : int, optional
-        By default every processor this process may use. The result does not depend on it.
+        By default every core that this process may use. The result does not depend on it.
     name : str
         What a warning calls the image.
 
     Returns
     -------
     corrected, bias_field : float32 arrays, or `out` and `bias_out`
-        Full size; vol = corrected x bias_field. The mean log field over the mask is 0.
+        At full size, with vol = corrected x bias_field. The mean log field over the mask is 0.
 
     Raises
     ------
     InputError
-        A knot distance that the image cannot carry, shapes that do not match, or an option out of range.
+        A knot distance that does not fit the image, shapes that do not match, or an option out of range.
     """
-    settings = FitSettings(iteration_counts(n_iterations), threads=thread_count(threads))
-    bias = _fit_distance(vol, mask, shrink_factor, spline_distance_mm, voxel_size_mm, settings, backend, name)
+    settings = fit_settings(n_iterations, threads)
+    bias = _fit(vol, mask, shrink_factor, spline_distance_mm, voxel_size_mm, settings, backend, name)
     return _corrected(vol, bias, out, bias_out, settings.threads)
 
 
@@ -94,23 +92,16 @@ def n4_correct_gpu(
 ) -> tuple[Any, Any]:
     """Correct a volume on the GPU, or with `use_gpu=False` on the CPU; see `n4_correct`.
 
-    The same algorithm with the same defaults on both. A GPU that was asked for and does not work is an error.
+    Algorithm and defaults are the same on both.
 
     Raises
     ------
     GpuError
-        `use_gpu` and no GPU backend works.
+        `use_gpu`, and no GPU works.
     """
-    settings = FitSettings(
-        iteration_counts(n_iterations),
-        convergence_tol,
-        bins=n_bins,
-        fwhm=fwhm_log,
-        wiener=wiener_noise,
-        threads=thread_count(None),
-    )
+    settings = fit_settings(n_iterations, threshold=convergence_tol, bins=n_bins, fwhm=fwhm_log, wiener=wiener_noise)
     backend = "gpu" if use_gpu else "cpu"
-    bias = _fit_distance(vol, mask, shrink_factor, spline_distance_mm, voxel_size_mm, settings, backend)
+    bias = _fit(vol, mask, shrink_factor, spline_distance_mm, voxel_size_mm, settings, backend)
     return _corrected(vol, bias, out, bias_out, settings.threads)
 
 
@@ -124,13 +115,14 @@ def n4_correct_per_section(
     vol : (Z, Y, X) array
     n_serial_slices : int or section table
         A count (equal split, a remainder spread over the stack), a SectionTable, a path to one, or a sequence of
-        Section. A section that is not flagged `ok` keeps its intensities.
+        Section. A section whose flag is not `ok` keeps its intensities.
     mask : array of the same shape, optional
         By default Otsu's mask of each section.
     n_processes : int
-        Sections fitted at a time, in threads (the compiled loops run side by side). The result does not depend on it.
+        Number of sections that are fitted in parallel, by threads (compiled code releases the GIL). The result does not
+        depend on it.
     **options
-        Of `n4_correct`.
+        Options of `n4_correct`.
 
     Returns
     -------
@@ -141,28 +133,25 @@ def n4_correct_per_section(
     selected = None if mask is None else as_mask(to_numpy(mask), values.shape)
     corrected, field = (_result(options.pop(name, None), values.shape, name) for name in ("out", "bias_out"))
 
-    def correct(number: int) -> None:
-        section = sections[number]
+    if n_processes > 1:
+        options.setdefault("threads", max(1, thread_count(None) // n_processes))
+
+    def correct(section: Section) -> None:
         planes = section.planes
         if not section.usable:
             corrected[planes], field[planes] = values[planes], 1
             return
         part = None if selected is None else selected[planes]
-        places: dict[str, Any] = {"out": corrected[planes], "bias_out": field[planes], "name": f"section {section.id}"}
-        n4_correct(values[planes], part, **places, **options)
+        results: dict[str, Any] = {"out": corrected[planes], "bias_out": field[planes]}
+        n4_correct(values[planes], part, **results, name=f"section {section.id}", **options)
 
-    if n_processes > 1:
-        options.setdefault("threads", max(1, thread_count(None) // n_processes))
-        with ThreadPoolExecutor(n_processes) as pool:
-            list(pool.map(correct, range(len(sections))))
-    else:
-        for number in range(len(sections)):
-            correct(number)
+    with ThreadPoolExecutor(max(1, n_processes)) as pool:
+        list((pool.map if n_processes > 1 else map)(correct, sections))
     xp = array_module(vol)
     return xp.asarray(corrected), xp.asarray(field)
 
 
-def _fit_distance(
+def _fit(
     vol: Any,
     mask: Any,
     shrink: Factors,
@@ -172,32 +161,15 @@ def _fit_distance(
     backend: str,
     name: str = "the image",
 ) -> BiasField:
-    """Fit with knots `distance_mm` apart, on an axis no finer than its samples; centred."""
+    """Fit a field with knots `distance_mm` apart to the shrunken image, and centre it."""
     chosen = engine.choose_backend(backend)
-    values, selected, _weights = image_and_mask(vol, mask, None, chosen)
-    voxel_um = [1000.0 * float(mm) for mm in voxel_mm][-values.ndim :]
-    if len(voxel_um) != values.ndim or min(voxel_um) <= 0:
-        msg = f"voxel_size_mm must be above 0 along each of the {values.ndim} axes, got {tuple(voxel_mm)}"
+    small = prepare(vol, mask, None, shrink, chosen, settings.threads)
+    voxel_um = [1000.0 * float(mm) for mm in voxel_mm][-len(small.shape) :]
+    if len(voxel_um) != len(small.shape) or min(voxel_um) <= 0:
+        msg = f"voxel_size_mm must be above 0 along each of the {len(small.shape)} axes, got {tuple(voxel_mm)}"
         raise InputError(msg)
-    k = factors(shrink, values.shape)
-    small, small_mask, _none = shrunken(values, selected, None, k, settings.threads, chosen)
-    extents = [n * um for n, um in zip(values.shape, voxel_um, strict=True)]
-    distance_um = 1000.0 * distance_mm
-    check_distance(distance_um, extents, small.shape)
-    first = controls_from_distance(extents, distance_um)
-    bias = engine.fit(
-        small,
-        small_mask,
-        None,
-        controls=level_controls(first, len(settings.iterations), small.shape, thin=True),
-        settings=settings,
-        backend=chosen,
-        shape=values.shape,
-        shrink=k,
-        voxel_um=voxel_um,
-        name=name,
-    )
-    return bias.centred(small_mask & (small > 0))
+    spline_um = 1000.0 * distance_mm
+    return fit_spaced(small, voxel_um=voxel_um, spline_um=spline_um, settings=settings, backend=chosen, name=name)
 
 
 def _result(given: Any, shape: Sequence[int], name: str) -> np.ndarray:

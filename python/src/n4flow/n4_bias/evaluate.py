@@ -1,9 +1,9 @@
 """The bias field at full resolution: evaluate a lattice on a block, or correct a block by it.
 
-The plain statement is `bspline.evaluate`, and for the correction image / exp(log field). The compiled loops contract Z
-first (a small lattice for each plane), then X (one row for each row of controls), then Y: four multiply-adds a voxel.
-The value at a voxel is one fixed sequence of rounded operations on that voxel's own weights. So a block gives the same
-bits as the whole volume, however it is cut.
+`bspline.evaluate` is the same evaluation in plain NumPy; the corrected image is image / exp(log field). The compiled
+loops contract Z first (a small lattice for each plane), then X (a line for each row of control points), then Y (four
+multiply-adds for each voxel). The value of a voxel is a fixed sequence of rounded operations on the weights of that
+voxel. So a block has the same bits as that part of the whole volume.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from copy import copy
 
 import numpy as np
 
-from n4flow.compute.jit import pieces, share, worthwhile, writeable
-from n4flow.compute.simd import LANES
+from n4flow.compute.jit import cut_blocks, parallel_for, useful_threads, writeable
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate_kernels import field_block
 
-Axes = Sequence[np.ndarray]  # parametric coordinates of each axis
+Axes = Sequence[np.ndarray]  # parametric coordinates along each axis
 
 NO_IMAGE = np.empty(0, np.float32)
-STREAMED_BYTES = 1 << 26  # results from this size on are written past the caches: what reads them finds them in none
 
 
 class Evaluator:
@@ -30,9 +28,9 @@ class Evaluator:
     Parameters
     ----------
     lattice : (cz, cy, cx) float array
-        An axis with a single control is constant.
+        The field is constant along an axis with a single control point.
     coordinates : three (n,) float64 arrays
-        Parametric coordinates of the grid's planes, rows and columns, rising.
+        Rising parametric coordinates of the grid's planes, rows and columns.
     """
 
     def __init__(self, lattice: np.ndarray, coordinates: Axes) -> None:
@@ -44,12 +42,12 @@ class Evaluator:
         self._tables: tuple[np.ndarray, ...] = (fz, wz, fy, wy, fx, np.ascontiguousarray(wx.T))
 
     def tables(self, z: slice, y: slice, x: slice) -> tuple[np.ndarray, ...]:
-        """Return what `field_block` takes of a part of the grid: lattice, first controls and weights of each axis."""
+        """Return the arguments of `field_block` for a part of the grid: lattice, first control points and weights."""
         fz, wz, fy, wy, fx, wx = self._tables
         return self._lattice, fz[z], wz[z], fy[y], wy[y], fx[x], np.ascontiguousarray(wx[:, x])
 
     def part(self, z: slice, y: slice, x: slice) -> Evaluator:
-        """Return the evaluator of a part of the grid; the same voxel has the same bits."""
+        """Return the evaluator of a part of the grid. Voxels have the same bits as in the whole grid."""
         part = copy(self)
         part._tables = self.tables(z, y, x)[1:]
         part.shape = (part._tables[0].size, part._tables[2].size, part._tables[4].size)
@@ -57,12 +55,12 @@ class Evaluator:
 
     @classmethod
     def of_planes(cls, lattices: np.ndarray, y: np.ndarray, x: np.ndarray) -> Evaluator:
-        """Return the evaluator of planes that have a lattice (z, cy, cx) each, at rows `y` and columns `x`."""
+        """Return an evaluator of planes with a lattice each: `lattices` is (z, cy, cx), `y` and `x` are coordinates."""
         made = cls(lattices[:1], (np.zeros(1), y, x))
         n_z = len(lattices)
         made.shape = (n_z, y.size, x.size)
         made._lattice = np.ascontiguousarray(np.pad(np.asarray(lattices, np.float32), ((0, 3), (0, 0), (0, 0))))
-        alone = np.tile(np.array([1, 0, 0, 0], np.float32), (n_z, 1))  # a plane's own lattice and none of the next
+        alone = np.tile(np.array([1, 0, 0, 0], np.float32), (n_z, 1))  # the weights of a plane's own lattice alone
         made._tables = (np.arange(n_z, dtype=np.int32), alone, *made._tables[2:])
         return made
 
@@ -75,42 +73,34 @@ class Evaluator:
         return self._run(1.0, None, out, threads)
 
     def correct(self, image: np.ndarray, out: np.ndarray, threads: int = 1) -> np.ndarray:
-        """Write image / field to `out`, which may be `image`; return it. Zeros and non-finite voxels stay."""
+        """Write image / field to `out`, which may be `image`; return it. Zeros and non-finite voxels are unchanged."""
         return self._run(-1.0, image, out, threads)
 
     def _run(self, sign: float, image: np.ndarray | None, out: np.ndarray, threads: int) -> np.ndarray:
-        threads = worthwhile(threads, out.size)
-        cuts = pieces(self.shape, threads)
+        threads = useful_threads(threads, out.size)
+        cuts = cut_blocks(self.shape, threads)
         in_place = _plain(out) and (image is None or _plain(image))
         whole = (NO_IMAGE if image is None else image.reshape(-1), out.reshape(-1)) if in_place else None
-        lead = _lead(image, out) if in_place else -1
 
         def work(start: int, stop: int) -> None:
             for z_start, z_stop, y_start, y_stop in cuts[start:stop]:
                 if whole:
                     block = z_start, z_stop, y_start, y_stop
-                    field_block(*block, self._lattice, *self._tables, sign, *whole, self.shape, lead)
+                    field_block(*block, self._lattice, *self._tables, sign, *whole, self.shape)
                     continue
                 place = slice(z_start, z_stop), slice(y_start, y_stop)
-                # another dtype or layout goes through a float32 copy of one piece
+                # Arrays of another dtype or layout are computed on a float32 copy of the block.
                 fz, wz, fy, wy, fx, wx = self._tables
                 tables = (fz[place[0]], wz[place[0]], fy[place[1]], wy[place[1]], fx, wx)
                 shape = (z_stop - z_start, y_stop - y_start, self.shape[2])
                 target = np.empty(shape, np.float32)
                 source = NO_IMAGE if image is None else writeable(image[place]).reshape(-1)
                 block = 0, shape[0], 0, shape[1]
-                field_block(*block, self._lattice, *tables, sign, source, target.reshape(-1), shape, -1)
+                field_block(*block, self._lattice, *tables, sign, source, target.reshape(-1), shape)
                 out[place] = target
 
-        share(work, len(cuts), threads)
+        parallel_for(work, len(cuts), threads)
         return out
-
-
-def _lead(image: np.ndarray | None, out: np.ndarray) -> int:
-    """Return how many voxels of `out` lie before whole vectors, or -1 where it is not to be written past the caches."""
-    if image is None or out.nbytes < STREAMED_BYTES or image.ctypes.data == out.ctypes.data:
-        return -1
-    return (-out.ctypes.data // out.itemsize) % LANES
 
 
 def _plain(array: np.ndarray) -> bool:

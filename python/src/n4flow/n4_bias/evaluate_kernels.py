@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Compiled loops that evaluate a lattice; see `evaluate`."""
+"""Evaluation of a lattice, compiled; see `evaluate`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ up = np.uintp
 f4 = np.float32
 
 LANES = up(v.LANES)
-AHEAD = up(1024)  # columns that are asked for ahead of their use: the processor's own looking ahead stops at each page
 LOG2_E = f4(1.4426950408889634)
-LARGEST_LOG = f4(80.0)  # of a field or its inverse: float32 ends at 88
-ROUNDER = f4(
-    12582912
-)  # 1.5 x 2^23: added to a float32 below 2^22 it leaves the whole number next to it in the low bits
-# 2^f on [-1/2, 1/2]: the Taylor terms ln(2)^k / k!; what is left out is below 1.3e-7 of the result
+LARGEST_LOG = f4(80.0)  # The log field is clipped to this magnitude, since exp overflows float32 at 88.
+# 1.5 x 2^23: added to a float32 number below 2^22, it leaves the nearest integer in the low bits.
+ROUNDER = f4(12582912)
+# Taylor coefficients ln(2)^k / k! of 2^f on [-1/2, 1/2]; the relative error is below 1.3e-7.
 E1 = f4(0.6931471805599453)
 E2 = f4(0.2402265069591007)
 E3 = f4(0.05550410866482158)
@@ -31,7 +29,7 @@ E6 = f4(0.0001540353039338161)
 
 @row_kernel
 def power_of_two(t):
-    """Return 2^t: with k the whole number next to t, 2^(t - k) as a series, times 2^k by the exponent's bits."""
+    """Return 2^t as 2^(t - k) by its Taylor series, times 2^k in the exponent bits, with k the integer nearest to t."""
     rounder = v.splat(ROUNDER)
     k = v.add(t, rounder)
     f = v.subtract(t, v.subtract(k, rounder))
@@ -50,14 +48,14 @@ def expand_plane(lattice, w, firsts_x, weights_x, lines, width):
     Parameters
     ----------
     lattice : (4, cy, cx) float32 array
-        The four slabs of controls that act on the plane.
+        The four slabs of control points that act on the plane.
     w : (4,) float32 array
     firsts_x : (X,) int32 array
     weights_x : (4, X) float32 array
     lines : (cy * width,) float32 array
         Written.
     width : uintp
-        Columns to a line, X or more.
+        Columns of a line, X or more.
     """
     flat = np.empty(lattice.shape[2], np.float32)
     n = up(firsts_x.size)
@@ -70,7 +68,7 @@ def expand_plane(lattice, w, firsts_x, weights_x, lines, width):
             flat[c] = fma(w[3], lattice[3, j, c], value)
         x = up(0)
         while x < n:
-            # columns between the same controls, as many as a vector has at a time
+            # A vector is computed at once if the same control points act on all of its columns.
             i = up(firsts_x[x])
             if x + LANES <= n and up(firsts_x[x + LANES - up(1)]) == i:
                 value = v.multiply(v.load(weights, x), v.splat(flat[i]))
@@ -94,11 +92,11 @@ def field_row(lines, at, width, w, logarithm, out, start, n):
     Parameters
     ----------
     lines : float32 array
-        What `expand_plane` wrote; for the field itself, of the logarithm to base 2.
+        The lines that `expand_plane` wrote; for the field itself, multiplied to logarithms to base 2.
     at, width : uintp
-        Where the row's first line of controls begins; columns to a line.
+        Index of the first of the row's four lines, and columns of a line.
     w : four vectors
-        The row's weights.
+        The weights of the row.
     logarithm : bool
     out : float32 array
     start, n : uintp
@@ -109,22 +107,8 @@ def field_row(lines, at, width, w, logarithm, out, start, n):
 
 
 @row_kernel
-def correct_vector(lines, at, width, w, image, place):
-    """Return a vector of image values, corrected."""
-    v.prefetch(image, place + AHEAD)
-    return v.multiply(v.load(image, place), power_of_two(blend(lines, at, width, w[0], w[1], w[2], w[3])))
-
-
-@row_kernel
-def correct_few(lines, at, width, w, image, out, place, n):
-    """Correct fewer columns than fill a vector."""
-    factor = power_of_two(blend(lines, at, width, w[0], w[1], w[2], w[3]))
-    v.store_first(out, place, v.multiply(v.load_first(image, place, n), factor), n)
-
-
-@row_kernel
 def whole_zeros(n):
-    """Return n float32 zeros that begin at the address of a whole vector."""
+    """Return n float32 zeros at an address that is aligned to vectors."""
     room = np.zeros(n + LANES, np.float32)
     skip = (LANES - up(room.ctypes.data // room.itemsize) % LANES) % LANES
     return room[skip : skip + n]
@@ -142,63 +126,19 @@ def row_weights(weights, y):
 
 
 @row_kernel
-def finish_row(lines, at, width, w, image, out, start, n, first, done):
-    """Correct what is left of a row: `first` columns, then whole vectors from the column first + done on, then few."""
-    correct_few(lines, at, width, w, image, out, start, first)
-    last = n - (n - first) % LANES
-    for x in range(first + done, last, LANES):
-        v.store(out, start + x, correct_vector(lines, at + x, width, w, image, start + x))
-    correct_few(lines, at + last, width, w, image, out, start + last, n - last)
+def correct_row(lines, at, width, w, image, out, start, n):
+    """Write a row of image values, times the field of `field_row`, to out[start : start + n]."""
+    whole = n - n % LANES
+    for x in range(up(0), whole, LANES):
+        factor = power_of_two(blend(lines, at + x, width, w[0], w[1], w[2], w[3]))
+        v.store(out, start + x, v.multiply(v.load(image, start + x), factor))
+    factor = power_of_two(blend(lines, at + whole, width, w[0], w[1], w[2], w[3]))
+    v.store_first(out, start + whole, v.multiply(v.load_first(image, start + whole, n - whole), factor), n - whole)
 
 
 @kernel
-def correct_rows(lines, lowest, width, fy, wy, image, out, plane, y_start, y_stop, n, streamed, lead):
-    """Correct rows of a plane, one of each half at a time: memory is quicker where two of its pages are asked in turn.
-
-    Parameters
-    ----------
-    lines, width : see `field_row`
-    lowest : int
-        The control whose line is the first.
-    fy, wy : first controls and weights of the rows
-    image, out : (Z * Y * X,) float32 arrays
-    plane : uintp
-        Where the plane begins in them.
-    y_start, y_stop : int
-    n : uintp
-        Columns of a row.
-    streamed : bool
-        Whether to write past the caches: a result that they do not hold would first be read into them.
-    lead : uintp
-        Columns of `out` before the first address of a whole vector; vectors that are streamed begin at such.
-    """
-    half = (y_stop - y_start + 1) // 2
-    for y in range(y_start, y_start + half):
-        start, at, w = plane + up(y) * n, up(fy[y] - lowest) * width, row_weights(wy, y)
-        first = min((lead + LANES - start % LANES) % LANES, n) if streamed else up(0)
-        other = y + half
-        if other == y_stop:
-            finish_row(lines, at, width, w, image, out, start, n, first, up(0))
-            continue
-        start2, at2, w2 = plane + up(other) * n, up(fy[other] - lowest) * width, row_weights(wy, other)
-        first2 = min((lead + LANES - start2 % LANES) % LANES, n) if streamed else up(0)
-        both = (n - max(first, first2)) // LANES * LANES
-        if streamed:
-            for x in range(up(0), both, LANES):
-                i, j = first + x, first2 + x
-                v.stream(out, start + i, correct_vector(lines, at + i, width, w, image, start + i))
-                v.stream(out, start2 + j, correct_vector(lines, at2 + j, width, w2, image, start2 + j))
-        else:
-            for x in range(up(0), both, LANES):
-                v.store(out, start + x, correct_vector(lines, at + x, width, w, image, start + x))
-                v.store(out, start2 + x, correct_vector(lines, at2 + x, width, w2, image, start2 + x))
-        finish_row(lines, at, width, w, image, out, start, n, first, both)
-        finish_row(lines, at2, width, w2, image, out, start2, n, first2, both)
-
-
-@kernel
-def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, wx, sign, image, out, shape, lead):
-    """Write rows of planes: the log field (sign 0), exp(sign log field), or with an image, image exp(sign log field).
+def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, wx, sign, image, out, shape):
+    """Write rows of planes: the log field (sign 0), exp(sign log field), or, given an image, image exp(sign log field).
 
     Parameters
     ----------
@@ -206,7 +146,7 @@ def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, w
         Planes and rows of `out` to write.
     lattice : (cz, cy, cx) float32 array, every axis at least 4
     fz, fy, fx : (n,) int32 arrays
-        First control that acts on each plane, row, column.
+        First control point that acts on each plane, row and column.
     wz, wy : (n, 4) float32 arrays
     wx : (4, X) float32 array
     sign : float
@@ -215,13 +155,11 @@ def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, w
     out : (Z * Y * X,) float32 array
     shape : (int, int, int)
         Z, Y, X.
-    lead : int
-        Columns of `out` before the first address that is a multiple of a vector, to write past the caches; or -1.
     """
     n = up(shape[2])
     width = (n + LANES - up(1)) // LANES * LANES
     low = fy[y_start]
-    n_lines = fy[y_stop - 1] + 4 - low  # coordinates rise along an axis
+    n_lines = fy[y_stop - 1] + 4 - low  # since coordinates rise along an axis
     lines = whole_zeros(up(n_lines) * width + LANES)
     limit = LARGEST_LOG * LOG2_E
     for z in range(z_start, z_stop):
@@ -231,9 +169,9 @@ def field_block(z_start, z_stop, y_start, y_stop, lattice, fz, wz, fy, wy, fx, w
             for i in range(up(lines.size)):
                 lines[i] = min(max(lines[i] * factor, -limit), limit)
         plane = up(z) * up(shape[1]) * n
-        if image.size:
-            correct_rows(lines, low, width, fy, wy, image, out, plane, y_start, y_stop, n, lead >= 0, up(max(lead, 0)))
-            continue
         for y in range(y_start, y_stop):
-            at = up(fy[y] - low) * width
-            field_row(lines, at, width, row_weights(wy, y), sign == 0.0, out, plane + up(y) * n, n)
+            at, start = up(fy[y] - low) * width, plane + up(y) * n
+            if image.size:
+                correct_row(lines, at, width, row_weights(wy, y), image, out, start, n)
+            else:
+                field_row(lines, at, width, row_weights(wy, y), sign == 0.0, out, start, n)

@@ -1,4 +1,4 @@
-"""The bias field: its lattice, where its samples lie, and what the fit did."""
+"""The bias field: its lattice, the grid of the fitted image, and the report of the fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from n4flow.compute.arrays import is_dask
-from n4flow.compute.gpu import as_float32, guarded, on_device
+from n4flow.compute.gpu import as_float32, on_device, run_on_gpu
 from n4flow.compute.jit import thread_count
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
@@ -23,7 +23,7 @@ from n4flow.n4_bias.settings import Level
 Slices = tuple[slice, ...]
 RULES = ("aligned", "index")
 NO_VOXELS = Voxels(0, 0, 0)
-_SETTINGS = "settings"  # name under which the settings lie in an .npz
+_SETTINGS = "settings"  # name of the settings in an .npz
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,27 @@ class BiasField:
     Parameters
     ----------
     lattice : (cz, cy, cx) or (cy, cx) float32 array
-        Control points of the log field's cubic B-spline. An axis along which the fitted image has one sample has one.
+        Control points of the log field's cubic B-spline; one along an axis where the fitted image has one sample.
     grid_shape : tuple of int
         Shape of the image that was fitted.
     shape : tuple of int
         Shape of the full-size image.
     shrink : tuple of int
-        Full-size voxels to one sample of the fitted image, along each axis.
+        Full-size voxels for each sample of the fitted image, along each axis.
     levels : tuple of Level
-        Control points, iterations made and the measure after each, for every level.
+        Control points and convergence measures of every level.
     reason : str, optional
-        Why nothing was fitted; the lattice is then 0 and the field 1.
+        Why no field was fitted; the lattice is then 0 and the field 1.
     backend : str
-        The backend that fitted it.
+        The backend that fitted the field.
     seconds : float
-        Time of the fit.
+        Duration of the fit.
     convergence : str
-        Measure that ended the levels: 'itk' or 'cv'.
+        Convergence measure of the fit: 'itk' or 'cv'.
     voxels : Voxels
-        How many voxels of the fitted image were in the mask, and how many of them not finite or not above 0.
+        Numbers of voxels of the fitted image: in the mask, and those of them that are not finite or not above 0.
     voxel_um : tuple of float, optional
-        Full-size voxel in micrometres, where known.
+        Full-size voxel in micrometres, if known.
     """
 
     lattice: np.ndarray
@@ -70,7 +70,7 @@ class BiasField:
 
     @property
     def knot_um(self) -> tuple[float, ...] | None:
-        """Distance of the final knots along each axis, in micrometres: the scale that the field can follow."""
+        """Knot distance of the last level along each axis in micrometres: the finest scale of the field."""
         if self.voxel_um is None:
             return None
         steps = [max(n - 1, 1) * k * um for n, k, um in zip(self.grid_shape, self.shrink, self.voxel_um, strict=True)]
@@ -90,16 +90,17 @@ class BiasField:
         Parameters
         ----------
         shape : sequence of int, optional
-            Shape of the grid; by default the full-size image. The shape of the fitted image gives its samples.
+            Shape of the grid; by default that of the full-size image. With the shape of the fitted image, the grid is
+            its samples.
         where : tuple of slice, optional
-            The part of that grid that is wanted; by default all of it.
+            The part of the grid to return; by default all of it.
         rule : {'aligned', 'index'}
-            'aligned' puts the samples of a shrunken fit at the centres of their blocks. 'index' is ITK's rule, which
-            pins first to first and last to last voxel; it differs for shrunken fits.
+            'aligned' places the samples of a shrunken fit at the centres of their blocks. 'index' is ITK's rule, which
+            places the first and last sample at the first and last voxel; the two differ for shrunken fits.
         threads : int, optional
-            By default every processor this process may use. The result does not depend on it.
+            By default every core that this process may use. The result does not depend on it.
         gpu : bool
-            Evaluate on the device and return a CuPy array, equal to the bit.
+            Evaluate on the device and return a CuPy array with identical values.
 
         Returns
         -------
@@ -121,7 +122,7 @@ class BiasField:
         threads: int | None = None,
         gpu: bool = False,
     ) -> Any:
-        """Return exp of the log field, in `out` where that is given; see `log_field`."""
+        """Return exp of the log field, in `out` if that is given; see `log_field`."""
         lattice, coordinates, out_shape = self._grid(shape, where, "aligned")
         if gpu:
             return _on_gpu(lattice, coordinates, out, out_shape, DeviceEvaluator.field)
@@ -138,14 +139,14 @@ class BiasField:
         rule: str = "aligned",
         threads: int | None = None,
     ) -> Any:
-        """Return image / field. Zeros and non-finite voxels stay what they are.
+        """Return image / field. Zeros and non-finite voxels are unchanged.
 
         Parameters
         ----------
         image : array of the full-size shape, real or integer, NumPy, CuPy or dask
-            A CuPy array is corrected on its device, to the same bits; a dask array stays lazy.
+            A CuPy array is corrected on its device, with identical results; a dask array stays lazy.
         out : float32 or float64 array, optional
-            Where the result goes; it may be `image`.
+            Array for the result; it may be `image`.
         where : tuple of slice, optional
             The part of the full-size image that `image` is.
         rule : {'aligned', 'index'}
@@ -159,7 +160,7 @@ class BiasField:
         Raises
         ------
         InputError
-            `image` or `out` has another shape than the field, or `out` cannot hold the result.
+            The shape of `image` or `out` differs from the field's, or `out` cannot hold the result.
         """
         if is_dask(image):
             return self._apply_lazily(image)
@@ -179,9 +180,9 @@ class BiasField:
         return target
 
     def apply_through_gpu(self, image: np.ndarray, out: np.ndarray, field: np.ndarray | None = None) -> None:
-        """Write image / field to `out`, which may be `image`, and the field to `field`: host arrays, block by block.
+        """Write image / field to `out`, which may be `image`, and the field to `field`, computed on the GPU by blocks.
 
-        The result is that of `apply`, to the bit.
+        All are host arrays. The result is identical to that of `apply`.
         """
         lattice, coordinates, _shape = self._grid(None, None, "aligned")
         source, target = _volume_view(image), _volume_view(out)
@@ -190,26 +191,27 @@ class BiasField:
         def work(voxels: int) -> None:
             correct_streamed(DeviceEvaluator(lattice, coordinates), source, target, field_target, voxels)
 
-        guarded(work, release=True)
+        run_on_gpu(work, release=True)
 
     def on_gpu(self, where: Slices) -> DeviceEvaluator:
-        """Return the field of a part of the full-size volume, prepared for evaluation on the device."""
+        """Return an evaluator on the device of a part of the full-size volume."""
         lattice, coordinates, _shape = self._grid(None, where, "aligned")
         return DeviceEvaluator(lattice, coordinates)
 
     def centred(self, mask: Any) -> BiasField:
-        """Return the field with a mean log of 0 over a mask of the fitted image, a NumPy or CuPy array.
+        """Return the field scaled so that its mean log is 0 over a mask of the fitted image, a NumPy or CuPy array.
 
-        Correcting by it keeps the brightness there. N4 leaves that level free; it drifts with the number of iterations.
+        Correction by it keeps the brightness in the mask. N4 does not determine the level of the field, which drifts
+        with the number of iterations.
         """
         if self.reason is not None or not mask.any():
             return self
         inside = self.log_field(self.grid_shape, gpu=on_device(mask))[mask]
         level = float(inside.mean(dtype=np.float64))  # synchronize
-        return replace(self, lattice=(self.lattice - np.float32(level)))  # the weights of a spline sum to 1
+        return replace(self, lattice=(self.lattice - np.float32(level)))  # since the weights of a spline sum to 1
 
     def save(self, path: str | Path) -> None:
-        """Write the field as an .npz of a few kilobytes."""
+        """Write the field to an .npz file of a few kilobytes."""
         settings, lattice = self.to_settings()
         with Path(path).open("wb") as stream:
             np.savez(stream, allow_pickle=False, lattice=lattice, **{_SETTINGS: np.array(json.dumps(settings))})
@@ -221,7 +223,7 @@ class BiasField:
         Raises
         ------
         InputError
-            The file is missing or not a bias field.
+            The file is missing or is no bias field.
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -231,7 +233,7 @@ class BiasField:
             raise InputError(msg) from error
 
     def to_settings(self) -> tuple[dict[str, Any], np.ndarray]:
-        """Return everything but the lattice as JSON types, and the lattice."""
+        """Return all attributes but the lattice as JSON types, and the lattice."""
         settings = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "lattice"}
         settings["levels"] = [asdict(level) for level in self.levels]
         settings["voxels"] = asdict(self.voxels)
@@ -239,7 +241,7 @@ class BiasField:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], lattice: np.ndarray) -> Self:
-        """Rebuild the field from what `to_settings` returned, or from that after JSON."""
+        """Rebuild the field from the result of `to_settings`, also after a round trip through JSON."""
         known = dict(settings)
         for name in ("grid_shape", "shape", "shrink", "voxel_um"):
             known[name] = None if known[name] is None else tuple(known[name])
@@ -251,14 +253,14 @@ class BiasField:
         return cls(lattice=np.asarray(lattice, np.float32), **known)
 
     def evaluator(self) -> Evaluator:
-        """Return the field prepared for evaluation on the full-size image, for who evaluates part after part."""
+        """Return an evaluator of the full-size image, for callers that evaluate it part by part."""
         lattice, coordinates, _shape = self._grid(None, None, "aligned")
         return Evaluator(lattice, coordinates)
 
     def _grid(
         self, shape: Sequence[int] | None, where: Slices | None, rule: str
     ) -> tuple[np.ndarray, list[np.ndarray], tuple[int, ...]]:
-        """Return lattice and coordinates of a grid, with three axes, and the grid's shape."""
+        """Return lattice and coordinates of a grid along three axes, and the shape of the grid."""
         if rule not in RULES:
             msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
             raise InputError(msg)
@@ -297,18 +299,18 @@ class BiasField:
 
 
 def unfitted(shape: Sequence[int], grid_shape: Sequence[int], shrink: Sequence[int], **facts: Any) -> BiasField:
-    """Return the field that changes nothing, with the facts of why."""
+    """Return a field of 1 for an image that was not fitted; `facts` are attributes such as `reason`."""
     lattice = np.zeros([1 if n == 1 else 4 for n in grid_shape], np.float32)
     return BiasField(lattice, tuple(grid_shape), tuple(shape), tuple(shrink), **facts)
 
 
 def check_out(out: Any, shape: Sequence[int], name: str = "out") -> np.ndarray:
-    """Return `out` where it can hold a result of `shape`.
+    """Return `out` if it can hold a result of `shape`.
 
     Raises
     ------
     InputError
-        It is no NumPy array, has another shape or is not of a real type.
+        It is no NumPy array of float32 or float64, or has another shape.
     """
     if not isinstance(out, np.ndarray) or out.dtype.kind != "f" or out.dtype.itemsize < 4:
         kind = getattr(out, "dtype", type(out).__name__)
@@ -327,18 +329,18 @@ def _on_gpu(
     shape: Sequence[int],
     write: Callable[[DeviceEvaluator, Any], Any],
 ) -> Any:
-    """Return what `write` writes to a float32 CuPy array of `shape`: in `out`, where that is given."""
+    """Return the float32 CuPy array of `shape` that `write` fills; in `out`, if that is given."""
 
     def work(_voxels: int) -> Any:
         target = _device_target(out, shape)
         write(DeviceEvaluator(lattice, coordinates), _volume_view(target))
         return _delivered(target, out)
 
-    return guarded(work, release=False)
+    return run_on_gpu(work, release=False)
 
 
 def _device_target(out: Any, shape: Sequence[int]) -> Any:
-    """Return a float32 CuPy array for a result of `shape`: `out` itself where it is one.
+    """Return a float32 CuPy array for a result of `shape`: `out` itself if it is one.
 
     Raises
     ------
@@ -360,7 +362,7 @@ def _device_target(out: Any, shape: Sequence[int]) -> Any:
 
 
 def _delivered(target: Any, out: Any) -> Any:
-    """Return the result in `out`, where one was given."""
+    """Copy the result to `out`, if that was given; return it."""
     if out is None or out is target:
         return target
     out[...] = target if on_device(out) else target.get()  # synchronize

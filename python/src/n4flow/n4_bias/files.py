@@ -1,4 +1,4 @@
-"""N4 from file to file."""
+"""N4 of an image file, written to another file: `n4flow n4`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from n4flow.errors import InputError
 from n4flow.io.open import open_volume
 from n4flow.io.writers import keeps_without_size, write_volume
 from n4flow.n4_bias.api import fit_bias
-from n4flow.n4_bias.problem import check_distance, controls_from_distance
+from n4flow.n4_bias.problem import first_controls
 
 
 def correct_file(
@@ -31,18 +31,18 @@ def correct_file(
     channel: int | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Correct the bias field of one image: any format to any format, voxel size and orientation kept.
+    """Correct the bias field of one image, from any format to any format; voxel size and orientation are kept.
 
-    The level of the field is ITK's, as with `fit_bias`.
+    The overall level of the field is ITK's, as with `fit_bias`.
 
     Parameters
     ----------
     image, output : path
         The corrected image is float32.
     mask : path, optional
-        Voxels to fit: not 0. By default Otsu's mask.
+        Voxels where it is not 0 are fitted. By default Otsu's mask.
     bias : path, optional
-        Where the bias field goes; image = output x field.
+        File for the bias field; image = output x field.
     iterations, shrink, tolerance, backend, threads
         See `fit_bias`.
     spline_um : float, optional
@@ -55,12 +55,12 @@ def correct_file(
     Returns
     -------
     dict
-        What was fitted: JSON types.
+        Facts of the fit, in JSON types.
 
     Raises
     ------
     InputError
-        A file that is missing or not a volume, shapes that do not match, or an option out of range.
+        A file is missing or is no volume, shapes do not match, or an option is out of range.
     """
     if spline_um is not None and control_points is not None:
         msg = "spline_um and control_points both say how fine the lattice is; give one of them"
@@ -68,7 +68,7 @@ def correct_file(
     written = [Path(path) for path in (output, bias) if path is not None]
     volume = open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=spline_um is not None)
     if volume.voxel_um is None and not all(keeps_without_size(path, volume) for path in written):
-        open_volume(image, channel=channel)  # says in its own words that the voxel size is missing
+        open_volume(image, channel=channel)  # raises the error that says that the voxel size is missing
     values = volume.read(slice(None))
     selected = None
     if mask is not None:
@@ -76,8 +76,7 @@ def correct_file(
     points: int | Sequence[int] = 4 if control_points is None else control_points
     if spline_um is not None and volume.voxel_um is not None:
         extents = [n * volume.voxel_um[axis] for n, axis in zip(volume.shape, "zyx", strict=True)]
-        check_distance(spline_um, extents, volume.shape)
-        points = controls_from_distance(extents, spline_um)
+        points = first_controls(extents, spline_um, volume.shape)
     field = fit_bias(
         values,
         selected,

@@ -1,26 +1,39 @@
-"""What a caller gave, checked and brought to the host: image, mask, weights; shrunken where that was asked for."""
+"""The image, mask and weights that a caller gives: checked, moved to where the backend computes, and shrunken."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_mask, to_numpy
-from n4flow.compute.gpu import guarded, on_device
+from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.errors import InputError
 from n4flow.n4_bias.gpu.evaluate import shrink_masked as shrink_on_gpu
-from n4flow.n4_bias.shrink import shrink_masked
+from n4flow.n4_bias.otsu_mask import otsu_mask
+from n4flow.n4_bias.shrink import Factors, shrink_factors, shrink_masked
 
 
-def image_and_mask(image: Any, mask: Any, weights: Any, backend: str) -> tuple[Any, Any, Any]:
-    """Return image, mask and weights, checked against each other: for the GPU where the image lies, else on the host.
+class FitInput(NamedTuple):
+    """The arrays to fit, shrunken by `shrink` from an image of the full-size `shape`."""
+
+    image: Any
+    mask: Any
+    weights: Any
+    shape: tuple[int, ...]
+    shrink: tuple[int, ...]
+
+
+def prepare(image: Any, mask: Any, weights: Any, shrink: Factors, backend: str, threads: int) -> FitInput:
+    """Return the arrays that are fitted; without a mask, Otsu's mask of the image.
+
+    Arrays stay on the device if `image` is there and `backend` is gpu, else they are moved to the host.
 
     Raises
     ------
     InputError
-        Not an image of numbers with two or three axes, or shapes that do not match.
+        The image is no array of numbers with two or three axes, shapes do not match, or a shrink factor is below 1.
     """
     stays = backend == "gpu" and on_device(image)
     bring: Callable[[Any], Any] = array_module(image).asarray if stays else to_numpy
@@ -34,25 +47,23 @@ def image_and_mask(image: Any, mask: Any, weights: Any, backend: str) -> tuple[A
         if confidence.shape != values.shape:
             msg = f"weights must have the shape of the image, {values.shape}, got {confidence.shape}"
             raise InputError(msg)
-    if mask is None:
-        from n4flow.n4_bias.otsu import otsu_mask  # a stage, above this room; needed only without a mask
-
-        return values, otsu_mask(values), confidence
-    return values, as_mask(bring(mask), values.shape), confidence
+    inside = otsu_mask(values) if mask is None else as_mask(bring(mask), values.shape)
+    k = shrink_factors(shrink, values.shape)
+    return FitInput(*_shrunken(values, inside, confidence, k, threads, backend), values.shape, k)
 
 
-def shrunken(
+def _shrunken(
     values: Any, mask: Any, weights: Any, shrink: Sequence[int], threads: int, backend: str
 ) -> tuple[Any, Any, Any]:
-    """Return image, mask and weights as the fit sees them; for the GPU on the device."""
+    """Return image, mask and weights shrunken by masked block means; for the GPU, on the device."""
     if all(k == 1 for k in shrink):
         return values, mask, weights
     if values.ndim == 2:
         given = None if weights is None else weights[None]
-        mean, inside, shares = shrunken(values[None], mask[None], given, (1, *shrink), threads, backend)
+        mean, inside, shares = _shrunken(values[None], mask[None], given, (1, *shrink), threads, backend)
         return mean[0], inside[0], None if shares is None else shares[0]
     if backend == "gpu":
-        return guarded(
+        return run_on_gpu(
             lambda voxels: shrink_on_gpu(values, mask, weights, shrink, voxels), release=not on_device(values)
         )
     return shrink_masked(values, mask, weights, shrink, threads)

@@ -1,7 +1,7 @@
 """The reference backend: SimpleITK's N4BiasFieldCorrection on the image that is fitted.
 
-SimpleITK gives the log field on any grid and not the lattice. The lattice is read back by asking for the field on a
-small grid that determines it, four samples to a span, and solving for the controls axis by axis.
+SimpleITK returns the log field on a grid, but not its lattice. The lattice is computed from the field on a small grid
+that determines it, with four samples in each span, by solving for the control points axis by axis.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from n4flow.n4_bias.settings import FitSettings, Level
 def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
     """Fit with SimpleITK.
 
-    ITK doubles the spans of every axis from level to level. Where an axis must not be doubled (a thin section along
-    Z), the levels from there on are a second call: on the image divided by the field so far, with its lattice added.
-    The field is the sum of its updates, so that is the same computation.
+    ITK doubles the spans of every axis from level to level. At a level where an axis must not be doubled (Z of a thin
+    section), a second call fits the remaining levels to the image divided by the field so far, and the lattices are
+    added. The log field is the sum of its updates, so the result is the same.
 
     Raises
     ------
     InputError
-        Weights, over-relaxation or the order-independent measure were asked for: SimpleITK has none of them.
+        Weights, over-relaxation or the measure 'cv' were chosen, which SimpleITK does not have.
     """
     _check(problem, settings)
-    axes = [axis for axis, n in enumerate(problem.image.shape) if n > 1]  # ITK refuses an axis of one sample
+    axes = [axis for axis, n in enumerate(problem.image.shape) if n > 1]  # ITK rejects an axis with one sample.
     image = _filled(problem).squeeze()
     mask = problem.mask.squeeze()
     lattice = np.zeros([controls[0][axis] for axis in axes])
@@ -46,9 +46,7 @@ def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSett
         for coarse, fine in pairwise(points):
             lattice = bspline.refine(lattice, refined_axes(coarse, fine))
         lattice = lattice + update
-        levels += [
-            Level(c, m, bool(m) and m[-1] <= settings.stop) for c, m in zip(controls[start:stop], measures, strict=True)
-        ]
+        levels += [Level.ended(c, m, settings) for c, m in zip(controls[start:stop], measures, strict=True)]
     return Solution(lattice.reshape(controls[-1]), tuple(levels))
 
 
@@ -64,14 +62,14 @@ def _check(problem: Problem, settings: FitSettings) -> None:
 
 
 def _filled(problem: Problem) -> np.ndarray:
-    """Return the image as float32 with 1 outside the mask, where ITK would otherwise meet NaN."""
+    """Return the image as float32 with 1 outside the mask, where it may hold NaN, which ITK does not accept."""
     image = problem.image.astype(np.float32)
     image[~problem.mask] = 1
     return image
 
 
 def _runs(controls: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
-    """Return the ranges of levels within which every axis doubles from each level to the next."""
+    """Return the ranges of levels (first, stop) within which every axis doubles from each level to the next."""
     cuts = [0]
     for level, (coarse, fine) in enumerate(pairwise(controls), start=1):
         if any(a == b != 1 for a, b in zip(coarse, fine, strict=True)):
@@ -91,7 +89,7 @@ def _run(
     iterations: tuple[int, ...],
     settings: FitSettings,
 ) -> tuple[np.ndarray, list[tuple[float, ...]]]:
-    """Run the filter once; return the lattice of the last level, and the measures of each."""
+    """Run the filter once; return the lattice of the last level, and the measures of each level."""
     import SimpleITK as sitk
 
     correction = sitk.N4BiasFieldCorrectionImageFilter()
@@ -100,7 +98,7 @@ def _run(
     correction.SetNumberOfHistogramBins(settings.bins)
     correction.SetBiasFieldFullWidthAtHalfMaximum(settings.fwhm)
     correction.SetWienerFilterNoise(settings.wiener)
-    correction.SetNumberOfControlPoints([int(c) for c in reversed(controls[0])])  # ITK counts axes from the fastest
+    correction.SetNumberOfControlPoints([int(c) for c in reversed(controls[0])])  # ITK orders axes from the fastest.
     correction.SetNumberOfThreads(settings.threads)
     measures: list[list[float]] = [[] for _ in iterations]
 

@@ -1,4 +1,4 @@
-"""What a backend is given, what it gives back, and the checks before either."""
+"""The input and the result of a backend, the control points of the levels, and checks of both."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from n4flow.errors import InputError
 from n4flow.n4_bias.bspline import spans
 from n4flow.n4_bias.settings import Level
 
-LEAST_SPREAD = 1e-4  # range of log intensity below which there is nothing to correct: 0.01 %
-MOST_SATURATED = 0.5  # share of the fitted voxels that may hold the one largest value
-MOST_CONTROLS = 1 << 24  # 128 MB of float64 lattice
+LEAST_SPREAD = 1e-4  # An image whose log intensities span less than this (0.01 %) has nothing to correct.
+MOST_SATURATED = 0.5  # At most this share of the fitted voxels may hold the largest value.
+MOST_CONTROLS = 1 << 24  # largest number of control points: 128 MB of float64
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The lattice of the log bias field, and what each level did."""
+    """The lattice of the log bias field, and the report of each level."""
 
     lattice: np.ndarray
     levels: tuple[Level, ...]
@@ -27,7 +27,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Voxels:
-    """How many voxels of the fitted image lie in the mask, and how many of them cannot be fitted."""
+    """Numbers of voxels of the fitted image: in the mask, and those of them that cannot be fitted."""
 
     masked: int
     nonfinite: int
@@ -36,15 +36,15 @@ class Voxels:
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to fit.
+    """Statistics of the image that decide whether it can be fitted.
 
     Parameters
     ----------
     voxels : Voxels
     low, high : float
-        Lowest and highest usable intensity; 0 where there is none.
+        Lowest and highest usable intensity; 0 if no voxel is usable.
     at_high : int
-        Voxels that hold the highest.
+        Number of voxels that hold the highest intensity.
     """
 
     voxels: Voxels
@@ -54,19 +54,19 @@ class Survey:
 
     @property
     def usable(self) -> int:
-        """Voxels that can be fitted."""
+        """Number of voxels that can be fitted."""
         return self.voxels.masked - self.voxels.nonfinite - self.voxels.nonpositive
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An image to fit, as arrays; the fast engine packs it instead.
+    """An image to fit, for the itk backend and `reference`. The other backends pack the voxels instead.
 
     Parameters
     ----------
     image : (z, y, x) or (y, x) array, real or integer
     mask : bool array of the same shape
-        Voxels that take part; the image is finite and above 0 there.
+        Voxels that are fitted; the image is finite and above 0 there.
     weights : float32 array of the same shape, or None
         Confidence of each voxel in the fit; it enters neither histogram nor convergence.
     survey : Survey
@@ -78,11 +78,11 @@ class Problem:
     survey: Survey
 
 
-def pose(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None = None, _threads: int = 1) -> Problem:
+def make_problem(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None = None, _threads: int = 1) -> Problem:
     """Return the problem without the voxels that cannot be fitted.
 
-    A logarithm needs finite values above 0. Raising or shifting the others would put a step into the histogram, so
-    they are left out and counted. A voxel of weight 0 is outside the mask.
+    The logarithm needs finite values above 0. Raising or shifting other values would put a step into the histogram, so
+    they are excluded and counted (ITK keeps them as they are). A voxel of weight 0 is outside the mask.
     """
     if weights is not None:
         mask = mask & (weights > 0)
@@ -98,10 +98,10 @@ def pose(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None = None,
 
 
 def degenerate(survey: Survey, shape: Sequence[int]) -> str | None:
-    """Return why nothing can be fitted to an image of that shape, or None.
+    """Return why no field can be fitted to an image of that shape, or None.
 
-    N4 gives a finite and meaningless field for such images, with no error. They are normal in serial data: blank
-    sections, clipped ones.
+    For such images N4 would return a finite but meaningless field without an error. Serial data has many of them:
+    blank or clipped sections.
     """
     n = survey.usable
     least = 4 ** sum(size > 1 for size in shape)
@@ -119,7 +119,7 @@ def degenerate(survey: Survey, shape: Sequence[int]) -> str | None:
 
 
 def controls_from_distance(extents_um: Sequence[float], distance_um: float | None) -> tuple[int, ...]:
-    """Return control points along each axis for knots `distance_um` apart: ceil(extent / distance) + 3.
+    """Return the number of control points along each axis for knots `distance_um` apart: ceil(extent / distance) + 3.
 
     A distance larger than the extent, or None, gives one span.
 
@@ -130,24 +130,25 @@ def controls_from_distance(extents_um: Sequence[float], distance_um: float | Non
     """
     if distance_um is None:
         return (4,) * len(extents_um)
-    # a hair below, so that 30 / 10 is three spans whatever the rounding of the two
+    # The subtraction keeps 30 / 10 at three spans, whatever the rounding of the two numbers.
     return tuple(max(1, math.ceil(extent / distance_um - 1e-9)) + 3 for extent in extents_um)
 
 
-def check_distance(distance_um: float | None, extents_um: Sequence[float], shape: Sequence[int]) -> None:
-    """Refuse a knot distance that the fitted image cannot carry.
+def first_controls(extents_um: Sequence[float], distance_um: float | None, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return `controls_from_distance` where a fitted image of `shape` has enough voxels for that knot distance.
 
     Raises
     ------
     InputError
-        Not above 0, finer than the voxels of the fitted image along every axis that has several, or a lattice too
-        large.
+        The distance is not above 0, or finer than the voxels of the fitted image along every axis that has several, or
+        needs a lattice that is too large.
     """
-    if distance_um is None:
-        return
-    if not distance_um > 0:
+    if distance_um is not None and not distance_um > 0:
         msg = f"the spline distance must be above 0 micrometres, got {distance_um:g}"
         raise InputError(msg)
+    first = controls_from_distance(extents_um, distance_um)
+    if distance_um is None:
+        return first
     voxels = [extent / n for extent, n in zip(extents_um, shape, strict=True) if n > 1]
     if voxels and distance_um < min(voxels):
         msg = (
@@ -155,7 +156,7 @@ def check_distance(distance_um: float | None, extents_um: Sequence[float], shape
             f"({min(voxels):g} micrometres); give at least {4 * min(voxels):g}, or shrink less"
         )
         raise InputError(msg)
-    controls = math.prod(controls_from_distance(extents_um, distance_um))
+    controls = math.prod(first)
     if controls > MOST_CONTROLS:
         spans_wanted = MOST_CONTROLS ** (1 / len(shape))
         msg = (
@@ -164,6 +165,7 @@ def check_distance(distance_um: float | None, extents_um: Sequence[float], shape
             f"give at least {max(extents_um) / spans_wanted:.3g}"
         )
         raise InputError(msg)
+    return first
 
 
 def level_controls(
@@ -181,13 +183,13 @@ def level_controls(
     shape : sequence of int
         The fitted image.
     thin : bool
-        Whether an axis stops doubling where it would get more spans than steps between samples, and starts with
-        no more than that: a section of few planes then gets few spans along Z. ITK doubles every axis (False).
+        Whether an axis has at most one span for each step between samples, at the first level and later: a section of
+        few planes then gets few spans along Z. False doubles every axis at every level, as ITK does.
 
     Raises
     ------
     InputError
-        Fewer than 4 control points, or a lattice too large.
+        Fewer than 4 control points along an axis, or a lattice that is too large.
     """
     if len(first) != len(shape) or min(first) < 4:
         msg = f"control points must be at least 4 along each of the {len(shape)} axes, got {tuple(first)}"

@@ -1,9 +1,13 @@
-"""N4 in a page of NumPy: the statement that the fast engine is tested against, and the place to read how N4 works.
+"""N4 in plain NumPy: read here how N4 works. Tests compare the fast implementations with it.
 
-The observed log image u is the true one plus a smooth field b. Each iteration takes the field so far off (w = u - b),
-asks the histogram of w what the true intensities are (sharpening), fits a B-spline to what is left (w - E[true | w])
-and adds it to the field. A level ends when the field hardly changes; the next one doubles the spans of the lattice.
-The lattice, not the field, is what is accumulated: evaluating it is linear, so that is the same and smaller.
+The observed log image u is the true log image plus a smooth field b. Each iteration subtracts the current field
+(w = u - b), estimates the true intensities from the histogram of w (sharpening), fits a B-spline to the residual
+w - E[true | w] and adds it to the field. A level ends when the field hardly changes any more; the next level doubles
+the spans of the lattice. Lattices are added instead of fields, which is the same because evaluation is linear.
+
+References
+----------
+N. J. Tustison et al., "N4ITK: Improved N3 Bias Correction", IEEE Trans. Medical Imaging 29(6), 2010.
 """
 
 from __future__ import annotations
@@ -16,12 +20,12 @@ from n4flow.n4_bias import bspline, convergence, sharpening
 from n4flow.n4_bias.problem import Problem, Solution, refined_axes
 from n4flow.n4_bias.settings import FitSettings, Level
 
-LEAST_SPREAD = 1e-6  # range of log intensity that float32 hardly resolves
+LEAST_SPREAD = 1e-6  # Float32 hardly resolves a smaller range of log intensity, and nothing is left to correct.
 MEASURES = {"itk": convergence.itk_measure, "cv": convergence.cv}
 
 
 def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
-    """Fit in float64, with ITK's rules for range and convergence.
+    """Fit in float64, with the range and the convergence measure of ITK.
 
     Parameters
     ----------
@@ -50,14 +54,14 @@ def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSett
             updated = bspline.evaluate(lattice, coordinates)[mask]
             measures.append(MEASURES[settings.convergence](np.exp(bias - updated)))
             bias = updated
-        levels.append(Level(points, tuple(measures), bool(measures) and measures[-1] <= settings.stop))
+        levels.append(Level.ended(points, measures, settings))
     return Solution(lattice, tuple(levels))
 
 
 def sharpened_residual(w: np.ndarray, settings: FitSettings) -> np.ndarray:
-    """Return w - E[true | w], what the field has to explain of each voxel."""
+    """Return the residual w - E[true | w] of each voxel, to which the field is fitted."""
     low, high = sharpening.itk_range(w)
-    if high - low <= LEAST_SPREAD:  # the field explains all there is
+    if high - low <= LEAST_SPREAD:  # The field explains all variation.
         return np.zeros_like(w)
     counts = sharpening.histogram(w, low, high, settings.bins)
     expected = sharpening.expected_log_intensity(counts, low, high, settings.fwhm, settings.wiener)

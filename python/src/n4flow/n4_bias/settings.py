@@ -1,15 +1,17 @@
-"""How an N4 fit is run, and what it tells about itself."""
+"""The settings of an N4 fit, and what it reports of each level."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
+from n4flow.compute.jit import thread_count
 from n4flow.errors import InputError
 
 DEFAULT_ITERATIONS = (50, 50, 50, 50)
 CONVERGENCE_MEASURES = ("itk", "cv")
-MOST_BINS = 2048
+MOST_BINS = 2048  # bins of the histogram, at most
 
 
 @dataclass(frozen=True)
@@ -19,21 +21,22 @@ class FitSettings:
     Parameters
     ----------
     iterations : tuple of int
-        Most iterations at each level; its length is the number of levels.
+        Maximum number of iterations at each level; its length is the number of levels.
     threshold : float
-        A level goes on while its convergence measure is above this.
+        A level ends when its convergence measure is at or below this.
     over_relax : float
-        Factor on each step. The threshold is multiplied by it too: without that, larger steps only walk further.
+        Factor on each step. It also multiplies the threshold, since N4 has no fixed point: with the same threshold,
+        larger steps would end farther along the path of the iteration, at another field.
     bins : int
         Histogram bins over the range of log intensity.
     fwhm : float
         Full width at half maximum of the Gaussian that blurs the histogram, in log intensity.
     wiener : float
-        Noise term of the Wiener filter that takes the blur back.
+        Noise term of the Wiener filter that deconvolves the histogram.
     convergence : {'itk', 'cv'}
-        ITK's running float32 measure, or the coefficient of variation it stands for.
+        ITK's running float32 measure, or the coefficient of variation that it approximates; see `convergence`.
     threads : int
-        Threads; the result does not depend on them.
+        Number of threads; the result does not depend on it.
     """
 
     iterations: tuple[int, ...] = DEFAULT_ITERATIONS
@@ -61,7 +64,7 @@ class FitSettings:
 
     @property
     def stop(self) -> float:
-        """Measure at or below which a level ends."""
+        """The convergence measure at or below which a level ends."""
         return self.threshold * self.over_relax
 
 
@@ -74,9 +77,9 @@ class Level:
     control_points : tuple of int
         Control points along each axis.
     measures : tuple of float
-        The convergence measure after each iteration that was made.
+        The convergence measure after each iteration.
     converged : bool
-        Whether the level ended by its measure rather than by its number of iterations.
+        Whether the level ended by its measure rather than by its maximum number of iterations.
     """
 
     control_points: tuple[int, ...]
@@ -85,8 +88,14 @@ class Level:
 
     @property
     def iterations(self) -> int:
-        """Iterations that were made."""
+        """Number of iterations."""
         return len(self.measures)
+
+    @classmethod
+    def ended(cls, control_points: Sequence[int], measures: Iterable[float], settings: FitSettings) -> Self:
+        """Return a level from the measures after its iterations."""
+        values = tuple(map(float, measures))
+        return cls(tuple(control_points), values, bool(values) and values[-1] <= settings.stop)
 
 
 def iteration_counts(iterations: Sequence[int] | int | None) -> tuple[int, ...]:
@@ -96,6 +105,11 @@ def iteration_counts(iterations: Sequence[int] | int | None) -> tuple[int, ...]:
     if isinstance(iterations, int):
         return (iterations,)
     return tuple(int(count) for count in iterations)
+
+
+def fit_settings(iterations: Sequence[int] | int | None, threads: int | None = None, **options: Any) -> FitSettings:
+    """Return settings with `iterations` as `iteration_counts` reads them and, by default, every available thread."""
+    return FitSettings(iteration_counts(iterations), threads=thread_count(threads), **options)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -1,8 +1,8 @@
-"""Sharpening: what the true log intensity is expected to be, given the observed one.
+"""Sharpening: the expected true log intensity, given the observed one.
 
-The histogram of log intensity is blurred by the bias field; N4 takes the blur for a Gaussian, takes it back with a
-Wiener filter, and asks of every observed intensity: which true intensities end up here, and what is their mean? The
-difference between the two is what the bias field has to explain.
+The bias field blurs the histogram of log intensity. N4 models the blur as a Gaussian, deconvolves the histogram with a
+Wiener filter, and computes for every observed intensity the mean of the true intensities that are blurred to it. The
+bias field is then fitted to the difference between observed and expected intensity.
 
 References
 ----------
@@ -19,17 +19,23 @@ import numpy as np
 
 
 def padded_size(bins: int) -> int:
-    """Return the length of the transforms: the power of two that leaves room on both sides of the histogram."""
+    """Return the length of the Fourier transforms: a power of two with padding on both sides of the histogram."""
     return int(2 ** (math.ceil(math.log2(bins)) + 1))
 
 
+def fourier_table(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosine and sine of 2 pi j / size for the compiled transforms, 0 <= j < size / 2."""
+    angle = 2 * np.pi * np.arange(size // 2) / size
+    return np.cos(angle), np.sin(angle)
+
+
 def bin_position(values: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
-    """Return where values lie on the histogram, in bins: `low` at 0, `high` at bins - 1."""
+    """Return the positions of values in the histogram, in bins: `low` is at 0, `high` at bins - 1."""
     return (np.asarray(values, np.float64) - low) * ((bins - 1) / (high - low))
 
 
 def histogram(values: np.ndarray, low: float, high: float, bins: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return the histogram of log intensity in which each voxel is shared by the two bins next to it.
+    """Return the histogram of log intensity; each voxel is divided linearly between the two nearest bins.
 
     Values outside [low, high] are not counted.
 
@@ -40,7 +46,7 @@ def histogram(values: np.ndarray, low: float, high: float, bins: int, weights: n
         Centres of the first and of the last bin.
     bins : int
     weights : (n,) float array, optional
-        How much each voxel counts.
+        Weight of each voxel.
 
     Returns
     -------
@@ -61,11 +67,13 @@ def expected_log_intensity(
 ) -> np.ndarray:
     """Return E[true | observed] at the centre of each bin.
 
-    With V the histogram, F the Gaussian and ^ the Fourier transform: U = max(0, V^ conj(F^) / (|F^|^2 + wiener)) back
-    transformed is the sharpened histogram, and E = (F * (x U)) / (F * U), where x is log intensity and * convolution.
+    With V the histogram, F the Gaussian and ^ the Fourier transform, the sharpened histogram U is the inverse transform
+    of V^ conj(F^) / (|F^|^2 + wiener), with negative values set to 0. Then E = (F * (x U)) / (F * U), where x is log
+    intensity and * convolution.
 
-    V lies in the middle of the padded array. Deconvolving a histogram with a hard edge puts mass below its lowest bin,
-    and that mass must land at intensities just below it, not wrap around to the brightest.
+    V lies in the middle of the padded array. The deconvolution of a histogram with a hard edge puts mass below its
+    lowest bin. That mass belongs to intensities just below the lowest one, and without padding it would wrap around to
+    the brightest.
 
     Parameters
     ----------
@@ -87,7 +95,7 @@ def expected_log_intensity(
     slope = (high - low) / (bins - 1)
     padded = np.zeros(size)
     padded[offset : offset + bins] = counts
-    blur = np.fft.fft(gaussian(size, fwhm / slope)).real  # real and even, so is its transform
+    blur = np.fft.fft(gaussian(size, fwhm / slope)).real  # The Gaussian is real and even, and so is its transform.
     sharpened = np.fft.ifft(np.fft.fft(padded) * blur / (blur**2 + wiener)).real.clip(min=0)
     intensity = low + (np.arange(size) - offset) * slope
     top = np.fft.ifft(np.fft.fft(intensity * sharpened) * blur).real
@@ -97,17 +105,17 @@ def expected_log_intensity(
 
 
 def gaussian(size: int, fwhm: float) -> np.ndarray:
-    """Return a periodic Gaussian of sum about 1, centred at index 0; `fwhm` in samples."""
+    """Return a periodic Gaussian whose sum is about 1, centred at index 0; `fwhm` is in samples."""
     index = np.arange(size)
     distance = np.minimum(index, size - index)
     return (2 * math.sqrt(math.log(2) / math.pi) / fwhm) * np.exp(-4 * math.log(2) * (distance / fwhm) ** 2)
 
 
 def sharpen(values: np.ndarray, expected: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return E at each value, linear between bin centres; beyond the ends, the value of the last bin.
+    """Return E at each value, interpolated linearly between bin centres; outside [low, high], that of the last bin.
 
-    Above `high` that is where rounding may leave a voxel. Below `low` it is a quirk of ITK 5.4, whose unsigned bin
-    index wraps; `low` is the smallest value, so it matters only where that was missed (see `itk_range`).
+    A value can lie above `high` by rounding. Values below `low` exist only where ITK 5.4 misses the minimum (see
+    `itk_range`); its unsigned bin index then wraps around to the last bin.
     """
     bins = expected.size
     position = bin_position(values, low, high, bins)
@@ -118,10 +126,10 @@ def sharpen(values: np.ndarray, expected: np.ndarray, low: float, high: float) -
 
 
 def itk_range(values: np.ndarray) -> tuple[float, float]:
-    """Return lowest and highest value as ITK 5.4 finds them.
+    """Return the lowest and highest value as ITK 5.4 finds them.
 
-    It looks for the minimum only among voxels that did not raise the maximum. So where the first voxel is the strict
-    minimum it is missed, and with it every voxel of a rising start.
+    ITK 5.4 searches the minimum only among voxels that did not raise the maximum found so far. So it misses the minimum
+    if that is the first voxel, or lies in a strictly rising run at the beginning.
 
     Parameters
     ----------

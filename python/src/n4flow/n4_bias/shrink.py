@@ -1,4 +1,4 @@
-"""Shrinking by masked block mean: fewer voxels to fit, each the mean of the tissue in its block and nothing else."""
+"""Shrinking by masked block means: the fit sees fewer voxels, each the mean of the usable voxels of its block."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from n4flow.compute.jit import share, writeable
+from n4flow.compute.jit import parallel_for, writeable
 from n4flow.errors import InputError
 from n4flow.n4_bias.shrink_kernels import shrink_block
 
-LEAST_SHARE = 0.5  # share of a block's voxels that must be usable for the block to take part
-LEAST_SAMPLES = 4  # along an axis, below which a single factor for all axes does not shrink it
+Factors = int | Sequence[int]  # one shrink factor for all axes, or one for each axis
+
+LEAST_SHARE = 0.5  # A block takes part in the fit if at least this share of its voxels is usable.
+LEAST_SAMPLES = 4  # A single factor for all axes leaves at least this many samples along each axis.
 
 
-def factors(shrink: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+def shrink_factors(shrink: Factors, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the factor along each axis.
 
-    A sequence is taken as it is. A single number is lowered along axes where it would leave fewer than four samples,
-    as few as a cubic spline needs, so that a thin section is shrunk in plane only.
+    A sequence is returned as it is. A single number is lowered along axes where it would leave fewer than the four
+    samples that a cubic spline needs, so that a thin section is shrunk in plane only.
 
     Raises
     ------
     InputError
-        A factor below 1, or another number of them than axes.
+        A factor is below 1, or the number of factors differs from the number of axes.
     """
     given = (int(shrink),) if isinstance(shrink, (int, np.integer)) else tuple(int(k) for k in shrink)
     if min(given, default=0) < 1 or (len(given) != len(shape) and not isinstance(shrink, (int, np.integer))):
@@ -35,7 +37,7 @@ def factors(shrink: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...
 
 
 def shrunken_shape(shape: Sequence[int], shrink: Sequence[int]) -> tuple[int, ...]:
-    """Return the number of blocks along each axis; the last of a row may be smaller than the others."""
+    """Return the number of blocks along each axis; the last block may be smaller than the others."""
     return tuple(-(-n // k) for n, k in zip(shape, shrink, strict=True))
 
 
@@ -49,7 +51,7 @@ def shrink_masked(
     image : (Z, Y, X) real or integer array
     mask : (Z, Y, X) bool array
     weights : (Z, Y, X) float32 array, optional
-        Confidence; the mean is weighted by it.
+        Confidence of each voxel, by which the mean is weighted.
     shrink : three int
     threads : int
 
@@ -60,7 +62,7 @@ def shrink_masked(
     small_mask : (z, y, x) bool array
         Blocks of which at least half the voxels are usable.
     small_weights : (z, y, x) float32 array or None
-        Sum of the weights in the block, divided by its voxels.
+        Sum of the weights in the block, divided by the number of its voxels.
     """
     deep, high, wide = shrink
     small = shrunken_shape(image.shape, shrink)
@@ -75,5 +77,5 @@ def shrink_masked(
             total = totals[z] if weights is not None else np.empty((0, 0), np.float32)
             shrink_block(block, writeable(mask[planes], bool), given, high, wide, mean[z], shares[z], total)
 
-    share(work, small[0], threads)
+    parallel_for(work, small[0], threads)
     return mean, shares >= LEAST_SHARE, None if weights is None else totals

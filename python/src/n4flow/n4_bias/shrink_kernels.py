@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""The compiled loop of `shrink`."""
+"""Masked block means, compiled; see `shrink`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from n4flow.compute.jit import kernel
 
 @kernel
 def shrink_block(block, mask, weights, high, wide, mean, shares, totals):
-    """One plane of blocks: their means, shares of usable voxels, and mean weights over all their voxels."""
+    """Write the means, the shares of usable voxels and the mean weights of one plane of blocks."""
     n_z, n_y, n_x = block.shape
     for r in range(mean.shape[0]):
         y_stop = min(n_y, (r + 1) * high)

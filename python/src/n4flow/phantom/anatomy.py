@@ -1,7 +1,7 @@
 """The anatomy of the phantom: a folded brain written down as a function of position.
 
 Everything is a formula of the position (w, v, u) along the brain's axis, downwards and to the side, in units of
-half the brain's width. So any voxel can be computed alone, at any resolution, on planes of any tilt.
+half the brain's width. So each voxel can be computed by itself, at any resolution and on planes of any tilt.
 
 Depth below the brain's surface comes from a smooth union of ellipsoids (hemispheres, temporal lobes, brain
 stem). Sulci are sheets: zero sets of a noise that depends on the direction from the middle of a hemisphere, so
@@ -24,18 +24,18 @@ import numpy as np
 
 from n4flow.compute.numba_cache import njit
 
-# Half the length over half the width of the brain, and half its height over half its width.
+# Length and height of the brain relative to its width.
 LENGTH, HEIGHT = 1.35, 0.82
 
-# What `anatomy_plane` returns: signed distances (positive inside, units of half the brain's width), then intensities
-# relative to white matter.
+# The fields that `anatomy_plane` returns: four signed distances (positive inside, in units of half the brain's width),
+# then four intensities relative to white matter.
 FIELDS = ("tissue", "white", "nucleus", "ventricle", "grey_level", "white_level", "nucleus_level", "agarose_level")
 
 # Mean intensity of each class relative to white matter.
 LEVELS = {"agarose": 0.08, "ventricle": 0.05, "grey": 0.56, "white": 1.0, "nucleus": 0.74}
 _AGAROSE, _VENTRICLE, _GREY, _NUCLEUS = LEVELS["agarose"], LEVELS["ventricle"], LEVELS["grey"], LEVELS["nucleus"]
 
-# Edge midpoints of a cube, four of them twice to make sixteen: the gradients of improved noise.
+# The gradients of improved noise: the edge midpoints of a cube, four of them twice to make sixteen.
 _GRADIENTS = np.array(
     [
         (1, 1, 0), (-1, 1, 0), (1, -1, 0), (-1, -1, 0), (1, 0, 1), (-1, 0, 1), (1, 0, -1), (-1, 0, -1),
@@ -95,7 +95,7 @@ def _ellipsoid(w, v, u, rw, rv, ru):
 
 @njit(cache=True, nogil=True, inline="always")
 def _smooth_max(a, b, width):
-    """Return the larger of two distances, rounded over `width` where they are alike."""
+    """Return the larger of two distances, rounded over `width` where they are close."""
     h = max(width - abs(a - b), 0.0) / width
     return max(a, b) + 0.25 * h * h * width
 
@@ -120,7 +120,7 @@ def _fold(perm, w, v, side):
 @njit(cache=True, nogil=True)
 def _structure(perm, w, v, u, texture, out):
     """Fill `out` (8,) with `FIELDS` at one position."""
-    # The halves mirror each other but for a bend: they read the same noise at slightly different places.
+    # The halves are mirror images except for a bend: they sample the same noise at slightly different positions.
     a = abs(u) + 0.16 * u
     bend_v = 0.17 * noise(perm, 1.4 * w + 3.1, 1.4 * v + 11.7, 1.4 * a + 5.9)
     bend_a = 0.17 * noise(perm, 1.4 * w + 71.3, 1.4 * v + 1.7, 1.4 * a + 23.9)

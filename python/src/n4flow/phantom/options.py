@@ -2,87 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 from n4flow.errors import InputError
 
-# Labels of the class map; 0 lies outside the mosaic, where the observed volume is exactly zero.
+# Labels of the class map. 0 lies outside the mosaic, where the observed volume is exactly zero.
 CLASSES = {"padding": 0, "agarose": 1, "ventricle": 2, "grey": 3, "white": 4, "nucleus": 5}
-FAULTS = {"empty": "missing", "damaged": "damaged", "saturated": "damaged"}  # what can go wrong, and its flag
+# What can go wrong with a section: its flag in the section table, and what is seen.
+FAULTS = {
+    "empty": ("missing", "is all zero"),
+    "damaged": ("damaged", "lost a part, with agarose in its place"),
+    "saturated": ("damaged", "is eight times too bright"),
+}
 DTYPES = ("uint8", "uint16", "float32")
+
+
+def _option(default: Any, text: str, **facts: Any) -> Any:
+    """Return a field of `PhantomOptions`, declared once for the class, its checks and `n4flow phantom`.
+
+    Parameters
+    ----------
+    default : object
+    text : str
+        What the option means.
+    **facts
+        `low` and `high`, the range, and `rule`, how a message states it; `metavar` on the command line; `switch`: the
+        command line can only switch it off; `scaled`: the command's `--strength` multiplies it; `hidden`: the command
+        line has no such option.
+    """
+    return field(default=default, metadata={"help": text, **facts})
+
+
+def _strength(default: float, text: str, **facts: Any) -> Any:
+    """Return a field that holds the strength of a distortion, 0 or more."""
+    return _option(default, text, switch=True, scaled=True, low=0, rule="0 (off) or more", **facts)
 
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """What the phantom is made of. Sizes of distortions are standard deviations of the log intensity; 0 is off.
+    """What the phantom is made of.
 
-    Parameters
-    ----------
-    sections : int
-        Number of sections.
-    planes : int or tuple of int
-        Planes of every section, or of each one.
-    size : (int, int)
-        Voxels along Y and X.
-    voxel_um : (float, float, float)
-        Voxel size along Z, Y and X in micrometres.
-    seed : int
-        Another seed is another brain and another instrument.
-    oblique : float
-        Tilt of the planes against the brain's axis, in degrees about Y; the footprint of the tissue then moves along X
-        from plane to plane.
-    dtype : {'uint16', 'uint8', 'float32'}
-        Type of the observed volume. Integers are rounded and saturated, and at least 1 inside the mosaic.
-    shading : float
-        Lateral shading shared by all sections.
-    section_shading : float
-        Lateral shading of each section.
-    attenuation : float
-        Log of the ratio between the first and the last plane of a section, in the middle of the field; it varies by a
-        fifth across the field.
-    gain, drift : float
-        Brightness of each section: independent, and slowly varying along the stack.
-    jitter : float
-        Brightness of each plane about its section's.
-    speckle : float
-        Standard deviation of the multiplicative, gamma-distributed speckle of mean 1.
-    texture : float
-        Factor on the texture inside classes, of agarose too; 0 makes them flat.
-    padding : float
-        The mosaic leaves up to this share of the field at each border exactly zero, different in each section.
-    dark : float
-        Additive level of the instrument, in intensity units.
-    white : float, optional
-        Mean intensity of white matter; 14000, or 55 for uint8.
-    faults : tuple of (int, str)
-        Section index and what is wrong with it: 'empty' (all zero), 'damaged' (a part torn off, agarose in its place)
-        or 'saturated' (eight times too bright).
-    flag_faults : bool
-        Whether the section table says so.
+    Strengths of distortions are standard deviations of the log intensity; 0 switches a distortion off.
     """
 
-    sections: int = 5
-    planes: int | tuple[int, ...] = 8
-    size: tuple[int, int] = (160, 200)
-    voxel_um: tuple[float, float, float] = (50.0, 25.0, 25.0)
-    seed: int = 0
-    oblique: float = 0.0
-    dtype: str = "uint16"
-    shading: float = 0.20
-    section_shading: float = 0.08
-    attenuation: float = 0.5
-    gain: float = 0.12
-    drift: float = 0.05
-    jitter: float = 0.02
-    speckle: float = 0.15
-    texture: float = 1.0
-    padding: float = 0.06
-    dark: float = 0.0
-    white: float | None = None
-    faults: tuple[tuple[int, str], ...] = ()
-    flag_faults: bool = True
+    sections: int = _option(5, "Number of sections.", low=1)
+    planes: int | tuple[int, ...] = _option(8, "Planes of every section; in Python also of each one.", low=1)
+    size: tuple[int, int] = _option((160, 200), "Voxels of a plane along Y and X.", metavar="Y X")
+    voxel_um: tuple[float, float, float] = _option(
+        (50.0, 25.0, 25.0), "Voxel size along Z, Y and X in micrometres.", metavar="Z Y X"
+    )
+    seed: int = _option(0, "Another seed is another brain and another instrument.", low=0, rule="0 or more")
+    oblique: float = _option(
+        0.0,
+        "Tilt of the planes against the brain's axis, in degrees about Y: the outline of the tissue then moves along X "
+        "from plane to plane.",
+        low=-60, high=60, rule="within -60 to 60 degrees", metavar="A",
+    )  # fmt: skip
+    dtype: str = _option(
+        "uint16",
+        "Type of the observed volume: uint16, uint8 or float32. Integers are rounded and saturated, and at least 1 "
+        "inside the mosaic.",
+    )
+    shading: float = _strength(0.20, "Lateral shading shared by all sections.")
+    section_shading: float = _strength(0.08, "Lateral shading of each section.")
+    attenuation: float = _strength(
+        0.5,
+        "Attenuation with depth in the section: log of the ratio between its first and last plane in the middle of the "
+        "field, varying by a fifth across the field.",
+    )
+    gain: float = _strength(0.12, "Brightness of each section; on the command line with its drift.")
+    drift: float = _strength(0.05, "Brightness of the sections that varies slowly along the stack.", hidden=True)
+    jitter: float = _strength(0.02, "Brightness of each plane relative to its section.")
+    speckle: float = _option(
+        0.15,
+        "Standard deviation of the multiplicative, gamma-distributed speckle of mean 1.",
+        switch=True, low=0, high=1, rule="within 0 (off) and 1 (fully developed)",
+    )  # fmt: skip
+    texture: float = _option(
+        1.0,
+        "Factor on the texture inside the tissue classes and the agarose; 0 makes them flat.",
+        switch=True, low=0, high=1.5, rule="within 0 (off) and 1.5",
+    )  # fmt: skip
+    padding: float = _option(
+        0.06,
+        "Exact zeros around the mosaic: up to this share of the field at each border, different in each section.",
+        switch=True, low=0, high=0.2, rule="within 0 (off) and 0.2 of the field",
+    )  # fmt: skip
+    dark: float = _option(
+        0.0, "Additive level of the instrument, in intensity units.", hidden=True, low=0, rule="0 (off) or more"
+    )
+    white: float | None = _option(None, "Mean intensity of white matter; 14000, or 55 for uint8.", hidden=True)
+    faults: tuple[tuple[int, str], ...] = _option(
+        (),
+        "Section index and what is wrong with it: "
+        + ", ".join(f"'{name}' ({seen})" for name, (_flag, seen) in FAULTS.items())
+        + ".",
+        hidden=True,
+    )
+    flag_faults: bool = _option(True, "Flag faulty sections in the section table.")
 
     def __post_init__(self) -> None:
         counts = self.plane_counts
@@ -91,15 +111,12 @@ class PhantomOptions:
         self._require(len(self.size) == 2 and min(self.size) >= 16, "size must be two numbers (Y X) from 16", self.size)
         voxel_ok = len(self.voxel_um) == 3 and all(0 < v < np.inf for v in self.voxel_um)
         self._require(voxel_ok, "voxel_um must be three lengths (Z Y X) above 0 micrometres", self.voxel_um)
-        self._require(self.seed >= 0, "seed must be 0 or more", self.seed)
-        self._require(abs(self.oblique) <= 60, "oblique must be within -60 to 60 degrees", self.oblique)
         self._require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}", self.dtype)
-        for name in ("shading", "section_shading", "attenuation", "gain", "drift", "jitter", "dark"):
-            value = getattr(self, name)
-            self._require(0 <= value < np.inf, f"{name} must be 0 (off) or more", value)
-        self._require(0 <= self.texture <= 1.5, "texture must be within 0 (off) and 1.5", self.texture)
-        self._require(0 <= self.speckle <= 1, "speckle must be within 0 (off) and 1 (fully developed)", self.speckle)
-        self._require(0 <= self.padding <= 0.2, "padding must be within 0 (off) and 0.2 of the field", self.padding)
+        for option in fields(self):
+            if "rule" in option.metadata:
+                value, high = getattr(self, option.name), option.metadata.get("high", np.finfo(float).max)
+                within = option.metadata["low"] <= value <= high
+                self._require(within, f"{option.name} must be {option.metadata['rule']}", value)
         self._require(self.white is None or 0 < self.white < np.inf, "white must be above 0", self.white)
         for index, fault in self.faults:
             self._require(
@@ -127,3 +144,9 @@ class PhantomOptions:
         if self.white is not None:
             return self.white
         return 55.0 if self.dtype == "uint8" else 14000.0
+
+
+PhantomOptions.__doc__ = f"{PhantomOptions.__doc__}\n    Parameters\n    ----------\n" + "\n".join(
+    f"    {option.name} : {option.type}, default {option.default!r}\n        {option.metadata['help']}"
+    for option in fields(PhantomOptions)
+)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +15,14 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.formats import WRITTEN, ZARR, suffix_of, written_as
+from n4flow.io.publishing import published
 from n4flow.phantom.options import CLASSES
 from n4flow.phantom.volume import PhantomBlock, PhantomVolume
 
 MODEL = "observed = dark + truth * bias * section_gain * plane_jitter * speckle"
-_RUN_VOXELS = 1 << 24  # voxels made at once
+_RUN_VOXELS = 1 << 24  # voxels of the planes that are computed and written together, at most
 
-# Stores of the truth: name, dtype, kind of pyramid, and what of a block goes into it.
+# Stores of the truth: name, dtype, kind of pyramid, and the part of a block that is written to it.
 TRUTH: tuple[tuple[str, str, str, Callable[[PhantomBlock], np.ndarray]], ...] = (
     ("truth", "float32", "image", lambda block: block.truth),
     ("bias", "float32", "image", lambda block: block.bias),
@@ -37,83 +35,80 @@ TRUTH: tuple[tuple[str, str, str, Callable[[PhantomBlock], np.ndarray]], ...] = 
 class Phantom(PhantomVolume):
     """A phantom that can be written to disk."""
 
-    def write(self, path: str | Path, truth: str | Path | None = None, **options: Any) -> dict[str, Any]:
-        """Write the volume, its section table and, if asked for, all that is known about it: `write_phantom`."""
-        return write_phantom(self, Path(path), Path(truth) if truth is not None else None, **options)
+    def write(
+        self,
+        path: str | Path,
+        truth: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        ome_zarr_version: str = "0.5",
+        progress: Callable[[int], object] | None = None,
+    ) -> dict[str, Any]:
+        """Write the volume, its section table beside it and, if `truth` is given, its true intensities and distortions.
 
+        Memory does not grow with Z for OME-Zarr; volumes of other formats are written whole.
 
-def write_phantom(
-    phantom: PhantomVolume,
-    path: Path,
-    truth: Path | None = None,
-    *,
-    threads: int | None = None,
-    ome_zarr_version: str = "0.5",
-    progress: Callable[[int], object] | None = None,
-) -> dict[str, Any]:
-    """Write the volume, its section table beside it and, if asked for, all that is known about it.
+        Parameters
+        ----------
+        path : path
+            `NAME.ome.zarr`, or any other suffix that `write_volume` knows. The section table is `NAME.sections.tsv`.
+        truth : path, optional
+            A folder for truth.ome.zarr, bias.ome.zarr (float32), tissue.ome.zarr, agarose.ome.zarr, labels.ome.zarr
+            (uint8), sections.tsv, section_gain.tsv, plane_jitter.tsv and phantom.json.
+        threads : int, optional
+            By default all cores; the result does not depend on it.
+        ome_zarr_version : {'0.5', '0.4'}
+        progress : callable, optional
+            Called with the number of planes written, after each run of planes.
 
-    Memory does not grow with Z, except where `path` is not an OME-Zarr: other formats are written whole.
+        Returns
+        -------
+        dict
+            Paths of the files, shape, number of voxels, seconds.
 
-    Parameters
-    ----------
-    phantom : PhantomVolume
-    path : path
-        `NAME.ome.zarr`, or any other suffix that `write_volume` knows. The section table is `NAME.sections.tsv`.
-    truth : path, optional
-        A folder for truth.ome.zarr, bias.ome.zarr (float32), tissue.ome.zarr, agarose.ome.zarr, labels.ome.zarr
-        (uint8), sections.tsv, section_gain.tsv, plane_jitter.tsv and phantom.json.
-    threads : int, optional
-        All cores without it; the result does not depend on it.
-    ome_zarr_version : {'0.5', '0.4'}
-    progress : callable, optional
-        Called with the number of planes written, after each run of planes.
+        Raises
+        ------
+        InputError
+            `path` exists, `truth` is not an empty folder, or the suffix is unknown.
+        """
+        path, truth = Path(path), None if truth is None else Path(truth)
+        suffix = suffix_of(path, (s for s in WRITTEN if len(s) < len(path.name)))
+        if not suffix:
+            known = ", ".join(WRITTEN)
+            msg = f"phantom: expected a name that ends in one of {known}, got {path.name!r}; give NAME.ome.zarr"
+            raise InputError(msg)
+        if path.exists():
+            msg = f"phantom: {path} exists already; remove it or choose another name"
+            raise InputError(msg)
+        if truth is not None and truth.exists() and (not truth.is_dir() or any(truth.iterdir())):
+            msg = (
+                f"phantom: the truth needs a folder that is new or empty, got {truth}; remove it or choose another name"
+            )
+            raise InputError(msg)
+        started = time.perf_counter()
+        table = path.with_name(path.name[: -len(suffix)] + ".sections.tsv")
+        is_zarr = written_as(path) is ZARR
+        if not is_zarr:
+            from n4flow.io.writers import write_volume
 
-    Returns
-    -------
-    dict
-        Where everything lies, shape, voxels, seconds.
-
-    Raises
-    ------
-    InputError
-        `path` exists, `truth` is not an empty folder, or the suffix is unknown.
-    """
-    suffix = suffix_of(path, (s for s in WRITTEN if len(s) < len(path.name)))
-    if not suffix:
-        known = ", ".join(WRITTEN)
-        msg = f"phantom: expected a name that ends in one of {known}, got {path.name!r}; give NAME.ome.zarr"
-        raise InputError(msg)
-    if path.exists():
-        msg = f"phantom: {path} exists already; remove it or choose another name"
-        raise InputError(msg)
-    if truth is not None and truth.exists() and (not truth.is_dir() or any(truth.iterdir())):
-        msg = f"phantom: the truth needs a folder that is new or empty, got {truth}; remove it or choose another name"
-        raise InputError(msg)
-    started = time.perf_counter()
-    table = path.with_name(path.name[: -len(suffix)] + ".sections.tsv")
-    is_zarr = written_as(path) is ZARR
-    if not is_zarr:
-        from n4flow.io.writers import write_volume
-
-        write_volume(path, phantom.observed(0, phantom.shape[0], threads), voxel_um=phantom.voxel_um)
-    _write_stores(phantom, path if is_zarr else None, truth, threads, ome_zarr_version, progress)
-    phantom.sections.write(table)
-    if truth is not None:
-        _write_tables(phantom, truth)
-    seconds = time.perf_counter() - started
-    voxels = int(np.prod(phantom.shape))
-    return {
-        "store": str(path),
-        "sections": str(table),
-        "truth": str(truth) if truth is not None else None,
-        "shape": list(phantom.shape),
-        "dtype": phantom.options.dtype,
-        "voxel_um": phantom.voxel_um,
-        "voxels": voxels,
-        "seconds": round(seconds, 3),
-        "voxels_per_second": round(voxels / seconds),
-    }
+            write_volume(path, self.observed(0, self.shape[0], threads), voxel_um=self.voxel_um)
+        _write_stores(self, path if is_zarr else None, truth, threads, ome_zarr_version, progress)
+        self.sections.write(table)
+        if truth is not None:
+            _write_tables(self, truth)
+        seconds = time.perf_counter() - started
+        voxels = int(np.prod(self.shape))
+        return {
+            "store": str(path),
+            "sections": str(table),
+            "truth": str(truth) if truth is not None else None,
+            "shape": list(self.shape),
+            "dtype": self.options.dtype,
+            "voxel_um": self.voxel_um,
+            "voxels": voxels,
+            "seconds": round(seconds, 3),
+            "voxels_per_second": round(voxels / seconds),
+        }
 
 
 def _write_stores(
@@ -124,7 +119,10 @@ def _write_stores(
     version: str,
     progress: Callable[[int], object] | None,
 ) -> None:
-    """Make the planes once, run by run, and write them to every store."""
+    """Compute the planes once, a run of them at a time, and write them to every store.
+
+    A run is a power of two of planes, so that runs fill the chunks of a store evenly.
+    """
     from n4flow.io.omezarr.planning import plan_layout
     from n4flow.io.omezarr.slab_writer import SlabWriter
     from n4flow.io.omezarr.store import create_store, write_omero
@@ -138,7 +136,10 @@ def _write_stores(
         wanted += [(truth / f"{name}.ome.zarr", dtype, kind, part) for name, dtype, kind, part in TRUTH]
     if not wanted:
         return
-    with published([store for store, *_rest in wanted]) as partial:
+    most = max(1, min(32, _RUN_VOXELS // (phantom.shape[1] * phantom.shape[2])))
+    step = 1 << (most.bit_length() - 1)
+    with ExitStack() as stores:
+        partial = [stores.enter_context(published(store)) for store, *_rest in wanted]
         writers = []
         for place, (store, dtype, kind, _part) in zip(partial, wanted, strict=True):
             layout = plan_layout(phantom.shape, dtype, phantom.voxel_um, version=version, kind=kind)
@@ -147,7 +148,8 @@ def _write_stores(
                 high = 1.0 if store.name.startswith("bias") else options.white_level
                 write_omero(place, (0.0, 1.5 * high), (0.0, 4.0 * high), store.name.partition(".")[0])
             writers.append(SlabWriter(place, layout, 0, depth, threads=threads))
-        for start, stop in runs(phantom.shape):
+        for start in range(0, depth, step):
+            stop = min(start + step, depth)
             if truth is None:
                 writers[0].write(phantom.observed(start, stop, threads), start)
             else:
@@ -160,32 +162,8 @@ def _write_stores(
             writer.close()
 
 
-def runs(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield runs of planes: a power of two, so that they fill the chunks of a store evenly, of bounded size."""
-    most = max(1, min(32, _RUN_VOXELS // (shape[1] * shape[2])))
-    step = 1 << (most.bit_length() - 1)
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
-
-
-@contextmanager
-def published(stores: Sequence[Path]) -> Iterator[list[Path]]:
-    """Give a name beside each store to write into; all take their place only if nothing fails."""
-    scratch: list[Path] = []
-    try:
-        for store in stores:
-            store.parent.mkdir(parents=True, exist_ok=True)
-            scratch.append(Path(tempfile.mkdtemp(prefix=f".{store.name}.", dir=store.parent)))
-        yield [folder / "new" for folder in scratch]
-        for folder, store in zip(scratch, stores, strict=True):
-            os.rename(folder / "new", store)
-    finally:
-        for folder in scratch:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write_tables(phantom: PhantomVolume, truth: Path) -> None:
-    """Write what is not a volume: sections, gains, jitter, and every parameter."""
+    """Write the part of the truth that is no volume: sections, gains, jitter and every option."""
     from n4flow.phantom.anatomy import LEVELS
 
     truth.mkdir(parents=True, exist_ok=True)

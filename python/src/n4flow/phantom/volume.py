@@ -1,12 +1,12 @@
-"""A serial-section volume worth looking at, with known truth.
+"""A synthetic serial-section volume whose true intensities and distortions are known.
 
-A folded brain in agarose (`phantom_anatomy`), cut into sections and imaged with everything that goes wrong:
+A folded brain in agarose (`anatomy`) is cut into sections and imaged with the distortions of a real instrument:
 
     observed = dark + truth * bias * section_gain * plane_jitter * speckle
 
 `bias` is smooth: shading shared by all sections, shading of each section, and attenuation with depth in the
-section. Every factor can be switched off. Any plane can be made alone, so a volume of any size is written block by
-block, and neither block size nor thread count nor the number of planes asked for changes a voxel.
+section. Every factor can be switched off. Each plane can be computed alone, so a volume of any size is written block by
+block, and a voxel depends neither on the block size, nor on the thread count, nor on which planes are computed.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from n4flow.errors import InputError
 from n4flow.phantom.options import CLASSES, FAULTS, PhantomOptions
 from n4flow.sections import Section, SectionTable
 
-SATURATED_GAIN = 8.0
-_LATTICE = 384  # samples of the anatomy along the longer side of a plane, at most
-_REACH = 0.80  # share of the field that the brain's width or height may take
-_COVER = 0.86  # share of the brain's length that a long stack spans
+SATURATED_GAIN = 8.0  # factor on the brightness of a section with the fault 'saturated'
+_LATTICE = 384  # The anatomy is computed at most at this many samples along the longer side of a plane.
+_REACH = 0.80  # The brain's width and height take at most this share of the field of view.
+_COVER = 0.86  # A stack that is longer than the brain spans this share of the brain's length.
 
-# Streams of random numbers, so that one distortion does not change with another.
+# Each distortion draws from a random stream of its own, so that changing one leaves the others as they are.
 _ANATOMY, _SHARED, _SECTION, _DEPTH, _GAIN, _DRIFT, _JITTER, _MOSAIC, _SPECKLE = range(9)
 
 
 @dataclass(frozen=True)
 class PhantomBlock:
-    """A run of planes with everything that is known about them; arrays (Z, Y, X)."""
+    """Consecutive planes with their truth; arrays are (Z, Y, X)."""
 
     z_start: int
-    observed: np.ndarray  # dtype of the options
-    truth: np.ndarray  # float32, intensity units: tissue and agarose before every distortion, under the padding too
-    bias: np.ndarray  # float32: shared x section x depth, without gain and jitter
-    labels: np.ndarray  # uint8, see CLASSES
+    observed: np.ndarray  # of the dtype in the options
+    truth: np.ndarray  # float32, intensity units: tissue and agarose without distortions, also under the padding
+    bias: np.ndarray  # float32: shared shading x section shading x attenuation, without gain and jitter
+    labels: np.ndarray  # uint8, with the values of CLASSES
 
     @property
     def tissue(self) -> np.ndarray:
-        """Bool: grey and white matter and nuclei, inside the mosaic; not the ventricles."""
+        """Bool mask of grey matter, white matter and nuclei inside the mosaic; ventricles are not tissue."""
         return self.labels >= CLASSES["grey"]
 
     @property
     def agarose(self) -> np.ndarray:
-        """Bool: agarose around the brain and in open sulci, inside the mosaic."""
+        """Bool mask of the agarose around the brain and in open sulci, inside the mosaic."""
         return self.labels == CLASSES["agarose"]
 
 
 class _Pose(NamedTuple):
-    """Where sample (0, 0) of a plane lies in the brain, and the steps to its neighbours (units of half its width)."""
+    """Position of a plane's sample (0, 0) in the brain and the steps to its neighbours, in units of half its width."""
 
     w: float
     w_x: float
@@ -67,7 +67,7 @@ class _Pose(NamedTuple):
 
 
 class PhantomVolume:
-    """A phantom, made plane by plane on demand.
+    """A phantom whose planes are computed on demand.
 
     Parameters
     ----------
@@ -79,12 +79,12 @@ class PhantomVolume:
     shape : (int, int, int)
         (Z, Y, X).
     sections : SectionTable
-        With flags for the faults asked for.
+        With a flag on each section that has a fault.
     section_gain : (sections,) float64 array
         Brightness of each section: exp(gain a + drift b), a and b of mean 0 and standard deviation 1 over the stack.
     plane_jitter : (Z,) float64 array
-        Brightness of each plane: its log has mean 0 in every section and, over the stack, the standard deviation asked
-        for. With one plane a section it is 1, because nothing would tell it from the section's gain.
+        Brightness of each plane: its log has mean 0 in every section and, over the stack, the standard deviation
+        `options.jitter`. With one plane a section it is 1, since it could not be told from the section's gain.
     """
 
     def __init__(self, options: PhantomOptions | None = None) -> None:
@@ -93,7 +93,7 @@ class PhantomVolume:
         self.shape = (sum(counts), *options.size)
         digits, stops = max(3, len(str(options.sections - 1))), np.cumsum(counts).tolist()
         faults = dict(options.faults)
-        flags = [FAULTS[faults[i]] if i in faults and options.flag_faults else "ok" for i in range(options.sections)]
+        flags = [FAULTS[faults[i]][0] if i in faults and options.flag_faults else "ok" for i in range(options.sections)]
         rows = enumerate(zip(counts, stops, flags, strict=True))
         sections = [Section(f"s{i:0{digits}d}", stop - n, stop, flag) for i, (n, stop, flag) in rows]
         self.sections = SectionTable(sections, self.shape[0])
@@ -101,7 +101,7 @@ class PhantomVolume:
         self.section_gain = self._section_gain()
         self.plane_jitter = self._plane_jitter()
 
-    # Random numbers: each stream and index has its own counter-based generator, so that any can be drawn alone.
+    # Random numbers: each stream and index has its own counter-based generator and can be drawn alone.
 
     def _random(self, stream: int, index: int = 0) -> np.random.Generator:
         key = np.array([self.options.seed, (stream << 32) + index], np.uint64)
@@ -110,7 +110,7 @@ class PhantomVolume:
     def _section_gain(self) -> np.ndarray:
         options, n = self.options, self.options.sections
         own = _standardised(self._random(_GAIN).standard_normal(n))
-        # Two slow cosines of random weight: drift of the instrument over the whole stack.
+        # The drift of the instrument over the stack is two slow cosines with random weights.
         weights = self._random(_DRIFT).standard_normal(2)
         place = (np.arange(n) + 0.5) / n
         slow = _standardised(weights[0] * np.cos(np.pi * place) + 0.7 * weights[1] * np.cos(2 * np.pi * place))
@@ -129,7 +129,7 @@ class PhantomVolume:
 
     @cached_property
     def _unit_um(self) -> float:
-        """Half the brain's width in micrometres: the brain fits into the field at any tilt."""
+        """Half the brain's width in micrometres, such that the brain fits into the field at the given tilt."""
         from n4flow.phantom.anatomy import HEIGHT, LENGTH
 
         angle = np.deg2rad(self.options.oblique)
@@ -139,12 +139,12 @@ class PhantomVolume:
 
     @property
     def voxel_um(self) -> dict[str, float]:
-        """Voxel size by axis."""
+        """Voxel size in micrometres by axis name."""
         return dict(zip("zyx", map(float, self.options.voxel_um), strict=True))
 
     @property
     def _step(self) -> int:
-        """Voxels from one sample of the anatomy to the next; 1 for planes of up to 384 voxels."""
+        """Voxels between two samples of the anatomy; 1 for planes of up to 384 voxels."""
         return -(-max(self.options.size) // _LATTICE)
 
     def _pose(self, z: int) -> _Pose:
@@ -154,11 +154,11 @@ class PhantomVolume:
         angle = np.deg2rad(self.options.oblique)
         cos, sin = float(np.cos(angle)), float(np.sin(angle))
         n_z, n_y, n_x = self.shape
-        # The brain keeps its proportions; only where the stack is longer than it, it is stretched along Z.
+        # The brain keeps its proportions, unless the stack is longer than the brain: then it is stretched along Z.
         room = _COVER * float(np.hypot(LENGTH * cos, sin))
         half = n_z * voxel_z / 2
         stretch = min(1.0, room / half)
-        # Off the middle where there is room, so that outline and class proportions change along Z.
+        # A short stack lies off the middle, so that outline and class proportions change along Z.
         middle = 0.6 * (room - half * stretch)
         along = middle + (z - (n_z - 1) / 2) * voxel_z * stretch
         across = -(n_x - 1) / 2 * voxel_x
@@ -181,7 +181,7 @@ class PhantomVolume:
 
     @cached_property
     def _cosines(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines of order 0 to 2 along Y and X on the lattice of the anatomy; each has mean square 1 on the field."""
+        """Cosines of order 0 to 2 along Y and X on the lattice of the anatomy, each with a mean square of 1."""
         axes = []
         for n in self.options.size:
             place = (np.arange((n - 1) // self._step + 2) * self._step + 0.5) / n
@@ -190,7 +190,7 @@ class PhantomVolume:
         return axes[0], axes[1]
 
     def _shading(self, stream: int, index: int = 0) -> np.ndarray:
-        """Return a random smooth log field on the lattice, of mean 0 and standard deviation 1 on the field."""
+        """Return a random smooth log field on the lattice, with mean 0 and standard deviation 1 over the plane."""
         weights = self._random(stream, index).standard_normal((3, 3)) / np.array([[1, 1, 2], [1, 2, 4], [2, 4, 8]])
         weights[0, 0] = 0
         weights /= np.sqrt((weights**2).sum())
@@ -213,9 +213,9 @@ class PhantomVolume:
     # Mosaic.
 
     def footprint(self, section: int) -> np.ndarray:
-        """Return the mosaic of a section: (Y, 2) int array, first and stop column of every row; equal where empty.
+        """Return the mosaic of a section: (Y, 2) int array, first and stop column of every row; equal if it is empty.
 
-        Four rows of tiles, each a little off the others along X.
+        The mosaic has four rows of tiles, each with its own offset along X.
         """
         height, width = self.options.size
         rows = np.zeros((height, 2), np.int64)
@@ -234,7 +234,7 @@ class PhantomVolume:
 
     @cached_property
     def _speckle_table(self) -> np.ndarray:
-        """Quantiles of the gamma distribution of mean 1; one entry where speckle is off."""
+        """Quantiles of the gamma distribution of mean 1; a single 1 if speckle is off."""
         if self.options.speckle == 0:
             return np.ones(1, np.float32)
         from scipy.special import gammaincinv
@@ -258,12 +258,12 @@ class PhantomVolume:
         return PhantomBlock(z_start, observed, truth, bias, labels)
 
     def observed(self, z_start: int, z_stop: int, threads: int | None = None) -> np.ndarray:
-        """Return planes `z_start` to `z_stop` as they were seen, in the dtype of the options."""
+        """Return the observed planes `z_start` to `z_stop`, in the dtype of the options."""
         shape = self._checked(z_start, z_stop)
         observed, scratch = np.empty(shape, self.options.dtype), threading.local()
 
         def arrays(i: int) -> tuple[np.ndarray, ...]:
-            if not hasattr(scratch, "planes"):  # one set for each thread, because nobody looks at it
+            if not hasattr(scratch, "planes"):  # one set for each thread: what is written there is not used
                 scratch.planes = tuple(np.empty(shape[1:], dtype) for dtype in (np.float32, np.float32, np.uint8))
             return observed[i], *scratch.planes
 
@@ -277,8 +277,8 @@ class PhantomVolume:
         return (z_stop - z_start, *self.options.size)
 
     def _each(self, z_start: int, z_stop: int, threads: int | None, arrays: Callable[[int], tuple[Any, ...]]) -> None:
-        """Make each plane into the arrays that `arrays` gives for its index in the run."""
-        # What all planes share is made here, before the threads ask for it.
+        """Compute each plane into the arrays that `arrays` returns for its index in the block."""
+        # Cached properties that all planes use are computed here, before the threads need them.
         shared = self._permutation, self._speckle_table, self._fixed_shading, self._unit_um
         del shared
         with ThreadPoolExecutor(threads or available_threads()) as pool:
@@ -296,7 +296,7 @@ class PhantomVolume:
         integer = np.dtype(options.dtype).kind == "u"
         high = float(np.iinfo(options.dtype).max) if integer else np.inf
         factor = np.float32(self.section_gain[index] * self.plane_jitter[z])
-        # One voxel, but never finer than what the lattice of a large plane resolves well.
+        # Classes blend over one voxel, but over no less than the lattice of a large plane resolves.
         edge = max(pose.v_y / self._step, 0.010)
         key = self._random(_SPECKLE, z).integers(0, 1 << 63, dtype=np.uint64)
         white, dark = np.float32(options.white_level), np.float32(options.dark)
@@ -310,7 +310,7 @@ class PhantomVolume:
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
-    """Return `values` with mean 0 and standard deviation 1; zeros where they do not vary."""
+    """Return `values` scaled to mean 0 and standard deviation 1; zeros if they do not vary."""
     centred = values - values.mean()
     spread = centred.std()
     return centred / spread if spread > 1e-12 else np.zeros_like(centred)

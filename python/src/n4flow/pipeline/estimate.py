@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.threads import crew
+from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization import Harmonization
@@ -26,7 +26,9 @@ from n4flow.masks.agarose import agarose_levels, get_agarose_mask
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue import tissue_mask_with_levels
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.n4_bias.api import fit_shrunken
+from n4flow.n4_bias.api import fit_spaced
+from n4flow.n4_bias.inputs import FitInput
+from n4flow.n4_bias.settings import fit_settings
 from n4flow.pipeline.parameters import iteration_list
 from n4flow.pipeline.stages import Stage
 from n4flow.sections import Section, SectionTable, filled_planes
@@ -34,7 +36,6 @@ from n4flow.statistics.accumulate import PLANE_COUNTS
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
-MIN_TISSUE_VOXELS = 100  # A plane with fewer tissue voxels keeps its brightness.
 TISSUE_THRESHOLD = 0.0  # Matching leaves voxels at or below this intensity, the agarose level, as they are.
 LEAST_VALID = 0.5  # A shrunken voxel enters the fit of a bias field where at least this share of its voxels is valid.
 
@@ -135,7 +136,7 @@ def voxel_counts(planes: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: int(planes[name].sum()) for name in PLANE_COUNTS if name != "n_valid"}
 
 
-@crew()
+@reuse_threads()
 def find_masks(
     shrunken: Shrunken, sections: SectionTable, given: PackedMask | None = None
 ) -> tuple[TissueSource, dict[str, Any]]:
@@ -229,14 +230,12 @@ def fit_volume(
 
 
 def _divide_by_fields(mean: np.ndarray, previous: Recipe | None, z_start: int = 0) -> None:
-    """Divide planes of a shrunken volume, from `z_start` on, by the bias fields that were fitted before."""
+    """Divide planes of a shrunken volume, from `z_start` on, by the fields that were estimated before."""
     for correction in previous or ():
-        if isinstance(correction, BiasCorrection):
-            for number, (first, last, _field) in enumerate(correction.fields):
-                for start, stop in runs(max(first, z_start), min(last, z_start + len(mean))):
-                    planes = slice(start - first, stop - first)
-                    field = correction.small_log_field(number, planes, mean.shape[1:])
-                    mean[start - z_start : stop - z_start] /= np.exp(field)
+        if correction.is_field:
+            for start, stop in runs(z_start, z_start + len(mean)):
+                field = correction.shrunken_log_field(slice(start, stop), (mean.shape[1], mean.shape[2]))
+                mean[start - z_start : stop - z_start] /= np.exp(field)
 
 
 def harmonization(
@@ -281,35 +280,26 @@ def _fit(
     settings: BiasSettings,
     name: str,
 ) -> Any:
-    return fit_shrunken(
-        mean,
-        inside,
-        shrink=(1, shrunken.shrink, shrunken.shrink),
-        full_shape=(mean.shape[0], *(n * shrunken.shrink for n in mean.shape[1:])),
+    full_shape = (mean.shape[0], *(n * shrunken.shrink for n in mean.shape[1:]))
+    return fit_spaced(
+        FitInput(mean, inside, None, full_shape, (1, shrunken.shrink, shrunken.shrink)),
         voxel_um=tuple(voxel_um[axis] for axis in "zyx"),
         spline_um=settings.spline_um,
-        iterations=settings.iterations,
-        tolerance=settings.tolerance,
+        settings=fit_settings(settings.iterations, settings.threads, threshold=settings.tolerance),
         backend=settings.backend,
-        threads=settings.threads,
         name=name,
     )
-
-
-def pointwise(recipe: Recipe) -> list[Any]:
-    """Return the corrections that come after the histograms were counted: the maps of intensity that a plane has."""
-    return [correction for correction in recipe if isinstance(correction, (PlaneRange, SectionLookup, PlaneGain))]
 
 
 def lookup(histograms: Distributions, recipe: Recipe, sections: SectionTable, match: str, n_bins: int) -> SectionLookup:
     """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
     table = sections if match == "section" else by_plane(sections)
-    return estimate_lookup(histograms, pointwise(recipe), table, n_bins, TISSUE_THRESHOLD)
+    return estimate_lookup(histograms, recipe, table, n_bins, TISSUE_THRESHOLD)
 
 
 def plane_gain(histograms: Distributions, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
     """Smooth the tissue profile along Z."""
-    return estimate_plane_gain(histograms, pointwise(recipe), sections, sigma, MIN_TISSUE_VOXELS)
+    return estimate_plane_gain(histograms, recipe, sections, sigma)
 
 
 def by_plane(sections: SectionTable) -> SectionTable:

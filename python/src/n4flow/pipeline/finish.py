@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from n4flow.compute.threads import crew
+from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.recipe import MASK_NAME, Recipe
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
@@ -20,6 +20,7 @@ from n4flow.io.omezarr.store import create_store, kept_metadata, validate_store,
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.plan import Plan
 from n4flow.pipeline.render import display_window, extent, output_scale
+from n4flow.pipeline.stages import STAGES
 from n4flow.pipeline.timing import dumps
 from n4flow.report.html import write_report
 from n4flow.report.metrics import pair_metrics, sections_table
@@ -65,7 +66,7 @@ def link_shards(piece: Path, store: Path) -> None:
             shutil.copyfile(source, target)
 
 
-@crew()
+@reuse_threads()
 def finish(
     folder: Path,
     plan: Plan,
@@ -115,7 +116,7 @@ def finish(
         "sample": plan.sample,
         "n4flow": version,
         "plan": plan.summary(),
-        "metrics": pair_metrics(pair, recipe),
+        "metrics": pair_metrics(pair),
         "stages": [dict(stage) for stage in stages],
         "parameters": dict(parameters),
     }
@@ -126,8 +127,8 @@ def finish(
         sample=plan.sample,
         volume=plan.summary(),
         pair=pair,
-        recipe=recipe,
         stages=list(stages),
+        estimates={stage.name: stage.estimates for stage in STAGES if stage.estimates},
         parameters=dict(parameters),
         metrics=numbers["metrics"],
         warnings=list(dict.fromkeys(warned)),

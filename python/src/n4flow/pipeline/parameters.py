@@ -17,11 +17,19 @@ PYTHON_TYPES = {"integer": int, "number": float, "string": str, "boolean": bool}
 
 
 @cache
+def _schema_file() -> dict[str, Any]:
+    return json.loads(resources.files("n4flow").joinpath("nextflow_schema.json").read_text(encoding="utf-8"))
+
+
+@cache
 def schema() -> dict[str, dict[str, Any]]:
     """Return the schema of each parameter by name, in the order of the schema file."""
-    text = resources.files("n4flow").joinpath("nextflow_schema.json").read_text(encoding="utf-8")
-    groups = json.loads(text)["$defs"].values()
-    return {name: rule for group in groups for name, rule in group["properties"].items()}
+    return {name: rule for group in _schema_file()["$defs"].values() for name, rule in group["properties"].items()}
+
+
+def sample_sheet() -> dict[str, Any]:
+    """Return the schema of a row of a sample sheet, whose properties are its columns."""
+    return _schema_file()["sample_sheet"]
 
 
 def defaults() -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
-from n4flow.compute.threads import available_threads, crew, run_tasks, scratch
+from n4flow.compute.threads import available_threads, reuse_threads, run_tasks, scratch
 from n4flow.corrections.base import Where
-from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.frame import Frame, framed
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.blocks import prepared
-from n4flow.statistics.accumulate import PlaneCounter, PlaneShrinker
+from n4flow.statistics.accumulate import PlaneCounter, PlaneShrinker, strips
 from n4flow.statistics.histograms import PlaneHistograms
 from n4flow.statistics.measure import LEAST_COVER
 from n4flow.statistics.shrunken import ShrunkenVolume
@@ -56,7 +57,7 @@ def shrink_pass(
     shape = (z_stop - z_start, *volume.shape[1:])
     shrinker = PlaneShrinker(shape, shrink, np.dtype(np.float32) if recipe else volume.dtype)
     given = PlaneShrinker(shape, shrink, np.dtype(np.uint8)) if mask is not None else None
-    with crew():
+    with reuse_threads():
         for z, y, block in prepared(volume, z_start, z_stop, recipe):
             shrinker.add(block, z - z_start, y)
             if mask is not None and given is not None:
@@ -72,36 +73,30 @@ def statistics_pass(
     frame, shape = tissue.frame or Frame.whole(volume.shape), volume.shape
     volume = framed(volume, frame)
     around, pointwise = recipe.margin_first()
-    first = pointwise[0] if len(pointwise) == 1 else None
-    bias, corner = (first, Frame.whole(shape)) if isinstance(first, BiasCorrection) else (None, frame)
-    if bias is not None and bias.frame is not None:
-        bias, corner = (bias, bias.frame) if bias.frame.holds(frame) else (None, frame)
     counter = PlaneCounter(z_stop - z_start)
-    with crew():
+    with reuse_threads():
         for z, y, block in prepared(volume, z_start, z_stop, around):
-            rows, given = slice(y, y + block.shape[1]), None
+            given = None
             if tissue.given is not None:
-                given = tissue.block(slice(z, z + len(block)), rows, slice(0, volume.shape[2]))
+                box = slice(z, z + len(block)), slice(y, y + block.shape[1])
+                given = tissue.block(*box, slice(0, volume.shape[2]))
 
-            def count(planes: tuple[int, int], block=block, z=z, rows=rows, given=given) -> None:  # type: ignore[no-untyped-def]
-                start, last = planes
-                while start < last:
-                    stop, field = last, None
-                    if bias is not None:
-                        y, x = frame.y_start - corner.y_start + rows.start, frame.x_start - corner.x_start
-                        stop, field = bias.run(z + start, z + last, Where(z + start, y, x, shape), block.shape[1:])
-                        stop -= z
-                    elif len(pointwise):
-                        stop = start + 1  # the copy stays in cache
-                    values, inside = block[start:stop], None if given is None else given[start:stop]
-                    if bias is None and len(pointwise):
-                        values = scratch("corrected", values.shape, np.float32)
-                        np.copyto(values, block[start:stop], casting="unsafe")
-                        where = Where(z + start, frame.y_start + rows.start, frame.x_start, shape, inside)
-                        values = pointwise.apply_block(values, where)
-                    found = tissue.classes(slice(z + start, z + stop), rows, inside)
-                    counter.add(z + start - z_start, values, *found, field)
-                    start = stop
+            # what is corrected stays in cache
+            height, width = block.shape[1:]
+            cuts = strips(height, width) if pointwise else [(0, height)]
+
+            def count(planes: tuple[int, int], block=block, z=z, y=y, given=given, cuts=cuts) -> None:  # type: ignore[no-untyped-def]
+                deep = 1 if pointwise else planes[1] - planes[0]
+                for start, (top, bottom) in product(range(*planes, deep), cuts):
+                    box = slice(start, start + deep), slice(top, bottom)
+                    values, inside = block[box], None if given is None else given[box]
+                    if pointwise:
+                        corrected = scratch("corrected", values.shape, np.float32)
+                        np.copyto(corrected, values, casting="unsafe")
+                        where = Where(z + start, frame.y_start + y + top, frame.x_start, shape, inside)
+                        values = pointwise.apply_block(corrected, where)
+                    found = tissue.classes(slice(z + start, z + start + deep), slice(y + top, y + bottom), inside)
+                    counter.add(z + start - z_start, values, *found)
 
             # what the interpreter does is the same for several planes as for one
             step = max(1, len(block) // (TASKS_OF_THREAD * available_threads()))

@@ -23,13 +23,12 @@ from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
-from n4flow.pipeline.parameters import iteration_list, voxel_size
+from n4flow.pipeline.parameters import iteration_list, sample_sheet, voxel_size
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import choose_shrink
 
 BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
-RESERVED = ("mask", "pipeline_info")  # Names that the results use themselves.
 
 
 @dataclass(frozen=True)
@@ -183,9 +182,9 @@ def check_name(sample: str) -> None:
     InputError
         With the rule.
     """
-    if not re.fullmatch(r"\w[\w .+-]*", sample) or sample in RESERVED:
-        rule = "letters, digits, spaces and . _ + -, beginning with a letter or digit"
-        msg = f"sample name {sample!r} must be {rule}, and not {' or '.join(RESERVED)}; give another in a sample sheet"
+    rule = sample_sheet()["properties"]["sample"]
+    if not re.fullmatch(rule["pattern"], sample):
+        msg = f"sample name {sample!r} must be {rule['expected']}; give another in a sample sheet"
         raise InputError(msg)
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.threads import available_threads, scratch, workers
+from n4flow.compute.threads import available_threads, scratch, thread_pool
 from n4flow.corrections.base import Where
-from n4flow.corrections.plane_range import PlaneRange
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError
 from n4flow.io.disk_space import check_space, store_needs
@@ -61,7 +60,7 @@ def output_scale(recipe: Recipe, dtype: str) -> float:
     """
     if np.dtype(dtype).kind == "f":
         return 1.0
-    return next((float(c.span) for c in recipe if isinstance(c, PlaneRange)), 1.0)
+    return math.prod((correction.divisor for correction in recipe), start=1.0)
 
 
 def render_slab(
@@ -102,7 +101,7 @@ def render_slab(
     tiles = _Tiles(frame, volume.shape, pointwise, z_start, shrinker, scale, tissue)
     chunks = [layout.levels[0].chunks]
     with ExitStack() as stack:
-        pool = stack.enter_context(workers(threads or available_threads()))
+        pool = stack.enter_context(thread_pool(threads or available_threads()))
 
         def writer(path: Path, layout: StoreLayout) -> SlabWriter:
             return stack.enter_context(SlabWriter(path, layout, z_start, z_stop, threads=threads, pool=pool))

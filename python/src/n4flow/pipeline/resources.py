@@ -74,8 +74,9 @@ def pass_bytes(
     masks = small * planes * 9 // 8  # as they are read, and as bits
     whole = not margin and in_parts(volume, 0, layout.levels[0].chunks)
     held = threads * math.prod(layout.levels[0].chunks) * volume.dtype.itemsize if whole else 2 * render.nbytes(volume)
+    rows_of_blocks = 2 * shrink * read.depth * volume.shape[2] * volume.dtype.itemsize  # that go on in the next block
     parts = {
-        "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * SHRUNKEN + 12 * read.depth * volume.shape[2],
+        "SHRINK": decoding + 2 * read.nbytes(volume) + planes * small * SHRUNKEN + rows_of_blocks,
         "PLANE_STATISTICS": decoding + 2 * read.nbytes(volume) + tables + masks + 3 * planes * HISTOGRAM,
         "RENDER": decoding
         + held

@@ -9,8 +9,7 @@ from typing import Any
 
 from n4flow.errors import InputError
 from n4flow.io.formats import name_without_suffix
-
-COLUMNS = ("sample", "image", "mask", "flat_field", "sections", "voxel_um")
+from n4flow.pipeline.parameters import sample_sheet
 
 
 def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
@@ -40,8 +39,10 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
             [cell.strip() for cell in line] for line in csv.reader(stream, skipinitialspace=True) if any(line)
         ] or [[]]
     names, rows = header, [dict(zip(header, line, strict=False)) for line in lines]
-    if set(names) - set(COLUMNS) or not {"sample", "image"} <= set(names):
-        expected = "sample, image and, optionally, mask, flat_field, sections, voxel_um"
+    columns, required = list(sample_sheet()["properties"]), sample_sheet()["required"]
+    if not set(required) <= set(names) <= set(columns):
+        optional = ", ".join(name for name in columns if name not in required)
+        expected = f"{', '.join(required)} and, optionally, {optional}"
         msg = f"sample sheet {path.name} has columns {', '.join(names)}; expected {expected}"
         raise InputError(msg)
     if not rows:

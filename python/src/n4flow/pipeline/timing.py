@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.malloc import give_back
+from n4flow.compute.malloc import trim_heap
 from n4flow.errors import N4flowWarning
 
 log = logging.getLogger("n4flow")
@@ -37,7 +37,7 @@ def stage(name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
         To be filled with the stage's numbers; `stage`, `seconds` and `warnings` are added. Each of n4flow's warnings is
         logged once.
     """
-    give_back()
+    trim_heap()
     collected: dict[str, Any] = {"stage": name, **numbers}
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:

@@ -1,114 +1,144 @@
-"""What the numbers mean in words: the limits from which a section or a volume deserves a look, and why."""
+"""What deserves a look, in words: sentences on metrics beyond their limits, and the headline of the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
 
-# What each kind of correction does, for a reader.
-KINDS = {
-    "background": "local background subtracted",
-    "bias_field": "bias field divided out",
-    "harmonization": "all sections made even together",
-    "plane_range": "agarose put at zero and planes brought to one range",
-    "section_lookup": "sections matched to the pooled histogram of tissue",
-    "plane_gain": "brightness of tissue smoothed along Z",
-}
-STEP_LIMIT = 0.05  # log ratio: a step at a cut that the eye sees
-STEP_GROWTH = 0.02  # log ratio by which a step may grow
-CONTRAST_LIMIT = 0.10  # share by which contrast between classes may move in a section
-VOLUME_CONTRAST_LIMIT = 0.05  # and in the whole volume
-WIDE_CONTRAST_LIMIT = 0.15  # and when classes are compared over whole sections, which removed shading moves as well
-INVALID_LIMIT = 0.01  # share of non-finite or saturated voxels
-NEGATIVE_LIMIT = 0.05  # share of negative voxels
-FIELD_SPAN_LIMIT = 4.0  # p99 / p1 of a bias field
-NOTHING_WRONG = 0.02  # log ratio: median step at cuts of a volume whose sections needed nothing
-CHANGE_LIMIT = 0.02  # spread (log) of what matching and smoothing may do to such a volume
-LITTLE_TISSUE = 0.005  # share of a section's pixels below which it counts as almost empty
+STEP_GROWTH = 0.02  # The log ratio by which a section's step may grow.
+NOTHING_WRONG = 0.02  # The median step (log ratio) below which a volume's sections needed no correction.
+
+# Such a function takes a metric's value, its limit and all numbers of the section or volume. It returns a sentence, or
+# "" if the value is within its limit. An unknown number is NaN, and comparisons with it are false: no sentence either.
+Words = Callable[[Any, float, Mapping[str, Any]], str]
 
 
-def section_reasons(row: dict[str, Any], above_flagged: bool) -> list[str]:
-    """Return what a reader should look at in a section, in words.
+@dataclass(frozen=True)
+class Limit:
+    """When a metric deserves a look.
 
-    A comparison with NaN is false, so what is not known is not said. A step from a flagged section is not this one's.
+    Parameters
+    ----------
+    value : float
+    words : function
+        The sentence, see `Words`; `above` and `moved` make simple ones.
+    of : str
+        For which sections the limit holds: `all`; `usable`, those that are not flagged; or `cut`, those of which the
+        section above is usable, too, for a number of the cut between the two.
+    urgency : int
+        Sentences of higher urgency come first; those of equal urgency are in the order of the metrics.
     """
-    reasons = []
+
+    value: float
+    words: Words
+    of: Literal["all", "usable", "cut"] = "usable"
+    urgency: int = 0
+
+
+def reasons(limits: Mapping[str, Limit], numbers: Mapping[str, Any]) -> list[str]:
+    """Return in words what a reader should look at.
+
+    Parameters
+    ----------
+    limits : mapping
+        The limits by the names of their metrics.
+    numbers : mapping
+        All numbers of a section or of the volume.
+    """
+    ordered = sorted(limits.items(), key=lambda item: -item[1].urgency)
+    said = [limit.words(reduce(getitem, name.split("."), numbers), limit.value, numbers) for name, limit in ordered]
+    return [sentence for sentence in said if sentence]
+
+
+def section_reasons(limits: Mapping[str, Limit], row: Mapping[str, Any], above_flagged: bool) -> list[str]:
+    """Return in words what a reader should look at in a section, whose neighbour above may be flagged."""
     if row["flag"] != "ok":
-        reasons.append(f"flagged {row['flag']}, so it entered no estimate")
-    if row["tissue_share"] == 0:
-        reasons.append("no tissue")
-    elif row["tissue_share"] < LITTLE_TISSUE:
-        reasons.append(f"little tissue ({row['tissue_share']:.2%})")
-    if row["nonfinite_share"] > INVALID_LIMIT:
-        reasons.append(f"{row['nonfinite_share']:.1%} of the voxels are not finite")
-    if row["saturated_share"] > INVALID_LIMIT:
-        reasons.append(f"{row['saturated_share']:.1%} of the input's voxels are saturated")
-    if row["negative_share"] > NEGATIVE_LIMIT:
-        reasons.append(f"{row['negative_share']:.1%} of the input's voxels are negative")
-    if row["flag"] != "ok":
-        return reasons
-    step, growth = abs(row["step_after"]), abs(row["step_after"]) - abs(row["step_before"])
-    if growth > STEP_GROWTH and not above_flagged:
-        before, after = _percent(row["step_before"]), _percent(row["step_after"])
-        reasons.append(f"the step from the section above grew from {before} to {after}")
-    elif step > STEP_LIMIT and not above_flagged:
-        reasons.append(f"a step of {_percent(row['step_after'])} from the section above is left")
-    if abs(row["contrast_kept"] - 1) > CONTRAST_LIMIT:
-        reasons.append(f"contrast between neighbouring tissue is {row['contrast_kept']:.0%} of what it was")
-    if row["bias_p99"] > FIELD_SPAN_LIMIT * row["bias_p1"]:
-        reasons.append(f"the bias field spans a factor of {row['bias_p99'] / row['bias_p1']:.1f}")
-    return reasons
+        first, of = [f"flagged {row['flag']}, so it entered no estimate"], {"all"}
+    else:
+        first, of = [], {"all", "usable"} if above_flagged else {"all", "usable", "cut"}
+    return first + reasons({name: limit for name, limit in limits.items() if limit.of in of}, row)
+
+
+def above(text: str) -> Words:
+    """Return words for a value above its limit; `text` is formatted with the value."""
+    return lambda value, limit, _numbers: text.format(value) if value > limit else ""
+
+
+def moved(text: str) -> Words:
+    """Return words for a ratio further from 1 than its limit; `text` is formatted with the ratio."""
+    return lambda value, limit, _numbers: text.format(value) if abs(value - 1) > limit else ""
+
+
+def many_voxels(text: str) -> Words:
+    """Return words for a count of voxels whose share is above its limit; `text` is formatted with count and share."""
+
+    def words(count: int, limit: float, numbers: Mapping[str, Any]) -> str:
+        total = max(1, sum(numbers["voxels"][name] for name in ("valid", "zero", "nonfinite")))
+        return text.format(count, count / total) if count > limit * total else ""
+
+    return words
+
+
+def little_tissue(share: float, limit: float, _row: Mapping[str, Any]) -> str:
+    """Return words on a section's share of tissue."""
+    return "no tissue" if share == 0 else f"little tissue ({share:.2%})" if share < limit else ""
+
+
+def step_left(after: float, limit: float, row: Mapping[str, Any]) -> str:
+    """Return words on the step from the section above: that it grew, or that it is still large."""
+    before = row["step_before"]
+    if abs(after) - abs(before) > STEP_GROWTH:
+        return f"the step from the section above grew from {_percent(before)} to {_percent(after)}"
+    return f"a step of {_percent(after)} from the section above is left" if abs(after) > limit else ""
+
+
+def wide_field(p99: float, limit: float, row: Mapping[str, Any]) -> str:
+    """Return words on the span of a section's bias field, from its first to its 99th percentile."""
+    return f"the bias field spans a factor of {p99 / row['bias_p1']:.1f}" if p99 > limit * row["bias_p1"] else ""
+
+
+def no_tissue(pixels: int, limit: float, _numbers: Mapping[str, Any]) -> str:
+    """Return words on the number of tissue pixels."""
+    return "no tissue was found, so nothing could be measured" if pixels < limit else ""
+
+
+def no_agarose(planes: int, limit: float, numbers: Mapping[str, Any]) -> str:
+    """Return words on the number of planes with agarose."""
+    found = planes >= limit or numbers["tissue"]["pixels"] == 0
+    return "" if found else "no agarose was found, so the background level rests on no measurement"
+
+
+def steps_grew(after: float, limit: float, numbers: Mapping[str, Any]) -> str:
+    """Return words on the median step after the correction."""
+    before = numbers["steps"]["median_before"]
+    words = f"steps between sections grew: their median size was {_percent(before)} and is {_percent(after)}"
+    return words if after > before + limit else ""
+
+
+def needless_change(spread: float, limit: float, numbers: Mapping[str, Any]) -> str:
+    """Return words on the change of tissue in a volume whose sections were matched or smoothed without need."""
+    step = numbers["steps"]["median_before"]
+    words = (
+        f"steps between sections were {_percent(step)} and needed nothing, yet matching or smoothing and what came "
+        f"before changed tissue by {spread:.1%}"
+    )
+    return words if step < NOTHING_WRONG and numbers["change"]["sections_alike"] and spread > limit else ""
 
 
 def _percent(log_ratio: float) -> str:
     return f"{math.expm1(log_ratio):+.1%}"
 
 
-def volume_reasons(summary: dict[str, Any]) -> list[str]:
-    """Return what a reader should look at in the whole volume, in words."""
-    reasons = []
-    steps, contrast, voxels = summary["steps"], summary["contrast"], summary["voxels"]
-    if summary["tissue"]["pixels"] == 0:
-        reasons.append("no tissue was found, so nothing could be measured")
-    elif summary["agarose"]["planes"] == 0:
-        reasons.append("no agarose was found, so the background level rests on no measurement")
-    if abs(contrast["kept"] - 1) > VOLUME_CONTRAST_LIMIT:
-        reasons.append(f"contrast between neighbouring tissue is {contrast['kept']:.1%} of what it was")
-    if abs(contrast["wide_kept"] - 1) > WIDE_CONTRAST_LIMIT:
-        kept = f"{contrast['wide_kept']:.0%}"
-        reasons.append(
-            f"contrast over whole sections is {kept} of what it was: strong shading was removed, or anatomy flattened"
-        )
-    if steps["median_after"] > steps["median_before"] + STEP_GROWTH / 2:
-        before, after = _percent(steps["median_before"]), _percent(steps["median_after"])
-        reasons.append(f"steps between sections grew: their median size was {before} and is {after}")
-    change = summary["change"]
-    if steps["median_before"] < NOTHING_WRONG and change["sections_alike"] and change["spread"] > CHANGE_LIMIT:
-        small = _percent(steps["median_before"])
-        reasons.append(
-            f"steps between sections were {small} and needed nothing, yet matching or smoothing and what came before "
-            f"changed tissue by {change['spread']:.1%}"
-        )
-    total = max(1, voxels["valid"] + voxels["zero"] + voxels["nonfinite"])
-    if voxels["nonfinite"] > 0:
-        share = voxels["nonfinite"] / total
-        reasons.append(
-            f"{voxels['nonfinite']} voxels of the input are not finite ({share:.2%}); they are kept as they are"
-        )
-    if voxels["negative"] > NEGATIVE_LIMIT * total:
-        reasons.append(f"{voxels['negative'] / total:.1%} of the input's voxels are negative")
-    if voxels["saturated"] > INVALID_LIMIT * total:
-        reasons.append(f"{voxels['saturated'] / total:.1%} of the input's voxels are saturated")
-    return reasons
-
-
 def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[str, str]:
     """Return two sentences: what was done, and whether anything deserves a look."""
-    done = [KINDS.get(step.kind, step.kind) for step in recipe]
+    done = [step.title for step in recipe]
     first = "; ".join(done) + "." if done else "nothing was changed: the recipe is empty."
     rows = numbers["sections"]
     look = [row["id"] for row in rows if row["status"] == "warn"]

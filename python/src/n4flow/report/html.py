@@ -1,4 +1,4 @@
-"""The report: one html file per sample, self-contained and offline, with pictures, plots and every stage's numbers."""
+"""The page of the report: one self-contained HTML file per sample, with metrics, pictures, plots and all stages."""
 
 from __future__ import annotations
 
@@ -12,41 +12,19 @@ import numpy as np
 
 from n4flow import __version__
 from n4flow.io.frame import Frame
-from n4flow.report import plots
-from n4flow.report.assessment import KINDS, headline
-from n4flow.report.metrics import plain
+from n4flow.report import plots, text
+from n4flow.report.assessment import headline
+from n4flow.report.metrics import plain, section_columns, volume_rows
 from n4flow.report.pair import Pair
 from n4flow.report.pictures import FIELD_COLOURS, Views, field_limit, windows
-from n4flow.sections import SectionTable
+from n4flow.report.text import duration, number
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
-    from n4flow.corrections.plane_gain import PlaneGain
 
-# Which correction a stage estimates: its numbers are shown once, with the correction.
-STAGE_KINDS = {
-    "N4_SECTIONS": "bias_field",
-    "N4_VOLUME": "bias_field",
-    "HARMONIZE": "harmonization",
-    "NORMALIZE": "plane_range",
-    "MATCH_HISTOGRAMS": "section_lookup",
-    "SMOOTH_Z": "plane_gain",
-}
-HEADINGS = ("stage", "seconds", "backend", "threads", "warnings")  # shown in columns of their own, or at the top
-PLACE = ("planes", "sections", "batch")  # where a scattered task worked
-LABELS = {
-    "n_valid": "voxels valid",
-    "n_zero": "voxels exactly zero",
-    "n_nonfinite": "voxels not finite",
-    "n_negative": "voxels negative",
-    "n_saturated": "voxels saturated",
-    "spline_um": "knot spacing (µm)",
-    "knot_um": "final knot spacing (µm)",
-    "z_start": "first plane",
-    "z_stop": "end plane",
-}
-LONGEST_LIST = 8  # numbers that are listed; more are summarised
-LONGEST_TABLE = 12  # rows of numbers that are listed
+# These numbers of a task are not listed with its stage: they have columns of their own or stand at the top of the page,
+# or say only on which part of the volume the task worked.
+NOT_LISTED = ("stage", "seconds", "backend", "threads", "warnings", "planes", "sections", "batch")
 
 
 def write_report(
@@ -55,8 +33,8 @@ def write_report(
     sample: str,
     volume: Mapping[str, Any],
     pair: Pair,
-    recipe: Sequence[Correction],
     stages: Sequence[Mapping[str, Any]],
+    estimates: Mapping[str, str],
     parameters: Mapping[str, Any],
     metrics: Mapping[str, Any],
     warnings: Sequence[str] = (),
@@ -66,61 +44,60 @@ def write_report(
     Parameters
     ----------
     path : path
-        The html file; replaced in one piece when it exists.
+        The HTML file; an existing one is replaced atomically.
     sample : str
     volume : mapping
-        Facts about the input, as `Plan.summary()` gives them: shape, dtype, voxel_um, format, mask, output_dtype. What
-        is not there is not shown.
+        Facts about the input, as `Plan.summary()` gives them: shape, frame, dtype, voxel_um, format, mask,
+        output_dtype. A fact that is missing is not shown.
     pair : Pair
         The input and the result.
-    recipe : sequence of Correction
-        In the order in which it was applied.
     stages : sequence of mapping
-        One for each task: `stage`, `seconds`, and any other numbers. Tasks of one stage are shown together.
+        The numbers of each task: `stage`, `seconds` and any others. Tasks of one stage are shown together, stages in
+        the order of their first tasks.
+    estimates : mapping
+        The kind of correction that a stage estimates, by the stage's name. Numbers that are in the summary of such a
+        correction are shown with the correction and not once more with the stage.
     parameters : mapping
         Resolved parameters.
     metrics : mapping
-        What `qc.pair_metrics` returned for the same pair.
+        What `pair_metrics` returned for the same pair.
     warnings : sequence of str
         Sentences to show at the top.
     """
     from jinja2 import Environment, PackageLoader
 
-    sections = pair.sections
     environment = Environment(
         loader=PackageLoader("n4flow.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        label=label, number=number, percent=percent, change=change, duration=duration, shown=shown
+        {name: getattr(text, name) for name in ("label", "number", "percent", "duration", "shown")}
     )
-    text = environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         sample=sample,
         version=__version__,
-        headline=headline(recipe, metrics),
-        facts=facts(volume, sections, stages, recipe, metrics),
+        headline=headline(pair.recipe, metrics),
+        facts=facts(volume, pair, stages, metrics),
         warnings=[*warnings, *(reason for reason in metrics["reasons"] if reason not in warnings)],
         metrics=metrics,
-        flagged=[row for row in metrics["sections"] if row["status"] == "warn"],
-        pictures=_pictures(pair, recipe, volume, metrics),
-        plots=_plots(pair, sections, recipe, metrics),
-        stages=grouped(stages, recipe),
-        corrections=[(KINDS.get(step.kind, step.kind), plain(step.summary())) for step in recipe],
+        volume_rows=volume_rows(metrics),
+        section_columns=section_columns(metrics["sections"]),
+        flagged=any(section.flag != "ok" for section in pair.sections),
+        pictures=_pictures(pair, volume, metrics),
+        plots=_plots(pair, metrics),
+        stages=grouped(stages, pair.recipe, estimates),
+        corrections=[(step.title, plain(step.summary())) for step in pair.recipe],
         parameters=parameters,
     )
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(page, encoding="utf-8")
     os.replace(partial, path)
 
 
 def facts(
-    volume: Mapping[str, Any],
-    sections: SectionTable,
-    stages: Sequence[Mapping[str, Any]],
-    recipe: Sequence[Correction],
-    metrics: Mapping[str, Any],
+    volume: Mapping[str, Any], pair: Pair, stages: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Return what the header says, as (name, value)."""
+    """Return (name, value) of each fact in the header."""
     found: list[tuple[str, str]] = []
     padded = ""
     if volume.get("shape"):
@@ -136,8 +113,8 @@ def facts(
         found.append(("Input", ", ".join(kinds)))
     if volume.get("output_dtype"):
         found.append(("Result", f"{volume['output_dtype']}, OME-Zarr"))
-    flagged = sum(not section.usable for section in sections)
-    found.append(("Sections", f"{len(sections)}" + (f", {flagged} flagged" if flagged else "")))
+    flagged = sum(not section.usable for section in pair.sections)
+    found.append(("Sections", f"{len(pair.sections)}" + (f", {flagged} flagged" if flagged else "")))
     share = metrics["tissue"]["share"] or 0
     tissue = f"{volume['mask']}, " if volume.get("mask") else ""
     tissue += f"{share:.1%} of the volume" + (" without its padding" if padded else "")
@@ -145,7 +122,7 @@ def facts(
         cubic_mm = share * volume["shape"][0] * math.prod(frame.shape) * math.prod(size[axis] for axis in "zyx") / 1e9
         tissue += f", {number(cubic_mm, 3)} mm³" if cubic_mm < 1000 else f", {number(cubic_mm / 1000, 3)} cm³"
     found.append(("Tissue mask", tissue))
-    found.append(("N4 backend", ", ".join(backends([step.summary() for step in recipe])) or "none, no bias field"))
+    found.append(("N4 backend", ", ".join(backends([step.summary() for step in pair.recipe])) or "none, no bias field"))
     seconds = [float(stage["seconds"]) for stage in stages if stage.get("seconds") is not None]
     if seconds:
         found.append(("Time", f"{duration(sum(seconds))}, all tasks added up"))
@@ -162,8 +139,10 @@ def backends(value: Any) -> list[str]:
     return []
 
 
-def grouped(stages: Sequence[Mapping[str, Any]], recipe: Sequence[Correction]) -> list[dict[str, Any]]:
-    """Return one row per stage: tasks, seconds, backend, threads, and the numbers that no correction shows."""
+def grouped(
+    stages: Sequence[Mapping[str, Any]], recipe: Sequence[Correction], estimates: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return one row per stage: tasks, seconds, backend, threads, and the numbers that are not shown elsewhere."""
     kinds: dict[str, set[str]] = {}
     for step in recipe:
         kinds.setdefault(step.kind, set()).update(step.summary())
@@ -171,7 +150,7 @@ def grouped(stages: Sequence[Mapping[str, Any]], recipe: Sequence[Correction]) -
     for name in dict.fromkeys(str(stage["stage"]) for stage in stages):
         tasks = [stage for stage in stages if stage["stage"] == name]
         seconds = [float(task["seconds"]) for task in tasks if task.get("seconds") is not None]
-        hidden = {*HEADINGS, *PLACE, *kinds.get(STAGE_KINDS.get(name, ""), ())}
+        hidden = {*NOT_LISTED, *kinds.get(estimates.get(name, ""), ())}
         numbers: dict[str, Any] = {}
         for key in dict.fromkeys(key for task in tasks for key in task if key not in hidden):
             numbers[key] = merged(key, [plain(task[key]) for task in tasks if key in task])
@@ -190,7 +169,7 @@ def grouped(stages: Sequence[Mapping[str, Any]], recipe: Sequence[Correction]) -
 
 
 def merged(key: str, values: Sequence[Any]) -> Any:
-    """Return one value for the tasks of a stage: voxel counts added, lists joined, the common value, or the range."""
+    """Return one value for all tasks of a stage: the sum of counts, the joined lists, the common value or the range."""
     if all(isinstance(value, int) for value in values) and (key.startswith("n_") or key.endswith("_voxels")):
         return sum(values)
     if all(value == values[0] for value in values):
@@ -202,11 +181,9 @@ def merged(key: str, values: Sequence[Any]) -> Any:
     return ", ".join(dict.fromkeys(str(value) for value in values))
 
 
-def _pictures(
-    pair: Pair, recipe: Sequence[Correction], volume: Mapping[str, Any], metrics: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Return what the template draws, None where no pixel holds anything."""
-    views = Views(pair, recipe, volume.get("voxel_um"))
+def _pictures(pair: Pair, volume: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the template draws, None if no pixel is valid."""
+    views = Views(pair, volume.get("voxel_um"))
     if not any(image["valid"].any() for image in views.images.values()):
         return None
     window = windows(pair, views)
@@ -225,7 +202,7 @@ def _pictures(
     if "background" in window:
         found["background_of"] = "the agarose level" if pair.units.from_agarose else "the level of what is not tissue"
         found["background"] = [(name, views.grey(name, window["background"])) for name in ("before", "after")]
-    if not any(step.kind in ("bias_field", "harmonization") for step in recipe):
+    if not any(step.is_field for step in pair.recipe):
         found["no_field"] = "the recipe has none"
     elif not metrics["bias_field"]:
         found["no_field"] = "there is no tissue to measure it in"
@@ -243,12 +220,10 @@ def _colours() -> list[str]:
     return [to_hex(colour) for colour in colormaps[FIELD_COLOURS](np.linspace(0, 1, 17))]
 
 
-def _plots(
-    pair: Pair, sections: SectionTable, recipe: Sequence[Correction], metrics: Mapping[str, Any]
-) -> list[tuple[str, str]]:
+def _plots(pair: Pair, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (width class, SVG) of each plot that has something to show."""
-    planes, rows = metrics["planes"], metrics["sections"]
-    smoothing = [step for step in recipe if step.kind == "plane_gain"]
+    planes, rows, sections = metrics["planes"], metrics["sections"], pair.sections
+    smoothing = [gains for step in pair.recipe if (gains := step.plane_gains()) is not None]
     found = []
     if any(value is not None for value in planes["tissue_after"]):
         found.append(("wide", plots.plane_means(planes, sections)))
@@ -257,7 +232,7 @@ def _plots(
     if metrics["steps"]["measured"]:
         found.append(("narrow", plots.steps(rows, metrics["steps"])))
     if metrics["tissue"]["pixels"]:
-        gain = np.prod([np.asarray(_gain(step)) for step in smoothing], axis=0) if smoothing else None
+        gain = np.prod(smoothing, axis=0) if smoothing else None
         found.append(("narrow", plots.gains(planes, sections, pair.units.level_after, gain)))
     if metrics["harmonization"] and "reason" not in metrics["harmonization"]:
         found.append(("narrow", plots.section_gains(rows, metrics["harmonization"])))
@@ -270,109 +245,3 @@ def _plots(
             level, threshold = pair.units.level_after, metrics["contrast"]["threshold"]
             found.append(("narrow", plots.histograms(first, second, level, threshold, level + top)))
     return found
-
-
-def _gain(step: Any) -> np.ndarray:
-    correction: PlaneGain = step
-    return correction.gain
-
-
-def label(key: str) -> str:
-    """Return the name of a number in words.
-
-    >>> label("agarose_level_min"), label("spline_um"), label("n_zero")
-    ('agarose level min', 'knot spacing (µm)', 'voxels exactly zero')
-    """
-    return LABELS.get(key, key.replace("_um", " (µm)").replace("_", " "))
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """Return a number as a reader wants it: a few digits, an en dash for what is not known."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if not isinstance(value, (int, float)):
-        return str(value)
-    if not math.isfinite(value):
-        return "–"
-    if isinstance(value, int) or 1e4 <= abs(value) < 1e9:
-        return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 1e4 else str(value)
-    return f"{value:.{digits if abs(value) >= 1e-3 else min(digits, 3)}g}"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """Return a share as percent, an en dash for None."""
-    return "–" if value is None else f"{value:.{digits}%}"
-
-
-def change(log_ratio: float | None, sign: bool = False) -> str:
-    """Return a log ratio as a change in percent, an en dash for None."""
-    return "–" if log_ratio is None else f"{math.expm1(log_ratio):{'+' if sign else ''}.1%}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time in words.
-
-    >>> duration(0.04), duration(12.3), duration(200), duration(7300)
-    ('0.04 s', '12 s', '3 min 20 s', '2 h 1 min')
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def shown(value: Any) -> dict[str, Any]:
-    """Return how the template shows a value: as `text`, as a table of `columns`, or as named `items`."""
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
-        return _table(value)
-    if isinstance(value, Mapping):
-        return {"items": list(value.items())}
-    if isinstance(value, (list, tuple)):
-        return {"text": _summary(value) if len(value) > LONGEST_LIST else _cell(value)}
-    return {"text": number(value)}
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return columns and rows of text, with what all rows have in common apart; many rows become one of ranges."""
-    if len(rows) == 1:
-        return {"items": [(key, value) for key, value in rows[0].items() if value is not None]}
-    columns = {key: [row.get(key) for row in rows] for row in rows for key in row}
-    known = {key: values for key, values in columns.items() if any(value is not None for value in values)}
-    common = {key: _cell(values[0]) for key, values in known.items() if values.count(values[0]) == len(values)}
-    varying = {key: values for key, values in known.items() if key not in common}
-    if len(rows) > LONGEST_TABLE:
-        cells = [[_summary(values) for values in varying.values()]]
-    else:
-        cells = [[_cell(value) for value in line] for line in zip(*varying.values(), strict=True)]
-    return {"columns": list(varying), "rows": cells, "common": common, "of": len(rows)}
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_cell(item) for item in value) or "none"
-    return number(value)
-
-
-def _summary(values: Sequence[Any]) -> str:
-    """Return many values in a few words: minimum, median and maximum of numbers, or how often each text occurs."""
-    if all(isinstance(value, (list, tuple)) for value in values) and len({len(value) for value in values}) == 1:
-        return ", ".join(_summary(column) for column in zip(*values, strict=True))
-    known = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if known and len(known) + sum(value is None for value in values) == len(values):
-        low, middle, high = (number(float(q)) for q in np.percentile(known, [0, 50, 100]))
-        return low if low == high else f"{low} to {high} (median {middle})"
-    texts = [_cell(value) for value in values]
-    counts = {text: texts.count(text) for text in dict.fromkeys(texts)}
-    if len(counts) > LONGEST_LIST:
-        return f"{len(values)} values"
-    return "; ".join(f"{text} ({count}×)" for text, count in counts.items()) if len(counts) > 1 else texts[0]

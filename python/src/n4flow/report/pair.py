@@ -6,26 +6,25 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from n4flow.compute.threads import run_tasks
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.sections import SectionTable
+from n4flow.statistics.shrunken import runs
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
-    from n4flow.corrections.bias_field import BiasCorrection
-    from n4flow.corrections.harmonization import Harmonization
     from n4flow.statistics.shrunken import Shrunken, ShrunkenVolume
 
-MIN_VALID = 0.5  # share of a block's voxels that must be valid for the block to count
-MIN_PIXELS = 20  # pixels below which a plane, a pair of planes or a class gives no number
-RUN_PLANES = 64  # planes of a bias field that are evaluated at once
-AT_A_TIME = 8  # planes that are read at once
-MAX_SAMPLE = 1 << 20  # tissue pixels from which percentiles and the class threshold are taken
+TIMES = ("before", "after")
+MIN_VALID = 0.5  # A pixel counts if at least this share of the voxels in its block is valid.
+MIN_PIXELS = 20  # A plane, a pair of planes or a class with fewer pixels gives no number.
+RUN_PLANES = 64  # This many planes of a field are evaluated at once.
+AT_A_TIME = 8  # This many planes are read at once.
+MAX_SAMPLE = 1 << 20  # Percentiles and the class threshold are taken from at most this many tissue pixels.
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,13 @@ class Units:
     Parameters
     ----------
     level_before, level_after : float
-        Agarose level in the input's and in the result's units, 0 where there is none; signal is value minus level.
+        Agarose level in the input's and in the result's units, 0 if there is none. Signal is value minus level.
     scale, offset : float
         `scale * before + offset` has the result's agarose level and mean of tissue.
     rule : str
-        How the input is brought to the result's units, in words.
+        How the input is converted to the result's units, in words.
     common : bool
-        Whether it could be brought there at all.
+        Whether it could be converted at all.
     from_agarose : bool
         Whether the levels were measured; otherwise they are 0.
     """
@@ -61,12 +60,12 @@ class Units:
 
 
 class _Planes:
-    """Some planes of a pair.
+    """Consecutive planes of a pair, which were read together.
 
     Parameters
     ----------
     start : int
-        The first one.
+        The first plane.
     before, after : ShrunkenVolume
     tissue : (z, y, x) bool array
     """
@@ -101,22 +100,24 @@ class Pair:
     ----------
     sections : SectionTable
     before, after : ShrunkenVolume or ShrunkenFiles
-        Of shape (Z, y, x), shrunken by the same factor. A few planes of them are held at a time.
+        Input and result, of shape (Z, y, x), shrunken in plane by the same factor. Only a few planes are in memory at
+        a time.
     tissue : (Z, y, x) bool array, PackedMask or None
     agarose : (y, x) bool array or None
     recipe : sequence of Correction
-        What was applied between the two.
+        What was applied to the input, in order.
 
     Attributes
     ----------
     planes : dict of (Z,) arrays
-        Pixels of tissue, and before and after: mean and variance of tissue, median of agarose.
+        `tissue_pixels`, and each with `_before` and `_after` behind its name: `mean` and `variance` of tissue,
+        `agarose` (the median of agarose).
     inside : PackedMask
         `tissue` of all planes.
     tissue_sums : (y,) and (x,) int64 arrays
         Pixels of tissue in each row and column of the usable planes.
     stride : int
-        Every how many tissue pixels of a plane one enters a sample of the volume.
+        One in `stride` tissue pixels of a plane enters a sample of the volume.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Pair:
         agarose: np.ndarray | None,
         recipe: Sequence[Correction] = (),
     ) -> None:
-        self.sections = sections
+        self.sections, self.recipe = sections, recipe
         self.shape: tuple[int, int, int] = before.shape
         self._before, self._after = before, after
         self.shrink, self.voxels = before.shrink, before.planes
@@ -142,12 +143,12 @@ class Pair:
         self._lock = threading.Lock()
         self._agarose = np.zeros(self.shape[1:], bool) if agarose is None else np.asarray(agarose, bool)
         self.planes = self._measure()
-        zero_based = any(correction.kind == "plane_range" for correction in recipe)
+        zero_based = any(correction.zeroes_agarose for correction in recipe)
         self.units = self._units(zero_based)
         self._levels = self._plane_levels(zero_based)
 
     def _planes(self, z: int) -> _Planes:
-        """Return the planes that are read together with plane `z`; those of two runs are held."""
+        """Return the planes that are read together with plane `z`; the two runs used last are kept in memory."""
         start = z - z % AT_A_TIME
         with self._lock:
             if start not in self._held:
@@ -159,10 +160,10 @@ class Pair:
             return self._held[start]
 
     def over(self, function: Callable[[int], Any]) -> list[Any]:
-        """Return `function(z)` for every plane in order, by all threads; it may look at plane z + 1."""
+        """Return `function(z)` for every plane in order, computed by all threads; it may read plane z + 1, too."""
         found = []
         for start in range(0, self.shape[0], AT_A_TIME):
-            for first in (start, start + AT_A_TIME):  # by all threads, before each looks for itself
+            for first in (start, start + AT_A_TIME):  # Read here, all threads take part; in `function` only one would.
                 if first < self.shape[0]:
                     self._planes(first)
             found += run_tasks(function, range(start, min(start + AT_A_TIME, self.shape[0])))
@@ -202,7 +203,7 @@ class Pair:
     def signals(self, z: int, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (n,) float32 signal before and after: value minus the volume's agarose level, in the result's units.
 
-        `chosen` are places (n,) in the flat plane.
+        `chosen` (n,) are indices into the flattened plane.
         """
         return self._above_level(self.input(z).reshape(-1)[chosen], self.after(z).reshape(-1)[chosen])
 
@@ -214,12 +215,12 @@ class Pair:
         return self._above_own_level(self.input(z), self.after(z), *self._levels[:, z])
 
     def _above_level(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return signals above the volume's level of values in their own units."""
+        """Return signals above the volume's level; `before` and `after` are each in their own units."""
         level, scale, offset = (np.float32(x) for x in (self.units.level_after, self.units.scale, self.units.offset))
         return before * scale + offset - level, after - level
 
     def _above_own_level(self, before: Any, after: Any, first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return signals above levels (of the input, of the result) of values in their own units."""
+        """Return signals above the levels `first` and `second`; all are in the units of the input and of the result."""
         first, second = np.float32(first), np.float32(second)
         return (before - first) * np.float32(self.units.scale), after - second
 
@@ -231,7 +232,7 @@ class Pair:
         return planes, *self._above_level(before, after)
 
     def _measure(self) -> dict[str, np.ndarray]:
-        """Return `planes`, and fill in what belongs to them."""
+        """Return `planes`; set `inside`, `tissue_sums` and the sample."""
         names = [f"{what}_{time}" for what in ("mean", "variance", "agarose") for time in ("before", "after")]
         table = {name: np.full(self.shape[0], np.nan) for name in names}
         table["tissue_pixels"] = np.zeros(self.shape[0], int)
@@ -265,7 +266,7 @@ class Pair:
         levels = [median(self.planes[f"agarose_{time}"][usable]) for time in ("before", "after")]
         means = [weighted_mean(self.planes[f"mean_{time}"], weight) for time in ("before", "after")]
         if zero_based and not math.isnan(levels[0]):
-            levels[1] = 0.0  # by construction; the median of block means lies above it by part of the noise
+            levels[1] = 0.0  # Exact by construction; the median of block means is larger, as noise below 0 was clipped.
         if means[0] > levels[0] and means[1] > levels[1]:
             scale = (means[1] - levels[1]) / (means[0] - levels[0])
             rule = "by one linear map for the whole volume, so that agarose level and mean of tissue are the same"
@@ -290,7 +291,7 @@ class Pair:
 
 
 def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield runs of planes of the recipe's bias field, the product where there are several, on the shrunken grid.
+    """Yield runs of planes of the field that the recipe divides by, the product of several, on the shrunken grid.
 
     Parameters
     ----------
@@ -302,33 +303,21 @@ def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> It
     ------
     z_start : int
     field : (z, y, x) float32 array
-        Corrected intensity is intensity divided by it; 1 in planes that no field covers. A harmonisation is one more
-        field. Nothing is yielded where the recipe has none.
+        1 in planes that no field covers. Nothing is yielded where the recipe has no field.
     """
-    biases = [cast("BiasCorrection", step) for step in recipe if step.kind == "bias_field"]
-    fields = [(*part[:2], step, number) for step in biases for number, part in enumerate(step.fields)]
-    even = [cast("Harmonization", step) for step in recipe if step.kind == "harmonization"]
-    if not fields and not even:
-        return
-    edges = {
-        *range(0, shape[0], RUN_PLANES),
-        shape[0],
-        *(edge for start, stop, *_field in fields for edge in (start, stop)),
-    }
-    for start, stop in pairwise(sorted(edges)):
+    steps = [step for step in recipe if step.is_field]
+    for start, stop in runs(0, shape[0] if steps else 0, RUN_PLANES):
         total = np.zeros((stop - start, *shape[1:]), np.float32)
-        for first, last, step, number in fields:
-            if first <= start and stop <= last:
-                total += step.small_log_field(number, slice(start - first, stop - first), shape[1:])
-        for harmonization in even:
-            total += harmonization.small_log_field(slice(start, stop), shape)
+        for step in steps:
+            total += step.shrunken_log_field(slice(start, stop), (shape[1], shape[2]))
         yield start, np.exp(total, out=total)
 
 
 def middle(values: np.ndarray) -> float:
-    """Return the median of finite values (n,), n > 0: `numpy.median` in a tenth of its time.
+    """Return the median of finite values (n,), n > 0: the value of `numpy.median` in a tenth of its time.
 
-    NumPy partitions around one place by vector instructions, around the two or three of its median without.
+    NumPy uses vector instructions to partition an array around one index, but not around the two or three indices that
+    its median asks for.
     """
     half = len(values) // 2
     parted = np.partition(values, half)

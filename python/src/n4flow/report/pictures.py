@@ -11,35 +11,31 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from n4flow.report.pair import Pair, bias_fields
 
-if TYPE_CHECKING:
-    from n4flow.corrections.base import Correction
-
-PAGE_WIDTH = 1080  # px that the three planes share
-MOST_PIXELS = 640  # pixels along a side; larger planes are averaged down
-SMALL = 40_000  # pixels up to which a picture is lossless
-FLATTEST, TALLEST = 0.3, 1.6  # height over width between which Z keeps its true scale
-FIELD_COLOURS = "PuOr_r"  # diverging, safe for colour-blind readers
+PAGE_WIDTH = 1080  # The three planes share this width, in px.
+MOST_PIXELS = 640  # A plane with more pixels along a side is averaged down.
+SMALL = 40_000  # A picture of at most this many pixels is stored without loss.
+FLATTEST, TALLEST = 0.3, 1.6  # Z keeps its true scale if height over width lies between the two.
+FIELD_COLOURS = "PuOr_r"  # This colour map diverges around 1 and is safe for colour-blind readers.
 PLANES = ("xy", "xz", "yz")
-OUTLINES = {"tissue": "tissue", "agarose": "agarose", "edge": "tissue"}  # class of a line: the mask it goes around
+OUTLINES = {"tissue": "tissue", "agarose": "agarose", "edge": "tissue"}  # CSS class of a line -> the mask it surrounds
 IMAGES = ("before", "after", "valid", "tissue", "agarose", "field")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture, in px of its own drawing: what the template needs to draw it."""
+    """One picture: what the template needs to draw it, in px of the drawing."""
 
     name: str
     title: str
     width: float
     height: float
     uri: str
-    invalid: str = ""  # SVG path of pixels that hold nothing
+    invalid: str = ""  # SVG path around pixels without a valid value
     outlines: dict[str, str] = field(default_factory=dict)  # SVG paths by class: a key of OUTLINES
     cuts: tuple[float, ...] = ()  # heights of the cuts between sections
     flagged: tuple[tuple[float, float], ...] = ()  # top and height of flagged sections
@@ -53,7 +49,6 @@ class Views:
     Parameters
     ----------
     pair : Pair
-    recipe : sequence of Correction
     voxel_um : mapping or None
         Voxel size of the full-resolution volume in micrometres by axis name; cubes of 1 without it.
 
@@ -65,7 +60,7 @@ class Views:
         Whether xz and yz are flat enough to stand above each other beside xy.
     """
 
-    def __init__(self, pair: Pair, recipe: Sequence[Correction], voxel_um: Mapping[str, float] | None) -> None:
+    def __init__(self, pair: Pair, voxel_um: Mapping[str, float] | None) -> None:
         self.pair = pair
         self.known_size = voxel_um is not None
         size = dict(voxel_um) if voxel_um is not None else {"z": 1.0, "y": 1.0, "x": 1.0}
@@ -80,22 +75,24 @@ class Views:
         self.px_per_um = PAGE_WIDTH / (widths if depth > 1 else max(2 * extent["x"], extent["y"]))
         self.px = {axis: length * self.px_per_um for axis, length in extent.items()}
         self.centre = _centre(pair)
-        self.images = self._gather(recipe)
+        self.images = self._gather()
         self._outlines: dict[tuple[str, str], str] = {}
         self.has_field = bool(np.any([np.any(self.images[plane]["field"] != 1) for plane in PLANES]))
 
     @property
     def planes(self) -> tuple[str, ...]:
-        """The planes that can be drawn: one plane has no cut across it."""
+        """The planes that can be drawn: a volume of a single plane has only xy."""
         return PLANES if self.pair.shape[0] > 1 else PLANES[:1]
 
-    def _gather(self, recipe: Sequence[Correction]) -> dict[str, dict[str, np.ndarray]]:
-        """Return by plane and image the (down, across) pixels; `field` is the bias field, 1 where there is none."""
+    def _gather(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the (down, across) pixels by plane and image; `field` is the bias field, 1 where there is none."""
         pair, (z, y, x) = self.pair, self.centre
 
         def lines(index: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             full = {image: getattr(pair, image)(index) for image in IMAGES[:-1]}
-            return {image: (pixels[y].copy(), pixels[:, x].copy()) for image, pixels in full.items()}  # not the plane
+            return {
+                image: (pixels[y].copy(), pixels[:, x].copy()) for image, pixels in full.items()
+            }  # A view would keep the plane.
 
         rows = pair.over(lines)
         images = {
@@ -105,7 +102,7 @@ class Views:
         images["xy"] = {image: np.array(getattr(pair, image)(z)) for image in IMAGES[:-1]}
         for plane in PLANES:
             images[plane]["field"] = np.ones(images[plane]["before"].shape, np.float32)
-        for start, field_run in bias_fields(recipe, pair.shape):
+        for start, field_run in bias_fields(pair.recipe, pair.shape):
             stop = start + len(field_run)
             images["xz"]["field"][start:stop] = field_run[:, y]
             images["yz"]["field"][start:stop] = field_run[:, :, x]
@@ -155,7 +152,7 @@ class Views:
         )
 
     def _outline(self, plane: str, name: str, scale_x: float, scale_y: float) -> str:
-        """Return the border of a mask, or of what is not valid; each is needed for several pictures."""
+        """Return the border of a mask, or of the pixels that are not valid; each is computed once."""
         if (plane, name) not in self._outlines:
             mask = ~self.images[plane]["valid"] if name == "invalid" else self.images[plane][name]
             self._outlines[plane, name] = outline(mask, scale_x, scale_y)
@@ -225,7 +222,7 @@ def outline(mask: np.ndarray, scale_x: float, scale_y: float) -> str:
 
     parts = []
     for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):
-        # points on a line are left out; the last vertex says only that the path ends
+        # Points on a line are left out; the last vertex only closes the path.
         corners = np.asarray(Path(contour - 0.5).cleaned(simplify=True).vertices)[:-1]
         points = " ".join(f"{x * scale_x:.1f},{y * scale_y:.1f}" for y, x in corners)
         parts.append(f"M{points}Z")
@@ -233,13 +230,16 @@ def outline(mask: np.ndarray, scale_x: float, scale_y: float) -> str:
 
 
 def field_limit(numbers: Mapping[str, float | None]) -> float:
-    """Return the end of the field's colour scale: 1 / limit to limit holds p1 and p99, and 5 % at least."""
+    """Return the end of the field's colour scale, which goes from 1 / limit to limit and contains p1 and p99.
+
+    It is 1.05 at least.
+    """
     spread = [abs(math.log(value)) for value in (numbers["p1"], numbers["p99"]) if value]
     return float(f"{math.exp(max([math.log(1.05), *spread])):.3g}")
 
 
 def windows(pair: Pair, views: Views) -> dict[str, tuple[float, float]]:
-    """Return the grey windows: `before` and `after`, the same in common units, and `background`, around its level."""
+    """Return the grey window of `before` and of `after`, which is the same in common units, and of `background`."""
     result = {}
     _planes, before, after = pair.sample()
     level, top = pair.units.level_after, 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from n4flow.sections import SectionTable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that stand for the page's own, which differ between light and dark.
+# Placeholders, which the page's own colours replace; these differ between light and dark mode.
 INK, FAINT, BEFORE, AFTER, FLAG = "#010203", "#010204", "#010205", "#010206", "#010207"
 VARIABLES = {INK: "--ink", FAINT: "--faint", BEFORE: "--before", AFTER: "--after", FLAG: "--flag"}
-WIDE, NARROW, HEIGHT = 11.0, 5.4, 2.3  # inches
-SMALLEST_STEP = 0.1  # percent; what is smaller is drawn there
+WIDE, NARROW, HEIGHT = 11.0, 5.4, 2.3  # Sizes of plots are in inches.
+SMALLEST_STEP = 0.1  # Steps smaller than this, in percent, are drawn at this height.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "n4flow",
@@ -47,32 +48,43 @@ def as_floats(values: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def draw(name: str, width: float, paint: Callable[[Axes], Any]) -> str:
-    """Return inline SVG of one plot that `paint` draws into its axes; `name` makes its ids unique on the page."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+Painter = Callable[..., None]  # Draws into the axes that it is given first.
 
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, HEIGHT), layout="constrained")
-        FigureCanvasSVG(figure)
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        paint(axes)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(stream.getvalue(), name)
+
+def plot(name: str, width: float, title: str, ylabel: str) -> Callable[[Painter], Callable[..., str]]:
+    """Make of a function that draws into axes one that returns inline SVG; `name` makes ids unique on the page."""
+
+    def of(paint: Painter) -> Callable[..., str]:
+        @wraps(paint)
+        def draw(*arguments: Any) -> str:
+            import matplotlib as mpl
+            from matplotlib.backends.backend_svg import FigureCanvasSVG
+            from matplotlib.figure import Figure
+
+            with mpl.rc_context(STYLE):
+                figure = Figure(figsize=(width, HEIGHT), layout="constrained")
+                FigureCanvasSVG(figure)
+                figure.patch.set_alpha(0)
+                axes = figure.add_subplot()
+                axes.patch.set_alpha(0)
+                axes.set_title(title)
+                axes.set_ylabel(ylabel)
+                paint(axes, *arguments)
+                stream = io.StringIO()
+                figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+            return _inline(stream.getvalue(), name)
+
+        return draw
+
+    return of
 
 
 def _inline(svg: str, name: str) -> str:
-    """Keep what belongs into a page: no prologue, no namespaces, ids of its own, the page's colours."""
+    """Return SVG for use inside a page: no prologue, no namespaces, unique ids, and the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(
-        r'(<svg [^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
+    svg = re.sub(r' height="[^"]*"', "", svg, count=1)  # The first one is that of the whole plot.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
@@ -91,142 +103,8 @@ def _along_z(axes: Axes, sections: SectionTable) -> None:
             axes.axvspan(section.z_start - 0.5, section.z_stop - 0.5, color=FLAG, alpha=0.25, linewidth=0, zorder=0)
 
 
-def _two_lines(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
-    marker = "o" if np.isfinite(before).sum() <= 60 else None
-    # the wider line stays visible where both are the same
-    for values, colour, label, width in ((before, BEFORE, "before", 2.4), (after, AFTER, "after", 1.2)):
-        axes.plot(values, color=colour, linewidth=width, marker=marker, markersize=2.5, label=label)
-    axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.16), borderaxespad=0)
-
-
-def plane_means(planes: dict[str, Any], sections: SectionTable) -> str:
-    """Mean of tissue in every plane, before and after."""
-
-    def paint(axes: Axes) -> None:
-        _along_z(axes, sections)
-        _two_lines(axes, as_floats(planes["tissue_before"]), as_floats(planes["tissue_after"]))
-        axes.set_title("Mean of tissue in each plane")
-        axes.set_ylabel("intensity")
-        axes.set_ylim(bottom=0)
-
-    return draw("means", WIDE, paint)
-
-
-def agarose_levels(planes: dict[str, Any], sections: SectionTable) -> str:
-    """Agarose level of every plane, before and after."""
-
-    def paint(axes: Axes) -> None:
-        _along_z(axes, sections)
-        _two_lines(axes, as_floats(planes["agarose_before"]), as_floats(planes["agarose_after"]))
-        axes.set_title("Agarose level in each plane")
-        axes.set_ylabel("intensity")
-
-    return draw("agarose", WIDE, paint)
-
-
-def gains(planes: dict[str, Any], sections: SectionTable, level: float, smoothing: np.ndarray | None) -> str:
-    """Brightness of each plane's tissue after over before, and the part of it that Z smoothing did."""
-
-    def paint(axes: Axes) -> None:
-        _along_z(axes, sections)
-        before, after = as_floats(planes["tissue_before"]) - level, as_floats(planes["tissue_after"]) - level
-        total = np.divide(after, before, out=np.full_like(after, np.nan), where=before > 0)
-        axes.axhline(1, color=FAINT, linewidth=0.8)
-        axes.plot(total, color=AFTER, linewidth=1.3, label="all steps")
-        if smoothing is not None:
-            axes.plot(smoothing, color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="of it, Z smoothing")
-        axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.16), borderaxespad=0)
-        low, high = axes.get_ylim()
-        axes.set_ylim(min(low, 0.95), max(high, 1.05))
-        axes.set_title("Gain of each plane")
-        axes.set_ylabel("after / before")
-
-    return draw("gains", NARROW, paint)
-
-
-def field_ranges(rows: Sequence[dict[str, Any]]) -> str:
-    """First to last percentile of the bias field in each section's tissue."""
-
-    def paint(axes: Axes) -> None:
-        low, middle, high = (as_floats([row[f"bias_{p}"] for row in rows]) for p in ("p1", "p50", "p99"))
-        place = np.arange(len(rows))
-        axes.axhline(1, color=FAINT, linewidth=0.8)
-        axes.vlines(place, low, high, color=AFTER, linewidth=min(4.0, max(0.8, 200 / len(rows))), alpha=0.6)
-        axes.plot(place, middle, color=INK, linestyle="none", marker="o", markersize=3)
-        axes.set_title("Bias field in each section: p1 to p99, dot: median")
-        axes.set_ylabel("input / corrected")
-        _section_axis(axes, rows)
-
-    return draw("fields", NARROW, paint)
-
-
-def section_gains(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> str:
-    """Gain of every section that the harmonisation estimated, with twice its uncertainty."""
-
-    def paint(axes: Axes) -> None:
-        gain, sd = as_floats(numbers["gain"]), as_floats(numbers["gain_sd"])
-        axes.axhline(1, color=FAINT, linewidth=0.8)
-        place = np.arange(len(rows))
-        axes.vlines(place, gain * np.exp(-2 * sd), gain * np.exp(2 * sd), color=AFTER, linewidth=1.2, alpha=0.7)
-        axes.plot(place, gain, color=INK, linestyle="none", marker="o", markersize=3)
-        axes.set_title("Gain of each section, and twice its uncertainty")
-        axes.set_ylabel("input / corrected")
-        _section_axis(axes, rows)
-
-    return draw("section-gains", NARROW, paint)
-
-
-def steps(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> str:
-    """Size of the step at every cut, before and after, and the change between planes that is usual inside sections."""
-
-    def paint(axes: Axes) -> None:
-        for time, colour, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
-            sizes = np.expm1(np.abs(as_floats([row[f"step_{time}"] for row in rows]))) * 100
-            sizes = np.maximum(sizes, SMALLEST_STEP)
-            axes.plot(
-                np.arange(len(rows)), sizes, color=colour, linestyle="none", marker=marker, markersize=3.5, label=time
-            )
-        usual = numbers["inside_sections_after"]
-        if usual is not None:
-            top = max(np.expm1(usual) * 100, SMALLEST_STEP)
-            axes.axhspan(
-                SMALLEST_STEP / 2, top, color=FAINT, alpha=0.35, linewidth=0, label="usual inside sections, after"
-            )
-        axes.legend(
-            loc="upper right", ncols=3, bbox_to_anchor=(1, 1.16), borderaxespad=0, handletextpad=0.3, columnspacing=1
-        )
-        axes.set_title("Step at each cut")
-        axes.set_ylabel("percent, log scale")
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=SMALLEST_STEP / 2)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        _section_axis(axes, rows)
-
-    return draw("steps", NARROW, paint)
-
-
-def histograms(before: np.ndarray, after: np.ndarray, level: float, threshold: float | None, top: float) -> str:
-    """Histogram of tissue before and after, and the threshold between the two classes of which contrast is measured."""
-
-    def paint(axes: Axes) -> None:
-        edges = np.linspace(level, top, 121)
-        for values, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
-            share, _edges = np.histogram(values + level, edges)
-            axes.stairs(share / max(values.size, 1) * 100, edges, color=colour, linewidth=1.3, label=label)
-        if threshold is not None:
-            axes.axvline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), label="between classes")
-        axes.legend(loc="upper right", ncols=3, bbox_to_anchor=(1, 1.16), borderaxespad=0, columnspacing=1)
-        axes.set_title("Histogram of tissue")
-        axes.set_ylabel("percent of pixels")
-        axes.set_xlabel("intensity")
-        axes.set_xlim(level, top)
-        axes.set_ylim(bottom=0)
-
-    return draw("histograms", NARROW, paint)
-
-
-def _section_axis(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+def _over_sections(axes: Axes, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Prepare a plot over sections, flagged ones marked; return the place of each."""
     axes.set_xlim(-0.5, len(rows) - 0.5)
     every = max(1, -(-len(rows) // 12))
     axes.set_xticks(range(0, len(rows), every), [rows[i]["id"] for i in range(0, len(rows), every)])
@@ -234,3 +112,109 @@ def _section_axis(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     for number, row in enumerate(rows):
         if row["flag"] != "ok":
             axes.axvspan(number - 0.5, number + 0.5, color=FLAG, alpha=0.25, linewidth=0, zorder=0)
+    return np.arange(len(rows))
+
+
+def _legend(axes: Axes, columns: int, **options: Any) -> None:
+    axes.legend(loc="upper right", ncols=columns, bbox_to_anchor=(1, 1.16), borderaxespad=0, **options)
+
+
+def _two_lines(axes: Axes, planes: dict[str, Any], what: str, sections: SectionTable) -> None:
+    _along_z(axes, sections)
+    before, after = (as_floats(planes[f"{what}_{time}"]) for time in ("before", "after"))
+    marker = "o" if np.isfinite(before).sum() <= 60 else None
+    # The line of before is wider, so that it stays visible where both are equal.
+    for values, colour, label, width in ((before, BEFORE, "before", 2.4), (after, AFTER, "after", 1.2)):
+        axes.plot(values, color=colour, linewidth=width, marker=marker, markersize=2.5, label=label)
+    _legend(axes, 2)
+
+
+@plot("means", WIDE, "Mean of tissue in each plane", "intensity")
+def plane_means(axes: Axes, planes: dict[str, Any], sections: SectionTable) -> None:
+    """Mean of tissue in every plane, before and after."""
+    _two_lines(axes, planes, "tissue", sections)
+    axes.set_ylim(bottom=0)
+
+
+@plot("agarose", WIDE, "Agarose level in each plane", "intensity")
+def agarose_levels(axes: Axes, planes: dict[str, Any], sections: SectionTable) -> None:
+    """Agarose level of every plane, before and after."""
+    _two_lines(axes, planes, "agarose", sections)
+
+
+@plot("gains", NARROW, "Gain of each plane", "after / before")
+def gains(
+    axes: Axes, planes: dict[str, Any], sections: SectionTable, level: float, smoothing: np.ndarray | None
+) -> None:
+    """Ratio of each plane's mean signal after to before, and the part of it that is due to smoothing along Z."""
+    _along_z(axes, sections)
+    before, after = (as_floats(planes[f"tissue_{time}"]) - level for time in ("before", "after"))
+    total = np.divide(after, before, out=np.full_like(after, np.nan), where=before > 0)
+    axes.axhline(1, color=FAINT, linewidth=0.8)
+    axes.plot(total, color=AFTER, linewidth=1.3, label="all steps")
+    if smoothing is not None:
+        axes.plot(smoothing, color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="of it, Z smoothing")
+    _legend(axes, 2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.95), max(high, 1.05))
+
+
+@plot("fields", NARROW, "Bias field in each section: p1 to p99, dot: median", "input / corrected")
+def field_ranges(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """First to 99th percentile of the bias field in each section's tissue."""
+    low, middle, high = (as_floats([row[f"bias_{p}"] for row in rows]) for p in ("p1", "p50", "p99"))
+    width = min(4.0, max(0.8, 200 / len(rows)))
+    _ranges(axes, rows, low, middle, high, linewidth=width, alpha=0.6)
+
+
+@plot("section-gains", NARROW, "Gain of each section, and twice its uncertainty", "input / corrected")
+def section_gains(axes: Axes, rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> None:
+    """Gain of every section that the harmonisation estimated, with twice its uncertainty."""
+    gain, sd = as_floats(numbers["gain"]), as_floats(numbers["gain_sd"])
+    _ranges(axes, rows, gain * np.exp(-2 * sd), gain, gain * np.exp(2 * sd), linewidth=1.2, alpha=0.7)
+
+
+def _ranges(
+    axes: Axes, rows: Sequence[dict[str, Any]], low: np.ndarray, middle: np.ndarray, high: np.ndarray, **line: Any
+) -> None:
+    """Draw a range and a dot for each section."""
+    place = _over_sections(axes, rows)
+    axes.axhline(1, color=FAINT, linewidth=0.8)
+    axes.vlines(place, low, high, color=AFTER, **line)
+    axes.plot(place, middle, color=INK, linestyle="none", marker="o", markersize=3)
+
+
+@plot("steps", NARROW, "Step at each cut", "percent, log scale")
+def steps(axes: Axes, rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> None:
+    """Size of the step at every cut, before and after, and the change between planes that is usual inside sections."""
+    place = _over_sections(axes, rows)
+    for time, colour, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
+        sizes = np.expm1(np.abs(as_floats([row[f"step_{time}"] for row in rows]))) * 100
+        sizes = np.maximum(sizes, SMALLEST_STEP)
+        axes.plot(place, sizes, color=colour, linestyle="none", marker=marker, markersize=3.5, label=time)
+    usual = numbers["inside_sections_after"]
+    if usual is not None:
+        bottom, top = SMALLEST_STEP / 2, max(np.expm1(usual) * 100, SMALLEST_STEP)
+        axes.axhspan(bottom, top, color=FAINT, alpha=0.35, linewidth=0, label="usual inside sections, after")
+    _legend(axes, 3, handletextpad=0.3, columnspacing=1)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=SMALLEST_STEP / 2)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+
+
+@plot("histograms", NARROW, "Histogram of tissue", "percent of pixels")
+def histograms(
+    axes: Axes, before: np.ndarray, after: np.ndarray, level: float, threshold: float | None, top: float
+) -> None:
+    """Histogram of tissue before and after, and the threshold between the two classes whose contrast is measured."""
+    edges = np.linspace(level, top, 121)
+    for values, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
+        share, _edges = np.histogram(values + level, edges)
+        axes.stairs(share / max(values.size, 1) * 100, edges, color=colour, linewidth=1.3, label=label)
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), label="between classes")
+    _legend(axes, 3, columnspacing=1)
+    axes.set_xlabel("intensity")
+    axes.set_xlim(level, top)
+    axes.set_ylim(bottom=0)

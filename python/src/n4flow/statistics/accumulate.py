@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,8 @@ from n4flow.statistics.bins import N_BINS, pairs_of_bins
 from n4flow.statistics.pooling import add_up
 
 PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
-NATIVE = ("u1", "u2", "i2")  # integer types with a compiled loop of their own; others go through float32
 STRIP_VOXELS = 1 << 17  # half a megabyte of float32: what a thread works on stays in its cache
-COUNTED = (*NATIVE, "f4")  # types that histograms are counted from; others go through float32
+COUNTED = ("u1", "u2", "i2", "f4")  # types that histograms are counted from; others go through float32
 COLUMNS = 512  # voxels, about, of the narrowest part of a plane that is a task of its own
 MOST_TILES = 1024  # of a render before they are added up
 MOST_PIECES = 16  # histograms of one plane before they are added up
@@ -28,7 +27,6 @@ MOST_PIECES = 16  # histograms of one plane before they are added up
 _tables = threading.local()
 
 Lists = tuple[np.ndarray, ...]
-Tables = tuple[np.ndarray, ...]
 
 
 def strips(height: int, width: int) -> list[tuple[int, int]]:
@@ -78,59 +76,55 @@ class PlaneShrinker(BlockMeans):
 
     def __init__(self, shape: tuple[int, int, int], k: int, dtype: np.dtype) -> None:
         super().__init__(shape, k)
-        self._native = dtype.newbyteorder("=").str[1:] in NATIVE
-        self._limits = (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "ui" else None
-        self._sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._top = int(np.iinfo(dtype).max) if dtype.kind in "ui" else None
+        self._begun: dict[int, np.ndarray] = {}  # rows of each plane whose blocks go on below
 
     def add(self, block: np.ndarray, z: int = 0, y: int = 0, threads: int | None = None) -> None:
         """Add rows (z, y, X) whose first voxel is row `y` of plane `z`; a plane's rows come in order."""
-        n_z, _n_y, n_x = block.shape
+        n_z, n_y, n_x = block.shape
+        stop, top = y + n_y, y // self.k * self.k
+        bottom = stop if stop == self.shape[1] else stop // self.k * self.k  # blocks end here
         # a few planes are shared out by columns, whole blocks of them
         blocks = self.mean.shape[2]
         parts = max(1, min((threads or available_threads()) // n_z, n_x // COLUMNS, blocks))
         cuts = [min(n_x, blocks * i // parts * self.k) for i in range(parts)] + [n_x]
-        for plane in range(z, z + n_z):
-            if plane not in self._sums:
-                self._sums[plane] = np.zeros(n_x, np.int32 if self._native else np.float64), np.zeros(n_x, np.int32)
-        tasks = [(i, part) for i in range(n_z) for part in range(parts)]
+        step = max(1, STRIP_VOXELS * parts // (n_x * self.k)) * self.k
+        begun = [self._begun.pop(plane, block[:0, 0]) for plane in range(z, z + n_z)]
         counts = np.zeros((n_z, parts, len(PLANE_COUNTS)), np.int64)
         extremes = np.tile([np.inf, -np.inf], (n_z, parts, 1))
 
         def work(task: tuple[int, int]) -> None:
             i, part = task
             columns = slice(cuts[part], cuts[part + 1])
-            self._rows(block[i, :, columns], z + i, y, columns, counts[i, part], extremes[i, part])
+            numbers = counts[i, part : part + 1], extremes[i, part : part + 1]
+            for start in range(top, bottom, step):
+                rows = block[i, max(start - y, 0) : min(start + step, bottom) - y, columns]
+                above = [begun[i][:, columns]] if start < y else []
+                self._shrink([*above, rows], (start, columns.start), z + i, *numbers)
 
-        run_tasks(work, tasks, threads)
+        run_tasks(work, [(i, part) for i in range(n_z) for part in range(parts)], threads)
         self.counts[z : z + n_z] += counts.sum(axis=1)
         ends = self.extremes[z : z + n_z]
         ends[:, 0] = np.minimum(ends[:, 0], extremes[..., 0].min(axis=1))
         ends[:, 1] = np.maximum(ends[:, 1], extremes[..., 1].max(axis=1))
-        if y + block.shape[1] == self.shape[1]:
-            for plane in range(z, z + n_z):
-                del self._sums[plane]
+        if bottom < stop:
+            for plane, above, rows in zip(range(z, z + n_z), begun, block[:, max(bottom - y, 0) :], strict=True):
+                self._begun[plane] = np.concatenate([above, rows]) if bottom == top else rows.copy()
 
-    def _rows(
-        self, rows: np.ndarray, plane: int, y: int, columns: slice, counts: np.ndarray, extremes: np.ndarray
+    def _shrink(
+        self, rows: Sequence[np.ndarray], at: tuple[int, int], plane: int, counts: np.ndarray, extremes: np.ndarray
     ) -> None:
-        from n4flow.statistics import block_mean_kernels as block_kernels
+        """Write the means of the blocks of some rows (y, x), which end where blocks do, of a plane."""
+        from n4flow.statistics import block_mean_kernels as kernels
 
-        sums, lost = (held[columns] for held in self._sums[plane])
-        blocks = slice(columns.start // self.k, -(-columns.stop // self.k))
-        state = (sums, lost, self.mean[plane, :, blocks], self.valid[plane, :, blocks], counts, extremes)
-        n_y = self.shape[1]
-        if self._native:
-            rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
-            block_kernels.shrink_rows_int(rows, y, n_y, self.k, self._limits, *state)
-            return
-        for start, stop in strips(*rows.shape):
-            part = rows[start:stop]
-            values = scratch("shrink", part.shape, np.float32)
-            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
-                np.copyto(values, part, casting="unsafe")
-            block_kernels.shrink_rows_float(values, values.view(np.int32), y + start, n_y, self.k, *state)
-            if self._limits is not None:
-                counts[PLANE_COUNTS.index("n_saturated")] += np.count_nonzero(part == self._limits[1])
+        values = scratch("shrink", (1, sum(map(len, rows)), rows[0].shape[1]), np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
+            np.concatenate(rows, out=values[0], casting="unsafe")
+        means = self.mean[plane : plane + 1], self.valid[plane : plane + 1]
+        place = at, self.shape[1:], self.k, *means, *kernels.NO_EDGES
+        kernels.shrink_tile(values, values.view(np.int32), *place, counts, extremes)
+        if self._top is not None and extremes[0, 1] >= self._top:
+            counts[0, PLANE_COUNTS.index("n_saturated")] += sum(np.count_nonzero(part == self._top) for part in rows)
 
 
 def plane_numbers(counts: np.ndarray, extremes: np.ndarray) -> dict[str, np.ndarray]:
@@ -169,13 +163,13 @@ class Tile:
 
     def add(self, first: int, values: np.ndarray) -> None:
         """Add planes (z, y, x) float32 of the tile, all its rows and columns, from its plane `first` on."""
-        from n4flow.statistics import tile_mean_kernels as tile_kernels
+        from n4flow.statistics import block_mean_kernels as kernels
 
         planes = slice(first, first + len(values))
         inside = slice(self.at[0] + first, self.at[0] + first + len(values))
         place = self.at[1:], self.means.shape[1:], self.means.k, self.means.mean[inside], self.means.valid[inside]
         state = (part[planes] for part in (*self.edges, self.counts, self.extremes))
-        tile_kernels.shrink_tile(values, values.view(np.int32), *place, *state)
+        kernels.shrink_tile(values, values.view(np.int32), *place, *state)
 
 
 def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
@@ -203,7 +197,7 @@ class TileShrinker(BlockMeans):
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
         """Add tiles of the same planes, all planes of which were added; planes end where tiles of others come."""
-        from n4flow.statistics import tile_mean_kernels as tile_kernels
+        from n4flow.statistics import block_mean_kernels as kernels
 
         if self._open != planes:
             self.finish()
@@ -216,7 +210,7 @@ class TileShrinker(BlockMeans):
             first = tile.at[0] - planes.start
             held = self._sums[first : first + tile.shape[0]], self._lost[first : first + tile.shape[0]]
             place = tile.at[1:], tile.shape[1:], self.shape[1:], self.k, tile.blocks
-            tile_kernels.add_edges(*tile.edges, *place, *held, self._shared)
+            kernels.add_edges(*tile.edges, *place, *held, self._shared)
             inside = slice(tile.at[0], tile.at[0] + tile.shape[0])
             self.counts[inside] += tile.counts
             ends = self.extremes[inside]
@@ -225,14 +219,12 @@ class TileShrinker(BlockMeans):
 
     def finish(self) -> None:
         """Turn the sums of the planes that came last into means."""
-        from n4flow.statistics import tile_mean_kernels as tile_kernels
+        from n4flow.statistics import block_mean_kernels as kernels
 
         if self._open is not None:
             depth = self._open.stop - self._open.start
             into = self.mean[self._open], self.valid[self._open]
-            tile_kernels.settle_edges(
-                self._sums[:depth], self._lost[:depth], self.shape[1:], self.k, self._shared, *into
-            )
+            kernels.settle_edges(self._sums[:depth], self._lost[:depth], self.shape[1:], self.k, self._shared, *into)
             self._open = None
             self._shared[:] = False
 
@@ -248,9 +240,7 @@ class PlaneCounter:
     def __init__(self, n_planes: int) -> None:
         self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
 
-    def add(
-        self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0, field: Tables | None = None
-    ) -> None:
+    def add(self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0) -> None:
         """Count rows of some planes; no two threads may add to one plane at a time.
 
         Parameters
@@ -264,8 +254,6 @@ class PlaneCounter:
         k : int
         y : int
             The first row's place below the first row of `classes`.
-        field : tuple of arrays, optional
-            `Evaluator.tables` of the bias field on these rows, by which they are divided first.
         """
         from n4flow.statistics import histogram_kernels as kernels
 
@@ -281,10 +269,8 @@ class PlaneCounter:
         most = max(1, kernels.PIECE_VOXELS // width)
         for start in range(0, n_y, most):
             part = slice(start, min(start + most, n_y))
-            lattice, fz, wz, fy, wy, *along_x = kernels.NO_FIELD if field is None else field
-            tables = (lattice, fz, wz, fy[part], wy[part], *along_x)
             out = scratch("counted", (3, rows[:, part].size), np.int64)  # little of it is written
-            kernels.count_planes(rows[:, part], tables, classes, k, y + start, *room, _tables.words, out, ends)
+            kernels.count_planes(rows[:, part], classes, k, y + start, *room, _tables.words, out, ends)
             self._keep(plane, out[:, : ends[-1, -1, -1]].copy(), ends.tolist())
 
     def _keep(self, plane: int, counted: np.ndarray, ends: list[list[list[int]]]) -> None:

@@ -1,6 +1,6 @@
-"""Compiled loops of block means: sums of k x k blocks of planes that come in rows, counts and extremes.
+"""Compiled loops of block means: a tile's share of each k x k block of a plane, counts and extremes, and their sum.
 
-Plain arithmetic in a fixed order, without the GIL, as in `kernels`.
+Plain arithmetic in a fixed order, without the GIL, as in `histogram_kernels`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,10 @@ from n4flow.compute.jit import row_kernel
 from n4flow.compute.numba_cache import njit
 from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE
 
-# columns of the per-plane counts of `shrink_rows_*`
-N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE, N_SATURATED = range(5)
+N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE = range(4)  # columns of the counts of `shrink_tile`
+NO_EDGES = np.empty((1, 0)), np.empty((1, 0), np.int32)  # of tiles that end where blocks do
 MOST_MEASURED = 1 << 24  # voxels at a time: float32 counts them exactly
 PLAIN, ZEROS, BROKEN = range(3)  # all voxels valid; zeros among them; others that are not finite
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _any(flags: Any) -> bool:
-    """Return whether one of some whole numbers is not 0."""
-    found = np.int32(0)
-    for i in range(flags.size):
-        found |= flags[i]
-    return found != 0
 
 
 @row_kernel
@@ -72,96 +63,16 @@ def mean_of(total, lost, voxels):  # type: ignore[no-untyped-def]
     return total / (n if n > 0.0 else 1.0), n / np.float64(voxels)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _reduce_columns(sums: Any, lost: Any, k: int, rows: int, mean: Any, valid: Any) -> int:
-    """Turn sums and counts of invalid voxels of each column over `rows` rows into means and valid shares.
-
-    Leaves zeros behind; returns how many voxels were valid.
-    """
-    n_x, whole = sums.size, sums.size // k
-    totals = np.zeros(mean.size, np.float64)  # a block of 182 x 182 uint16 may be more than int32 holds; exact for all
-    add_blocks(sums, k, 0, whole, totals, 0)
-    voxels, last = rows * k, rows * (n_x - whole * k)
-    sums[:] = 0
-    if not _any(lost):
-        for c in range(mean.size):
-            mean[c] = totals[c] / np.float64(voxels)
-            valid[c] = 1.0
-        if whole < mean.size:
-            mean[whole] = totals[whole] / np.float64(last)
-        return rows * n_x
-    gone = np.zeros(mean.size, np.int32)
-    add_blocks(lost, k, 0, whole, gone, 0)
-    lost[:] = 0
-    for c in range(mean.size):
-        mean[c], valid[c] = mean_of(totals[c], gone[c], voxels)
-    if whole < mean.size:
-        mean[whole], valid[whole] = mean_of(totals[whole], gone[whole], last)
-    return rows * n_x - gone.sum()
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def shrink_rows_int(
-    rows: Any,
-    y_start: int,
-    n_y: int,
-    k: int,
-    limits: Any,
-    sums: Any,
-    lost: Any,
-    mean: Any,
-    valid: Any,
-    counts: Any,
-    extremes: Any,
-) -> None:
-    """Add rows of an integer plane, the first being row `y_start` of `n_y`, to the means of k x k blocks.
-
-    `sums` and `lost` (X,), of invalid voxels, hold what earlier rows gave to the block row that is not complete yet;
-    they are 0 at first. `mean` and `valid` (blocks down, blocks across) are written, and voxels counted, where a block
-    row ends.
-    """
-    n_x = rows.shape[1]
-    none, one = rows.dtype.type(0), rows.dtype.type(1)
-    bottom, top = rows.dtype.type(limits[0]), rows.dtype.type(limits[1])
-    low, high = top, bottom
-    for i in range(rows.shape[0]):
-        # loops of one thing each, in the type of the voxels and without branches, become the longest vectors
-        for x in range(n_x):
-            sums[x] += np.int32(rows[i, x])
-        for x in range(n_x):
-            low = min(low, rows[i, x] if rows[i, x] != none else top)
-        for x in range(n_x):
-            high = max(high, rows[i, x] if rows[i, x] != none else bottom)
-        zeros = none
-        for x in range(n_x):
-            zeros = max(zeros, one if rows[i, x] == none else none)
-        if zeros:
-            for x in range(n_x):
-                lost[x] += np.int32(rows[i, x] == none)
-        y = y_start + i
-        if (y + 1) % k == 0 or y + 1 == n_y:
-            n = _reduce_columns(sums, lost, k, y % k + 1, mean[y // k], valid[y // k])
-            counts[N_VALID] += n
-            counts[N_ZERO] += (y % k + 1) * n_x - n
-    if low < none or high == top:
-        for i in range(rows.shape[0]):
-            for x in range(n_x):
-                counts[N_NEGATIVE] += rows[i, x] < none
-                counts[N_SATURATED] += rows[i, x] == top
-    if low <= high:
-        extremes[0], extremes[1] = min(extremes[0], np.float64(low)), max(extremes[1], np.float64(high))
-
-
 @row_kernel
 def _add_measures(value, sums):  # type: ignore[no-untyped-def]
     """Add a vector of voxels to the counts of finite, of valid, of negative ones, and to the extremes."""
     finite, valid, negative, low, high = sums
     none, one, infinity = v.splat(np.float32(0)), v.splat(np.float32(1)), v.splat(np.float32(np.inf))
-    size = v.greatest(value, v.subtract(none, value))
+    size = v.maximum(value, v.subtract(none, value))
     within = v.where_below(size, infinity, one, none)
     usable = v.where_below(none, size, within, none)
-    low = v.least(low, v.where_below(none, usable, value, infinity))
-    high = v.greatest(high, v.where_below(none, usable, value, v.subtract(none, infinity)))
+    low = v.minimum(low, v.where_below(none, usable, value, infinity))
+    high = v.maximum(high, v.where_below(none, usable, value, v.subtract(none, infinity)))
     below = v.where_below(value, none, usable, none)
     return v.add(finite, within), v.add(valid, usable), v.add(negative, below), low, high
 
@@ -197,32 +108,200 @@ def usable(bits):  # type: ignore[no-untyped-def]
     return finite, finite & (magnitude != 0)
 
 
+@row_kernel
+def _sum_blocks(tile, bits, z, y_start, x_start, k, sums, lost, counts, extremes, column, gone):  # type: ignore[no-untyped-def]
+    """Add a plane of a tile to the sums (blocks down, blocks across) of blocks that it touches; return its state."""
+    n_y, n_x = tile.shape[1:]
+    ahead = -x_start % k  # columns before the first block that begins in the tile
+    whole = max(0, n_x - ahead) // k
+    all_sums, all_lost = sums.reshape(-1), lost.reshape(-1)
+    voxels, state, i = tile[z].reshape(-1), PLAIN, 0
+    for start in range(0, voxels.size, MOST_MEASURED):
+        part = voxels[start : start + MOST_MEASURED]
+        state = max(state, measure(part, counts, extremes))
+    while i < n_y:
+        r = (y_start + i) // k - y_start // k
+        stop = min(n_y, (r + 1 + y_start // k) * k - y_start)
+        if state == BROKEN:
+            _add_valid_rows(tile, bits, z, i, stop, column, gone)
+        else:
+            _add_rows(voxels, n_x, i, stop, column, gone)
+        i = stop
+        at = r * sums.shape[1]
+        add_blocks(column[:n_x], k, ahead, whole, all_sums, at)
+        if state != PLAIN:
+            add_blocks(gone[:n_x], k, ahead, whole, all_lost, at)
+    return state
+
+
+@row_kernel
+def _add_values(value, total, zeros):  # type: ignore[no-untyped-def]
+    """Add a vector of voxels to a vector of sums, and what is 0 to one of counts."""
+    none, one = v.splat(np.float32(0)), v.splat(np.float32(1))
+    return v.add(total, v.widen(value)), v.add(zeros, v.where_zero(value, one, none))
+
+
+@row_kernel
+def _add_rows(voxels, n_x, start, stop, column, gone):  # type: ignore[no-untyped-def]
+    """Write the sums of the columns of some rows (y * n_x,), in the order of the rows, and how many voxels are 0."""
+    whole = n_x - n_x % v.LANES
+    for x in range(0, whole, v.LANES):
+        total, zeros = v.splat(np.float64(0)), v.splat(np.float32(0))
+        for i in range(start, stop):
+            total, zeros = _add_values(v.load(voxels, i * n_x + x), total, zeros)
+        v.store(column, x, total)
+        v.store(gone, x, zeros)
+    if whole < n_x:
+        total, zeros = v.splat(np.float64(0)), v.splat(np.float32(0))
+        for i in range(start, stop):
+            total, zeros = _add_values(v.load_first(voxels, i * n_x + whole, n_x - whole), total, zeros)
+        v.store(column, whole, total)
+        v.store(gone, whole, zeros)
+
+
+@row_kernel
+def _add_valid_rows(tile, bits, z, start, stop, column, gone):  # type: ignore[no-untyped-def]
+    """Write the sums of the finite voxels of columns, and how many are not valid."""
+    column[:] = 0.0
+    gone[:] = np.float32(0)
+    for i in range(start, stop):
+        for x in range(tile.shape[2]):
+            finite, good = usable(bits[z, i, x])
+            column[x] += np.float64(tile[z, i, x] if finite else np.float32(0))
+            gone[x] += np.float32(not good)
+
+
+@row_kernel
+def _whole(block: int, k: int, start: int, extent: int, size: int) -> bool:
+    """Return whether a block of `k` along an axis of `size` lies within a tile of `extent` that begins at `start`."""
+    return (block * k >= start) & (min((block + 1) * k, size) <= start + extent)
+
+
+@row_kernel
+def _extent(block: int, k: int, size: int) -> int:
+    """Return how many voxels a block has along an axis of `size`."""
+    return min((block + 1) * k, size) - block * k
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
-def shrink_rows_float(
-    rows: Any,
+def shrink_tile(
+    tile: Any,
     bits: Any,
-    y_start: int,
-    n_y: int,
+    at: Any,
+    size: Any,
     k: int,
-    sums: Any,
-    lost: Any,
     mean: Any,
     valid: Any,
+    edges: Any,
+    edges_lost: Any,
     counts: Any,
     extremes: Any,
 ) -> None:
-    """Do what `shrink_rows_int` does for float32 rows, also seen as int32 `bits`."""
-    state = measure(rows.reshape(-1), counts, extremes)
-    n_x = rows.shape[1]
-    for i in range(rows.shape[0]):
-        if state == PLAIN:
-            for x in range(n_x):
-                sums[x] += np.float64(rows[i, x])
-        else:
-            for x in range(n_x):
-                finite, good = usable(bits[i, x])
-                sums[x] += np.float64(rows[i, x] if finite else np.float32(0))
-                lost[x] += np.int32(not good)
-        y = y_start + i
-        if (y + 1) % k == 0 or y + 1 == n_y:
-            _reduce_columns(sums, lost, k, y % k + 1, mean[y // k], valid[y // k])
+    """Write means and valid shares of the k x k blocks that lie in a float32 tile (z, y, x), also seen as int32 `bits`.
+
+    Parameters
+    ----------
+    at, size : (int, int)
+        Row and column of the plane that the tile begins at; rows and columns of the plane.
+    mean, valid : (z, blocks down, blocks across) array
+        Of whole planes.
+    edges, edges_lost : (z, n) float64 and int32 array
+        Written: what the tile gives to blocks that others touch, too: sums, and voxels that are not valid.
+    counts, extremes : (z, 5) and (z, 2) array
+        Added to.
+    """
+    extent = tile.shape[1:]
+    first_r, first_c = at[0] // k, at[1] // k
+    n_r, n_c = -(-(at[0] + extent[0]) // k) - first_r, -(-(at[1] + extent[1]) // k) - first_c
+    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
+    # one block that reaches beyond the tile on both sides is left out once
+    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
+    sums, lost = np.zeros((n_r, n_c)), np.zeros((n_r, n_c))
+    room = extent[1] + v.LANES  # the last vector may reach beyond the columns
+    column, gone = np.zeros(room, np.float64), np.zeros(room, np.float32)
+    for z in range(tile.shape[0]):
+        state = _sum_blocks(tile, bits, z, at[0], at[1], k, sums, lost, counts[z], extremes[z], column, gone)
+        edge = 0
+        for r in range(n_r):
+            row = first_r + r
+            inside = _whole(row, k, at[0], extent[0], size[0])
+            if inside:
+                height = _extent(row, k, size[0])
+                means, shares, totals = mean[z, row, first_c:], valid[z, row, first_c:], sums[r]
+                most = np.float64(height * k)
+                if state == PLAIN:
+                    for c in range(begin, end - 1):
+                        means[c] = totals[c] / most
+                        shares[c] = 1.0
+                else:
+                    for c in range(begin, end - 1):
+                        n = most - lost[r, c]
+                        means[c] = totals[c] / (n if n > 0.0 else 1.0)
+                        shares[c] = n / most
+                for c in range(max(begin, end - 1), end):  # the last one may be narrower
+                    voxels = height * _extent(first_c + c, k, size[1])
+                    means[c], shares[c] = mean_of(totals[c], lost[r, c], voxels)
+            # what is inside is left out
+            for c in range(begin if inside else n_c):
+                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
+                edge += 1
+            for c in range(end if inside else n_c, n_c):
+                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
+                edge += 1
+        sums[:] = 0.0
+        if state != PLAIN:
+            lost[:] = 0.0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def add_edges(
+    edges: Any,
+    edges_lost: Any,
+    at: Any,
+    extent: Any,
+    size: Any,
+    k: int,
+    blocks: Any,
+    sums: Any,
+    lost: Any,
+    open_: Any,
+) -> None:
+    """Add the edges of a tile of so many `blocks`, see `shrink_tile`, to sums and counts of whole planes (z, y, x).
+
+    `open_` (2, n) is set for the rows and columns of blocks that may have several tiles.
+    """
+    first_r, first_c = at[0] // k, at[1] // k
+    n_c = blocks[1]
+    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
+    # one block that reaches beyond the tile on both sides is left out once
+    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
+    for r in range(first_r, first_r + blocks[0]):
+        open_[0, r] |= not _whole(r, k, at[0], extent[0], size[0])
+    for c in range(n_c):
+        open_[1, first_c + c] |= c < begin or c >= end
+    for z in range(edges.shape[0]):
+        edge = 0
+        for r in range(first_r, first_r + blocks[0]):
+            c, inside = 0, _whole(r, k, at[0], extent[0], size[0])
+            while c < n_c:
+                if inside and c == begin and begin < end:
+                    c = end
+                    continue
+                sums[z, r, first_c + c] += edges[z, edge]
+                lost[z, r, first_c + c] += edges_lost[z, edge]
+                edge += 1
+                c += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def settle_edges(sums: Any, lost: Any, size: Any, k: int, open_: Any, mean: Any, valid: Any) -> None:
+    """Turn sums and counts of blocks that several tiles may have touched into means; leave zeros behind."""
+    every, some = np.arange(sums.shape[2]), np.flatnonzero(open_[1, : sums.shape[2]])
+    for z in range(sums.shape[0]):
+        for r in range(sums.shape[1]):
+            height = _extent(r, k, size[0])
+            for c in every if open_[0, r] else some:
+                voxels = height * _extent(c, k, size[1])
+                mean[z, r, c], valid[z, r, c] = mean_of(sums[z, r, c], lost[z, r, c], voxels)
+                sums[z, r, c] = 0.0
+                lost[z, r, c] = 0

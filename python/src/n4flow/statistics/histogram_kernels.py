@@ -13,7 +13,6 @@ import numpy as np
 from n4flow.compute import simd as v
 from n4flow.compute.jit import row_kernel
 from n4flow.compute.numba_cache import njit
-from n4flow.n4_bias.evaluate_kernels import field_block
 from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT
 
 # Count and sum of residuals share one 64-bit word: 26 bits of count above 38 bits of sum, enough for 2**25 voxels.
@@ -22,22 +21,19 @@ PIECE_VOXELS = 1 << 25
 
 up: Any = np.uintp
 
-_none, _few = np.empty(0, np.int32), np.empty((0, 4), np.float32)
-NO_FIELD = (np.empty((0, 0, 0), np.float32), _none, _few, _none, _few, _none, np.empty((4, 0), np.float32))
-
 
 @row_kernel
 def _add_ends(value, ends):  # type: ignore[no-untyped-def]
     """Widen the ranges of positive and of negative finite values, the latter by size, by a vector."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
-    size = v.greatest(value, v.subtract(none, value))
+    size = v.maximum(value, v.subtract(none, value))
     above = v.where_below(none, value, v.where_below(size, infinity, size, none), none)
     below = v.where_below(value, none, v.where_below(size, infinity, size, none), none)
     return (
-        v.least(ends[0], v.where_below(none, above, above, infinity)),
-        v.greatest(ends[1], above),
-        v.least(ends[2], v.where_below(none, below, below, infinity)),
-        v.greatest(ends[3], below),
+        v.minimum(ends[0], v.where_below(none, above, above, infinity)),
+        v.maximum(ends[1], above),
+        v.minimum(ends[2], v.where_below(none, below, below, infinity)),
+        v.maximum(ends[3], below),
     )
 
 
@@ -124,7 +120,6 @@ def expand_rows(small: Any, k: int, y_start: int, x_start: int, out: Any) -> Non
 @njit(nogil=True, cache=True, error_model="numpy")
 def count_planes(
     source: Any,
-    field: Any,
     small: Any,
     k: int,
     y_start: int,
@@ -134,14 +129,12 @@ def count_planes(
     out: Any,
     ends: Any,
 ) -> None:
-    """Count rows of planes, corrected by a bias field; what a thread works on stays in its cache.
+    """Count rows of planes; what a thread works on stays in its cache.
 
     Parameters
     ----------
     source : (z, y, X) array
         uint8, uint16, int16 or float32.
-    field : tuple
-        Lattice and tables of the field on these rows, see `Evaluator.tables`; of a lattice of no size none is applied.
     small : (z, blocks down, blocks across) uint8 array
         Classes of k x k voxels of the planes, of which `y_start` is the first row.
     values, classes : (1, rows, X) float32 and uint8 array
@@ -154,7 +147,6 @@ def count_planes(
         Written: where the list of each plane, class and sign ends.
     """
     n_z, n_y, n_x = source.shape
-    lattice, fz, wz, fy, wy, fx, wx = field
     step, n = values.shape[1], 0
     touched = np.empty((2, 2), np.int32)
     for z in range(n_z):
@@ -166,9 +158,6 @@ def count_planes(
                 for x in range(n_x):
                     values[0, y, x] = np.float32(source[z, start + y, x])
             flat = values.reshape(-1)[: rows * n_x]
-            if lattice.size:
-                along = (fz[z : z + 1], wz[z : z + 1], fy[start:stop], wy[start:stop], fx, wx)
-                field_block(0, 1, 0, rows, lattice, *along, -1.0, flat, flat, (1, rows, n_x), -1)
             expand_rows(small[z : z + 1], k, y_start + start, 0, classes[:, :rows])
             histogram_rows(flat, flat.view(np.int32), classes[0, :rows], table, touched)
         for c in range(3):

@@ -19,23 +19,16 @@ import numpy as np
 
 from n4flow.errors import InputError
 
-FORMAT = 1  # of such files, and of what is in them: a run that is resumed may meet those of another version
+FORMAT = 2  # of such files, and of what is in them: a run that is resumed may meet those of another version
 LEVEL = 5  # of LZ4: half the time of zstd, for files that are a twentieth larger
 MEMBER = "pieces.npy"
 
 
-def codec(*, small: bool = False) -> Any:
-    """Return what compresses pieces; it refuses what is empty, which needs no piece.
-
-    Parameters
-    ----------
-    small : bool
-        Of whole numbers with noise in their lowest bits alone: bits are shuffled, not bytes, which is a tenth less for
-        the sums of a speckled volume.
-    """
+def codec() -> Any:
+    """Return what compresses pieces; it refuses what is empty, which needs no piece."""
     from numcodecs import Blosc  # type: ignore[import-untyped]
 
-    return Blosc("lz4", LEVEL, Blosc.BITSHUFFLE if small else Blosc.SHUFFLE)
+    return Blosc("lz4", LEVEL, Blosc.SHUFFLE)
 
 
 def write_pieces(path: str | Path, arrays: Mapping[str, np.ndarray], pieces: Sequence[bytes]) -> None:

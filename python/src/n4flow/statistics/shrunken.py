@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from n4flow.compute.threads import run_tasks, scratch
+from n4flow.compute.threads import run_tasks
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.statistics.accumulate import plane_numbers
@@ -70,20 +70,14 @@ class ShrunkenVolume:
     def save(self, path: str | Path) -> None:
         """Write to an .npz file from which `ShrunkenFiles` reads planes.
 
-        Every plane is compressed apart. Means of whole numbers are stored as their sums, where those give the same
-        bits again: a sum has fewer bits than the digits of a quotient. So are shares, as the voxels that are lost.
+        The means and the shares of every plane are compressed apart.
         """
-        packed = run_tasks(lambda z: _pack(self.mean[z], self.valid[z], *self._blocks()), range(len(self.mean)))
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
         if self.frame is not None:
             arrays["frame"] = np.array(self.frame)
-        arrays["stored_as"] = np.array([stored_as for _mean, _valid, *stored_as in packed], bool).reshape(-1, 2)
-        pieces = [piece for mean, valid, *_stored_as in packed for piece in (mean, valid)]
-        write_pieces(path, arrays, pieces)
-
-    def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        return _block_sizes(self.full_shape, self.shrink)
+        planes = [plane for pair in zip(self.mean, self.valid, strict=True) for plane in pair]
+        write_pieces(path, arrays, run_tasks(codec().encode, planes))
 
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
@@ -127,7 +121,7 @@ class ShrunkenFiles:
         heads: list[tuple[int, tuple[int, int, int]]] = []
         numbers: list[dict[str, np.ndarray]] = []
         frames: set[Frame | None] = set()
-        self._stored: list[tuple[PieceFile, int, tuple[bool, bool]]] = []
+        self._stored: list[tuple[PieceFile, int]] = []  # of each plane: its file, and the number of its means there
         for file in map(PieceFile, paths):
             head = file.head
             n_z, n_y, n_x = (int(n) for n in head["full_shape"])
@@ -135,7 +129,7 @@ class ShrunkenFiles:
             frames.add(Frame(*head["frame"].tolist()) if "frame" in head else None)
             names = [name for name in head if name.startswith("plane_")]
             numbers.append({name.removeprefix("plane_"): head[name] for name in names})
-            self._stored += [(file, 2 * z, tuple(each)) for z, each in enumerate(head["stored_as"].tolist())]
+            self._stored += [(file, 2 * z) for z in range(n_z)]
         check_alike(heads)
         if len(frames) > 1:
             msg = f"slabs of one volume must have one frame, got {frames}"
@@ -143,8 +137,8 @@ class ShrunkenFiles:
         (self.frame,) = frames
         self.shrink = heads[0][0]
         self.full_shape = (sum(shape[0] for _shrink, shape in heads), *heads[0][1][1:])
-        self._blocks = _block_sizes(self.full_shape, self.shrink)
-        self.shape = (self.full_shape[0], len(self._blocks[0]), len(self._blocks[1]))
+        height, width = (-(-n // self.shrink) for n in self.full_shape[1:])
+        self.shape = (self.full_shape[0], height, width)
         self.planes = {name: np.concatenate([slab[name] for slab in numbers]) for name in numbers[0]}
 
     def part(self, z_start: int, z_stop: int) -> ShrunkenVolume:
@@ -152,11 +146,12 @@ class ShrunkenFiles:
         shape = z_stop - z_start, *self.shape[1:]
         mean, valid = np.empty(shape, np.float32), np.empty(shape, np.float32)
 
-        def unpack(i: int) -> None:
-            file, first, stored_as = self._stored[z_start + i]
-            _unpack(file.read(first, first + 2), stored_as, *self._blocks, mean[i], valid[i])
+        def read(i: int) -> None:
+            file, first = self._stored[z_start + i]
+            for piece, plane in zip(file.read(first, first + 2), (mean[i], valid[i]), strict=True):
+                codec().decode(piece, plane)
 
-        run_tasks(unpack, range(shape[0]))
+        run_tasks(read, range(shape[0]))
         planes = {name: values[z_start:z_stop] for name, values in self.planes.items()}
         return ShrunkenVolume(mean, valid, self.shrink, (shape[0], *self.full_shape[1:]), planes, self.frame)
 
@@ -176,62 +171,3 @@ def check_alike(slabs: Sequence[tuple[int, tuple[int, int, int]]]) -> None:
     if len(seen) != 1:
         msg = f"slabs of one volume must have one shrink factor and plane size, got {seen}"
         raise InputError(msg)
-
-
-def _block_sizes(full_shape: tuple[int, int, int], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many voxels blocks have along Y and along X; the last ones may have fewer than k."""
-    height, width = (np.diff([*range(0, size, k), size]) for size in full_shape[1:])
-    return height, width
-
-
-def _pack(
-    mean: np.ndarray, valid: np.ndarray, height: np.ndarray, width: np.ndarray
-) -> tuple[bytes, bytes, bool, bool]:
-    """Compress a plane; also return whether means are stored as sums, and shares as voxels that are lost.
-
-    Shares need no piece where no voxel is lost.
-    """
-    from n4flow.statistics import shrunken_kernels
-
-    mean, valid = np.ascontiguousarray(mean, np.float32), np.ascontiguousarray(valid, np.float32)
-    sums, lost = np.empty(mean.shape, np.uint32), np.empty(mean.shape, _count_type(height, width))
-    whole = bool(shrunken_kernels.sums_of_means(mean, valid, height, width, sums))
-    counted = bool(shrunken_kernels.lost_of_shares(valid, height, width, lost))
-    means = codec(small=True).encode(sums) if whole else codec().encode(mean)
-    if not counted:
-        return means, codec().encode(valid), whole, counted
-    return means, codec(small=True).encode(lost) if lost.any() else b"", whole, counted
-
-
-def _unpack(
-    pieces: Sequence[bytes],
-    stored_as: tuple[bool, bool],
-    height: np.ndarray,
-    width: np.ndarray,
-    mean: np.ndarray,
-    valid: np.ndarray,
-) -> None:
-    """Write what `_pack` was given into `mean` and `valid` (y, x)."""
-    from n4flow.statistics import shrunken_kernels
-
-    (means, shares), (whole, counted) = pieces, stored_as
-    decode = codec().decode  # a piece tells what was shuffled
-    if counted and not shares:
-        valid[...] = 1
-    elif counted:
-        lost = scratch("lost voxels", mean.shape, _count_type(height, width))
-        decode(shares, lost)
-        shrunken_kernels.shares_of_lost(lost, height, width, valid)
-    else:
-        decode(shares, valid)
-    if whole:
-        steps = scratch("steps of sums", mean.shape, np.uint32)
-        decode(means, steps)
-        shrunken_kernels.means_of_sums(steps, valid, height, width, mean)
-    else:
-        decode(means, mean)
-
-
-def _count_type(height: np.ndarray, width: np.ndarray) -> type[np.unsignedinteger]:
-    """Return the type that holds the voxels of a block."""
-    return np.uint16 if int(height.max()) * int(width.max()) < 1 << 16 else np.uint32

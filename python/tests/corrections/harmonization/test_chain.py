@@ -16,7 +16,8 @@ from n4flow.corrections.recipe import load_correction, save_correction
 from n4flow.corrections.section_lookup import SectionLookup
 from n4flow.errors import InputError
 from n4flow.io.writers import write_volume
-from n4flow.report.metrics import metrics
+from n4flow.report.metrics import pair_metrics
+from n4flow.report.pair import Pair
 from n4flow.statistics.measure import shrink_planes
 
 # ---------------------------------------------------------------------------------------------- one result everywhere
@@ -121,7 +122,7 @@ def test_zeros_and_what_is_not_finite_stay() -> None:
 def measured(observed: np.ndarray, corrected: np.ndarray, recipe: list[Correction]) -> dict[str, Any]:
     _truth, tissue = anatomy()
     volumes = {"before": shrink_planes(observed, 1), "after": shrink_planes(corrected, 1)}
-    return metrics(sections=cut(48), tissue=tissue, agarose=None, recipe=recipe, **volumes)
+    return pair_metrics(Pair(cut(48), tissue=tissue, agarose=None, recipe=recipe, **volumes))
 
 
 def test_the_report_says_what_was_proven() -> None:

@@ -3,7 +3,7 @@
 What is proven is taken off: shading that changes with depth, each section's own shading and gain, jitter of planes and
 slow drift along the stack. What anatomy may have done stays, unless it is asked for. `estimator` has the model.
 
-What is found is applied by every task, and found by few. `api` and `prepare`, which find it, need SciPy, whose import
+Every task applies the correction, one estimates it. `api` and `prepare`, which estimate it, need SciPy, whose import
 takes longer than many a task; so they are imported where they are used.
 """
 

@@ -1,4 +1,4 @@
-"""Fixed points that plain iteration reaches slowly, such as those of expectation and maximisation.
+"""Anderson acceleration of iterations that converge slowly, such as expectation maximisation.
 
 D. G. Anderson, Iterative procedures for nonlinear integral equations, Journal of the ACM 12 (1965) 547-560.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-DEPTH = 4  # changes that are remembered
-LARGEST_STEP = 10.0  # of the plain change: posteriors bend
-CUT_OFF = 0.05  # singular values of the changes, over the largest, below which they are noise
+DEPTH = 4  # Steps that are remembered.
+LARGEST_STEP = 10.0  # Longest step over the plain one: farther away, posteriors are not linear.
+CUT_OFF = 0.05  # Singular values of the changes, relative to the largest, below which they are noise.
 
 
 class Anderson:

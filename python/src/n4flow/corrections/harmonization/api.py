@@ -28,13 +28,13 @@ def harmonize(
 ) -> tuple[Any, Any]:
     """Make sections even without harming anatomy.
 
-    Log intensity is taken for tissue plus shading that changes with the depth in a section (alike in all sections),
+    Log intensity is taken for tissue plus shading that changes with the depth in a section (identical in all sections),
     shading and gain of each section, a gain of each plane and slow drift along the stack. Voxels above each other in
     neighbouring planes show nearly the same tissue. What changes between them all over a plane is the instrument as far
     as it happens where an instrument changes (at cuts, or there and back), and anatomy otherwise.
     Slow drift is taken from how far planes are from tissue classes, as far as those classes get sharper by it.
 
-    Shading that every plane has alike cannot be told from anatomy that every plane has alike. `safe` leaves it, `auto`
+    Shading that is the same in every plane cannot be told from anatomy that is. `safe` leaves it, `auto`
     takes it off as far as it sharpens the tissue classes, `full` takes it off; best is a measured `flat_field`.
 
     Parameters

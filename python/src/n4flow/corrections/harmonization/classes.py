@@ -1,6 +1,6 @@
 """Classes of tissue: one mixture for the volume, with proportions that change from place to place.
 
-What changes slowly in the share of classes is anatomy, and what shifts every class alike is the instrument. So the
+Shares of classes that change slowly are anatomy; a shift that is the same for every class is the instrument. So the
 classes have the same log intensity everywhere, and shares of their own in each neighbourhood.
 """
 
@@ -18,11 +18,11 @@ CLASSES = 3
 NARROWEST, WIDEST = 0.02, 0.12  # sd of a class in log intensity
 OUTLIER = 0.1  # density of what belongs to no class
 BINS = 400
-CLASS_WEIGHT = 0.002  # neighbouring voxels are not independent: what one of them counts
+CLASS_WEIGHT = 0.002  # weight of one voxel: neighbouring voxels are not independent
 TILE = 4  # voxels of the fitted grid
 REACH = 1.5  # sigma of the neighbourhood in plane, tiles
-REACH_Z = 8.0  # and along Z, planes
-PSEUDO_VOXELS = 20.0  # of the volume's own proportions in each neighbourhood
+REACH_Z = 8.0  # sigma of the neighbourhood along Z, planes
+PSEUDO_VOXELS = 20.0  # voxels in the proportions of the whole volume that are added to each neighbourhood
 NOISY = 0.06  # noise above which intensities are smoothed in plane too
 
 Mixture = tuple[np.ndarray, np.ndarray, np.ndarray]  # means, standard deviations, proportions

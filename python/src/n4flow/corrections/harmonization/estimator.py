@@ -7,7 +7,7 @@ S. What anatomy changes from plane to plane is fitted too, and not corrected: ov
 a smooth field of its own; `evidence` tells their sizes from those of gain and jitter. Brightness over many planes needs
 a level for each plane: its distance from the class means. It enters with a prior as wide as the gains that the pairs
 prove (an instrument that jumps also drifts, one that does not is left alone), and only as far as classes get sharper by
-it. F, which every plane has alike, is in `stages`.
+it. F, which is the same in every plane, is in `stages`.
 
 Prior variances of shading are the fixed points tau^2 = theta' Q theta / (n - tr(Q V) / tau^2) of D. J. C. MacKay,
 Bayesian Interpolation, Neural Computation 4 (1992) 415-447.
@@ -23,7 +23,7 @@ from n4flow.compute.threads import run_tasks
 from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, Classes
 from n4flow.corrections.harmonization.evidence import PROVEN
-from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N
+from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, Geometry, N
 from n4flow.corrections.harmonization.pairs import LEVEL, Pairs
 from n4flow.corrections.harmonization.system import D, Solution, System
 
@@ -31,13 +31,13 @@ JUDGED = (2, 6, 11)  # passes after which the variances of gains are judged
 TIE = 0.4  # sd of the drift along the stack over that of the gains
 OVER_RELAXATION = 1.9
 SETTLED = 3e-4  # rms change of the log field that ends the iterations
-START = {"depth": 0.3, "section": 0.1, "gain": 0.3, "plane": 0.03, "anatomy": 0.15, "drift": 0.3}  # sd
-LEAST = {"depth": 0.003, "section": 0.003}  # log
+START = {"depth": 0.3, "section": 0.1, "gain": 0.3, "plane": 0.03, "anatomy": 0.15, "drift": 0.3}  # prior sd, log
+LEAST = {"depth": 0.003, "section": 0.003}  # sd at least
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of the log field but F: lattices (degrees, n) and (sections, n), gains (planes of the chain), knots."""
+    """The terms of the log field except F: lattices (degrees, n), (sections, n), gains of the chain's planes, knots."""
 
     depth: np.ndarray
     section: np.ndarray
@@ -83,13 +83,13 @@ class Estimator:
         self.passes = 0
 
     def _level_equations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        planes = self.chain.planes
+        planes, (rows, columns) = self.chain.planes, self.geometry.matrices
         h, n, level = np.zeros((len(planes), N)), np.zeros(len(planes)), np.zeros(len(planes))
 
         def work(k: int) -> None:
             z = planes[k]
             weights = np.float32(CLASS_WEIGHT) * self.classes.weight[z]
-            h[k] = self._project(weights)
+            h[k] = np.asarray(rows.T @ weights.astype(float) @ columns).reshape(-1)
             n[k] = weights.sum(dtype=float)
             distance = np.where(self.inside[z], self.logs[z] - self.shared - self.classes.target[z], 0)
             level[k] = (weights * distance).sum(dtype=float) / max(n[k], 1e-12)
@@ -97,23 +97,8 @@ class Estimator:
         run_tasks(work, range(len(planes)))
         return h, n, level
 
-    def _project(self, weights: np.ndarray) -> np.ndarray:
-        rows, columns = self._matrices
-        return np.asarray(rows.T @ weights.astype(float) @ columns).reshape(-1)
-
-    @property
-    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        fy, wy, fx, wx = self.geometry.axes
-        found = []
-        for first, weights in ((fy, wy), (fx, wx)):
-            matrix = np.zeros((len(first), int(np.sqrt(N))))
-            for k in range(4):
-                matrix[np.arange(len(first)), first + k] += weights[:, k]
-            found.append(matrix)
-        return found[0], found[1]
-
     def sections(self, pair_passes: int, level_passes: int) -> None:
-        """Fit every term but F: `pair_passes` from pairs alone, then with levels until nothing moves."""
+        """Fit every term except F: `pair_passes` from pairs alone, then with levels until nothing moves."""
         for number in range(pair_passes + level_passes):
             pairs_alone = number < pair_passes
             corrected = self.even(self.shared)
@@ -204,7 +189,7 @@ class Estimator:
         def work(k: int) -> None:
             z = self.chain.planes[k]
             plane = np.empty(self.logs.shape[1:], np.float32)
-            kernels.plane_field(self.lattice[k].reshape(self._square), *self.geometry.axes, plane)
+            kernels.plane_field(self.lattice[k].reshape(CONTROLS, CONTROLS), *self.geometry.axes, plane)
             change[k] = ((plane - self.log_field[z])[self.inside[z]] ** 2).sum(dtype=float)
             self.log_field[z] = plane
 
@@ -214,11 +199,6 @@ class Estimator:
     @property
     def _slow(self) -> slice:
         return slice(D.stop, D.stop + self.drift.shape[1])
-
-    @property
-    def _square(self) -> tuple[int, int]:
-        side = int(np.sqrt(N))
-        return side, side
 
     def rms(self) -> float:
         """Return the rms of the log field in tissue about its mean."""
@@ -234,7 +214,7 @@ class Estimator:
     def evaluated(self, lattice: np.ndarray) -> np.ndarray:
         """Return the field of a lattice in plane."""
         plane = np.empty(self.logs.shape[1:], np.float32)
-        kernels.plane_field(lattice.reshape(self._square), *self.geometry.axes, plane)
+        kernels.plane_field(lattice.reshape(CONTROLS, CONTROLS), *self.geometry.axes, plane)
         return plane
 
     def centred(self, lattice: np.ndarray) -> np.ndarray:

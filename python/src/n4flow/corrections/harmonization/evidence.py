@@ -24,16 +24,17 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 WINDOW = 100  # pairs whose shifts are judged together; windows are independent, so time is proportional to planes
+# Standard deviations of the log ratio, that of anatomy in units of the scatter: least, first guess, largest.
 FLOOR = {"anatomy": 1e-3, "drift": 1e-3, "plane": 3e-4, "gain": 1e-3, "depth": 3e-3}
 START = {"anatomy": 0.15, "drift": 0.1, "plane": 0.02, "gain": 0.08, "depth": 0.2}
 INSTRUMENT = ("plane", "gain", "depth")
 LARGEST = 3.0
-AGAIN = 0.1  # of the start, at least: from a variance of almost 0 nothing leads away
+AGAIN = 0.1  # least sd that a later search starts from, over `START`: near 0 the likelihood has no slope
 PROVEN = 6.6  # twice the log likelihood ratio that one more variance needs: 1 % by chance
-FREEDOM = 4.0  # of Student's t
+FREEDOM = 4.0  # degrees of freedom of Student's t
 REWEIGHTINGS = 3
-FEWEST_CUTS = 7  # with which gains must be proven without their most telling cut
-UNTOLD = 1e3  # by which the scatter of a pair is wider that is not to tell
+FEWEST_CUTS = 7  # from so many on, gains must be proven without their most telling cut
+LEFT_OUT = 1e3  # factor on the scatter of a pair that takes its weight away
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _proof_elsewhere(shifts: Shifts, absent: list[str], sd: dict[str, float]) ->
     size = np.abs(shifts.shift[cuts] - np.median(shifts.shift[cuts])) / shifts.scatter[cuts]
     most = int(np.argmax(size))
     scatter = shifts.scatter.copy()
-    scatter[cuts[max(most - 1, 0) : most + 2]] *= UNTOLD
+    scatter[cuts[max(most - 1, 0) : most + 2]] *= LEFT_OUT
     rest = replace(shifts, scatter=scatter)
     return 2 * (_most_likely(rest, [*absent, "gain"], sd)[0] - _most_likely(rest, absent, sd)[0])
 

@@ -48,10 +48,13 @@ class Harmonization(Correction):
     flat : (Y, X) float32 array, optional
         A flat field that was given; the volume is divided by it as well.
     frame : Frame, optional
-        What the fields cover of the planes, (Y, X) being its shape; all of them without it. What lies around it stays.
+        The part of the planes that the fields cover, which is their (Y, X); whole planes without it. Voxels around it
+        stay what they are.
     """
 
     kind: ClassVar[str] = "harmonization"
+    title: ClassVar[str] = "all sections made even together"
+    is_field: ClassVar[bool] = True
 
     depth: np.ndarray
     section: np.ndarray
@@ -88,12 +91,12 @@ class Harmonization(Correction):
         """Return the log field of a block of `shape` at `where`, without a flat field that was given."""
         return self._evaluator(where, shape).log_field(np.empty(shape, np.float32), thread_count(threads))
 
-    def small_log_field(self, planes: slice, shape: tuple[int, int, int]) -> np.ndarray:
-        """Return the log field of some planes on the shrunken grid of `shape`, with that of a given flat field."""
-        lattices, per_sample = self.lattices[planes], fit_step(*shape[1:])
+    def shrunken_log_field(self, planes: slice, shape: tuple[int, int]) -> np.ndarray:
+        """See `Correction.shrunken_log_field`; with the log of a flat field that was given."""
+        lattices, per_sample = self.lattices[planes], fit_step(*shape)
         axes = [
             bspline.grid_coordinates(n, samples, CONTROLS, per_sample=per_sample)
-            for n, samples in zip(shape[1:], self.grid, strict=True)
+            for n, samples in zip(shape, self.grid, strict=True)
         ]
         evaluator = Evaluator.of_planes(lattices, *axes)
         found = evaluator.log_field(np.empty(evaluator.shape, np.float32), thread_count(None))
@@ -134,6 +137,10 @@ class Harmonization(Correction):
         found["gain_min"], found["gain_max"] = float(gains.min()), float(gains.max())
         found["gain_sd_median"] = float(np.median(self.gain_sd[known]))
         return found
+
+    def section_gains(self) -> dict[str, np.ndarray]:
+        """Return the gain of every section and the uncertainty of its log."""
+        return {"gain": np.exp(self.gain), "gain_sd": self.gain_sd}
 
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return settings and arrays."""

@@ -1,4 +1,4 @@
-"""Flat fields: measured shading that every plane has."""
+"""Flat fields: measured shading that is the same in every plane."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_flat(flat_field: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def read_flat(path: str | Path, frame: Frame | None, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Read the frame of a flat field, of mean log 0 in it: a file of one plane, of any format that volumes have.
+    """Read a flat field inside a frame, with a mean log of 0 there: a file of one plane, in any format of volumes.
 
     Parameters
     ----------

@@ -10,16 +10,16 @@ import numpy as np
 
 from n4flow.n4_bias import bspline
 
-SPANS = 3  # of the lattice in plane: what is finer is anatomy
+SPANS = 3  # Spans of the lattice along Y and X: what is finer is taken for anatomy.
 CONTROLS = SPANS + 3
-N = CONTROLS**2  # control points of one plane
-DEGREES = 2  # of the shading's change with depth in the section
-PLANES_PER_KNOT = 15  # of the slow drift along the stack
-MOST_KNOTS = 18
-SLOPE = 0.1  # weight of the first derivative in the roughness
+N = CONTROLS**2  # Control points of one plane.
+DEGREES = 2  # Legendre polynomials of the depth in a section, with which shading changes.
+PLANES_PER_KNOT = 15  # Planes to a knot of the slow drift along the stack,
+MOST_KNOTS = 18  # and its knots at most.
+SLOPE = 0.1  # Weight of the first derivative in the roughness.
 
-SIDE = 96  # samples along the longer side of the fitted grid: fields are smooth, and voxels that move are forgiven
-FEWEST_SIDE = 24
+SIDE = 96  # Samples along the longer side of the fitted grid: fields are smooth, and coarse samples hide misalignment.
+FEWEST_SIDE = 24  # Samples along the shorter side at least, if the shrunken volume has as many.
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class Geometry:
     def section(self) -> np.ndarray:
         """(Z,) section of each plane."""
         return np.repeat(np.arange(len(self.edges) - 1), np.diff(self.edges))
+
+    @cached_property
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """(y, c) and (x, c): the values of a lattice's spline are rows @ lattice @ columns.T."""
+        return tuple(
+            bspline.weight_matrix(bspline.sample_coordinates(size, CONTROLS), CONTROLS) for size in self.shape[1:]
+        )
 
     @cached_property
     def axes(self) -> tuple[np.ndarray, ...]:
@@ -75,9 +82,7 @@ class Geometry:
         one, flat = np.eye(CONTROLS), np.eye(N) - 1 / N
         q = np.kron(differences(2), one) + 2 * np.kron(differences(1), differences(1)) + np.kron(one, differences(2))
         q += SLOPE * (np.kron(differences(1), one) + np.kron(one, differences(1)))
-        by, bx = (
-            bspline.weight_matrix(bspline.sample_coordinates(size, CONTROLS), CONTROLS) for size in self.shape[1:]
-        )
+        by, bx = self.matrices
         mean_square = np.kron(by.T @ by / len(by), bx.T @ bx / len(bx))
         return np.asarray(q * np.trace(mean_square @ flat @ np.linalg.inv(q + 1e-3 * np.eye(N)) @ flat))
 

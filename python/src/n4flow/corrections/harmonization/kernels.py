@@ -31,7 +31,7 @@ def plane_field(lattice, fy, wy, fx, wx, out):
 
 @kernel
 def pair_weights(a, b, inside, middle, scale, factor, out):
-    """Write the weight of the log ratio of every voxel of a pair of planes, and return their sum.
+    """Write the weight of the log ratio of every voxel of a pair of planes.
 
     factor exp(-(b - a - middle)^2 / (2 (1.5 scale)^2)) / scale^2.
 
@@ -46,7 +46,6 @@ def pair_weights(a, b, inside, middle, scale, factor, out):
     """
     spread = -0.5 / (1.5 * scale) ** 2
     height = factor / scale**2
-    total = 0.0
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
             weight = 0.0
@@ -54,8 +53,6 @@ def pair_weights(a, b, inside, middle, scale, factor, out):
                 difference = np.float64(b[y, x]) - np.float64(a[y, x]) - middle
                 weight = height * np.exp(max(spread * difference * difference, -20.0))
             out[y, x] = weight
-            total += weight
-    return total
 
 
 @kernel

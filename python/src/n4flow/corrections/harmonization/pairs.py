@@ -12,12 +12,12 @@ from n4flow.corrections.harmonization.evidence import Components, Shifts, compon
 from n4flow.corrections.harmonization.geometry import Geometry, N
 from n4flow.corrections.harmonization.system import Chain
 
-WEIGHT = 0.3  # neighbouring voxels are not independent: what one of them counts
-SAMPLES = 20000  # of a pair, from which its scatter is measured
+WEIGHT = 0.3  # Weight of one voxel: neighbouring voxels are not independent.
+SAMPLES = 20000  # Voxels of a pair from which its scatter is measured.
 LEAST_SCATTER = 1e-3
-TEXTURE = 0.15  # sd of what anatomy changes unevenly in plane, at the start, in units of the scatter
+TEXTURE = 0.15  # Initial sd, in units of the scatter, of what anatomy changes unevenly over a plane.
 LEAST_TEXTURE = 0.003
-LEVEL = np.full((N, N), 1 / N**2)  # takes the mean of a lattice
+LEVEL = np.full((N, N), 1 / N**2)  # Quadratic form that is the square of the mean of a lattice.
 
 
 class Pairs:
@@ -63,7 +63,7 @@ class Pairs:
         return float(np.median([self.ratio(i)[1] for i in self.chain.pairs])) / np.sqrt(2)
 
     def look(self, corrected: np.ndarray, *, middles: bool) -> None:
-        """Set up the normal equations: voxels count that change as most do, about the median with `middles`."""
+        """Set up the normal equations, weighted by how near log ratios are to 0, or with `middles` to the median."""
         pairs, planes = self.chain.pairs, self.chain.planes
 
         def work(k: int) -> None:

@@ -1,4 +1,4 @@
-"""From a shrunken volume to the harmonisation: what takes part, the grid that is fitted, and what cannot be."""
+"""From a shrunken volume to the harmonisation: which voxels take part, the fitted grid, reasons to change nothing."""
 
 from __future__ import annotations
 

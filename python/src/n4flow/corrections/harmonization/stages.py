@@ -1,7 +1,7 @@
 """The stages of a mode: pairs alone, then with levels, then what all planes share, each as far as it is believed.
 
-F, which every plane has alike, is what anatomy common to all planes looks like too. It is taken off as far as classes
-get sharper beyond the histogram getting narrower, and as far as the pairs had something to correct.
+F is the same in every plane, and so is anatomy that all planes have in common. It is taken off as far as classes get
+sharper by it (more than the histogram gets narrower), and as far as the pairs had something to correct.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.acceleration import Anderson
 from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, structure
 from n4flow.corrections.harmonization.estimator import SETTLED, Estimator, Terms
-from n4flow.corrections.harmonization.geometry import DEGREES, N
+from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, N
 from n4flow.corrections.harmonization.pairs import LEVEL
 
-PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 60
-SECOND_PASSES = 15  # of levels, once what all planes share is taken off
-ROUNDS = 3
-WORTH_A_ROUND = 0.1  # share of F with which levels are fitted again, and then F
-SHARPER_LEVELS = 0.025  # sharpening with which levels are believed
-SHARPER_SHARED = 0.04, 0.12  # and what all planes share: none of it below the first, all from the second on
-SURER = 0.05  # rms of the pairs' correction with which half of that is believed
+PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 60  # iterations: from pairs alone, with levels, of F
+SECOND_PASSES = 15  # iterations with levels once F is taken off
+ROUNDS = 3  # fits of F, with levels fitted again in between
+WORTH_A_ROUND = 0.1  # share of F from which another round follows
+SHARPER_LEVELS = 0.025  # sharpening from which levels are believed in full
+SHARPER_SHARED = 0.04, 0.12  # and F: none of it below the first, all from the second on
+SURER = 0.05  # rms (log) of what the pairs correct at which half of F is believed
 
 
 @dataclass
@@ -94,13 +94,13 @@ def trust_in_levels(sharpening: float) -> float:
 
 
 def trust_in_shared(sharpening: float) -> float:
-    """Return the share of F that classes that get sharper by it speak for."""
+    """Return the share of F that is believed, by how much sharper classes get when it is taken off."""
     none, full = SHARPER_SHARED
     return float(np.clip((sharpening - none) / (full - none), 0, 1))
 
 
 def trust_in_instrument(rms_pairs: float) -> float:
-    """Return the share of F that what the pairs had to correct speaks for."""
+    """Return the share of F that is believed, by how much the pairs had to correct."""
     return 1 / (1 + (SURER / max(rms_pairs, 1e-6)) ** 4)
 
 
@@ -154,7 +154,7 @@ def _with_levels(
 
 def _result(estimator: Estimator, terms: Terms, shared: np.ndarray, numbers: dict[str, float]) -> Estimate:
     found, geometry = estimator.solution, estimator.geometry
-    n_s, side = len(geometry.edges) - 1, int(np.sqrt(N))
+    n_s, side = len(geometry.edges) - 1, CONTROLS
     section, gain_sd = np.full((n_s, N), np.nan), np.full(n_s, np.nan)
     section[estimator.live] = terms.section
     gain_sd[estimator.live] = np.sqrt(found.lattice_covariance.sum(axis=(1, 2)) / N**2)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solveh_banded
 
-from n4flow.compute.jit import kernel
 from n4flow.corrections.harmonization.geometry import DEGREES, N
 
 P = N + 2  # unknowns that a section keeps until the end: its lattice, and the gains of its first and last plane
@@ -58,7 +57,6 @@ class Solution:
     ----------
     lattices, gains, border : (sections, n), (m,), (q,) arrays
     lattice_covariance : (sections, n, n) array
-    gain_variance : (m,) array
     border_covariance : (q, q) array
     """
 
@@ -66,7 +64,6 @@ class Solution:
     gains: np.ndarray
     border: np.ndarray
     lattice_covariance: np.ndarray
-    gain_variance: np.ndarray
     border_covariance: np.ndarray
 
 
@@ -187,7 +184,7 @@ class System:
         diagonal, sides = np.zeros((n_s, P, P)), np.zeros((n_s, P, q))
         right, nexts = np.zeros((n_s, P)), np.zeros((n_s, P, P))
         border, right_border = self.border.copy(), self.right_border.copy()
-        inner: list[tuple[slice, np.ndarray, np.ndarray] | None] = []
+        inner: list[tuple[slice, np.ndarray] | None] = []
         for s in range(n_s):
             first, stop = starts[s], starts[s + 1]
             last = stop - 1
@@ -224,21 +221,17 @@ class System:
                 right[s] -= schur[:P, -1]
                 border -= schur[P:, P:-1]
                 right_border -= schur[P:, -1]
-                inner[s] = (inside, bands, solved)
-        sections, shared, covariances, crossed, corner = _eliminate(diagonal, nexts, sides, border, right, right_border)
-        gains, variance = np.zeros(len(self.gain)), np.zeros(len(self.gain))
+                inner[s] = (inside, solved)
+        sections, shared, covariances, corner = _eliminate(diagonal, nexts, sides, border, right, right_border)
+        gains = np.zeros(len(self.gain))
         for s in range(n_s):
             first, last = starts[s], starts[s + 1] - 1
-            for place, plane in ((N + 1, last), (N, first)):  # a single plane is the first
-                gains[plane], variance[plane] = sections[s, place], covariances[s, place, place]
+            gains[last], gains[first] = sections[s, N + 1], sections[s, N]  # a single plane is the first
             part = inner[s]
             if part is not None:
-                inside, bands, solved = part
-                kept = solved[:, :-1]
-                gains[inside] = solved[:, -1] - kept @ np.concatenate([sections[s], shared])
-                joint = np.block([[covariances[s], crossed[s]], [crossed[s].T, corner]])
-                variance[inside] = _tridiagonal_inverse(bands) + ((kept @ joint) * kept).sum(axis=1)
-        return Solution(sections[:, :N], gains, shared, covariances[:, :N, :N], variance, corner)
+                inside, solved = part
+                gains[inside] = solved[:, -1] - solved[:, :-1] @ np.concatenate([sections[s], shared])
+        return Solution(sections[:, :N], gains, shared, covariances[:, :N, :N], corner)
 
 
 def _eliminate(
@@ -253,7 +246,7 @@ def _eliminate(
 
     Returns
     -------
-    x, x_border, covariance blocks, covariance of each block with the border, covariance of the border
+    x, x_border, covariance blocks, covariance of the border
     """
     n_s, q = len(diagonal), len(border)
     kept = []
@@ -286,18 +279,4 @@ def _eliminate(
         through = k @ joint
         covariance[s] = cho_solve(factor, np.eye(P), check_finite=False) + through @ k.T
         crossed[s] = -through[:, -q:]
-    return x, shared, covariance, crossed, corner
-
-
-@kernel
-def _tridiagonal_inverse(bands):  # type: ignore[no-untyped-def]
-    """Return the diagonal of the inverse of a symmetric tridiagonal matrix, from pivots of both directions."""
-    n = bands.shape[1]
-    down, up, found = np.empty(n), np.empty(n), np.empty(n)
-    for i in range(n):
-        down[i] = bands[1, i] - (bands[0, i] ** 2 / down[i - 1] if i else 0.0)
-    for i in range(n - 1, -1, -1):
-        up[i] = bands[1, i] - (bands[0, i + 1] ** 2 / up[i + 1] if i + 1 < n else 0.0)
-    for i in range(n):
-        found[i] = 1.0 / (down[i] + up[i] - bands[1, i])
-    return found
+    return x, shared, covariance, corner

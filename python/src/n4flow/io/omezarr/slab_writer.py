@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from n4flow.compute.threads import available_threads, workers
+from n4flow.compute.threads import available_threads, thread_pool
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.chunk_encoder import Chunk, ChunkMaker, Done
@@ -47,7 +47,7 @@ class SlabWriter:
     threads : int, optional
         Threads that cast and compress; all cores that this process may use if not given.
     pool : ThreadPoolExecutor, optional
-        Threads that other writers use, too; the writer makes its own if not given (`n4flow.compute.threads.workers`).
+        Threads that other writers use, too; by default a `thread_pool` of its own.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class SlabWriter:
         self._files: dict[str, GrowingFile] = {}
         self._awaited_files = len(expected_shards(layout, z_start, z_stop))
         self._seen: set[Triple] = set()
-        self._pool, self._own_pool = pool or workers(self._threads), pool is None
+        self._pool, self._own_pool = pool or thread_pool(self._threads), pool is None
         self._waiting: deque[Future[list[Done]]] = deque()  # In the order of submission.
         self._following: deque[Callable[[], Done]] = deque()  # Chunks of deeper levels that are complete.
 

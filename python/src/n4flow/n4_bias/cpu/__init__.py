@@ -1,1 +1,1 @@
-"""The compiled CPU backend of N4. It is reached through `engine`."""
+"""The compiled CPU backend of N4; `engine` calls it."""

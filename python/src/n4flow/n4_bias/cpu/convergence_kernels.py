@@ -2,10 +2,10 @@
 # (numba gives these functions their types)
 """ITK's convergence measure, compiled: the float32 recurrence of `convergence.itk_measure` in blocks.
 
-The recurrence waits for itself at every voxel. In a block of 128 the mean moves so little that each voxel's step can
-be taken from the mean at the block's start, rounded to whole units in the mean's last place as the recurrence rounds
-it: that is a sum, and sums are fast. Once no step reaches half a unit the mean stands still, and plain sums over the
-rest suffice.
+Every step of the recurrence depends on the step before, which is slow. In a block of 128 voxels the mean moves so
+little that each voxel's step can be computed from the mean near the block's middle, rounded to whole units in the last
+place of the mean as the recurrence rounds it: this is a sum, and sums are fast. Once no step reaches half a unit, the
+mean is frozen, and plain sums over the remaining voxels suffice (see `convergence`).
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from n4flow.n4_bias.cpu.sweep_kernels import LANES, PRESENT
 up = np.uintp
 f4 = np.float32
 
-START = 256  # voxels at the beginning whose mean is taken exactly: there a step is many units
-BLOCK = 128
-SHORT_BLOCK = 32  # as long as the mean moves much within a block
-LONG_BLOCK = 1024  # where the mean stands still
+START = 256  # The mean of the first voxels is computed without rounding, since their steps are many units.
+BLOCK = 128  # voxels of a block
+SHORT_BLOCK = 32  # voxels of a block at the beginning, where the mean moves much within a block
+LONG_BLOCK = 1024  # voxels of a block where the mean is frozen
 ROUNDER = f4(12582912)  # 1.5 x 2^23
-CLOSE = 1.5e-3  # twice the largest error seen of the blocks on many voxels
-CLOSE_OF_FEW = 5e-3  # on few, where the recurrence costs little
-FEW = 50_000
-COUNT_LIMIT = 16777216.0  # 2^24, where a float32 count stops
-ULP_BELOW_1 = 1.0 / 16777216.0  # spacing of float32 between 1/2 and 1
-ULP_ABOVE_1 = 1.0 / 8388608.0
+CLOSE = 1.5e-3  # Relative to the threshold; twice the largest error of the blocks that was observed on many voxels.
+CLOSE_OF_FEW = 5e-3  # The same on few voxels, where the exact recurrence costs little.
+FEW = 50_000  # Fewer voxels than this are few.
+COUNT_LIMIT = 16777216.0  # 2^24, at which a float32 count stops
+ULP_BELOW_1 = 1.0 / 16777216.0  # spacing of float32 numbers between 1/2 and 1
+ULP_ABOVE_1 = 1.0 / 8388608.0  # spacing of float32 numbers between 1 and 2
 
 
 @kernel
 def block_sums(changes, at, n, mean):
-    """Return of changes of voxels in the mask: count, sum and sum of squares about `mean`, largest distance from it.
+    """Return count, sum and sum of squares about `mean`, and largest distance from it, of the changes in the mask.
 
     `n` is a multiple of `LANES`.
     """
@@ -49,32 +49,32 @@ def block_sums(changes, at, n, mean):
         there = v.add(there, v.where_below(e, present, one, zero))
         total = v.add(total, d)
         squares = v.fma(d, d, squares)
-        largest = v.greatest(largest, v.greatest(d, v.subtract(zero, d)))
+        largest = v.maximum(largest, v.maximum(d, v.subtract(zero, d)))
     return sum_of(there), np.float64(sum_of(total)), np.float64(sum_of(squares)), np.float64(highest_of(largest))
 
 
 @kernel
 def block_steps(changes, at, n, mean, steps_per_unit):
-    """Return the sum of the steps that the changes ask of `mean`, in whole units, each rounded by itself."""
+    """Return the sum of the steps of `mean` that the changes cause, each rounded to whole units."""
     centre, present, zero = v.splat(f4(mean)), v.splat(PRESENT), v.splat(f4(0))
     scale, rounder = v.splat(f4(steps_per_unit)), v.splat(ROUNDER)
     steps = zero
     for x in range(at, at + n, LANES):
         e = v.load(changes, x)
         d = v.where_below(e, present, v.subtract(e, centre), zero)
-        # adding and taking off 1.5 x 2^23 leaves a float32 without its fraction, rounded half to even
+        # Adding and subtracting 1.5 x 2^23 rounds a float32 number to an integer, half to even.
         steps = v.add(steps, v.subtract(v.add(v.multiply(d, scale), rounder), rounder))
     return np.float64(sum_of(steps))
 
 
 @kernel
 def running(changes, n):
-    """Return count, mean of e = p - 1 and sum of squares by ITK's recurrence, in blocks; about 0.1 % from it.
+    """Return count, mean of e = p - 1 and sum of squares by ITK's recurrence in blocks, with an error of about 0.1 %.
 
     Parameters
     ----------
     changes : (n or more,) float32 array
-        e of each voxel in order; `sweeps.ABSENT` outside the mask.
+        e of each voxel in raster order; `sweep_kernels.ABSENT` outside the mask.
     n : uintp
         A multiple of `LANES`.
     """
@@ -83,7 +83,7 @@ def running(changes, n):
         size = min(up(SHORT_BLOCK), n - at)
         there, total, about, _largest = block_sums(changes, at, size, mean)
         if there:
-            # the exact mean of what was seen and of the block together
+            # This is the exact mean of the voxels so far and of the block together.
             squares += about - total * total / (count + there)
             count += there
             mean += total / count
@@ -91,8 +91,8 @@ def running(changes, n):
     while at < n:
         end = min(at + up(LONG_BLOCK), n)
         unit = ULP_BELOW_1 if mean < 0.0 else ULP_ABOVE_1
-        lost = 0.499 * unit * min(count, COUNT_LIMIT)  # the distance from the mean below which no step is half a unit
-        if seen <= 2.0 * lost:  # worth a look: else the voxels before were far beyond
+        lost = 0.499 * unit * min(count, COUNT_LIMIT)  # at a smaller distance from the mean, steps are lost
+        if seen <= 2.0 * lost:  # The mean may be frozen, judging by the block before.
             there, _total, about, seen = block_sums(changes, at, end - at, mean)
             if seen < lost:
                 squares += about
@@ -105,12 +105,12 @@ def running(changes, n):
             there, total, about, largest = block_sums(changes, at, size, mean)
             seen = max(seen, largest)
             if there:
-                # each voxel's step from where count and mean are in the middle of the block
+                # Steps are computed with the count and the mean in the middle of the block.
                 counted = min(count + 0.5 * there, COUNT_LIMIT)
                 middle = mean + 0.5 * total / (count + there)
                 unit = ULP_BELOW_1 if mean < 0.0 else ULP_ABOVE_1
                 step = unit * block_steps(changes, at, size, middle, 1.0 / (unit * counted))
-                squares += about - total * step  # the mean came nearer within the block
+                squares += about - total * step  # since the mean moves within the block
                 mean += step
                 count += there
             at += size
@@ -119,14 +119,14 @@ def running(changes, n):
 
 @kernel
 def running_exactly(changes, n):
-    """Return what `running` does, voxel by voxel: `convergence.itk_measure`."""
+    """Return the same as `running`, voxel by voxel without error; see `convergence.itk_measure`."""
     one = f4(1)
     count, mean, squares = f4(0), one, f4(0)
     for at in range(up(0), n, up(LONG_BLOCK)):
         stop = min(at + up(LONG_BLOCK), n)
         _there, _total, _about, largest = block_sums(changes, at, stop - at, mean - one)
         unit = ULP_BELOW_1 if mean < one else ULP_ABOVE_1
-        if largest < 0.49 * unit * count:  # the mean stands still
+        if largest < 0.49 * unit * count:  # The mean is frozen.
             for i in range(at, stop):
                 if changes[i] < PRESENT:
                     count += one
@@ -146,7 +146,7 @@ def running_exactly(changes, n):
 
 @kernel
 def finish(count, mean, squares, rest_count, rest_total, rest_squares):
-    """Return the measure: after `count` voxels the mean stands still, and plain sums over the rest suffice."""
+    """Return the measure, given sums of the first `count` voxels and of the rest, during which the mean is frozen."""
     squares += max(rest_squares - 2.0 * mean * rest_total + rest_count * mean * mean, 0.0)
     count = min(count + rest_count, COUNT_LIMIT)
     return math.sqrt(squares / (count - 1.0)) / (1.0 + mean)
@@ -154,9 +154,9 @@ def finish(count, mean, squares, rest_count, rest_total, rest_squares):
 
 @kernel
 def itk_measure(changes, n, rest_count, rest_total, rest_squares, stop):
-    """Return ITK's measure from the changes of the first n voxels, in order, and sums over those that follow.
+    """Return ITK's measure from the changes of the first n voxels, in order, and sums over the voxels that follow.
 
-    A close call is decided by the recurrence itself.
+    If the measure is close to the threshold `stop`, it is computed by the exact recurrence.
     """
     count, mean, squares = running(changes, n)
     measure = finish(count, mean, squares, rest_count, rest_total, rest_squares)

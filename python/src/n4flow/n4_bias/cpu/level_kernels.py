@@ -1,48 +1,47 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""One level of N4, compiled: what every member of the team runs. See `cpu`, and `plain` for the same in NumPy."""
+"""One level of N4, compiled: the function that every thread runs. `cpu.fit` explains it, `reference` is in NumPy."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from n4flow.compute.jit import kernel
-from n4flow.n4_bias.cpu import thread_team as team
+from n4flow.n4_bias.cpu import thread_sync as sync
 from n4flow.n4_bias.cpu.convergence_kernels import cv, itk_measure
 from n4flow.n4_bias.cpu.sharpening_kernels import expected_log_intensity, fine_bounds, histogram, residual_table
-from n4flow.n4_bias.cpu.sweep_kernels import SMALL_STEP, expand_rows, field_unit, fit_unit
+from n4flow.n4_bias.cpu.sweep_kernels import SMALL_STEP, expand_rows, field_strip, fit_strip
 
 up = np.uintp
 f4 = np.float32
 
-LEAST_WEIGHT = 1.2e-8  # see bspline
-LEAST_SPREAD = 1e-6  # range of log intensity that float32 hardly resolves
-MOST_FINE = 65000  # fine bins: their index is 16 bits
+LEAST_WEIGHT = 1.2e-8  # the constant of `bspline`
+LEAST_SPREAD = 1e-6  # the constant of `reference`
+MOST_FINE = 65000  # Number of fine bins, at most: their indices have 16 bits.
 
-# what the members know in common, in the array `state`
-# LOW is the range's lowest value as ITK sees it, FLOOR the lowest there is
+# Indices into `state`, which all threads share. LOW is the lowest value that ITK finds, FLOOR the lowest there is.
 LOW, HIGH, FLOOR, ORIGIN, STEP, FINE, LARGEST, MADE, STOP = range(9)
 STATE = 9
 
 
 @kernel
 def combine(rows, n_y, first, weights, partial, out):
-    """Sum the pieces' controls (j, c) into the lattice along z, in order: out[a, j, c]."""
-    n_units = partial.shape[0]
-    flat, target = partial.reshape(n_units, -1), out.reshape(out.shape[0], -1)
+    """Contract the sums of the strips (j, c) along z to the lattice out[a, j, c], strip by strip."""
+    n_strips = partial.shape[0]
+    flat, target = partial.reshape(n_strips, -1), out.reshape(out.shape[0], -1)
     out[:] = 0.0
-    for unit in range(n_units):
-        z = rows.units[unit, 0] // n_y
+    for strip in range(n_strips):
+        z = rows.strips[strip, 0] // n_y
         for k in range(4):
             w = np.float64(weights[z, k])
             a = first[z] + up(k)
             for i in range(flat.shape[1]):
-                target[a, i] += w * flat[unit, i]
+                target[a, i] += w * flat[strip, i]
 
 
 @kernel
 def take_step(delta, omega, alpha, lattice, step):
-    """Step = alpha delta / omega where a control has seen a voxel; add it to the lattice. Returns its largest size."""
+    """Add the step alpha delta / omega to the control points that voxels determine; return its largest magnitude."""
     largest = 0.0
     for a in range(delta.shape[0]):
         for j in range(delta.shape[1]):
@@ -58,7 +57,7 @@ def take_step(delta, omega, alpha, lattice, step):
 
 @kernel
 def lay_grid(state, largest, bins, per_bin):
-    """Lay the fine bins for the next sweep: no voxel moves by more than the largest control of the step."""
+    """Define the fine bins of the next sweep: no voxel changes by more than the largest control point of the step."""
     floor, high = state[FLOOR], state[HIGH]
     extent = high - floor + 2.0 * largest
     step = max((high - state[LOW]) / ((bins - 1) * per_bin), extent / (MOST_FINE - 8))
@@ -69,58 +68,58 @@ def lay_grid(state, largest, bins, per_bin):
 
 
 @kernel
-def fit_sweep(member, members, words, rows, n_y, work, tables, weights_y, weights_x, table, state):
-    """Claim pieces and sum what they ask of the controls."""
+def fit_sweep(thread, threads, words, rows, n_y, work, tables, weights_y, weights_x, table, state):
+    """Claim strips and accumulate their part of Lee's fit."""
     while state[STOP] == 0.0:
-        unit = team.claim(words, team.FIRST_SWEEP, member, members, work.partial.shape[0])
-        if unit >= work.partial.shape[0]:
+        strip = sync.claim(words, sync.FIRST_SWEEP, thread, threads, work.partial.shape[0])
+        if strip >= work.partial.shape[0]:
             break
-        fit_unit(up(unit), member, rows, n_y, table, tables, weights_y, weights_x, work)
+        fit_strip(up(strip), thread, rows, n_y, table, tables, weights_y, weights_x, work)
 
 
 @kernel
-def field_sweep(member, members, words, rows, n_y, work, tables, state):
-    """Claim pieces and take the new field off them."""
+def field_sweep(thread, threads, words, rows, n_y, work, tables, state):
+    """Claim strips and subtract the new field from them."""
     stride = (up(state[FINE]) + up(64)) & ~up(15)
-    counts = work.counts[member, : up(2) * stride]
+    counts = work.counts[thread, : up(2) * stride]
     counts[:] = np.int32(0)
     grid = (f4(state[ORIGIN]), f4(1.0 / state[STEP]), f4(state[FINE]))
     small = state[LARGEST] <= SMALL_STEP
     while True:
-        unit = team.claim(words, team.SECOND_SWEEP, member, members, work.partial.shape[0])
-        if unit >= work.partial.shape[0]:
+        strip = sync.claim(words, sync.SECOND_SWEEP, thread, threads, work.partial.shape[0])
+        if strip >= work.partial.shape[0]:
             break
-        field_unit(up(unit), member, rows, n_y, grid, small, tables, work, counts)
+        field_strip(up(strip), thread, rows, n_y, grid, small, tables, work, counts)
     for f in range(stride):
         counts[f] += counts[f + stride]
 
 
 @kernel
-def expand(member, members, work, tables, lattice, phi):
-    """Before the second sweep: expand field and step along x; two members take one each."""
-    if member == 0:
+def expand(thread, threads, work, tables, lattice, phi):
+    """Expand field and step along x before the second sweep, by one thread each if there are two."""
+    if thread == 0:
         expand_rows(lattice, tables.weight_x, tables.reach, work.field)
-    if member == min(1, members - 1):
+    if thread == min(1, threads - 1):
         expand_rows(phi, tables.weight_x, tables.reach, work.step)
 
 
 @kernel
 def lowest_and_highest(work):
-    """Return the extremes over all pieces, in fine bins."""
+    """Return the lowest and highest position over all strips, in fine bins."""
     ends = work.ends
     low, high = ends[0, 0], ends[0, 1]
-    for unit in range(1, ends.shape[0]):
-        low = min(low, ends[unit, 0])
-        high = max(high, ends[unit, 1])
+    for strip in range(1, ends.shape[0]):
+        low = min(low, ends[strip, 0])
+        high = max(high, ends[strip, 1])
     return low, high
 
 
 @kernel
-def sum_counts(members, work, n_fine):
-    """Sum the counts of all members into the first's."""
+def sum_counts(threads, work, n_fine):
+    """Add the counts of all threads to those of the first."""
     total = work.counts[0]
-    for member in range(1, members):
-        part = work.counts[member]
+    for thread in range(1, threads):
+        part = work.counts[thread]
         for f in range(up(n_fine)):
             total[f] += part[f]
     return total
@@ -128,9 +127,9 @@ def sum_counts(members, work, n_fine):
 
 @kernel
 def set_missed_apart(work, total, low, n_fine):
-    """Take voxels that ITK missed out of the counts, since they lie below its range; give each a bin of its own.
+    """Remove voxels that ITK misses from the counts, since they lie below its range, and give each a bin of its own.
 
-    They are the first of `work.places`; returns how many.
+    These voxels are the first in `work.places`. Returns their number.
     """
     missed = 0
     positions = work.positions
@@ -145,22 +144,22 @@ def set_missed_apart(work, total, low, n_fine):
 
 
 @kernel
-def sharpen(members, work, state, settings):
-    """After the second sweep: range, histogram and the residual of every fine bin."""
+def sharpen(threads, work, state, settings):
+    """Compute range, histogram and the residual of every fine bin after the second sweep."""
     low, high = lowest_and_highest(work)
     origin, step, n_fine = state[ORIGIN], state[STEP], int(state[FINE])
     lowest = min(low, work.positions[0])
-    if not high > low:  # what ITK sees has no spread
+    if not high > low:  # The values that ITK finds have no spread.
         low = lowest
     state[LOW], state[FLOOR], state[HIGH] = origin + low * step, origin + lowest * step, origin + high * step
-    if state[HIGH] - state[LOW] <= LEAST_SPREAD:  # the field explains all there is
+    if state[HIGH] - state[LOW] <= LEAST_SPREAD:  # The field explains all variation.
         work.table[:] = f4(0)
         return
-    total = sum_counts(members, work, n_fine)
+    total = sum_counts(threads, work, n_fine)
     missed = set_missed_apart(work, total, low, n_fine)
     bins = settings.bins
     per_bin = (bins - 1) / (state[HIGH] - state[LOW])
-    start, stride = (origin + 0.5 * step - state[LOW]) * per_bin, step * per_bin  # of fine bins, in bins
+    start, stride = (origin + 0.5 * step - state[LOW]) * per_bin, step * per_bin  # of fine bins, measured in bins
     fine_bounds(n_fine, start, stride, bins, work.bounds)
     histogram(total, n_fine, start, stride, work.bounds, work.histogram)
     expected_log_intensity(
@@ -176,12 +175,12 @@ def sharpen(members, work, state, settings):
 
 @kernel
 def measure_change(work, settings, stop):
-    """Return by how much the last step changed the field."""
+    """Return the convergence measure of the last step."""
     total, squares, count = 0.0, 0.0, 0.0
-    for unit in range(settings.kept_units, work.changes.shape[0]):
-        total += work.changes[unit, 0]
-        squares += work.changes[unit, 1]
-        count += work.there[unit]
+    for strip in range(settings.kept_strips, work.changes.shape[0]):
+        total += work.changes[strip, 0]
+        squares += work.changes[strip, 1]
+        count += work.voxels[strip]
     if not settings.itk:
         return cv(count, total, squares)
     return itk_measure(work.kept, up(work.kept.size), count, total, squares, stop)
@@ -189,96 +188,96 @@ def measure_change(work, settings, stop):
 
 @kernel
 def run_level(
-    member, members, words, rows, n_y, work, tables, lattice, phi, omega, state, settings, first, most, stop, measures
+    thread, threads, words, rows, n_y, work, tables, lattice, phi, omega, state, settings, first, most, stop, measures
 ):
     """Iterate one level.
 
     Parameters
     ----------
-    member, members : int
-    words : what `team.new_team` returned
+    thread, threads : int
+    words : what `sync.new_sync` returned
     rows : packing.Rows
     n_y : uintp
-    work : cpu.Work
-    tables : cpu.Tables
+    work : fit.Work
+    tables : fit.Tables
     lattice, phi, omega : (cz, cy, cx) float64 arrays
-        The log field's lattice, updated; room for a step and for the controls' weights.
+        The lattice of the log field, updated; work arrays for the step and for the weights of the control points.
     state : (STATE,) float64 array
-        What the members know in common.
-    settings : cpu.KernelSettings
+        Values that all threads share.
+    settings : fit.KernelSettings
     first : bool
-        Whether this is the first level: it begins with the fine bins of the log image itself, as after a step of 0.
+        Whether this is the first level. It begins with the fine bins of the log image, like after a step of 0.
     most : int
-        Iterations that may be made.
+        Maximum number of iterations.
     stop : float
         Measure at or below which the level ends.
     measures : (most,) float64 array
         Written.
     """
     if first:
-        if member == 0:
+        if thread == 0:
             lay_grid(state, 0.0, settings.bins, settings.per_bin)
-        expand(member, members, work, tables, lattice, phi)
-        if not team.meet(words, members):
+        expand(thread, threads, work, tables, lattice, phi)
+        if not sync.barrier(words, threads):
             return
-        field_sweep(member, members, words, rows, n_y, work, tables, state)
-        if not team.meet(words, members):
+        field_sweep(thread, threads, words, rows, n_y, work, tables, state)
+        if not sync.barrier(words, threads):
             return
-        if member == 0:
-            sharpen(members, work, state, settings)
-            team.begin_anew(words, team.SECOND_SWEEP, members)
-    if member == 0:
+        if thread == 0:
+            sharpen(threads, work, state, settings)
+            sync.reset_claims(words, sync.SECOND_SWEEP, threads)
+    if thread == 0:
         state[STOP] = 0.0
         work.ones[:] = f4(1)
         work.ones[int(state[FINE])] = f4(0)
-    if not team.meet(words, members):
+    if not sync.barrier(words, threads):
         return
-    fit_sweep(member, members, words, rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state)
-    if not team.meet(words, members):
+    fit_sweep(thread, threads, words, rows, n_y, work, tables, tables.square_y, tables.square_x, work.ones, state)
+    if not sync.barrier(words, threads):
         return
-    if member == 0:
+    if thread == 0:
         combine(rows, n_y, tables.first_z, tables.square_z, work.partial, omega)
-        team.begin_anew(words, team.FIRST_SWEEP, members)
-    if not team.meet(words, members):
+        sync.reset_claims(words, sync.FIRST_SWEEP, threads)
+    if not sync.barrier(words, threads):
         return
     made = 0
     while True:
         if made < most:
             fit_sweep(
-                member, members, words, rows, n_y, work, tables, tables.share_y, tables.share_x, work.table, state
+                thread, threads, words, rows, n_y, work, tables, tables.share_y, tables.share_x, work.table, state
             )
-        if not team.meet(words, members):
+        if not sync.barrier(words, threads):
             return
         if state[STOP] != 0.0 or made == most:
             break
-        if member == 0:
+        if thread == 0:
             combine(rows, n_y, tables.first_z, tables.share_z, work.partial, phi)
             largest = take_step(phi, omega, settings.over_relax, lattice, phi)
             lay_grid(state, largest, settings.bins, settings.per_bin)
-            team.begin_anew(words, team.FIRST_SWEEP, members)
-        if not team.meet(words, members):
+            sync.reset_claims(words, sync.FIRST_SWEEP, threads)
+        if not sync.barrier(words, threads):
             return
-        expand(member, members, work, tables, lattice, phi)
-        if not team.meet(words, members):
+        expand(thread, threads, work, tables, lattice, phi)
+        if not sync.barrier(words, threads):
             return
-        field_sweep(member, members, words, rows, n_y, work, tables, state)
-        posted = team.atomic_load(words, team.POSTED)
-        if not team.meet(words, members):
+        field_sweep(thread, threads, words, rows, n_y, work, tables, state)
+        posted = sync.atomic_load(words, sync.POSTED)
+        if not sync.barrier(words, threads):
             return
         made += 1
-        # One member sharpens while another measures; the next sweep begins with the table, whoever is free. Where the
-        # measure then ends the level, that sweep is thrown away.
-        if member == 0:
-            sharpen(members, work, state, settings)
-            team.begin_anew(words, team.SECOND_SWEEP, members)
-            team.atomic_add(words, team.POSTED, np.int64(1))
-        if member == members - 1:
+        # One thread sharpens while another computes the measure. The next sweep begins when the table is complete; if
+        # the measure then ends the level, that sweep is discarded.
+        if thread == 0:
+            sharpen(threads, work, state, settings)
+            sync.reset_claims(words, sync.SECOND_SWEEP, threads)
+            sync.atomic_add(words, sync.POSTED, np.int64(1))
+        if thread == threads - 1:
             measures[made - 1] = measure_change(work, settings, stop)
             if measures[made - 1] <= stop:
                 state[STOP] = 1.0
-        if not team.wait_for_change(words, team.POSTED, posted):
+        if not sync.wait_for_change(words, sync.POSTED, posted):
             return
-    if member == 0:
-        team.begin_anew(words, team.FIRST_SWEEP, members)
+    if thread == 0:
+        sync.reset_claims(words, sync.FIRST_SWEEP, threads)
         state[MADE] = made
-    team.meet(words, members)
+    sync.barrier(words, threads)

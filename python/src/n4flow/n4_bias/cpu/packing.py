@@ -1,9 +1,8 @@
-"""The voxels of a mask, packed row by row, as the sweeps of the fast engine read them.
+"""Packing of the voxels in a mask, row by row, for the sweeps of `cpu.fit`.
 
-Of each row of the image the stretch from its first to its last voxel in the mask is kept, as log intensity in float32.
-Voxels in between that are outside the mask hold `OUTSIDE`, far above any logarithm, and fall into a bin of their own.
-Each row's stretch is filled up to a multiple of `LANES` in the same way, so that the vector loops over it have no
-tail.
+Each row of the image is stored from its first to its last voxel in the mask, as log intensities in float32. Voxels
+between them that are outside the mask hold `OUTSIDE`, which lies above any logarithm, and fall into a bin of their own.
+Rows are padded with `OUTSIDE` to a multiple of `LANES`, so that vector loops need no remainder loop.
 """
 
 from __future__ import annotations
@@ -16,40 +15,40 @@ from typing import NamedTuple
 
 import numpy as np
 
-from n4flow.compute.jit import pieces, share, worthwhile, writeable
+from n4flow.compute.jit import cut_blocks, parallel_for, useful_threads, writeable
 from n4flow.compute.simd import LANES
 from n4flow.n4_bias.cpu.packing_kernels import extremes, find_hulls, pack_rows
 from n4flow.n4_bias.problem import Survey, Voxels
 
-UNIT_VOXELS = 1 << 14  # packed voxels to a piece of a sweep, about: a plane where it is smaller
+STRIP_VOXELS = 1 << 14  # approximate number of packed voxels in a strip; small planes are a strip each
 
 
 class Rows(NamedTuple):
-    """Packed voxels, and where each row of the image lies among them.
+    """Packed voxels, and the position of each row of the image among them.
 
     Parameters
     ----------
     log_image : (n,) float32 array
     weights : (n,) float32 array
-        Confidence; empty where every voxel counts alike.
+        Confidence; empty if all voxels have the same weight.
     first : (Z * Y,) uintp array
         The x of a row's first packed voxel.
     start : (Z * Y + 1,) uintp array
-        Where a row begins in the packed arrays.
-    units : (units, 2) uintp array
-        The rows of each piece of a sweep, all in one plane: the first, and the one behind the last.
+        Index of each row's first voxel in the packed arrays.
+    strips : (strips, 2) uintp array
+        Range of rows (first, stop) of each strip. A strip is a run of rows of one plane, the unit of work of a sweep.
     """
 
     log_image: np.ndarray
     weights: np.ndarray
     first: np.ndarray
     start: np.ndarray
-    units: np.ndarray
+    strips: np.ndarray
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed image, and what is known about its voxels.
+    """A packed image with statistics of its voxels.
 
     Parameters
     ----------
@@ -57,16 +56,16 @@ class Packed:
     shape : (Z, Y, X)
         A 2-D image has one plane.
     width : int
-        Stride of a row in work arrays: X and room for the filling, a multiple of `LANES`.
-    unit_voxels : (units,) int64 array
-        Usable voxels of each piece.
+        Stride of a row in work arrays: X and the padding, a multiple of `LANES`.
+    strip_voxels : (strips,) int64 array
+        Number of usable voxels of each strip.
     survey : Survey
     """
 
     rows: Rows
     shape: tuple[int, int, int]
     width: int
-    unit_voxels: np.ndarray
+    strip_voxels: np.ndarray
     survey: Survey
 
 
@@ -89,14 +88,14 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
     flat_mask = writeable(mask, bool).reshape(n_z * n_y, n_x).view(np.uint8)
 
     first, stop = np.empty(n_z * n_y, np.uintp), np.empty(n_z * n_y, np.uintp)
-    found = np.empty(n_z * n_y, np.int64)  # usable voxels of each row
-    counts = []  # in the mask, not finite
+    found = np.empty(n_z * n_y, np.int64)  # number of usable voxels of each row
+    counts = []  # numbers of voxels in the mask, and of those that are not finite
 
-    def look(start: int, end: int, values: np.ndarray) -> None:
+    def find(start: int, end: int, values: np.ndarray) -> None:
         rows = slice(start, end)
         counts.append(find_hulls(values, flat_mask[rows], first[rows], stop[rows], found[rows]))
 
-    _by_rows(image, threads, look)
+    _by_rows(image, threads, find)
     lengths = -(-(stop - first).astype(np.int64) // LANES) * LANES
     start = np.zeros(n_z * n_y + 1, np.uintp)
     np.cumsum(lengths, out=start[1:])
@@ -125,16 +124,16 @@ def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, thread
         math.exp(high) if usable else 0.0,
         int(at_high),
     )
-    units = _units(start, n_y)
-    voxels = ends[units[:, 1].astype(np.int64)] - ends[units[:, 0].astype(np.int64)]
-    rows = Rows(log_image, packed_weights, first, start, units)
+    strips = _strips(start, n_y)
+    voxels = ends[strips[:, 1].astype(np.int64)] - ends[strips[:, 0].astype(np.int64)]
+    rows = Rows(log_image, packed_weights, first, start, strips)
     return Packed(rows, (n_z, n_y, n_x), (n_x // LANES + 2) * LANES, voxels, survey)
 
 
 def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarray], None]) -> None:
     """Call work(start, stop, values) for runs of rows of an image; values is (stop - start, X) float32."""
     n_y, n_x = image.shape[1:]
-    cuts = pieces(image.shape, threads)
+    cuts = cut_blocks(image.shape, threads)
 
     def each(first: int, last: int) -> None:
         for z_start, z_stop, y_start, y_stop in cuts[first:last]:
@@ -142,26 +141,26 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
             start = z_start * n_y + y_start
             work(start, start + block.shape[0] * block.shape[1], block.reshape(-1, n_x))
 
-    share(each, len(cuts), worthwhile(threads, image.size))
+    parallel_for(each, len(cuts), useful_threads(threads, image.size))
 
 
-def _units(start: np.ndarray, n_y: int) -> np.ndarray:
-    """Return the rows of each piece of a sweep: planes, or in large planes runs of rows of about `UNIT_VOXELS`.
+def _strips(start: np.ndarray, n_y: int) -> np.ndarray:
+    """Return the ranges of rows of the strips: whole planes, or in large planes runs of rows of about `STRIP_VOXELS`.
 
-    They follow from the mask alone, never from the number of threads, since sums are kept by piece. Rows without voxels
-    before the first and behind the last are left out.
+    They depend on the mask alone and not on the number of threads, because sums are stored for each strip. Rows without
+    voxels at the beginning and end of a plane belong to no strip.
     """
     full = np.diff(start.astype(np.int64)).reshape(-1, n_y) > 0
     planes = np.flatnonzero(full.any(axis=1))
     begin = planes * n_y + full[planes].argmax(axis=1)
     end = (planes + 1) * n_y - full[planes, ::-1].argmax(axis=1)
-    pieces_of = np.rint((start[end] - start[begin]).astype(np.int64) / UNIT_VOXELS).astype(np.int64)
-    if (pieces_of <= 1).all():
+    strips_of = np.rint((start[end] - start[begin]).astype(np.int64) / STRIP_VOXELS).astype(np.int64)
+    if (strips_of <= 1).all():
         return np.stack((begin, end), axis=1).astype(np.uintp)
-    units = []
-    for first, last, n in zip(begin.tolist(), end.tolist(), np.maximum(pieces_of, 1).tolist(), strict=True):
+    strips = []
+    for first, last, n in zip(begin.tolist(), end.tolist(), np.maximum(strips_of, 1).tolist(), strict=True):
         edges = start[first : last + 1].astype(np.int64)
         inner = np.searchsorted(edges, edges[0] + (edges[-1] - edges[0]) * np.arange(1, n) // n)
         cuts = np.unique(np.concatenate(([0], inner, [last - first])))
-        units += [(first + a, first + b) for a, b in pairwise(cuts.tolist())]
-    return np.array(units, np.uintp).reshape(-1, 2)
+        strips += [(first + a, first + b) for a, b in pairwise(cuts.tolist())]
+    return np.array(strips, np.uintp).reshape(-1, 2)

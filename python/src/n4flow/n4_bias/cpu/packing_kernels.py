@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Compiled loops of `packing`. Indices are unsigned: a signed one might count from the end, and not vectorise."""
+"""Compiled loops of `packing`. Indices are unsigned, since loops with signed ones, which may wrap, do not vectorize."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from n4flow.compute import simd as v
 from n4flow.compute.jit import kernel, row_kernel
 from n4flow.compute.simd import highest_of, lowest_of, sum_of
 
-OUTSIDE = np.float32(np.inf)  # also its own logarithm
+OUTSIDE = np.float32(np.inf)  # marks voxels outside the mask, and is its own logarithm
 _ZERO = np.float32(0)
 _ONE = np.uintp(1)
-COUNT_BLOCK = 1 << 20
+COUNT_BLOCK = 1 << 20  # voxels that are counted in float32 before the count is added to an integer
 
 
 @row_kernel
@@ -24,21 +24,21 @@ def usable(mask, value):
 
 @kernel
 def find_hulls(values, mask, first, stop, found):
-    """Find the stretch of each row that holds its usable voxels.
+    """Find the first and last usable voxel of each row.
 
     Parameters
     ----------
     values : (rows, X) float32 array
     mask : (rows, X) uint8 array of 0 and 1
     first, stop : (rows,) uintp arrays
-        Written; equal where a row has none.
+        Written: the range from the first to after the last usable voxel; empty if a row has none.
     found : (rows,) int64 array
-        Written: usable voxels.
+        Written: number of usable voxels.
 
     Returns
     -------
     masked, nonfinite : int
-        Voxels in the mask; of those, not finite.
+        Numbers of voxels in the mask, and of those that are not finite.
     """
     n_x = np.uintp(values.shape[1])
     all_masked, all_finite = np.int64(0), np.int64(0)
@@ -72,7 +72,7 @@ def find_hulls(values, mask, first, stop, found):
 
 @kernel
 def pack_rows(values, mask, first, stop, start, packed):
-    """Copy the usable voxels in each row's stretch to their place; `OUTSIDE` in between, and behind it to fill up."""
+    """Copy the usable voxels of each row to the packed array, with `OUTSIDE` between them and as padding."""
     for r in range(np.uintp(values.shape[0])):
         a, at, n = first[r], start[r], stop[r] - first[r]
         for x in range(n):
@@ -84,17 +84,17 @@ def pack_rows(values, mask, first, stop, start, packed):
 
 @kernel
 def extremes(packed):
-    """Return the lowest and the highest packed value that is not `OUTSIDE`, and how many voxels hold the highest."""
+    """Return the lowest and highest packed value other than `OUTSIDE`, and the number of voxels with the highest."""
     outside, one, zero = v.splat(OUTSIDE), v.splat(np.float32(1)), v.splat(_ZERO)
     low, high = outside, v.splat(-OUTSIDE)
     for i in range(np.uintp(0), np.uintp(packed.size), np.uintp(v.LANES)):
         value = v.load(packed, i)
-        low = v.least(low, value)
-        high = v.greatest(high, v.where_below(value, outside, value, high))
+        low = v.minimum(low, value)
+        high = v.maximum(high, v.where_below(value, outside, value, high))
     lowest, highest = lowest_of(low), highest_of(high)
     top = v.splat(highest)
     at_high = np.int64(0)
-    for begin in range(np.uintp(0), np.uintp(packed.size), np.uintp(COUNT_BLOCK)):  # float32 counts to 2^24 only
+    for begin in range(np.uintp(0), np.uintp(packed.size), np.uintp(COUNT_BLOCK)):  # since float32 counts to 2^24 only
         number = zero
         for i in range(begin, min(begin + np.uintp(COUNT_BLOCK), np.uintp(packed.size)), np.uintp(v.LANES)):
             value = v.load(packed, i)

@@ -1,10 +1,10 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Sharpening, compiled: from the counts of fine bins to the residual of each. The plain statement is `sharpening`.
+"""Sharpening, compiled: the residual of each fine bin from the counts of all. `sharpening` is the same in NumPy.
 
-The voxels are counted in bins many times finer than the histogram's, and a voxel's residual is that of its fine
-bin's centre. Then the histogram, the deconvolution and the residual are all computed on a few thousand fine bins, once
-for all voxels.
+Voxels are counted in bins many times finer than those of the histogram, and the residual of a voxel is that at the
+centre of its fine bin. So histogram, deconvolution and residuals are computed for a few thousand fine bins instead of
+all voxels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ up = np.uintp
 
 @row_kernel
 def butterflies(re, im, re2, im2, half, run, cosine, sine, sign):
-    """One pass of `transform`: pairs from the first two arrays, sorted into the other two in runs twice as long."""
+    """One pass of `transform`, from the first two arrays to the other two, in which runs are twice as long."""
     for j in range(half):
         wr, wi = cosine[j * run], sign * sine[j * run]
         p, q, s = j * run, (j + half) * run, up(2) * j * run
@@ -36,21 +36,21 @@ def butterflies(re, im, re2, im2, half, run, cosine, sine, sign):
 
 @kernel
 def transform(re, im, re2, im2, cosine, sine, sign):
-    """Fourier transform of re + i im, in place and without a factor; Stockham's form, which sorts as it goes.
+    """Fourier transform of re + i im, in place and unscaled, by Stockham's algorithm, which needs no bit reversal.
 
     Parameters
     ----------
     re, im : (size,) float64 arrays
         The size is a power of two.
     re2, im2 : (size,) float64 arrays
-        For work.
+        Work arrays.
     cosine, sine : (size / 2,) float64 arrays
-        Of 2 pi j / size.
+        Of 2 pi j / size, see `sharpening.fourier_table`.
     sign : float
         -1, or 1 for the inverse.
     """
     half, run = up(re.size) >> up(1), up(1)
-    there = False  # whether the data lies in the second pair
+    there = False  # whether the data is in the second pair of arrays
     while half > up(0):
         if there:
             butterflies(re2, im2, re, im, half, run, cosine, sine, sign)
@@ -66,21 +66,21 @@ def transform(re, im, re2, im2, cosine, sine, sign):
 
 @kernel
 def fine_bounds(n_fine, start, stride, bins, bounds):
-    """bounds[i] = the first fine bin at or above bin i, 0 <= i < bins; fine bin f lies at start + f stride, in bins."""
+    """Set bounds[i] to the first fine bin at or above bin i. Fine bin f is at start + f stride, in bins."""
     for i in range(bins):
         bounds[i] = min(max(np.int64(math.ceil((i - start) / stride)), 0), n_fine)
 
 
 @kernel
 def histogram(counts, n_fine, start, stride, bounds, out):
-    """Write the histogram: each fine bin's count, shared by the two bins next to its centre.
+    """Write the histogram: the count of each fine bin is divided linearly between the two nearest bins.
 
-    Between bin i and the next, a fine bin's position is linear in its index. So the sum of the counts and that of count
-    times index, both whole numbers, give what the two bins get.
+    Between bins i and i + 1 the position of a fine bin is linear in its index. So the sum of counts and the sum of
+    count times index, both integers, determine the shares of the two bins.
     """
     bins = out.size
     out[:] = 0.0
-    for f in range(bounds[0]):  # the lowest voxel's own fine bin may begin below it
+    for f in range(bounds[0]):  # The centre of the lowest fine bin may lie below the first bin.
         out[0] += counts[f]
     for f in range(bounds[bins - 1], n_fine):
         out[bins - 1] += counts[f]
@@ -100,7 +100,7 @@ def histogram(counts, n_fine, start, stride, bounds, out):
 def expected_log_intensity(counts, low, high, bins, fwhm, wiener, cosine, sine, work, expected):
     """Write E[true | observed] of each bin; see `sharpening.expected_log_intensity`.
 
-    Histogram and Gaussian are the real and the imaginary part of one transform, U and x U of another.
+    One transform has the histogram as real and the Gaussian as imaginary part, another one U and x U.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def expected_log_intensity(counts, low, high, bins, fwhm, wiener, cosine, sine, 
     for i in range(up(bins)):
         re[offset + i] = counts[i]
     transform(re, im, re2, im2, cosine, sine, -1.0)
-    # the transform of the real part is (z[k] + conj z[-k]) / 2; the Gaussian is even, so its own is real
+    # The transform of the real part is (z[k] + conj z[-k]) / 2. The Gaussian is even, so its transform is real.
     blur[0] = im[0]
     re2[0] = re[0] * im[0] / (im[0] * im[0] + wiener)
     im2[0] = 0.0
@@ -155,7 +155,7 @@ def expected_log_intensity(counts, low, high, bins, fwhm, wiener, cosine, sine, 
 
 @kernel
 def residual_table(expected, n_fine, start, stride, bounds, origin, step, table):
-    """table[f] = w - E(w) at the centre w of fine bin f: linear in f between two bins."""
+    """Set table[f] to w - E(w) at the centre w of fine bin f; it is linear in f between two bins."""
     bins = expected.size
     for f in range(bounds[0]):
         table[f] = origin + (f + 0.5) * step - expected[0]

@@ -1,10 +1,10 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Compiled loops of the fast engine: the two sweeps over the voxels. See `cpu` for how they fit together.
+"""The two sweeps over the voxels, compiled. `cpu.fit` explains how they are combined.
 
-Rules that keep them fast and their results fixed: a loop over a row goes in vectors (`vector`), which rows
-are filled up to; indices are unsigned, since a signed one might count from the end; a piece of a sweep writes its sums
-to its own place.
+Rules that make them fast and their results reproducible: a loop over a row is written with vectors (`simd`), to a
+multiple of which rows are padded; indices are unsigned, because loops with signed ones, which may wrap, do not
+vectorize; each strip writes its sums to its own place.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ up = np.uintp
 f4 = np.float32
 
 LANES = up(v.LANES)
-SMALL_STEP = 0.1  # |step of the log field| up to which four terms give expm1 to 8e-8
-ABSENT = f4(1e9)  # marks voxels outside the mask among the changes
-PRESENT = f4(1e8)  # changes of voxels in the mask are below
-TERMS = 12  # for larger ones: to 1e-7 up to 1, and far above any threshold beyond
+SMALL_STEP = 0.1  # For steps of the log field up to this, four terms give expm1 with an error of 8e-8.
+ABSENT = f4(1e9)  # marks voxels outside the mask in the array of changes
+PRESENT = f4(1e8)  # Changes of voxels in the mask are smaller than this.
+TERMS = 12  # Terms of expm1 for larger steps: the error is 1e-7 up to 1; beyond, the measure exceeds any threshold.
 
 
 @kernel
 def blend_slabs(lattice_rows, at, slab, weights, out, begin, end):
-    """out[i] = the blend of four slabs of the expanded lattice, begin <= i < end: the rows of controls of one plane."""
+    """Combine four slabs of the expanded lattice to the lines of one plane: out[i] for begin <= i < end."""
     w0, w1, w2, w3 = v.splat(weights[0]), v.splat(weights[1]), v.splat(weights[2]), v.splat(weights[3])
     for i in range(begin, end, LANES):
         v.store(out, i, blend(lattice_rows, at + i, slab, w0, w1, w2, w3))
@@ -42,7 +42,7 @@ def expand_rows(lattice, weights, reach, rows):
     lattice : (cz, cy, cx) float64 array
     weights : (cx, width) float32 array
     reach : (width / LANES, 2) uintp array
-        The controls that reach each vector of columns: the first, and the one behind the last.
+        The range of control points (first, stop) that act on each vector of columns.
     rows : (cz * cy * width,) float32 array
         Written.
     """
@@ -65,18 +65,18 @@ def expand_rows(lattice, weights, reach, rows):
 
 @row_kernel
 def add_to(sums, at, w, residual):
-    """sums[at : at + LANES] += w residual."""
+    """Add w residual to sums[at : at + LANES]."""
     v.store(sums, at, v.fma(w, residual, v.load(sums, at)))
 
 
 @row_kernel
 def fit_row(index, weights, start, n, table, weights_y, sums, at, width):
-    """Add a row's residuals to the sums of its four controls along y, each with its weight."""
+    """Add the weighted residuals of a row to the sums of its four control points along y."""
     w0, w1, w2, w3 = v.splat(weights_y[0]), v.splat(weights_y[1]), v.splat(weights_y[2]), v.splat(weights_y[3])
     at1, at2, at3 = at + width, at + width + width, at + width + width + width
     weighted = weights.size > 0
     for x in range(up(0), n, LANES):
-        residual = v.look_up(table, index, start + x)
+        residual = v.gather(table, index, start + x)
         if weighted:
             residual = v.multiply(residual, v.load(weights, start + x))
         add_to(sums, at + x, w0, residual)
@@ -87,7 +87,7 @@ def fit_row(index, weights, start, n, table, weights_y, sums, at, width):
 
 @row_kernel
 def contract_x(sums, at, weights, support, width, out):
-    """out[c] = sum over x of sums[at + x] weights[c, x]: four controls at a time, over the stretch that they reach."""
+    """Set out[c] to the sum over x of sums[at + x] weights[c, x], for four control points at a time."""
     n_c = up(out.size)
     zero = v.splat(f4(0))
     for c in range(up(0), n_c, up(4)):
@@ -111,29 +111,29 @@ def contract_x(sums, at, weights, support, width, out):
 
 
 @kernel
-def fit_unit(unit, member, rows, n_y, table, tables, weights_y, weights_x, work):
-    """Sum what one piece of the image asks of the controls, resolved along y and x: work.partial[unit].
+def fit_strip(strip, thread, rows, n_y, table, tables, weights_y, weights_x, work):
+    """Accumulate the part of Lee's fit of one strip, contracted along y and x: work.partial[strip].
 
     Parameters
     ----------
-    unit : uintp
-    member : int
-        Whose rows of the work arrays to use.
+    strip : uintp
+    thread : int
+        Number of the thread, which selects its work arrays.
     rows : packing.Rows
     n_y : uintp
-        Rows of a plane.
+        Number of rows of a plane.
     table : (fine,) float32 array
         Residual of each fine bin; 0 for the bin of voxels outside the mask.
-    tables : cpu.Tables
+    tables : fit.Tables
     weights_y, weights_x : (Y, 4), (cx, width) float32 arrays
-        Of `tables`: shares, or squares to sum the controls' weights.
-    work : cpu.Work
+        From `tables`: shares for the fit, or squares for the weights of the control points.
+    work : fit.Work
     """
-    begin, end = rows.units[unit, up(0)], rows.units[unit, up(1)]
+    begin, end = rows.strips[strip, up(0)], rows.strips[strip, up(1)]
     y0 = begin % n_y
     fy = tables.first_y
     low, high = fy[y0], fy[end - begin + y0 - up(1)] + up(4)
-    sums = work.sums[member]
+    sums = work.sums[thread]
     width = up(weights_x.shape[1])
     zero = v.splat(f4(0))
     for x in range(low * width, high * width, LANES):
@@ -148,7 +148,7 @@ def fit_unit(unit, member, rows, n_y, table, tables, weights_y, weights_x, work)
             fit_row(index, weights, start, n, table, weights_y[y], sums, at, width)
     flat = weights_x.reshape(-1)
     for j in range(low, high):
-        contract_x(sums, j * width, flat, tables.support, width, work.partial[unit, j])
+        contract_x(sums, j * width, flat, tables.support, width, work.partial[strip, j])
 
 
 # ------------------------------------------------------------------------------------------ second sweep: the new field
@@ -156,7 +156,7 @@ def fit_unit(unit, member, rows, n_y, table, tables, weights_y, weights_x, work)
 
 @row_kernel
 def expm1(d, small):
-    """Return expm1 as a series, of four terms where the step is small."""
+    """Return expm1 by its Taylor series; if the step is small, with four terms."""
     one = v.splat(f4(1))
     if small:
         value = v.fma(d, v.splat(f4(1 / 24)), v.splat(f4(1 / 6)))
@@ -172,12 +172,12 @@ def expm1(d, small):
 def field_row(
     rows, r, n, lines, steps, at, width, weights_y, grid, small, keep, index, kept, low, high, total, squares
 ):
-    """Take the field off one row: fine bins, extremes, and the changes, kept or summed.
+    """Subtract the field from one row: write fine bins, update extremes, and keep or sum the changes.
 
     Returns
     -------
     low, high, total, squares : vector
-        As given, with this row.
+        Updated by this row.
     """
     origin, per_unit, outside = v.splat(grid[0]), v.splat(grid[1]), v.splat(grid[2])
     w0, w1, w2, w3 = v.splat(weights_y[0]), v.splat(weights_y[1]), v.splat(weights_y[2]), v.splat(weights_y[3])
@@ -187,9 +187,9 @@ def field_row(
         bias = blend(lines, at + x, width, w0, w1, w2, w3)
         position = v.subtract(v.load(rows.log_image, start + x), bias)
         position = v.multiply(v.subtract(position, origin), per_unit)
-        v.store_whole(index, start + x, v.least(position, outside))
-        low = v.least(low, position)
-        high = v.greatest(high, v.where_below(position, outside, position, zero))
+        v.store_uint16(index, start + x, v.minimum(position, outside))
+        low = v.minimum(low, position)
+        high = v.maximum(high, v.where_below(position, outside, position, zero))
         change = expm1(v.subtract(zero, blend(steps, at + x, width, w0, w1, w2, w3)), small)
         if keep:
             v.store(kept, start + x, v.where_below(position, outside, change, absent))
@@ -202,7 +202,7 @@ def field_row(
 
 @row_kernel
 def count(index, at, n, counts, stride):
-    """Count indices into two histograms, `stride` apart: equal neighbours would wait for each other in one."""
+    """Count indices in two histograms, `stride` apart: in a single one, equal neighbours would wait for each other."""
     for x in range(at, at + n, up(2)):
         counts[up(index[x])] += np.int32(1)
         counts[up(index[x + up(1)]) + stride] += np.int32(1)
@@ -210,16 +210,15 @@ def count(index, at, n, counts, stride):
 
 @kernel
 def first_lowest(rows, r, n, lines, at, width, weights_y, grid, places, positions):
-    """Return the lowest position in the first row as ITK 5.4 sees it: of voxels that do not raise the maximum so far.
+    """Return the lowest position in the first row as ITK 5.4 finds it, and record the voxels that it may miss.
 
-    The voxels that raise it are noted, since those below the lowest position of all were missed
-    (`sharpening.itk_range`).
+    ITK searches the minimum only among voxels that do not raise the maximum so far (`sharpening.itk_range`).
 
     Parameters
     ----------
     rows, r, n, lines, at, width, weights_y, grid : see `field_row`
     places : (m,) int64 array
-        Written: packed places of the first m voxels that raise the maximum; -1 behind them.
+        Written: packed indices of the first m voxels that raise the maximum; -1 after them.
     positions : (m,) float32 array
         Written: their positions.
     """
@@ -247,38 +246,38 @@ def first_lowest(rows, r, n, lines, at, width, weights_y, grid, places, position
 
 
 @kernel
-def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
-    """Take the new field off one piece of the image: its voxels' fine bins, counts, extremes, and changes.
+def field_strip(strip, thread, rows, n_y, grid, small, tables, work, counts):
+    """Subtract the new field from one strip, and write fine bins, counts, extremes and changes of its voxels.
 
     Parameters
     ----------
-    unit, member, rows, n_y, tables, work : see `fit_unit`
+    strip, thread, rows, n_y, tables, work : see `fit_strip`
     grid : (float32, float32, float32)
-        Log intensity at the start of the fine bins, bins to a unit of it, and the bin of voxels outside the mask.
+        Log intensity at the start of the fine bins, fine bins per unit of it, and the bin of voxels outside the mask.
     small : bool
-        Whether the step is small everywhere.
+        Whether the step is at most SMALL_STEP everywhere.
     counts : (2 * stride,) int32 array
-        This member's counts of fine bins.
+        Counts of fine bins of this thread.
 
     Writes
     ------
     work.fine_index
-        Fine bin of each packed voxel.
+        The fine bin of each packed voxel.
     work.kept
-        Change of each voxel in order, `ABSENT` outside the mask, where the whole piece lies in the part that is kept.
+        The change of each voxel in order, `ABSENT` outside the mask, for strips that belong to the kept part.
     work.changes
-        Of other pieces: sum and sum of squares of the changes.
+        Sum and sum of squares of the changes, for other strips.
     work.ends
         Lowest and highest position in fine bins.
     work.places, work.positions
-        By the first piece; see `first_lowest`.
+        Records of the first strip, see `first_lowest`.
     """
-    begin, end = rows.units[unit, up(0)], rows.units[unit, up(1)]
+    begin, end = rows.strips[strip, up(0)], rows.strips[strip, up(1)]
     y0, z = begin % n_y, begin // n_y
     fy, wy = tables.first_y, tables.weight_y
     width, n_lines = up(tables.weight_x.shape[1]), up(work.partial.shape[1])
     low_line, high_line = fy[y0] * width, (fy[end - begin + y0 - up(1)] + up(4)) * width
-    lines, steps = work.lines[member, 0], work.lines[member, 1]
+    lines, steps = work.lines[thread, 0], work.lines[thread, 1]
     slab = n_lines * width
     blend_slabs(work.field, tables.first_z[z] * slab, slab, tables.weight_z[z], lines, low_line, high_line)
     blend_slabs(work.step, tables.first_z[z] * slab, slab, tables.weight_z[z], steps, low_line, high_line)
@@ -302,5 +301,5 @@ def field_unit(unit, member, rows, n_y, grid, small, tables, work, counts):
             low = before
             first_low = first_lowest(rows, r, n, lines, at, width, wy[y], grid, work.places, work.positions)
     count(index, rows.start[begin], rows.start[end] - rows.start[begin], counts, stride)
-    work.ends[unit, up(0)], work.ends[unit, up(1)] = min(first_low, lowest_of(low)), highest_of(high)
-    work.changes[unit, up(0)], work.changes[unit, up(1)] = sum_of(total), sum_of(squares)
+    work.ends[strip, up(0)], work.ends[strip, up(1)] = min(first_low, lowest_of(low)), highest_of(high)
+    work.changes[strip, up(0)], work.changes[strip, up(1)] = sum_of(total), sum_of(squares)

@@ -1,1 +1,1 @@
-"""The CUDA backend of N4, with its sources in `cuda`. It is reached through `engine`; CuPy is imported on first use."""
+"""The CUDA backend of N4, with its sources in `cuda`; `engine` calls it. CuPy is imported at the first use."""

@@ -10,20 +10,20 @@ from importlib import resources
 from typing import Any
 
 SOURCES = ("common", "packing", "sweeps", "sharpening", "measure", "evaluate", "shrink", "residual")
-# no multiply-adds of the compiler's own: results are then the same to the bit on every device
+# The compiler must not contract multiply and add itself, so that results are identical on every device.
 OPTIONS = ("--std=c++14", "--fmad=false")
-CUPYS_OWN = ("-ftz=true",)  # what CuPy adds behind them, whatever they say: float32 below 1.2e-38 is 0 on a device
+CUPYS_OWN = ("-ftz=true",)  # CuPy always appends this option: float32 numbers below 1.2e-38 are 0 on a device.
 
 
 def source() -> str:
-    """Return the CUDA C++ of all kernels, one after the other, with the names of their files."""
+    """Return the concatenated CUDA C++ of all kernels, with the names of their files for compiler messages."""
     folder = resources.files("n4flow.n4_bias.gpu") / "cuda"
     parts = [(name, (folder / f"{name}.cu").read_text(encoding="utf-8")) for name in SOURCES]
     return "".join(f'#line 1 "{name}.cu"\n{text}' for name, text in parts)
 
 
 def kernel(name: str) -> Any:
-    """Return a kernel of the module, compiled for the current device."""
+    """Return a kernel, compiled for the current device."""
     import cupy
 
     return _kernel(cupy.cuda.Device().id, name)
@@ -41,14 +41,8 @@ def _kernel(device: int, name: str) -> Any:
     return _module(device).get_function(name)
 
 
-def forget() -> None:
-    """Forget what was compiled in this process."""
-    _module.cache_clear()
-    _kernel.cache_clear()
-
-
 def compile_for(architecture: str) -> bytes:
-    """Return the machine code for an architecture such as 'sm_80'; this needs NVRTC but no device.
+    """Return the machine code for an architecture such as 'sm_80'; it needs NVRTC but no device. Images test it.
 
     Raises
     ------
@@ -68,6 +62,6 @@ def compile_for(architecture: str) -> bytes:
 
 
 def launch(name: str, blocks: int, threads: int, *arguments: Any, shared: int = 0) -> None:
-    """Start a kernel on the current stream; arrays, and NumPy numbers of the width that it takes."""
+    """Start a kernel on the current stream; arguments are arrays, and NumPy numbers of the width in its signature."""
     if blocks:
         kernel(name)((blocks,), (threads,), arguments, shared_mem=shared)

@@ -1,4 +1,4 @@
-"""The bias field at full resolution on the device, equal to the bit to `evaluate` on the CPU; and shrinking there."""
+"""The bias field at full resolution, computed on the device with the bits of `n4_bias.evaluate`; and shrinking."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.gpu import NOTHING, as_float32, multiprocessors, on_device, stream_planes
+from n4flow.compute.gpu import NULL, as_float32, multiprocessors, on_device, stream_planes
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.gpu.cuda_source import launch
 from n4flow.n4_bias.gpu.level import Table, choose_run
@@ -15,13 +15,13 @@ from n4flow.n4_bias.shrink import LEAST_SHARE, shrunken_shape
 
 THREADS = 256
 WARP = 32
-SHARED_BYTES = 40_000
-FREE_RUN = 16  # rows to a piece where no lattice says
+SHARED_BYTES = 40_000  # shared memory of a block for the control points of a strip, at most
+FREE_RUN = 16  # rows of a strip when there is no lattice
 i4 = np.int32
 
 
 class DeviceEvaluator:
-    """A lattice prepared for evaluation on one grid, by the current stream; see `evaluate.Evaluator`."""
+    """A lattice prepared for evaluation on one grid on the current stream; see `evaluate.Evaluator`."""
 
     def __init__(self, lattice: np.ndarray, coordinates: Sequence[np.ndarray]) -> None:
         pad = [(0, 3 if controls == 1 else 0) for controls in lattice.shape]
@@ -53,11 +53,11 @@ class DeviceEvaluator:
         return self._evaluate(-1.0, image, out, planes)
 
     def render(self, pointwise: Sequence[Any], block: Any, planes: slice = slice(None)) -> None:
-        """Correct a block in place, and what follows in the same pass; `pointwise` are arguments of `render_block`."""
+        """Correct a block in place, by the field and by the pointwise corrections that `render_block` takes."""
         self._launch("render_block", planes, *pointwise, block)
 
     def _evaluate(self, sign: float, image: Any, out: Any, planes: slice) -> Any:
-        self._launch("evaluate_block", planes, np.float32(sign), NOTHING if image is None else image, out)
+        self._launch("evaluate_block", planes, np.float32(sign), NULL if image is None else image, out)
         return out
 
     def _launch(self, name: str, planes: slice, *arguments: Any) -> None:
@@ -72,13 +72,13 @@ class DeviceEvaluator:
 
 
 def render_without_field(pointwise: Sequence[Any], block: Any) -> None:
-    """Do what `DeviceEvaluator.render` does, without a field."""
+    """Correct a block in place by pointwise corrections alone; see `DeviceEvaluator.render`."""
     n_z, n_y, n_x = block.shape
     runs = -(-n_y // FREE_RUN)
     width = min(THREADS, -(-n_x // WARP) * WARP)
     launch(
         "render_block", min(n_z * runs, 16 * multiprocessors()), width,
-        NOTHING, i4(0), i4(0), i4(0), i4(n_z), i4(n_y), i4(n_x), i4(FREE_RUN), i4(runs), *(NOTHING,) * 6, *pointwise,
+        NULL, i4(0), i4(0), i4(0), i4(n_z), i4(n_y), i4(n_x), i4(FREE_RUN), i4(runs), *(NULL,) * 6, *pointwise,
         block,
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ def render_without_field(pointwise: Sequence[Any], block: Any) -> None:
 def correct_streamed(
     evaluator: DeviceEvaluator, image: np.ndarray, out: np.ndarray, field: np.ndarray | None, voxels: int
 ) -> None:
-    """Correct a host array through the device; see `gpu_device.stream_planes`.
+    """Correct a host array on the device, block by block; see `compute.gpu.stream_planes`.
 
     Parameters
     ----------
@@ -97,11 +97,11 @@ def correct_streamed(
     field : (Z, Y, X) float array, optional
         Written: the field.
     voxels : int
-        Of a block, about.
+        Approximate number of voxels in a block.
     """
     import cupy
 
-    cupy.cuda.get_current_stream().synchronize()  # the evaluator's tables are used from other streams
+    cupy.cuda.get_current_stream().synchronize()  # Other streams use the evaluator's tables.
 
     def work(blocks: list[Any], planes: slice, results: list[Any]) -> None:
         evaluator.correct(as_float32(blocks[0]), results[0], planes)
@@ -112,7 +112,7 @@ def correct_streamed(
 
 
 def shrink_masked(image: Any, mask: Any, weights: Any, shrink: Sequence[int], voxels: int) -> tuple[Any, Any, Any]:
-    """Return what `shrink.shrink_masked` does, as CuPy arrays and computed on the device.
+    """Return the result of `shrink.shrink_masked` as CuPy arrays, computed on the device.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def shrink_masked(image: Any, mask: Any, weights: Any, shrink: Sequence[int], vo
         On the device or the host; `weights` may be None.
     shrink : three int
     voxels : int
-        Of a block of host planes, about.
+        Approximate number of voxels in a block of host planes.
     """
     import cupy
 
@@ -128,17 +128,17 @@ def shrink_masked(image: Any, mask: Any, weights: Any, shrink: Sequence[int], vo
     small = shrunken_shape(image.shape, shrink)
     mean, shares = cupy.empty(small, cupy.float32), cupy.empty(small, cupy.float32)
     totals = None if weights is None else cupy.empty(small, cupy.float32)
-    cupy.cuda.get_current_stream().synchronize()  # they are written on other streams
+    cupy.cuda.get_current_stream().synchronize()  # Other streams write to them.
 
     def work(blocks: list[Any], planes: slice, _results: list[Any]) -> None:
         place = slice(planes.start // deep, -(-planes.stop // deep))
         values, inside = as_float32(blocks[0]), cupy.ascontiguousarray(blocks[1], dtype=bool)
-        given = NOTHING if weights is None else as_float32(blocks[2])
+        given = NULL if weights is None else as_float32(blocks[2])
         rows = place.stop - place.start
         launch(
             "shrink_blocks", min(-(-rows * small[1] * small[2] // THREADS), 1 << 16), THREADS,
             values, inside, given, *(i4(n) for n in values.shape), i4(deep), i4(high), i4(wide), i4(rows),
-            i4(small[1]), i4(small[2]), mean[place], shares[place], NOTHING if totals is None else totals[place],
+            i4(small[1]), i4(small[2]), mean[place], shares[place], NULL if totals is None else totals[place],
         )  # fmt: skip
 
     sources = [image, mask] if weights is None else [image, mask, weights]

@@ -1,15 +1,15 @@
-"""The fast engine on a GPU: the algorithm of `cpu`, its kernels in `cuda/*.cu`, nothing but whole launches from here.
+"""N4 on a GPU: the algorithm of `cpu.fit`, with kernels in `cuda/*.cu` that this module launches.
 
-What differs from the CPU is who does what, not what is done:
+It differs from the CPU only in where the work is done:
 
 - packing, both sweeps, sharpening and the convergence measure run on the device. An iteration is one CUDA graph of
-  some ten launches; the measure, which is a long way round for a device, lies beside the next sweep;
-- the device itself decides whether a level goes on, and later launches of that level then do nothing. The host looks
-  at its verdict two batches behind, so that it never keeps the device waiting;
-- a verdict within 0.3 % of the threshold, or in doubt, is the host's: it gets the changes and takes the CPU's own
-  measure. So levels end after as many iterations as on the CPU.
+  about ten launches; the measure, which takes long on a device, runs in parallel to the next sweep;
+- the device itself decides whether a level goes on; after its end, later launches of that level return at once. The
+  host reads the decision two batches late, so that the device never waits for it;
+- if the measure is within 0.3 % of the threshold, or uncertain, the host decides: it copies the changes and computes
+  the measure with the CPU's code. So levels end after the same number of iterations as on the CPU.
 
-Two runs give the same bits. Against the CPU, sums are taken in another order and logarithms are another library's.
+Two runs give identical results. Results of the CPU differ in the order of sums and in the library's logarithm.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.gpu import NOTHING, multiprocessors, streams
+from n4flow.compute.gpu import NULL, multiprocessors, streams
 from n4flow.compute.simd import LANES
 from n4flow.errors import InputError
-from n4flow.n4_bias.cpu.fit import FEW_VOXELS, FINE_PER_BIN, FINEST_PER_BIN, KEPT_VOXELS
+from n4flow.n4_bias.cpu.convergence_kernels import itk_measure
+from n4flow.n4_bias.cpu.fit import KEPT_VOXELS, fine_per_bin
+from n4flow.n4_bias.cpu.level_kernels import MOST_FINE
 from n4flow.n4_bias.gpu.cuda_source import launch
 from n4flow.n4_bias.gpu.level import LevelArrays, lay_out
 from n4flow.n4_bias.gpu.sharpen import from_ordered
 from n4flow.n4_bias.problem import Solution, Survey, Voxels, refined_axes
 from n4flow.n4_bias.settings import FitSettings, Level
-from n4flow.n4_bias.sharpening import padded_size
+from n4flow.n4_bias.sharpening import fourier_table, padded_size
 
-MOST_VOXELS = 2**31 - 2**10  # of the fitted image: places among its voxels are 32 bits
-MOST_FINE = 65000  # as in common.cu
-FINE_ROOM = MOST_FINE + 512
-BATCH = 4  # iterations between two looks at the verdict
-THREADS = 256  # of a block
+MOST_VOXELS = 2**31 - 2**10  # The kernels index the voxels of the fitted image with 32 bits.
+FINE_ROOM = MOST_FINE + 512  # size of arrays over fine bins: MOST_FINE, and voxels that ITK misses
+BATCH = 4  # iterations that are launched before the host reads the decision of an earlier batch
+THREADS = 256  # threads of a block
 WARP = 32
-FIT_THREADS, FIELD_THREADS = 1536, 1024  # that a multiprocessor has the registers for
-SHARED_BYTES = 46_000  # of dynamic shared memory that any device gives a block, with room for what kernels declare
-SHARED_FINE = 8192  # fine bins that a block counts in shared memory at most; where there are more, in global memory
-ABSENT = 1e9  # as in common.cu
-PASSES = 4  # walks over the kept changes; see measure.cu
-# where chunks of the kept changes begin: as long as blocks are short there (see measure.cu), then every CHUNK
+FIT_THREADS, FIELD_THREADS = 1536, 1024  # threads for which a multiprocessor has enough registers in each sweep
+SHARED_BYTES = 46_000  # dynamic shared memory that every device grants a block, besides what kernels declare
+SHARED_FINE = 8192  # A block counts at most this many fine bins in shared memory, and the others in global memory.
+ABSENT = 1e9  # the value of ABSENT in common.cu
+PASSES = 4  # passes over the kept changes, see measure.cu
+# Where chunks of the kept changes begin: short ones where the mean still moves much, then one every CHUNK voxels.
 FIRST_CHUNKS = (*range(0, 4096, 512), *range(4096, 8192, 1024))
 CHUNK = 2048
-TOTALS_BYTES, WALK_BYTES = 32, 32  # of the structures of measure.cu
+TOTALS_BYTES, WALK_BYTES = 32, 32  # sizes of the structures Totals and Walk of measure.cu
 
-# as in common.cu
+# Indices into `words` and `state`, and the decisions, with the values of the enumerations in common.cu.
 FINE, ACTIVE, STOP, MADE, MOST, END_LOW, END_HIGH, FIRST_LENGTH, LOG_LOW, LOG_HIGH, AT_HIGH = range(11)
 LOW, HIGH, FLOOR, ORIGIN, STEP, REST_COUNT, REST_TOTAL, REST_SQUARES, MEASURE = range(9)
 GO_ON, END, ASK = range(3)
@@ -66,11 +67,11 @@ class DevicePacked:
     Parameters
     ----------
     log_image, weights : (n,) float32 CuPy arrays
-        `weights` is None where every voxel counts alike.
+        `weights` is None if all voxels have the same weight.
     rows : (Z * Y, 4) int32 CuPy array
-        Where each row begins among the packed voxels, the x of its first, its length.
+        For each row: the index of its first packed voxel, the x of that voxel, its length.
     words : (11,) uint32 CuPy array
-        Whole numbers that the kernels share.
+        Integers that the kernels share.
     shape : (Z, Y, X)
     survey : Survey
     """
@@ -95,7 +96,7 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     Raises
     ------
     InputError
-        More voxels than a device can count.
+        The image has more voxels than the kernels can index.
     """
     import cupy
 
@@ -105,19 +106,19 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     values = cupy.ascontiguousarray(cupy.asarray(image), dtype=cupy.float32)
     inside = cupy.ascontiguousarray(cupy.asarray(mask), dtype=bool)
     confidence = None if weights is None else cupy.ascontiguousarray(cupy.asarray(weights), dtype=cupy.float32)
-    given = NOTHING if confidence is None else confidence
+    given = NULL if confidence is None else confidence
     rows, totals = cupy.zeros((n_rows, 4), cupy.int32), cupy.zeros(3, cupy.uint64)
     blocks = -(-n_rows * WARP // THREADS)
     launch("find_rows", blocks, THREADS, values, inside, given, i4(n_rows), i4(n_x), i4(LANES), rows, totals)
     ends = cupy.cumsum(rows[:, 2], dtype=cupy.int64)
     n = int(ends[-1])  # synchronize
-    _check_size(n)  # rows are filled up
+    _check_size(n)  # Rows are padded, so that there may be more packed voxels than voxels.
     start = np.zeros(11, np.uint32)
     start[[MOST, END_LOW, LOG_LOW]] = 1, FLOAT_INFINITY, 0xFFFFFFFF
     words = cupy.asarray(start)
     log_image = cupy.empty(n, cupy.float32)
     packed = None if confidence is None else cupy.empty(n, cupy.float32)
-    target = NOTHING if packed is None else packed
+    target = NULL if packed is None else packed
     launch(
         "fill_rows", blocks, THREADS,
         values, inside, given, i4(n_rows), i4(n_x), ends, rows, log_image, target, words,
@@ -137,7 +138,7 @@ def _check_size(voxels: int) -> None:
 
 
 def chunk_cuts(kept: int) -> np.ndarray:
-    """Return where the chunks of the kept changes begin, and where the last ends: (chunks + 1,) int32."""
+    """Return the first index of each chunk of the kept changes, and the end of the last: (chunks + 1,) int32."""
     return np.array([*(c for c in FIRST_CHUNKS if c < kept), *range(8192, kept, CHUNK), kept], i4)
 
 
@@ -166,9 +167,7 @@ class _Fit:
         self.stream, self.side = stream, side
         self.words = packed.words
         self.steps = [(1,) * (3 - len(c)) + tuple(c) for c in controls]
-        few = packed.survey.usable < FEW_VOXELS
-        finest = few and settings.bins * FINEST_PER_BIN * 2 < MOST_FINE
-        self.per_bin = FINEST_PER_BIN if finest else FINE_PER_BIN
+        self.per_bin = fine_per_bin(packed.survey.usable, settings.bins)
         self.size = padded_size(settings.bins)
         n, n_x = packed.log_image.size, packed.shape[2]
         kept = min(n, KEPT_VOXELS) if settings.convergence == "itk" else 0
@@ -177,7 +176,7 @@ class _Fit:
         self.multiprocessors = multiprocessors()
         self.width = min(THREADS, -(-n_x // WARP) * WARP)
         self.levels = lay_out(packed.shape, self.steps, self.width, SHARED_BYTES)
-        pieces = max(level.pieces for level in self.levels)
+        strips = max(level.strips for level in self.levels)
         most = max(1, *settings.iterations)
 
         self.index = cupy.empty(n, cupy.uint16)
@@ -186,18 +185,17 @@ class _Fit:
         self.totals = cupy.empty(max(1, self.chunks) * TOTALS_BYTES, cupy.uint8)
         self.walks = cupy.empty(max(1, PASSES * self.chunks) * WALK_BYTES, cupy.uint8)
         self.partial = cupy.empty(max(level.partial_size for level in self.levels), cupy.float32)
-        self.changes = cupy.empty((pieces, 2), cupy.float64)
+        self.changes = cupy.empty((strips, 2), cupy.float64)
         self.counts = cupy.zeros(FINE_ROOM, cupy.int32)
         self.table = cupy.empty(FINE_ROOM, cupy.float32)
         self.first_row = cupy.empty(n_x + LANES, cupy.float32)
         self.measures = cupy.zeros((len(controls), most), cupy.float64)
         self.largest = cupy.zeros(1, cupy.uint64)
-        # kept to the end: a level may end while a copy into one of them is on its way
+        # These buffers live as long as the fit: a level may end while a copy into one of them is under way.
         self.slots = [cupyx.empty_pinned(self.words.shape, np.uint32) for _ in range(2)]
         low, high = np.log([packed.survey.low, packed.survey.high])
         self.state = cupy.asarray(np.array([low, high, low, 0, 0, 0, 0, 0, 0], f8))
-        angle = 2 * np.pi * np.arange(self.size // 2) / self.size
-        self.waves = cupy.asarray(np.stack((np.cos(angle), np.sin(angle))))
+        self.waves = cupy.asarray(np.stack(fourier_table(self.size)))
         doubles = 5 * self.size + 2 * settings.bins
         self.sharpen_bytes = 8 * doubles + 4 * settings.bins
         self.spare = cupy.empty(doubles + settings.bins, cupy.float64) if self.sharpen_bytes > SHARED_BYTES else None
@@ -205,12 +203,13 @@ class _Fit:
     def run(self) -> Solution:
         """Fit all levels."""
         made = []
-        # Kernels are loaded when they are first launched, and must not be while a graph is captured. All others are
-        # launched before the first one is; the measure is not, and does nothing as long as no level has begun.
+        # CUDA loads a kernel at its first launch, which must not happen while a graph is captured. Other kernels are
+        # launched before that; the measure is launched here for this reason alone, and returns since no level has
+        # begun.
         self._measure(0)
         for number, level in enumerate(self.levels):
             most = self.settings.iterations[number]
-            if number == 0:  # the fine bins of the log image itself, as after a step of 0
+            if number == 0:  # The fine bins of the log image itself are those after a step of 0.
                 self._field(level)
                 self._sharpen()
             self._begin(number)
@@ -221,15 +220,13 @@ class _Fit:
             made.append(self._iterate(number, most) if most else 0)
         measures = self.measures.get(stream=self.stream)  # synchronize
         lattice = self.levels[-1].lattice.get(stream=self.stream)[tuple(slice(c) for c in self.steps[-1])]
-        stop = self.settings.stop
         levels = tuple(
-            Level(tuple(c), tuple(row[:n].tolist()), n > 0 and bool(row[n - 1] <= stop))
-            for c, row, n in zip(self.controls, measures, made, strict=True)
+            Level.ended(c, row[:n], self.settings) for c, row, n in zip(self.controls, measures, made, strict=True)
         )
         return Solution(lattice.reshape(self.controls[-1]), levels)
 
     def _iterate(self, number: int, most: int) -> int:
-        """Iterate a level; return the iterations made."""
+        """Iterate a level; return the number of iterations."""
         import cupy
 
         graph = self._capture(number)
@@ -252,14 +249,14 @@ class _Fit:
             event.synchronize()
             if words[STOP] == ASK:
                 flight.clear()
-                launched = int(words[MADE])  # what was launched behind it does nothing
+                launched = int(words[MADE])  # Launches after this iteration have returned at once.
                 if self._decide(number, launched) or launched == most:
                     return launched
             elif words[STOP] == END or words[MADE] == most:
                 return int(words[MADE])
 
     def _capture(self, number: int) -> Any:
-        """Return one iteration as a CUDA graph: the step, the new field, and beside the measure the next fit."""
+        """Return one iteration as a CUDA graph: the step, the new field, and the measure beside the next fit."""
         import cupy
 
         level = self.levels[number]
@@ -275,15 +272,13 @@ class _Fit:
             self._fit_sweep(level)
             self.stream.wait_event(self.side.record(join))
         except BaseException:
-            with contextlib.suppress(Exception):  # what went wrong before is what is told
+            with contextlib.suppress(Exception):  # The first error is the one to report.
                 self.stream.end_capture()
             raise
         return self.stream.end_capture()
 
     def _decide(self, number: int, made: int) -> bool:
-        """Take the CPU's measure of a close call; return whether the level ends."""
-        from n4flow.n4_bias.cpu.convergence_kernels import itk_measure
-
+        """Compute the measure with the CPU's code, where the device was uncertain; return whether the level ends."""
         kept, state = self.kept.get(stream=self.stream), self.state.get(stream=self.stream)  # synchronize
         rest = state[[REST_COUNT, REST_TOTAL, REST_SQUARES]].tolist()
         measure = itk_measure(kept, np.uintp(kept.size), *rest, self.settings.stop)
@@ -295,18 +290,18 @@ class _Fit:
     def _begin(self, number: int) -> None:
         level, last = self.levels[number], self.levels[number - 1]
         n = self.steps[number]
-        coarse = (NOTHING, i4(0), i4(0), i4(0))
+        coarse = (NULL, i4(0), i4(0), i4(0))
         if number:
             doubled = refined_axes(self.steps[number - 1], n)
             coarse = (last.lattice, i4(last.padded[1]), i4(last.padded[2]), i4(sum(1 << axis for axis in doubled)))
         blocks = -(-math.prod(n) // THREADS)
         most = i4(self.settings.iterations[number])
-        rooms = (i4(level.padded[1]), i4(level.padded[2]))
-        launch("begin_level", blocks, THREADS, *coarse, level.lattice, *(i4(c) for c in n), *rooms, most, self.words)
+        sizes = (i4(level.padded[1]), i4(level.padded[2]))
+        launch("begin_level", blocks, THREADS, *coarse, level.lattice, *(i4(c) for c in n), *sizes, most, self.words)
 
     def _fit_sweep(self, level: LevelArrays, *, weighing: bool = False) -> None:
         packed = self.packed
-        weights = NOTHING if packed.weights is None else packed.weights
+        weights = NULL if packed.weights is None else packed.weights
         tables = level.squares if weighing else level.shares
         launch(
             "fit_sweep", self._blocks(level, FIT_THREADS), self.width,
@@ -340,7 +335,7 @@ class _Fit:
 
     def _sharpen(self) -> None:
         settings = self.settings
-        spare, shared = (NOTHING, self.sharpen_bytes) if self.spare is None else (self.spare, 0)
+        spare, shared = (NULL, self.sharpen_bytes) if self.spare is None else (self.spare, 0)
         launch(
             "sharpen", 1, THREADS,
             self.words, self.state, self.counts, self.index, self.first_row, i4(settings.bins), i4(self.size),
@@ -356,10 +351,10 @@ class _Fit:
             launch("walk_chunks", self.chunks, WARP, *arguments)
         launch(
             "decide", 1, THREADS,
-            self.totals, self.walks, chunks, i4(PASSES), self.changes, i4(level.pieces),
+            self.totals, self.walks, chunks, i4(PASSES), self.changes, i4(level.strips),
             f8(self.packed.survey.usable), f8(self.settings.stop), self.measures[number], self.state, self.words,
         )  # fmt: skip
 
     def _blocks(self, level: LevelArrays, threads: int) -> int:
-        """Return blocks for the pieces of a sweep: as many as run at once, `threads` on each multiprocessor."""
-        return min(level.pieces, self.multiprocessors * (threads // self.width))
+        """Return the number of blocks of a sweep: as many as run at once with `threads` on each multiprocessor."""
+        return min(level.strips, self.multiprocessors * (threads // self.width))

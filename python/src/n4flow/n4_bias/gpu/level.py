@@ -1,4 +1,4 @@
-"""What one level of a fit on the GPU needs: tables of weights, arrays, and how the image is cut into pieces."""
+"""Arrays of the levels of a fit on the GPU: tables of weights, lattices, and how the image is cut into strips."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
 
-MOST_RUN = 64  # rows of a piece
-LEAST_RUN = 8
-PIECES = 2048  # about as many as keep a large device busy
+MOST_RUN, LEAST_RUN = 64, 8  # rows of a strip, at most and at least
+STRIPS = 2048  # approximate number of strips that keeps a large device busy
 
 
 class Weights(NamedTuple):
-    """Weights along the axes, float32: of planes and rows (n, 4); along x (X, 4), or (cx, X) to contract."""
+    """Weights along the axes, float32: (n, 4) of planes and rows; along X (X, 4) to evaluate, or (cx, X) to fit."""
 
     z: Any
     y: Any
@@ -27,12 +26,12 @@ class Weights(NamedTuple):
 
 @dataclass
 class LevelArrays:
-    """One level; sizes are those of the lattices with four controls at least along every axis (`padded`)."""
+    """Arrays of one level. Lattices have at least four control points along every axis (`padded`)."""
 
     padded: tuple[int, int, int]
     run: int
     n_runs: int
-    pieces: int
+    strips: int
     most_lines: int
     first_z: Any
     first_y: Any
@@ -49,20 +48,20 @@ class LevelArrays:
 
     @property
     def partial_size(self) -> int:
-        """Sums that the pieces of a first sweep leave."""
-        return self.pieces * self.most_lines * self.padded[2]
+        """Number of sums that the strips of a first sweep write."""
+        return self.strips * self.most_lines * self.padded[2]
 
     def fit_bytes(self, width: int) -> int:
-        """Shared memory of a first sweep by blocks of `width` threads."""
+        """Shared memory in bytes of a first sweep with blocks of `width` threads."""
         return 4 * self.most_lines * width
 
     def field_bytes(self, fine: int) -> int:
-        """Shared memory of a second sweep that counts `fine` bins there."""
+        """Shared memory in bytes of a second sweep that counts `fine` bins in it."""
         return 4 * (fine + 2 * self.most_lines * self.padded[2])
 
 
 class Run(NamedTuple):
-    """How planes are cut into runs of rows: rows to a run, runs to a plane, most lines of controls to a run."""
+    """How planes are cut into strips: rows in a strip, strips in a plane, most lines of control points of a strip."""
 
     rows: int
     runs: int
@@ -70,15 +69,15 @@ class Run(NamedTuple):
 
 
 def choose_run(n_z: int, first_y: np.ndarray, fits: Any) -> Run:
-    """Return the cut of planes; `fits(most_lines)` says whether a block has the memory.
+    """Return how planes are cut; `fits(most_lines)` says whether a block has enough shared memory.
 
     Raises
     ------
     InputError
-        Not even single rows fit.
+        Not even strips of a single row fit.
     """
     n_y = first_y.size
-    rows = max(LEAST_RUN, min(MOST_RUN, n_z * n_y // PIECES))
+    rows = max(LEAST_RUN, min(MOST_RUN, n_z * n_y // STRIPS))
     while True:
         starts = np.arange(0, n_y, rows)
         stops = np.minimum(starts + rows, n_y)
@@ -92,13 +91,13 @@ def choose_run(n_z: int, first_y: np.ndarray, fits: Any) -> Run:
 
 
 class Table:
-    """Arrays that go to the device together, each at a multiple of 16 bytes."""
+    """Arrays that are copied to the device together, each at a multiple of 16 bytes."""
 
     def __init__(self, dtype: Any) -> None:
         self._dtype, self._parts, self._size = np.dtype(dtype), [np.empty(0, dtype)], 0
 
     def add(self, array: np.ndarray) -> tuple[int, tuple[int, ...]]:
-        """Note an array; return where it will lie."""
+        """Add an array; return its offset and shape."""
         place = (self._size, array.shape)
         flat = np.ascontiguousarray(array, self._dtype).reshape(-1)
         filling = -flat.size % (16 // self._dtype.itemsize)
@@ -107,7 +106,7 @@ class Table:
         return place
 
     def send(self) -> Any:
-        """Return a function from places to arrays on the device."""
+        """Copy to the device; return a function from what `add` returned to the array there."""
         import cupy
 
         there = cupy.asarray(np.concatenate(self._parts))
@@ -117,7 +116,7 @@ class Table:
 def lay_out(
     shape: tuple[int, int, int], steps: Sequence[tuple[int, ...]], width: int, shared_bytes: int
 ) -> list[LevelArrays]:
-    """Return the arrays of all levels on the device, sent in two copies.
+    """Return the arrays of all levels on the device; the tables are sent in two copies.
 
     Parameters
     ----------
@@ -125,9 +124,9 @@ def lay_out(
     steps : sequence of (cz, cy, cx)
         Control points of each level.
     width : int
-        Threads of a block.
+        Number of threads of a block.
     shared_bytes : int
-        Shared memory of a block.
+        Shared memory of a block, in bytes.
     """
     import cupy
 
@@ -137,19 +136,15 @@ def lay_out(
         padded = (max(step[0], 4), max(step[1], 4), max(step[2], 4))
         firsts, tables = [], []
         for n, controls in zip(shape, step, strict=True):
-            first, w = bspline.axis_weights(bspline.sample_coordinates(n, controls), controls)
-            squares = w**2
+            first, *weights = bspline.fit_tables(n, controls)
             firsts.append(first)
-            tables.append((w, w**3 / squares.sum(axis=1, keepdims=True), squares))
+            tables.append(weights)
 
         def fits(most_lines: int, n_c: int = padded[2]) -> bool:
             return max(4 * most_lines * width, 8 * most_lines * n_c) <= shared_bytes
 
         run = choose_run(shape[0], firsts[1], fits)
-        spread = [np.zeros((padded[2], shape[2]), np.float32) for _ in range(3)]
-        for rows, w in zip(spread, tables[2], strict=True):
-            for k in range(4):
-                rows[firsts[2] + k, np.arange(shape[2])] = w[:, k]
+        dense = [bspline.dense_weights(firsts[2], w, step[2], shape[2]) for w in tables[2]]
         starts = np.arange(0, shape[1], run.rows)
         stops = np.minimum(starts + run.rows, shape[1])
         drafts.append(
@@ -157,7 +152,7 @@ def lay_out(
                 "padded": padded,
                 "run": run.rows,
                 "n_runs": run.runs,
-                "pieces": shape[0] * run.runs,
+                "strips": shape[0] * run.runs,
                 "most_lines": run.most_lines,
                 "first_z": whole.add(firsts[0]),
                 "first_y": whole.add(firsts[1]),
@@ -166,8 +161,8 @@ def lay_out(
                 "runs_of": whole.add(supports(firsts[1][starts], firsts[1][stops - 1] + 4, padded[1])),
                 "support_x": whole.add(supports(firsts[2], firsts[2] + 4, padded[2])),
                 "weights": [real.add(tables[0][0]), real.add(tables[1][0]), real.add(tables[2][0])],
-                "shares": [real.add(tables[0][1]), real.add(tables[1][1]), real.add(spread[1])],
-                "squares": [real.add(tables[0][2]), real.add(tables[1][2]), real.add(spread[2])],
+                "shares": [real.add(tables[0][1]), real.add(tables[1][1]), real.add(dense[1])],
+                "squares": [real.add(tables[0][2]), real.add(tables[1][2]), real.add(dense[2])],
             }
         )
     at, of = whole.send(), real.send()
@@ -183,12 +178,12 @@ def lay_out(
 
 
 def supports(first: np.ndarray, stop: np.ndarray, controls: int) -> np.ndarray:
-    """Return which items reach each control: (controls, 2), the first, and the one behind the last.
+    """Return the range (first, stop) of items that act on each control point: (controls, 2) int array.
 
     Parameters
     ----------
     first, stop : (n,) rising int arrays
-        The controls that each item reaches: the first, and the one behind the last.
+        The range of control points that each item acts on.
     controls : int
     """
     c = np.arange(controls)

@@ -1,4 +1,4 @@
-"""`bias.sharpen_residual` on the device: what goes over all voxels; the few hundred bins between are the host's."""
+"""`n4flow.sharpen_residual` on the device. Passes over voxels run there; the histogram is deconvolved on the host."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from n4flow.compute.gpu import NOTHING, as_float32, multiprocessors, stream_planes
+from n4flow.compute.gpu import NULL, as_float32, multiprocessors, stream_planes
 from n4flow.n4_bias import sharpening
 from n4flow.n4_bias.gpu.cuda_source import launch
 
 THREADS = 256
-SHARED_BYTES = 48_000  # that any device gives a block
-SHARE = 2.0**-30  # of a voxel's weight: shares between bins are whole numbers of it
-LOWEST, HIGHEST, HEAVIEST = range(3)
+SHARED_BYTES = 48_000  # shared memory that every device grants a block
+SHARE = 2.0**-30  # unit of the histogram, relative to the largest weight: integer sums do not depend on their order
+LOWEST, HIGHEST, HEAVIEST = range(3)  # indices of the range in `_Sharpening.words`
 
 
 class Settings(NamedTuple):
-    """See `bias.sharpen_residual`."""
+    """Options of `n4flow.sharpen_residual`."""
 
     bins: int
     fwhm: float
@@ -26,7 +26,7 @@ class Settings(NamedTuple):
 
 
 class _Sharpening:
-    """Range, histogram and mapping of values that come in one or several blocks."""
+    """Range, histogram and mapping of values that are given in one or several blocks."""
 
     def __init__(self, settings: Settings) -> None:
         import cupy
@@ -37,19 +37,19 @@ class _Sharpening:
         self.low = self.high = 0.0
         self.unit = 1.0
         self.expected: Any = None
-        cupy.cuda.get_current_stream().synchronize()  # blocks come on streams of their own
+        cupy.cuda.get_current_stream().synchronize()  # Blocks are computed on other streams.
 
     @property
     def _per_unit(self) -> float:
         return (self.bins - 1) / (self.high - self.low)
 
-    def look(self, values: Any, inside: Any, weights: Any) -> None:
-        """Take a block into the range."""
-        arguments = (values, inside, NOTHING if weights is None else weights, np.int64(values.size), self.words)
+    def find_range(self, values: Any, inside: Any, weights: Any) -> None:
+        """Include a block in the range."""
+        arguments = (values, inside, NULL if weights is None else weights, np.int64(values.size), self.words)
         launch("find_range", _blocks(values.size), THREADS, *arguments)
 
-    def found(self) -> bool:
-        """Settle the range; return whether there is a spread."""
+    def has_spread(self) -> bool:
+        """Read the range of all blocks; return whether the values differ."""
         words = self.words.get()  # synchronize
         if words[LOWEST] > words[HIGHEST]:
             return False
@@ -58,17 +58,17 @@ class _Sharpening:
         return self.high > self.low
 
     def count(self, values: Any, inside: Any, weights: Any) -> None:
-        """Take a block into the histogram."""
-        here = 8 * self.bins <= SHARED_BYTES
+        """Add a block to the histogram."""
+        in_shared = 8 * self.bins <= SHARED_BYTES
         launch(
             "split_histogram", _blocks(values.size), THREADS,
-            values, inside, NOTHING if weights is None else weights, np.int64(values.size), np.float64(self.low),
-            np.float64(self._per_unit), np.int32(self.bins), np.float64(self.unit), np.int32(here), self.counts,
-            shared=8 * self.bins if here else 0,
+            values, inside, NULL if weights is None else weights, np.int64(values.size), np.float64(self.low),
+            np.float64(self._per_unit), np.int32(self.bins), np.float64(self.unit), np.int32(in_shared), self.counts,
+            shared=8 * self.bins if in_shared else 0,
         )  # fmt: skip
 
     def expect(self) -> None:
-        """Compute the expected value of each bin."""
+        """Compute the expected value of each bin from the histogram of all blocks."""
         import cupy
 
         counts = self.counts.get().view(np.int64) * SHARE  # synchronize
@@ -77,7 +77,7 @@ class _Sharpening:
         cupy.cuda.get_current_stream().synchronize()
 
     def map(self, values: Any, inside: Any, out: Any) -> None:
-        """Write a block's expected values; outside the mask the values."""
+        """Write the expected values of a block, and outside the mask its values."""
         launch(
             "map_values", _blocks(values.size), THREADS,
             values, inside, np.int64(values.size), np.float64(self.low), np.float64(self._per_unit),
@@ -90,22 +90,22 @@ def _blocks(size: int) -> int:
 
 
 def from_ordered(bits: Any) -> float:
-    """Return the float32 number whose order `ordered` of common.cu gave."""
+    """Return the float32 number that `ordered` of common.cu turned into `bits`."""
     bits = np.uint32(bits)
     bits = bits ^ np.uint32(0x80000000) if bits & np.uint32(0x80000000) else ~bits
     return float(np.array(bits, np.uint32).view(np.float32)[()])
 
 
 def sharpen(values: Any, inside: Any, weights: Any, settings: Settings) -> Any:
-    """Return the sharpened values of a CuPy array; see `bias.sharpen_residual`."""
+    """Return the sharpened values of a CuPy array; see `n4flow.sharpen_residual`."""
     import cupy
 
     given = cupy.array(values, dtype=cupy.float32, order="C")
     mask = cupy.ascontiguousarray(cupy.asarray(inside), dtype=bool)
     confidence = None if weights is None else as_float32(cupy.asarray(weights))
     work = _Sharpening(settings)
-    work.look(given, mask, confidence)
-    if work.found():
+    work.find_range(given, mask, confidence)
+    if work.has_spread():
         work.count(given, mask, confidence)
         work.expect()
         work.map(given, mask, given)
@@ -115,18 +115,18 @@ def sharpen(values: Any, inside: Any, weights: Any, settings: Settings) -> Any:
 def sharpen_streamed(
     values: np.ndarray, inside: np.ndarray, weights: np.ndarray | None, settings: Settings, voxels: int
 ) -> np.ndarray:
-    """Return what `sharpen` does for host arrays, in three passes of blocks through the device."""
+    """Return the sharpened values of host arrays, which pass through the device in blocks three times."""
     work = _Sharpening(settings)
     out = np.array(values, np.float32)
-    volume = (-1, 1, out.shape[-1])  # rows in the place of planes: blocks may be cut anywhere
+    volume = (-1, 1, out.shape[-1])  # Rows take the place of planes, since blocks may be cut anywhere.
     sources = [a.reshape(volume) for a in _present(values, inside, weights)]
 
-    def taken(blocks: list[Any]) -> tuple[Any, Any, Any]:
+    def arguments(blocks: list[Any]) -> tuple[Any, Any, Any]:
         return as_float32(blocks[0]), blocks[1], as_float32(blocks[2]) if weights is not None else None
 
-    stream_planes(sources, lambda blocks, _planes, _results: work.look(*taken(blocks)), [], voxels)
-    if work.found():
-        stream_planes(sources, lambda blocks, _planes, _results: work.count(*taken(blocks)), [], voxels)
+    stream_planes(sources, lambda blocks, _planes, _results: work.find_range(*arguments(blocks)), [], voxels)
+    if work.has_spread():
+        stream_planes(sources, lambda blocks, _planes, _results: work.count(*arguments(blocks)), [], voxels)
         work.expect()
         stream_planes(
             sources[:2],

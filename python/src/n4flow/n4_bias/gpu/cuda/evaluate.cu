@@ -1,7 +1,7 @@
-// The bias field at full resolution, in the order of operations of `evaluate_kernels`: the results are equal to the bit.
+// The bias field at full resolution, with the order of operations of `evaluate_kernels`: the results are identical.
 
-// 2^t: with k the whole number next to t, 2^(t - k) by its Taylor terms, times 2^k by its exponent's bits. Adding 1.5 x
-// 2^23 leaves k in the low bits.
+// 2^t as 2^(t - k) by its Taylor series, times 2^k in the exponent bits, with k the integer nearest to t. Adding
+// 1.5 x 2^23 leaves k in the low bits.
 static __device__ __forceinline__ float power_of_two(float t) {
     float k = t + 12582912.0f, f = t - (k - 12582912.0f);
     float p = fmaf(f, 0.0001540353039338161f, 0.0013333558146428443f);
@@ -12,9 +12,9 @@ static __device__ __forceinline__ float power_of_two(float t) {
     return __uint_as_float(__float_as_uint(fmaf(f, p, 1.0f)) + (__float_as_uint(k) << 23));
 }
 
-// Call finish(z, place, value) for every voxel of a block of planes: the value is the log field's (sign 0) or exp(sign
-// log field); 1 without a lattice, which has room for four controls along every axis. `plane` is shared memory for
-// most_lines * n_c.
+// Call finish(z, place, value) for every voxel of a block of planes. The value is that of the log field (sign 0) or of
+// exp(sign log field); 1 without a lattice. A lattice has at least four control points along every axis. `plane` is
+// shared memory for most_lines * n_c numbers. A strip has `run` rows, a plane n_runs strips.
 template <class Finish>
 static __device__ __forceinline__ void each_voxel(
     float *plane, const float *lattice, int all_lines, int n_c, int most_lines, int n_z, int n_y, int n_x, int run,
@@ -22,8 +22,8 @@ static __device__ __forceinline__ void each_voxel(
     const int *first_x, const float4 *weights_x, float sign, Finish finish
 ) {
     const float log2_e = 1.4426950408889634f, factor = sign * log2_e, limit = 80.0f * log2_e;
-    for (int piece = blockIdx.x; piece < n_z * n_runs; piece += gridDim.x) {
-        int z = piece / n_runs, y0 = piece % n_runs * run, y1 = min(y0 + run, n_y), line0 = 0;
+    for (int strip = blockIdx.x; strip < n_z * n_runs; strip += gridDim.x) {
+        int z = strip / n_runs, y0 = strip % n_runs * run, y1 = min(y0 + run, n_y), line0 = 0;
         if (lattice) {
             line0 = first_y[y0];
             __syncthreads();
@@ -54,7 +54,8 @@ static __device__ __forceinline__ void each_voxel(
     }
 }
 
-// The log field (sign 0), exp(sign log field), or with an image, image exp(sign log field). `image` may be `out`.
+// Write the log field (sign 0), exp(sign log field), or, given an image, image exp(sign log field). `image` may be
+// `out`.
 extern "C" __global__ void evaluate_block(
     const float *__restrict__ lattice, int all_lines, int n_c, int most_lines, int n_z, int n_y, int n_x, int run,
     int n_runs, const int *__restrict__ first_z, const float4 *__restrict__ weights_z, const int *__restrict__ first_y,
@@ -69,9 +70,9 @@ extern "C" __global__ void evaluate_block(
     );
 }
 
-// The recipe's pointwise corrections in one pass, in place: the field (where there is a lattice), then the plane's range
-// (`lower`), then the map of its section (`maps`), then the gain of its tissue (`gains`); what is a null pointer is left
-// out. A map is 4 rows of n numbers in `segments`: x and y of the knots, slopes, the y that a segment does not exceed.
+// Apply the pointwise corrections of a recipe in one pass, in place: the bias field, the range of the plane (`lower`),
+// the map of its section (`maps`), and the gain of its tissue (`gains`). Corrections whose pointer is null are omitted.
+// A map is 4 rows of n numbers in `segments`: x and y of the knots, slopes, and the maximum of y in each segment.
 extern "C" __global__ void render_block(
     const float *__restrict__ lattice, int all_lines, int n_c, int most_lines, int n_z, int n_y, int n_x, int run,
     int n_runs, const int *__restrict__ first_z, const float4 *__restrict__ weights_z, const int *__restrict__ first_y,

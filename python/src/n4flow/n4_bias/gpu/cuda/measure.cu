@@ -1,23 +1,23 @@
-// By how much a step changed the field: ITK's running float32 measure (see `convergence`), side by side.
+// The convergence measure: ITK's running float32 mean and sum of squares (see `convergence`), computed in parallel.
 //
-// ITK's mean waits for itself at every voxel. The compiled CPU version takes blocks of up to 128 voxels at a time, one
-// after the other; a device that did so would stand idle. Here the kept changes are cut into chunks, and each chunk is
-// walked by a warp of its own, in such blocks, from a guess of the mean at its start. How a chunk's last mean follows
-// from its first is nearly a straight line. So from all chunks' ends and slopes the means at all starts follow at once,
-// and with these the chunks are walked again: the slopes are then those that were seen. After PASSES walks the guesses
-// and what follows from them agree; by how much they do not is added to the margin within which the host decides.
+// Every step of ITK's mean depends on the step before. The CPU computes blocks of up to 128 voxels, one after the other
+// (`convergence_kernels`), which would use a single warp of a device. Here the kept changes are cut into chunks, and a
+// warp goes through each chunk in such blocks, starting from a guess of the mean. The mean at the end of a chunk is
+// nearly a linear function of the mean at its start. So the ends and slopes of all chunks give better guesses for all
+// starts, with which the chunks are computed again. After PASSES passes the guesses are consistent; the remaining
+// inconsistency is added to the margin within which the host decides.
 
-#define COUNT_LIMIT 16777216.0  // 2^24, where a float32 count stops
-#define EXACT 256               // voxels at the beginning whose mean is taken exactly: there a step is many units
-#define BLOCK 128
-#define HELD (BLOCK / 32)        // voxels of a block that a lane holds
-#define SHORT_BLOCK 32          // as long as the mean moves much within a block
-#define CLOSE 3e-3
-#define DOUBTFUL 1e-2           // of the measure, by which guesses are still off where walks did not come together
+#define COUNT_LIMIT 16777216.0  // 2^24, at which a float32 count stops
+#define EXACT 256               // the mean of the first voxels is computed without rounding: their steps are many units
+#define BLOCK 128               // voxels of a block
+#define PER_LANE (BLOCK / 32)   // voxels of a block for each lane
+#define SHORT_BLOCK 32          // voxels of a block at the beginning, where the mean moves much within a block
+#define CLOSE 3e-3              // margin about the threshold within which the host decides, relative to the threshold
+#define DOUBTFUL 1e-2           // inconsistency of the guesses from which on the host decides, relative to the measure
 
-// what a chunk holds, whatever the mean: voxels, their changes' sum, sum of squares, least and greatest
+// Sums over a chunk that do not depend on the mean: number of voxels; sum, sum of squares, extremes of their changes.
 struct __align__(16) Totals { double there, total, squares; float least, greatest; };
-// a walk over a chunk: the mean it began with, the one it ended with, how the second follows from the first, squares
+// A pass over a chunk: the mean at its start and at its end, the derivative of the second by the first, sum of squares.
 struct __align__(16) Walk { double start, end, slope, squares; };
 struct Map { double slope, offset; };
 
@@ -56,7 +56,7 @@ extern "C" __global__ void total_changes(const float *kept, const int *bounds, T
     totals[c] = mine;
 }
 
-// voxels and exact mean before chunk c
+// Number of voxels and exact mean before chunk c.
 static __device__ void before(const Totals *totals, int c, int lane, double *count, double *mean) {
     double there = 0.0, total = 0.0;
     for (int k = lane; k < c; k += 32) there += totals[k].there, total += totals[k].total;
@@ -65,7 +65,7 @@ static __device__ void before(const Totals *totals, int c, int lane, double *cou
     *mean = *count > 0.0 ? total / *count : 0.0;
 }
 
-// the map from the mean at the start of chunk `begin` to that at the start of chunk `end`
+// The linear map from the mean at the start of chunk `begin` to that at the start of chunk `end`.
 static __device__ Map joined(const Walk *walks, int begin, int end) {
     Map map = {1.0, 0.0};
     for (int k = begin; k < end; ++k) {
@@ -75,8 +75,8 @@ static __device__ Map joined(const Walk *walks, int begin, int end) {
     return map;
 }
 
-// The mean at the start of chunk c, as it follows from the walks: each lane joins a run of chunks, then lanes are
-// joined. `off`: by how much, at most, the guesses of the chunks before differ from what follows.
+// The mean at the start of chunk c that follows from the last pass: each lane composes the maps of a run of chunks,
+// then those of the lanes are composed. `off` is the largest error of the guesses for the chunks before.
 static __device__ double composed(const Walk *walks, int c, int lane, double *off) {
     int each = (c + 31) / 32, begin = min(c, lane * each), end = min(c, begin + each);
     Map map = joined(walks, begin, end);
@@ -95,7 +95,7 @@ static __device__ double composed(const Walk *walks, int c, int lane, double *of
     return last;
 }
 
-static __device__ __forceinline__ double unit_of(double mean) {  // float32's spacing below and above p = 1 + mean = 1
+static __device__ __forceinline__ double unit_of(double mean) {  // spacing of float32 numbers below and above 1
     return mean < 0.0 ? 1.0 / 16777216.0 : 1.0 / 8388608.0;
 }
 
@@ -104,17 +104,17 @@ static __device__ __forceinline__ bool stands_still(float least, float greatest,
     return largest < 0.499 * unit_of(mean) * fmin(count, COUNT_LIMIT);
 }
 
-// what a lane holds of the changes from `at` on
-static __device__ __forceinline__ void hold(const float *kept, int at, int end, int lane, float *held) {
+// Load the changes of a lane from `at` on.
+static __device__ __forceinline__ void load_block(const float *kept, int at, int end, int lane, float *values) {
 #pragma unroll
-    for (int k = 0; k < HELD; ++k) {
+    for (int k = 0; k < PER_LANE; ++k) {
         int i = at + lane + 32 * k;
-        held[k] = i < end ? kept[i] : ABSENT;
+        values[k] = i < end ? kept[i] : ABSENT;
     }
 }
 
-// Walk a chunk from `mean`; a warp does it, and every lane knows the result. A block's changes are fetched while the one
-// before is looked at: there is nothing else to do while they are on their way.
+// Go through a chunk from `mean` with a warp; every lane returns the result. The next block is loaded while the current
+// one is computed.
 static __device__ Walk walk_chunk(
     const float *kept, int begin, int end, const Totals &all, double count, double mean, int lane
 ) {
@@ -125,16 +125,16 @@ static __device__ Walk walk_chunk(
         return walk;
     }
     double squares = 0.0, first = count;
-    float held[HELD], coming[HELD];
-    hold(kept, begin, end, lane, coming);
+    float values[PER_LANE], next[PER_LANE];
+    load_block(kept, begin, end, lane, next);
     for (int at = begin, size; at < end; at += size) {
-        bool exact = at < EXACT;  // only the first chunk begins so early
+        bool exact = at < EXACT;  // only in the first chunk
         size = exact ? BLOCK : min(BLOCK, max(SHORT_BLOCK, (int)(count / 64))) & ~7;
         size = min(size, end - at);
         float there = 0.0f, total = 0.0f, about = 0.0f, least = infinity(), greatest = -infinity(), centre = (float)mean;
 #pragma unroll
-        for (int k = 0; k < HELD; ++k) {
-            float e = held[k] = lane + 32 * k < size ? coming[k] : ABSENT;
+        for (int k = 0; k < PER_LANE; ++k) {
+            float e = values[k] = lane + 32 * k < size ? next[k] : ABSENT;
             if (e >= PRESENT) continue;
             float d = e - centre;
             there += 1.0f;
@@ -143,26 +143,26 @@ static __device__ Walk walk_chunk(
             least = fminf(least, e);
             greatest = fmaxf(greatest, e);
         }
-        hold(kept, at + size, end, lane, coming);
+        load_block(kept, at + size, end, lane, next);
         there = sum_of_warp(there);
         total = sum_of_warp(total);
         about = sum_of_warp(about);
         if (there == 0.0f) continue;
-        if (exact) {  // the exact mean of what was seen and of the block together
+        if (exact) {  // the exact mean of the voxels so far and of the block together
             squares += about - (double)total * total / (count + there);
             count += there;
             mean += total / count;
             continue;
         }
         if (!stands_still(least_of_warp(least), greatest_of_warp(greatest), mean, count)) {
-            // each voxel's step from where count and mean are in the middle of the block, in whole units
+            // Steps are computed with the count and the mean in the middle of the block, and rounded to whole units.
             double unit = unit_of(mean), seen = fmin(count + 0.5 * there, COUNT_LIMIT);
             float middle = (float)(mean + 0.5 * total / (count + there)), scale = (float)(1.0 / (unit * seen)), steps = 0.0f;
 #pragma unroll
-            for (int k = 0; k < HELD; ++k)
-                if (held[k] < PRESENT) steps += rintf((held[k] - middle) * scale);
+            for (int k = 0; k < PER_LANE; ++k)
+                if (values[k] < PRESENT) steps += rintf((values[k] - middle) * scale);
             double step = unit * sum_of_warp(steps);
-            squares += about - total * step;  // the mean came nearer within the block
+            squares += about - total * step;  // since the mean moves within the block
             mean += step;
         } else {
             squares += about;
@@ -198,15 +198,15 @@ extern "C" __global__ void walk_chunks(
 // The measure, and whether the level ends: `measures[made]`. Without kept changes it is the coefficient of variation.
 // A close call is the host's (ASK), and so is one in doubt; it finds the sums over the rest in `state`.
 extern "C" __global__ void decide(
-    const Totals *totals, const Walk *walks, int chunks, int passes, const double2 *changes, int pieces, double usable,
+    const Totals *totals, const Walk *walks, int chunks, int passes, const double2 *changes, int strips, double usable,
     double stop, double *measures, double *state, u32 *words
 ) {
     if (!words[ACTIVE]) return;
     __shared__ double2 parts[256];
-    __shared__ double known[4];  // kept voxels, their last mean, their squares, by how much guesses were off
+    __shared__ double known[4];  // kept voxels, their last mean, their sum of squares, error of the guesses
     int t = threadIdx.x;
     double2 sum = make_double2(0.0, 0.0);
-    for (int k = t; k < pieces; k += blockDim.x) sum.x += changes[k].x, sum.y += changes[k].y;
+    for (int k = t; k < strips; k += blockDim.x) sum.x += changes[k].x, sum.y += changes[k].y;
     parts[t] = sum;
     if (t < 32) {
         const Walk *last = walks + (size_t)(passes - 1) * chunks;
@@ -225,7 +225,7 @@ extern "C" __global__ void decide(
     if (t) return;
     double rest_count = usable - known[0], rest_total = parts[0].x, rest_squares = parts[0].y;
     double mean = known[1], squares = known[2], measure;
-    if (chunks) {  // after the kept voxels the mean stands still, and plain sums over the rest suffice
+    if (chunks) {  // After the kept voxels the mean is frozen, and plain sums over the rest suffice.
         squares += fmax(rest_squares - 2.0 * mean * rest_total + rest_count * mean * mean, 0.0);
         double count = fmin(known[0] + rest_count, COUNT_LIMIT);
         measure = sqrt(squares / (count - 1.0)) / (1.0 + mean);

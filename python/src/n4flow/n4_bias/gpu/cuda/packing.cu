@@ -1,4 +1,4 @@
-// Packing the voxels of the mask; what is kept is told in `packing`. A warp does a row.
+// Packing of the voxels in the mask, as `cpu/packing` describes it. A warp computes a row.
 
 static __device__ __forceinline__ bool usable(bool inside, float value) {
     return inside && value > 0.0f && value < infinity();
@@ -8,8 +8,9 @@ static __device__ __forceinline__ bool is_inside(const unsigned char *mask, cons
     return mask[at] && (!weights || weights[at] > 0.0f);
 }
 
-// rows: first and length of the stretch that holds a row's usable voxels, filled up to a multiple of `lanes`. totals:
-// voxels in the mask; of those, not finite; of those that are finite, not above 0.
+// Write to `rows` the first usable voxel of each row and the length of its packed part, padded to a multiple of
+// `lanes`; to `totals` the numbers of voxels in the mask, of those that are not finite, and of finite ones that are not
+// above 0.
 extern "C" __global__ void find_rows(
     const float *image, const unsigned char *mask, const float *weights, int n_rows, int n_x, int lanes, Row *rows,
     u64 *totals
@@ -45,7 +46,7 @@ extern "C" __global__ void find_rows(
     if (nonpositive) atomicAdd(totals + 2, (u64)nonpositive);
 }
 
-// ends[r]: where row r ends among the packed voxels
+// Pack the logarithms. ends[r] is the index after the last packed voxel of row r.
 extern "C" __global__ void fill_rows(
     const float *image, const unsigned char *mask, const float *weights, int n_rows, int n_x, const long long *ends,
     Row *rows, float *log_image, float *packed_weights, u32 *words
@@ -57,7 +58,7 @@ extern "C" __global__ void fill_rows(
     __syncwarp();
     if (lane == 0) {
         rows[r].start = row.start;
-        // without what fills it up beyond the image: no sweep comes there
+        // Padding beyond the image does not count, since no sweep writes there.
         if (row.start == 0 && row.length) words[FIRST_LENGTH] = min(row.length, n_x - row.first);
     }
     float low = infinity(), high = -infinity();

@@ -1,10 +1,10 @@
-// `bias.sharpen_residual` on the device: range, histogram and mapping of values of any shape.
+// `n4flow.sharpen_residual`: range, histogram and mapping of values of any shape.
 
 static __device__ __forceinline__ bool counts_for(const unsigned char *mask, float value, size_t i) {
     return mask[i] && fabsf(value) < infinity();
 }
 
-// words: lowest and highest value in the mask, and the highest weight, as numbers in their order
+// Update in `words` the lowest and highest value in the mask and the highest weight, as `ordered` numbers.
 extern "C" __global__ void find_range(
     const float *values, const unsigned char *mask, const float *weights, long long n, u32 *words
 ) {
@@ -24,15 +24,15 @@ extern "C" __global__ void find_range(
     atomicMax(words + 2, ordered(heaviest));
 }
 
-// Share each voxel between the two bins next to it. Shares are whole numbers of 2^-30 of `unit`, so that their sum does
-// not depend on the order; a block counts in shared memory first, where that holds the bins (`here`).
+// Divide each voxel between the two nearest bins. Weights are integers in units of 2^-30 `unit`, so that their sum does
+// not depend on the order. With `in_shared`, a block counts in shared memory first.
 extern "C" __global__ void split_histogram(
     const float *values, const unsigned char *mask, const float *weights, long long n, double low, double per_unit,
-    int bins, double unit, int here, u64 *counts
+    int bins, double unit, int in_shared, u64 *counts
 ) {
     ROOM;
-    u64 *mine = here ? (u64 *)room : counts;
-    for (int i = threadIdx.x; here && i < bins; i += blockDim.x) mine[i] = 0;
+    u64 *mine = in_shared ? (u64 *)room : counts;
+    for (int i = threadIdx.x; in_shared && i < bins; i += blockDim.x) mine[i] = 0;
     __syncthreads();
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += (long long)gridDim.x * blockDim.x) {
         if (!counts_for(mask, values[i], i)) continue;
@@ -44,11 +44,11 @@ extern "C" __global__ void split_histogram(
         atomicAdd(mine + first + 1, (u64)(long long)rint(weight * upper * 1073741824.0));
     }
     __syncthreads();
-    for (int i = threadIdx.x; here && i < bins; i += blockDim.x)
+    for (int i = threadIdx.x; in_shared && i < bins; i += blockDim.x)
         if (mine[i]) atomicAdd(counts + i, mine[i]);
 }
 
-// `sharpening.sharpen` in the mask, the value itself outside
+// Write `sharpening.sharpen` of values in the mask, and other values unchanged.
 extern "C" __global__ void map_values(
     const float *values, const unsigned char *mask, long long n, double low, double per_unit, int bins,
     const double *__restrict__ expected, float *out

@@ -1,6 +1,6 @@
-// Sharpening by one block: from the counts of fine bins to the residual of each; see `sharpening_kernels`.
+// Sharpening by one block: the residual of each fine bin from the counts of all; see `sharpening_kernels`.
 
-// Fourier transform of re + i im, in place and without a factor; Stockham's form, which sorts as it goes
+// Fourier transform of re + i im, in place and unscaled, by Stockham's algorithm, which needs no bit reversal.
 static __device__ void transform(
     double *re, double *im, double *re2, double *im2, int size, const double *cosine, const double *sine, double sign
 ) {
@@ -28,7 +28,7 @@ static __device__ void transform(
     __syncthreads();
 }
 
-// histogram[i]: each fine bin's count, shared by the two bins next to its centre; `upper` is room for as many
+// Write the histogram: the count of each fine bin is divided between the two nearest bins. `upper` is a work array.
 static __device__ void split_counts(
     const int *counts, int n_fine, double start, double stride, const int *bounds, int bins, double *histogram,
     double *upper
@@ -48,7 +48,7 @@ static __device__ void split_counts(
     if (threadIdx.x == 0) histogram[bins - 1] = 0.0;
     __syncthreads();
     for (int i = threadIdx.x; i < bins; i += blockDim.x) {
-        long long beyond = 0;  // the lowest voxel's own fine bin may begin below the first bin
+        long long beyond = 0;  // The centre of the lowest fine bin may lie below the first bin.
         if (i == 0)
             for (int f = 0; f < bounds[0]; ++f) beyond += counts[f];
         if (i == bins - 1)
@@ -58,7 +58,7 @@ static __device__ void split_counts(
     __syncthreads();
 }
 
-// E[true | observed] of each bin, see `sharpening.expected_log_intensity`
+// Write E[true | observed] of each bin, see `sharpening.expected_log_intensity`.
 static __device__ void expect(
     const double *histogram, double low, double high, int bins, int size, double fwhm, double wiener,
     const double *cosine, const double *sine, double *work, double *expected
@@ -75,7 +75,7 @@ static __device__ void expect(
     }
     __syncthreads();
     transform(re, im, re2, im2, size, cosine, sine, -1.0);
-    // the transform of the real part is (z[k] + conj z[-k]) / 2; the Gaussian is even, so its own is real
+    // The transform of the real part is (z[k] + conj z[-k]) / 2. The Gaussian is even, so its transform is real.
     for (int k = threadIdx.x; k < size; k += blockDim.x) {
         int m = k ? size - k : 0;
         double f = (im[k] + im[m]) * 0.5, half_filter = 0.5 * f / (f * f + wiener);
@@ -105,8 +105,8 @@ static __device__ void expect(
     __syncthreads();
 }
 
-// The first row as ITK 5.4 sees it: the lowest of the voxels that do not raise the maximum so far. Those that raise it
-// are noted, since the ones below all others were missed (`sharpening.itk_range`). A warp looks at 32 voxels at a time.
+// Find the lowest position in the first row as ITK 5.4 does, among voxels that do not raise the maximum so far, and
+// record the voxels that raise it, which ITK may miss (`sharpening.itk_range`). A warp compares 32 voxels at a time.
 struct Start { float lowest; int noted; };
 
 static __device__ Start first_lowest(
@@ -117,7 +117,7 @@ static __device__ Start first_lowest(
     for (int x0 = 0; x0 < length; x0 += 32) {
         float p = x0 + lane < length ? first_row[x0 + lane] : outside;
         bool there = p < outside;
-        float top = there ? p : -1.0f;  // the highest up to here
+        float top = there ? p : -1.0f;  // the highest position up to this lane
         for (int k = 1; k < 32; k <<= 1) {
             float before = __shfl_up_sync(ALL, top, k);
             if (lane >= k) top = fmaxf(top, before);
@@ -138,8 +138,8 @@ static __device__ Start first_lowest(
     return start;
 }
 
-// After the second sweep: range, histogram and the residual of every fine bin; what the next sweep counts is cleared.
-// `spare` is room in global memory for (5 size + 2 bins) double and (bins) int, where they exceed the shared memory.
+// Compute range, histogram and the residual of every fine bin after the second sweep, and clear the counts. `spare` is
+// global memory for (5 size + 2 bins) double and (bins) int, used if shared memory is too small for them.
 extern "C" __global__ void sharpen(
     u32 *words, double *state, int *counts, u16 *index, const float *first_row, int bins, int size, double fwhm,
     double wiener, const double *__restrict__ cosine, const double *__restrict__ sine, double *spare, float *table,
@@ -160,13 +160,13 @@ extern "C" __global__ void sharpen(
     if (t == 0) {
         float low = fminf(__uint_as_float(words[END_LOW]), first.lowest), high = __uint_as_float(words[END_HIGH]);
         float lowest = first.noted ? fminf(low, positions[0]) : low;
-        if (!(high > low)) low = lowest;  // what ITK sees has no spread
+        if (!(high > low)) low = lowest;  // The values that ITK finds have no spread.
         missed = 0;
         range[0] = state[LOW] = origin + low * step;
         state[FLOOR] = origin + lowest * step;
         range[1] = state[HIGH] = origin + high * step;
         if (range[1] - range[0] > LEAST_SPREAD)
-            // voxels that ITK missed lie below its range: they leave the counts and get a bin of their own
+            // Voxels that ITK misses lie below its range: they are removed from the counts and get bins of their own.
             for (; missed < first.noted && positions[missed] < low; ++missed) {
                 counts[index[places[missed]]] -= 1;
                 index[places[missed]] = (u16)(n_fine + 1 + missed);
@@ -177,11 +177,11 @@ extern "C" __global__ void sharpen(
     }
     __syncthreads();
     double low = range[0], high = range[1];
-    if (high - low <= LEAST_SPREAD) {  // the field explains all there is
+    if (high - low <= LEAST_SPREAD) {  // The field explains all variation.
         for (int f = t; f <= n_fine; f += width) table[f] = 0.0f;
     } else {
         double per_bin = (bins - 1) / (high - low);
-        double start = (origin + 0.5 * step - low) * per_bin, stride = step * per_bin;  // of fine bins, in bins
+        double start = (origin + 0.5 * step - low) * per_bin, stride = step * per_bin;  // of fine bins, measured in bins
         for (int i = t; i < bins; i += width) bounds[i] = min(max((int)ceil((i - start) / stride), 0), n_fine);
         __syncthreads();
         split_counts(counts, n_fine, start, stride, bounds, bins, histogram, expected);

@@ -1,4 +1,4 @@
-// Shrinking by masked block mean, see `shrink`: a thread does a block, in the order of the CPU's sums.
+// Masked block means, see `shrink`. A thread computes a block of voxels, with the CPU's order of summation.
 extern "C" __global__ void shrink_blocks(
     const float *image, const unsigned char *mask, const float *weights, int n_z, int n_y, int n_x, int deep, int high,
     int wide, int small_z, int small_y, int small_x, float *mean, float *shares, float *totals

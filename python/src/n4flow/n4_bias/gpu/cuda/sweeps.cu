@@ -1,11 +1,12 @@
-// The two sweeps over the voxels, and what lies between them; see `cpu` for how they fit together.
+// The two sweeps over the voxels and the steps between them; `cpu/fit` explains how they are combined.
 //
-// A piece of a sweep is a run of rows of one plane. A thread has a column of it: what four lines of controls give it, or
-// get from it, is held in registers and moves on where the rows reach the next line.
+// A block computes a strip, that is `run` rows of one plane; a plane has n_runs strips. A thread computes a column of
+// the strip: the values of its four lines of control points are in registers and shift at rows where the next line
+// begins.
 
 // --------------------------------------------------------------------------------------------- first sweep: the fit
 
-// partial[piece][line][c]: what a piece asks of the controls, resolved along y and x
+// partial[strip][line][c]: the part of Lee's fit of a strip, contracted along y and x.
 extern "C" __global__ void fit_sweep(
     const u16 *__restrict__ index, const float *__restrict__ weights, const Row *__restrict__ rows,
     int n_z, int n_y, int n_x, int run, int n_runs, const float *__restrict__ table, int ones,
@@ -18,11 +19,11 @@ extern "C" __global__ void fit_sweep(
     float *lines = (float *)room;  // most_lines rows of blockDim.x
     int t = threadIdx.x, width = blockDim.x, warp = t >> 5, lane = t & 31, warps = width >> 5;
     u32 outside = words[FINE];
-    for (int piece = blockIdx.x; piece < n_z * n_runs; piece += gridDim.x) {
-        int y0 = piece % n_runs * run, y1 = min(y0 + run, n_y);
-        const Row *row_of = rows + (size_t)(piece / n_runs) * n_y;
+    for (int strip = blockIdx.x; strip < n_z * n_runs; strip += gridDim.x) {
+        int y0 = strip % n_runs * run, y1 = min(y0 + run, n_y);
+        const Row *row_of = rows + (size_t)(strip / n_runs) * n_y;
         int low = first_y[y0], n_lines = first_y[y1 - 1] + 4 - low;
-        float *out = partial + (size_t)piece * most_lines * n_c;
+        float *out = partial + (size_t)strip * most_lines * n_c;
         for (int x0 = 0; x0 < n_x; x0 += width) {
             float a0 = 0.0f, a1 = 0.0f, a2 = 0.0f, a3 = 0.0f;
             int line = 0;
@@ -32,7 +33,7 @@ extern "C" __global__ void fit_sweep(
                     a0 = a1, a1 = a2, a2 = a3, a3 = 0.0f;
                 }
                 Row row = row_of[y];
-                int i = x0 + t < n_x ? x0 + t - row.first : -1;  // a row is filled up beyond the image
+                int i = x0 + t < n_x ? x0 + t - row.first : -1;  // Rows are padded beyond the image.
                 if (i >= 0 && i < row.length) {
                     u32 f = index[row.start + i];
                     float residual = ones ? (f == outside ? 0.0f : 1.0f) : table[f];
@@ -62,9 +63,9 @@ extern "C" __global__ void fit_sweep(
     }
 }
 
-// Sum the pieces along z into the lattice, in order. A block has a line of controls, its threads the controls along x,
-// as many groups of them as fit, each with a share of the pieces. Either the controls' weights are kept (omega), or the
-// step is taken: alpha delta / omega where a control has seen a voxel.
+// Contract the sums of the strips along z, in order. A block computes a line of control points; its threads form as
+// many groups as fit, each with a share of the strips and a thread for each control point along x. The result is either
+// the weights of the control points (omega), or the step alpha delta / omega of control points that voxels determine.
 extern "C" __global__ void combine(
     const float *__restrict__ partial, int n_y, int run, int n_runs, int most_lines, const int *__restrict__ first_z,
     const float4 *__restrict__ weights_z, const int2 *__restrict__ support_z, const int *__restrict__ first_y,
@@ -108,7 +109,7 @@ extern "C" __global__ void combine(
 
 // --------------------------------------------------------------------------------------- second sweep: the new field
 
-// four numbers that a column takes from four lines of controls
+// The values of four lines of control points in a column.
 struct Lines { float v0, v1, v2, v3; };
 
 static __device__ __forceinline__ float along_x(const float *controls, float4 w) {
@@ -123,7 +124,7 @@ static __device__ __forceinline__ float along_y(Lines lines, float4 w) {
     return fmaf(w.w, lines.v3, fmaf(w.z, lines.v2, fmaf(w.y, lines.v1, w.x * lines.v0)));
 }
 
-// the lines of controls low .. low + n_lines of one plane: the blend of four slabs of the lattice
+// Combine four slabs of the lattice to the lines low .. low + n_lines of one plane.
 template <class Number>
 static __device__ void blend_slabs(
     const Number *lattice, int all_lines, int n_c, int slab, float4 w, int low, int n_lines, float *out
@@ -148,9 +149,10 @@ static __device__ __forceinline__ float expm1_of(float d, bool small) {
     return d * value;
 }
 
-// Take the new field off: each voxel's fine bin, counts of those, extremes, and the changes. The changes of the first
-// n_kept packed voxels are kept in order; of the others each piece has the sum and the sum of squares. The first row's
-// positions are left for `sharpen`, since ITK looks at them in an order of its own.
+// Subtract the new field: write the fine bin of each voxel, counts, extremes and changes. The changes of the first
+// n_kept packed voxels are kept in order; of the others, each strip writes the sum and the sum of squares. The
+// positions of the first row are written for `sharpen`, because the minimum that ITK finds there depends on their
+// order.
 extern "C" __global__ void field_sweep(
     const float *__restrict__ log_image, const Row *__restrict__ rows, int n_z, int n_y, int n_x, int run, int n_runs,
     const double *__restrict__ lattice, const double *__restrict__ steps, int all_lines, int n_c, int most_lines,
@@ -174,14 +176,14 @@ extern "C" __global__ void field_sweep(
     }
     if (!active) return;
     ROOM;
-    int *histogram = (int *)room;  // then the lines of the lattice and of the step, most_lines * n_c of each
+    int *histogram = (int *)room;  // followed by most_lines * n_c numbers of the lattice, and of the step
     float *plane = (float *)(histogram + capacity), *plane_step = plane + most_lines * n_c;
     float origin = (float)grid.origin, per_unit = (float)(1.0 / grid.step), outside = (float)grid.fine;
     bool small = greatest <= SMALL_STEP, shared = (int)grid.fine <= capacity;
     for (int i = t; i < capacity; i += width) histogram[i] = 0;
     float low = outside, high = 0.0f;
-    for (int piece = blockIdx.x; piece < n_z * n_runs; piece += gridDim.x) {
-        int z = piece / n_runs, y0 = piece % n_runs * run, y1 = min(y0 + run, n_y);
+    for (int strip = blockIdx.x; strip < n_z * n_runs; strip += gridDim.x) {
+        int z = strip / n_runs, y0 = strip % n_runs * run, y1 = min(y0 + run, n_y);
         const Row *row_of = rows + (size_t)z * n_y;
         int line0 = first_y[y0], n_lines = first_y[y1 - 1] + 4 - line0;
         __syncthreads();
@@ -193,7 +195,7 @@ extern "C" __global__ void field_sweep(
             float4 wx = weights_x[x];
             const float *field_at = plane + first_x[x], *step_at = plane_step + first_x[x];
             Lines field = {0.0f, 0.0f, 0.0f, 0.0f}, step = field;
-            int next = 0;  // the line that is to be taken in next
+            int next = 0;  // the next line to load
             for (int y = y0; y < y1; ++y) {
                 for (; next < first_y[y] - line0 + 4; ++next) {
                     move_on(field, along_x(field_at + next * n_c, wx));
@@ -230,7 +232,7 @@ extern "C" __global__ void field_sweep(
         __syncthreads();
         if (t == 0) {
             for (int k = 1; k < (width >> 5); ++k) sum += parts[k].x, sum2 += parts[k].y;
-            changes[piece] = make_double2(sum, sum2);
+            changes[strip] = make_double2(sum, sum2);
         }
     }
     __shared__ float lowest[32], highest[32];
@@ -238,9 +240,9 @@ extern "C" __global__ void field_sweep(
     high = greatest_of_warp(high);
     if (lane == 0) lowest[warp] = low, highest[warp] = high;
     __syncthreads();
-    if (t == 0) {  // once for the block, since all blocks wait for the same words
+    if (t == 0) {  // One thread per block, since atomics of all blocks on the same words wait for each other.
         for (int k = 1; k < (width >> 5); ++k) low = fminf(low, lowest[k]), high = fmaxf(high, highest[k]);
-        atomicMin(words + END_LOW, __float_as_uint(low));  // positions are not negative: their bits are in their order
+        atomicMin(words + END_LOW, __float_as_uint(low));  // bits of numbers >= 0 have their order
         atomicMax(words + END_HIGH, __float_as_uint(high));
     }
     if (shared)
@@ -250,9 +252,9 @@ extern "C" __global__ void field_sweep(
 
 // ------------------------------------------------------------------------------------------------ between the levels
 
-// Begin a level: the lattice of the last one on a mesh with twice the spans along the axes of `doubled` (bits 0 to 2 for
-// z, y, x), see `bspline.refine`. Lattices have room for four controls along every axis; `n` and `coarse_n` are those
-// that there are.
+// Begin a level: refine the lattice of the last level along the axes of `doubled` (bits 0 to 2 for z, y, x), see
+// `bspline.refine`. n_z, n_y and n_x are the control points of the new level; arrays have at least four along every
+// axis.
 static __device__ __forceinline__ int refined_taps(int i, bool doubled, int *at, double *w) {
     at[0] = doubled ? i >> 1 : i;
     at[1] = at[0] + 1, at[2] = at[0] + 2;

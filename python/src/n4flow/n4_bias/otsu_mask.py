@@ -1,4 +1,10 @@
-"""Otsu's mask as ITK makes it where N4 is given none."""
+"""The default mask of N4: voxels above Otsu's threshold, as in ITK.
+
+References
+----------
+N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. Systems, Man, and Cybernetics 9(1),
+1979.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +17,17 @@ from n4flow.errors import InputError
 
 
 def otsu_mask(volume: Any, nbins: int = 200) -> Any:
-    """Return the voxels above Otsu's threshold of the whole volume, the foreground mask of `n4` without one.
+    """Return the voxels above Otsu's threshold of the whole volume, the default mask of `n4`.
 
-    The histogram spans the finite voxels from the lowest to the highest in `nbins` bins, zeros included; the threshold
-    is the centre of the last dark bin. A volume of one value has no foreground.
+    The histogram has `nbins` bins from the lowest to the highest finite voxel, zeros included; the threshold is the
+    centre of the last dark bin. The mask of a constant volume is empty.
 
     Parameters
     ----------
     volume : array of two or three axes
         NumPy or CuPy, any real type.
     nbins : int
-        Bins of the histogram.
+        Number of bins of the histogram.
 
     Returns
     -------

@@ -1,0 +1,25 @@
+// What the provenance says of a run, each in one line; equal when a run is resumed.
+
+// All parameters, in the order of their names.
+def as_json(params) {
+    return groovy.json.JsonOutput.toJson(params.toSorted { entry -> entry.key })
+}
+
+// What the engine knows of the run and of its inputs.
+def described(run, samples) {
+    def known = [
+        command: run.commandLine.replaceAll(/ -resume( [0-9a-f-]{36})?/, ''), nextflow: run.nextflow.version.toString(),
+        profile: run.profile, container_engine: run.containerEngine, session: run.sessionId.toString(), user: run.userName,
+        project: run.projectDir.toString(), revision: run.commitId, launch_folder: run.launchDir.toString(),
+        work_folder: run.workDir.toString(),
+    ]
+    return samples
+        .map { _meta, sample -> [sample.image, sample.mask, sample.table, sample.flat].flatten()*.toString() }
+        .toSortedList { a, b -> a[0] <=> b[0] }
+        .map { paths -> as_json(known + [inputs: paths.flatten().unique()]) }
+}
+
+// Versions: process, container, and lines of tool and version.
+def tools(versions) {
+    return versions.unique().toSortedList { a, b -> a[0] <=> b[0] }.map { rows -> groovy.json.JsonOutput.toJson(rows) }
+}
