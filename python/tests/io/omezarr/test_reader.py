@@ -465,9 +465,7 @@ def test_a_chunk_that_is_lost_after_opening_is_named(tmp_path, voxels):
     path = make(tmp_path / "s.zarr", voxels, fill_value=7)
     volume = open_volume(path)
     (path / "0/c/0/1/0").unlink()
-    with pytest.raises(
-        InputError, match="planes 0 to 5 of .*s.zarr cannot be read: chunk .*0/c/0/1/0. is missing; copy"
-    ):
+    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zarr cannot be read: c/0/1/0 is missing; copy"):
         volume.read(slice(0, 5))
 
 
@@ -629,6 +627,7 @@ TENSORSTORE_READS = {
         ]
     },
     "v3 index first": {"codecs": [sharding([BYTES], index_location="start")]},
+    "v3 shards transposed": {"codecs": [zarr.codecs.TransposeCodec(order=(2, 0, 1)), sharding([BYTES], (2, 2, 2))]},
     "v3 shards in shards": {"codecs": [sharding([sharding([BYTES, GZIP])], (5, 16, 16))]},
 }
 
@@ -639,9 +638,10 @@ def test_every_codec_is_read_by_tensorstore_where_it_can(tmp_path, voxels, name,
     store = zarr.create(
         store=tmp_path / "a.zarr", shape=SHAPE, chunks=(10, 16, 32), dtype="<u2", zarr_format=int(name[1]), **options
     )
+    voxels[:5] = 0  # shards leave out chunks of the fill value
     store[:] = voxels
-    volume = open_volume(tmp_path / "a.zarr", require_voxel_um=False)
-    assert volume.reader.by_chunks == (name in TENSORSTORE_READS)
+    volume = open_volume(tmp_path / "a.zarr", require_voxel_um=False, allow_missing_chunks=True)
+    assert volume.reader._chunks.by_tensorstore == (name in TENSORSTORE_READS)
     assert np.array_equal(volume.read(slice(3, 12), slice(None, -2), slice(1, 30)), voxels[3:12, :-2, 1:30])
     into = np.empty(SHAPE, "u2")
     assert np.array_equal(volume.read(slice(None), out=into), voxels)

@@ -23,7 +23,7 @@ from n4flow.compute.threads import thread_limit
 from n4flow.io.omezarr.chunk_grid import FileGrid
 
 Box = tuple[slice, ...]
-_ran_in: list[int] = []  # the process in which tensorstore runs, once it does; a forked process inherits the number
+_ran_in: list[int] = []  # Id of the process in which tensorstore runs, once it does; a forked process inherits it.
 
 
 class ChunkReader:
@@ -36,13 +36,13 @@ class ChunkReader:
     path : Path
         A folder or a zip file that holds the store.
     array : zarr.Array
-        Opened from it.
+        The array, opened from that store.
 
     Attributes
     ----------
     files : FileGrid
     process : int
-        Where it may be used: open files and threads do not follow into a forked process.
+        Id of the process that may use it: threads of tensorstore do not exist in a forked process.
     """
 
     def __init__(self, path: Path, array: Any) -> None:
@@ -65,7 +65,7 @@ class ChunkReader:
         OSError, ValueError
             A file is missing or damaged; the message names it.
         """
-        self._check_shards(box)
+        self._check_files(box)
         if self._store is None:
             np.copyto(out, self._array[box])
             return
@@ -74,18 +74,17 @@ class ChunkReader:
         target = tensorstore.array(out, copy=False, write=True, context=_context(thread_limit()))
         try:
             target.write(self._store[box]).result()
-        except ValueError as error:  # begins with a code such as NOT_FOUND and ends with what was opened
+        except (ValueError, RuntimeError) as error:  # It begins with a code as NOT_FOUND and ends with what was opened.
             reason = re.sub(r"^[A-Z_]+: |\s*\[(tensorstore_spec|source locations)=.*", "", str(error), flags=re.DOTALL)
             raise ValueError(reason) from error
 
-    def _check_shards(self, box: Box) -> None:
-        """Refuse a box whose shards are not all there: shards may leave out chunks, so their absence is no error."""
-        if self._folder is None or self._array.shards is None:
-            return
-        for key in map(self.files.key, self.files.touched(box)):
-            if not (self._folder / key).is_file():
-                msg = f"shard {key} is missing"
-                raise FileNotFoundError(msg)
+    def _check_files(self, box: Box) -> None:
+        """Refuse a box whose files are not all there: both libraries would read the fill value."""
+        if self._folder is not None:
+            for key in map(self.files.key, self.files.touched(box)):
+                if not (self._folder / key).is_file():
+                    msg = f"{key} is missing"
+                    raise FileNotFoundError(msg)
 
 
 def _open(folder: Path, array: Any) -> Any:
@@ -98,19 +97,17 @@ def _open(folder: Path, array: Any) -> Any:
     spec = {
         "driver": "zarr" if array.metadata.zarr_format == 2 else "zarr3",
         "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
-        # a file that is missing is an error; chunks that a shard leaves out hold the fill value
-        "fill_missing_data_reads": array.shards is not None,
         "recheck_cached_data": False,
     }
     try:
         return tensorstore.open(spec, open=True, read=True, context=_context(thread_limit())).result()
-    except ValueError:
+    except (ValueError, NotImplementedError):
         return None
 
 
 @cache
 def _context(threads: int) -> Any:
-    """Return what all arrays of this process share: as many threads as it may use, and no cache of chunks."""
+    """Return what all arrays of a process share: a limit of threads that read and that decode, and no cache."""
     import tensorstore
 
     limits = {"data_copy_concurrency": {"limit": threads}, "file_io_concurrency": {"limit": threads}}
