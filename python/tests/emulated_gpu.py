@@ -336,7 +336,7 @@ def fake_cupy(library: ctypes.CDLL) -> dict[str, types.ModuleType]:
     )
     cupyx.empty_pinned = lambda shape, dtype=float: poisoned(shape, dtype).view(np.ndarray)  # type: ignore[attr-defined]
     scipy, ndimage = types.ModuleType("cupyx.scipy"), types.ModuleType("cupyx.scipy.ndimage")
-    for name in ("gaussian_filter", "binary_fill_holes", "binary_closing", "binary_dilation", "correlate1d"):
+    for name in ("gaussian_filter", "binary_fill_holes", "binary_closing", "binary_dilation", "correlate1d", "label"):
         setattr(ndimage, name, _wrapped(getattr(real_ndimage, name)))
     cupyx.scipy, scipy.ndimage = scipy, ndimage  # type: ignore[attr-defined]
     return {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": scipy, "cupyx.scipy.ndimage": ndimage}
