@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT, PhantomRun, Run, runner, skip_with_gpu
 
 import n4flow
-from n4flow.pipeline.parameters import schema
+from n4flow.pipeline.parameters import resolve, schema
+from n4flow.pipeline.stages import settings_of
 
 pytestmark = pytest.mark.engine
 
@@ -203,6 +204,17 @@ def test_the_other_parser_gives_the_same_voxels(phantom_run: PhantomRun):
     run = phantom_run.workflow(parser="v2", outdir=phantom_run.first.outdir.parent / "strict")
     first, other = (n4flow.open_volume(store(run.outdir)).digest() for run in (phantom_run.first, run))
     assert first == other
+
+
+@pytest.mark.parametrize("process", ["INSPECT", "N4_SECTIONS", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z", "RENDER"])
+def test_a_process_is_given_the_parameters_that_the_schema_lists_for_it(phantom_run: PhantomRun, process: str):
+    """So that a new parameter changes the schema, nextflow.config and the code that uses it, and no process."""
+    settled = json.loads((phantom_run.first.outdir / "pipeline_info" / "parameters.json").read_text())
+    names = [name for name in settings_of(process) if not schema()[name].get("sample") and settled[name] is not None]
+    for folder in phantom_run.first.folders(process):
+        options = dict(re.findall(r"--([a-z-]+) '([^']*)'", (folder / ".command.sh").read_text()))
+        given = resolve({name: options[name.replace("_", "-")] for name in names})
+        assert {name: given[name] for name in names} == {name: settled[name] for name in names}
 
 
 def test_stubs_run(workflow: Run):
