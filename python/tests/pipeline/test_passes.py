@@ -393,7 +393,7 @@ def test_stages_on_the_shrunken_volume_keep_the_predicted_memory(tmp_path):
     (tmp_path / "shrunken").mkdir()
     shrink_planes(values, 1).save(tmp_path / "shrunken/shrunken_000000.npz")
     beside = ["--masks", "masks.npz", "--sections", "12", "--voxel-um", "50 25 25", "--backend", "cpu"]
-    beside += ["--spline-um", "0", "--iterations", "2", "--tolerance", "0.001", "--json", "n.json", "--out", "out.npz"]
+    beside += ["--iterations", "2", "--tolerance", "0.001", "--json", "n.json", "--out", "out.npz"]
     foreseen = shrunken_bytes(shape, 1, 8, "cpu")
     for process, options in (
         ("TISSUE_MASK", ["tissue-mask", "shrunken", "--sections", "12", "--json", "m.json", "--out", "masks.npz"]),
