@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,20 @@ def test_every_room_says_what_it_is_for() -> None:
     for room in ROOMS:
         text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
         assert "mport" in text, f"{room} does not say what it may import"
+
+
+def test_contributing_names_what_exists() -> None:
+    """Paths there are of the repository, or of the package where they have no folder outside it."""
+    root = Path(__file__).parents[2]
+    named = re.findall(
+        r"`([\w./*-]+\.(?:py|nf|json|md|j2|config|test))`", (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    )
+    made_up = {"corrections/destriping.py", "modules/NAME.nf", "metrics.json"}  
+    places = [root, PACKAGE, root / "benchmarks", PACKAGE / "corrections"]
+    assert [path for path in set(named) - made_up if not any(list(place.glob(path)) for place in places)] == []
+    assert len(named) > 30
+    rooms = re.findall(r"^([a-z_0-9]+)  ", (root / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert tuple(rooms) == ROOMS
 
 
 @pytest.mark.parametrize(
