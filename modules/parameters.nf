@@ -46,5 +46,6 @@ def settle(params, rules) {
     }
     def filled = rules.findAll { name, rule -> rule.containsKey('usual') && params[name] == null }
     def settled = params + filled.collectEntries { name, rule -> [name, harmonized ? rule.harmonized : rule.usual] }
-    return settled + [normalize: params.normalize.toString() == 'true', smooth_z: settled.smooth_z.toString().toDouble()]
+    def booleans = rules.findAll { _name, rule -> rule.type == 'boolean' }.collectEntries { name, _rule -> [name, settled[name].toString() == 'true'] }
+    return settled + booleans + [smooth_z: settled.smooth_z.toString().toDouble()]
 }

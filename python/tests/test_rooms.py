@@ -82,7 +82,7 @@ def test_contributing_names_what_exists() -> None:
     named = re.findall(
         r"`([\w./*-]+\.(?:py|nf|json|md|j2|config|test))`", (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
     )
-    made_up = {"corrections/destriping.py", "modules/NAME.nf", "metrics.json"}  
+    made_up = {"corrections/destriping.py", "modules/NAME.nf", "metrics.json"}  # not there yet, and a result
     places = [root, PACKAGE, root / "benchmarks", PACKAGE / "corrections"]
     assert [path for path in set(named) - made_up if not any(list(place.glob(path)) for place in places)] == []
     assert len(named) > 30
