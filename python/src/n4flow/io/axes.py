@@ -36,11 +36,6 @@ class Selection:
         z, y, x = (1 if p is None else int(sizes[p]) for p in self.positions)
         return (z, y, x) if clip is None else (min(z, clip[0]), min(y, clip[1]), min(x, clip[2]))
 
-    def triple(self, index: Sequence[int], missing: int) -> Triple:
-        """Return the (Z, Y, X) part of a position in the grid of files."""
-        z, y, x = (missing if p is None else int(index[p]) for p in self.positions)
-        return z, y, x
-
     def box(self, z: slice, y: slice, x: slice) -> tuple[slice, ...]:
         """Return the slices of the array, along all its axes, that hold a box of the volume."""
         slices = {axis: slice(index, index + 1) for axis, index in self.fixed}
@@ -73,19 +68,9 @@ class Selection:
 def select(
     path: Path, axes: Sequence[str], shape: Sequence[int], channel: int | str | None, labels: Sequence[str]
 ) -> Selection:
-    """Decide which axes are Z, Y and X and which channel is read.
+    """Decide which axes are Z, Y and X and which channel, an index or one of the known `labels`, is read.
 
-    Parameters
-    ----------
-    path : Path
-        For messages.
-    axes : sequence of str
-        Names among t, c, z, y, x, in the order of the array; empty for others, of length 1.
-    shape : sequence of int
-    channel : int, str or None
-        Index or label of the channel.
-    labels : sequence of str
-        Labels of the channels, if known.
+    Axes of the array have names among t, c, z, y, x; empty ones for others, of length 1. `path` is for messages.
 
     Raises
     ------

@@ -13,59 +13,39 @@ A format is added there, with the names of its reader and its writer; nothing el
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from n4flow.io.reader import Reader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Format:
-    """One entry of the table, without what only the workflow asks for."""
+    """One entry of the table."""
 
     name: str
-    suffixes: tuple[str, ...]
-    written: tuple[str, ...]
-    zipped: tuple[str, ...]
+    suffixes: Sequence[str]
     reader: str
-    writer: str
+    writer: str = ""
+    written: Sequence[str] = ()
+    zipped: Sequence[str] = ()
+    voxels_beside: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
         """Return the reader of a file; `options` are those of a store."""
-        reader: Reader = _imported(self.reader)(path, channel, **options)
+        reader: Reader = resolve_name(self.reader)(path, channel, **options)
         return reader
 
     def write(self, *arguments: Any, **options: Any) -> None:
         """Write (path, array, voxel_um, like); `options` are those of a store."""
-        _imported(self.writer)(*arguments, **options)
+        resolve_name(self.writer)(*arguments, **options)
 
 
-def _imported(place: str) -> Callable[..., Any]:
-    module, _colon, name = place.partition(":")
-    function: Callable[..., Any] = getattr(import_module(module), name)
-    return function
-
-
-def _table() -> tuple[Format, ...]:
-    entries = json.loads(Path(__file__).with_name("formats.json").read_text(encoding="utf-8"))["formats"]
-    return tuple(
-        Format(
-            name=entry["name"],
-            suffixes=tuple(entry["suffixes"]),
-            written=tuple(entry.get("written", ())),
-            zipped=tuple(entry.get("zipped", ())),
-            reader=entry["reader"],
-            writer=entry.get("writer", ""),
-        )
-        for entry in entries
-    )
-
-
-FORMATS = _table()
+FORMATS = [Format(**entry) for entry in json.loads(Path(__file__).with_name("formats.json").read_bytes())["formats"]]
 ZARR = next(kind for kind in FORMATS if kind.name == "OME-Zarr")
 WRITTEN = tuple(suffix for kind in FORMATS for suffix in kind.written)
 EXPECTED = ", ".join(f"{kind.name} ({', '.join(kind.suffixes)})" for kind in FORMATS)  # for messages

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise, starmap
 from typing import NamedTuple
 
 import numpy as np
@@ -70,11 +71,6 @@ class Frame(NamedTuple):
     def widened(self, rows: int, columns: int) -> Frame:
         """Return the frame and so many rows and columns around it, whether planes have them or not."""
         return Frame(self.y_start - rows, self.y_stop + rows, self.x_start - columns, self.x_stop + columns)
-
-    def holds(self, other: Frame) -> bool:
-        """Return whether another frame lies within this one."""
-        starts = all(a <= b for a, b in zip(self[::2], other[::2], strict=True))
-        return starts and all(a >= b for a, b in zip(self[1::2], other[1::2], strict=True))
 
     def part(self, y: int, x: int, height: int, width: int) -> tuple[Box, Box] | None:
         """Return rows and columns of a box that lie in the frame, counted from the box's corner and from the frame's.
@@ -144,7 +140,9 @@ def find_frame(volume: Volume) -> Frame:
                 valid = np.isfinite(block) & (block != 0) if block.dtype.kind == "f" else block
                 down, across = (np.flatnonzero(valid.any(axis=axes)) for axes in ((0, 2), (0, 1)))
                 if down.size:
-                    frame = _joined(frame, Frame(*_ends(box[1], down), *_ends(box[2], across)))
+                    found = Frame(*_ends(box[1], down), *_ends(box[2], across))
+                    low, high = list(map(min, frame or found, found)), list(map(max, frame or found, found))
+                    frame = Frame(low[0], high[1], low[2], high[3])
         if frame == Frame.whole(volume.shape):
             break
     volume.reader.release()
@@ -153,13 +151,6 @@ def find_frame(volume: Volume) -> Frame:
 
 def _ends(span: slice, found: np.ndarray) -> tuple[int, int]:
     return span.start + int(found[0]), span.start + int(found[-1]) + 1
-
-
-def _joined(frame: Frame | None, found: Frame) -> Frame:
-    if frame is None:
-        return found
-    starts, stops = (min(frame[i], found[i]) for i in (0, 2)), (max(frame[i], found[i]) for i in (1, 3))
-    return Frame(*(end for ends in zip(starts, stops, strict=True) for end in ends))
 
 
 def _around(volume: Volume, frame: Frame | None) -> list[Box]:
@@ -192,9 +183,6 @@ def _cut(volume: Volume, z_start: int, z_stop: int, y: slice, x: slice) -> Itera
 
 
 def _steps(span: slice, step: int) -> Iterator[slice]:
-    """Cut a span at multiples of a step."""
-    start = span.start
-    while start < span.stop:
-        stop = min(start - start % step + step, span.stop)
-        yield slice(start, stop)
-        start = stop
+    """Cut a span, which is not empty, at multiples of a step."""
+    cuts = range(span.start - span.start % step + step, span.stop, step)
+    return starmap(slice, pairwise((span.start, *cuts, span.stop)))

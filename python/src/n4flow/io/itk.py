@@ -24,13 +24,7 @@ DOMAIN = ("domain", "space", "time", "none", "???")  # Kinds of axes of NRRD tha
 
 
 class ItkReader(Reader):
-    """One channel (component) of a NRRD or MetaImage file.
-
-    Raises
-    ------
-    InputError
-        Not readable, not a volume, several channels and none chosen.
-    """
+    """One channel (component) of a NRRD or MetaImage file."""
 
     borrowed = True
 
@@ -101,21 +95,10 @@ def write_itk(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: V
 def _dtype(path: Path, pixel: int) -> np.dtype:
     import SimpleITK as sitk
 
-    names = {
-        "UInt8": np.uint8,
-        "Int8": np.int8,
-        "UInt16": np.uint16,
-        "Int16": np.int16,
-        "UInt32": np.uint32,
-        "Int32": np.int32,
-        "UInt64": np.uint64,
-        "Int64": np.int64,
-        "Float32": np.float32,
-        "Float64": np.float64,
-    }
-    for name, dtype in names.items():
+    names = "UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64", "Float32", "Float64"
+    for name in names:
         if pixel in (getattr(sitk, f"sitk{name}"), getattr(sitk, f"sitkVector{name}")):
-            return np.dtype(dtype)
+            return np.dtype(name.lower())
     msg = f"{path} has voxels of type {sitk.GetPixelIDValueAsString(pixel)}; expected integers or real numbers"
     raise InputError(msg)
 

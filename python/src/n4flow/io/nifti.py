@@ -7,6 +7,7 @@ a compressed one is held in memory, because gzip can only be read from its begin
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -31,11 +32,6 @@ class NiftiReader(Reader):
 
     Voxels are `scl_slope * stored + scl_inter` where the header scales: float32, or float64 for types that float32
     cannot hold. A slope of 0 or NaN means no scaling.
-
-    Raises
-    ------
-    InputError
-        Not NIfTI, cut short, several channels and none chosen.
     """
 
     borrowed = True
@@ -56,13 +52,11 @@ class NiftiReader(Reader):
         check_dtype(stored, path)
         # Slowest axis first, as the voxels lie in the file.
         shape = tuple(int(n) for n in reversed(image.shape))
-        self._stored, self._stored_shape, self._offset = stored, shape, int(image.dataobj.offset)
         self._slope, self._inter = float(image.dataobj.slope), float(image.dataobj.inter)
-        self._compressed = path.name.lower().endswith(".gz")
         self._scaled = (self._slope, self._inter) != (1.0, 0.0)
         exact = np.can_cast(stored, np.float32)
         self.dtype = np.dtype(np.float32 if exact else np.float64) if self._scaled else stored.newbyteorder("=")
-        self._check_length()
+        self._check_length(int(image.dataobj.offset) + math.prod(shape) * stored.itemsize)
         # The axis that NIfTI calls time serves all kinds of channels; further axes are allowed if their length is 1.
         named = ["c", "z", "y", "x"][-len(shape) :]
         self._select = select(path, [""] * (len(shape) - len(named)) + named, shape, channel, [])
@@ -99,11 +93,10 @@ class NiftiReader(Reader):
             "qform": _qform(header, affine).tolist(),
         }
 
-    def _check_length(self) -> None:
+    def _check_length(self, asked: int) -> None:
         """Compare the length of the file with what its header asks for, without reading it where possible."""
-        asked = self._offset + int(np.prod(self._stored_shape)) * self._stored.itemsize
         size = self.path.stat().st_size
-        if self._compressed:
+        if self.path.name.lower().endswith(".gz"):
             with self.path.open("rb") as stream:
                 stream.seek(max(0, size - 4))
                 # A gzip member ends with its length modulo 2^32. Another number there may mean several members.
@@ -129,20 +122,14 @@ class NiftiReader(Reader):
 
     def _load(self) -> np.ndarray:
         """Return the stored voxels, memory mapped or inflated."""
-        shape = self._stored_shape
-        if not self._compressed:
-            return np.memmap(self.path, self._stored, "r", self._offset, shape)
+        import nibabel
+
         try:
-            with gzip.open(self.path, "rb") as stream:
-                stream.seek(self._offset)
-                values = np.empty(shape, self._stored)
-                view = values.reshape(-1).view(np.uint8).data
-                done = 0
-                while done < len(view) and (count := stream.readinto(view[done:])):
-                    done += count
+            image: Any = nibabel.load(self.path, mmap="r")
+            values: np.ndarray = image.dataobj.get_unscaled()
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(self.path, error) from error
-        return values
+        return values.T
 
 
 def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
@@ -154,11 +141,8 @@ def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like:
     import nibabel
 
     metadata = like.metadata if like is not None else {}
-    affine, codes, unit = (
-        metadata.get("affine"),
-        metadata.get("affine_codes", [0, 2]),
-        metadata.get("affine_unit", "mm"),
-    )
+    affine, unit = metadata.get("affine"), metadata.get("affine_unit", "mm")
+    codes = metadata.get("affine_codes", [0, 2])
     size = [voxel_um[axis] / UNITS_UM.get(unit, 1e3) for axis in "xyz"] if voxel_um else None
     if affine is None and size is not None:
         origin = like.origin_um if like is not None else dict.fromkeys("xyz", 0.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.io.axes import select
 from n4flow.io.reader import ArrayReader
 
 if TYPE_CHECKING:
@@ -18,15 +19,13 @@ class NpyReader(ArrayReader):
     """A `.npy` file, memory mapped."""
 
     def __init__(self, path: Path, channel: int | str | None = None) -> None:
-        if channel not in (None, 0, "0"):
-            msg = f"{path} has one channel, got channel {channel}; leave channel out"
-            raise InputError(msg)
         try:
             array = np.lib.format.open_memmap(path, mode="r")  # numpy.load would take an archive for an array, too
         except (ValueError, EOFError, OSError) as error:
             msg = f"{path} is not a readable .npy array: {error}; write it again with numpy.save"
             raise InputError(msg) from error
         super().__init__(array, path, "npy")
+        select(path, "zyx", self.shape, channel, ())  # refuses any channel but the first
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return NpyReader, (self.path,)  # a memory map would travel as a copy

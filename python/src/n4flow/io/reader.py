@@ -80,8 +80,12 @@ class ArrayReader(Reader):
     borrowed = True
 
     def __init__(self, array: np.ndarray, path: Path = Path("array"), kind: str = "array") -> None:
+        if array.ndim not in (2, 3) or 0 in array.shape:
+            msg = f"{path} has shape {tuple(array.shape)}; expected a volume (Z, Y, X) or a plane (Y, X)"
+            raise InputError(msg)
+        check_dtype(array.dtype, path)
         self.path = path
-        self._array = as_volume(array, path)
+        self._array = array[None] if array.ndim == 2 else array
         self.shape = self._array.shape
         self.dtype = self._array.dtype.newbyteorder("=")
         self.chunks = plane_chunks(self.shape, self.dtype)
@@ -93,21 +97,6 @@ class ArrayReader(Reader):
         return self._array[z, y, x]
 
 
-def as_volume(array: Any, path: Path) -> Any:
-    """Return a (Y, X) or (Z, Y, X) array as (Z, Y, X).
-
-    Raises
-    ------
-    InputError
-        Another number of axes, no voxels, or voxels that are not numbers.
-    """
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        msg = f"{path} has shape {tuple(array.shape)}; expected a volume (Z, Y, X) or a plane (Y, X)"
-        raise InputError(msg)
-    check_dtype(array.dtype, path)
-    return array[None] if array.ndim == 2 else array
-
-
 def check_dtype(dtype: np.dtype, path: Path) -> None:
     """Refuse voxels that are not whole or real numbers."""
     if dtype.kind not in "buif":
@@ -115,7 +104,7 @@ def check_dtype(dtype: np.dtype, path: Path) -> None:
         raise InputError(msg)
 
 
-def plane_chunks(shape: Triple, dtype: np.dtype, nbytes: int = 2**24) -> Triple:
-    """Return whole planes of about `nbytes`, for files that have no chunks of their own."""
-    planes = max(1, min(shape[0], nbytes // max(1, shape[1] * shape[2] * dtype.itemsize)))
+def plane_chunks(shape: Triple, dtype: np.dtype) -> Triple:
+    """Return whole planes of about 16 MiB, for files that have no chunks of their own."""
+    planes = max(1, min(shape[0], 2**24 // (shape[1] * shape[2] * dtype.itemsize)))
     return planes, shape[1], shape[2]

@@ -28,13 +28,7 @@ if TYPE_CHECKING:
 
 
 class TiffReader(Reader):
-    """One channel of a TIFF file.
-
-    Raises
-    ------
-    InputError
-        Not TIFF, cut short, several images, several channels and none chosen.
-    """
+    """One channel of a TIFF file."""
 
     borrowed = True
 
@@ -84,14 +78,12 @@ def _opened(path: Path) -> Iterator[Any]:
 
     complaints: list[str] = []
 
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            complaints.append(record.getMessage())
+    def listen(record: logging.LogRecord) -> bool:
+        complaints.append(record.getMessage())
+        return False  # Nobody else hears of it.
 
-    logger, listener = logging.getLogger("tifffile"), Listener(logging.WARNING)
-    heard = logger.propagate
-    logger.addHandler(listener)
-    logger.propagate = False
+    logger = logging.getLogger("tifffile")
+    logger.addFilter(listen)
     try:
         with TiffFile(path) as tif:
             len(tif.series)
@@ -104,8 +96,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (TiffFileError, OSError, ValueError, IndexError, struct.error) as error:
         raise _damaged(path, error) from error
     finally:
-        logger.removeHandler(listener)
-        logger.propagate = heard
+        logger.removeFilter(listen)
 
 
 def _series(path: Path, tif: Any) -> Any:

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-# Names of OME-NGFF (UDUNITS-2) and OME-XML, and the short forms that ImageJ and others write.
-MICROMETRES = {
-    "angstrom": 1e-4,
-    "Å": 1e-4,  # letter
-    "\N{ANGSTROM SIGN}": 1e-4,
-    "picometer": 1e-6,
-    "pm": 1e-6,
-    "nanometer": 1e-3,
-    "nanometre": 1e-3,
-    "nm": 1e-3,
-    "micrometer": 1.0,
-    "micrometre": 1.0,
-    "micron": 1.0,
-    "microns": 1.0,
-    "um": 1.0,
-    "µm": 1.0,  # micro sign
-    "μm": 1.0,  # Greek mu
-    "\\u00b5m": 1.0,  # as ImageJ escapes it
-    "millimeter": 1e3,
-    "millimetre": 1e3,
-    "mm": 1e3,
-    "centimeter": 1e4,
-    "centimetre": 1e4,
-    "cm": 1e4,
-    "meter": 1e6,
-    "metre": 1e6,
-    "m": 1e6,
-    "inch": 25400.0,
-    "in": 25400.0,
-    "foot": 304800.0,
-    "ft": 304800.0,
+# By size in micrometres: names of OME-NGFF (UDUNITS-2) and OME-XML, and the short forms that ImageJ and others write.
+# The letter and the sign of the angstrom, and the micro sign and the Greek mu, only look alike; ImageJ escapes the mu.
+NAMES = {
+    1e-6: "picometer pm",
+    1e-4: "angstrom Å \N{ANGSTROM SIGN}",
+    1e-3: "nanometer nanometre nm",
+    1.0: "micrometer micrometre micron microns um \N{MICRO SIGN}m \N{GREEK SMALL LETTER MU}m \\u00b5m",
+    1e3: "millimeter millimetre mm",
+    1e4: "centimeter centimetre cm",
+    1e6: "meter metre m",
+    25400.0: "inch in",
+    304800.0: "foot ft",
 }
+MICROMETRES = {name: size for size, names in NAMES.items() for name in names.split()}
 
 
 def micrometres_per(unit: object) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from itertools import groupby
 from types import ModuleType
 from typing import Any
@@ -20,33 +21,19 @@ CLOSED_PLANES = 64  # Planes of a packed mask that are closed at a time.
 
 
 def _ndimage(xp: ModuleType) -> Any:
-    if xp is np:
-        import scipy.ndimage
-
-        return scipy.ndimage
-    import cupyx.scipy.ndimage
-
-    return cupyx.scipy.ndimage
+    return import_module("scipy.ndimage" if xp is np else "cupyx.scipy.ndimage")
 
 
-def smooth_valid(values: Any, sigmas: tuple[float, ...], weights: Any = None) -> Any:
-    """Return the Gaussian mean of the valid values around each valid voxel, float32; 0 at the others.
+def smooth_valid(values: Any, sigmas: tuple[float, ...]) -> Any:
+    """Return the Gaussian mean of the valid values of a NumPy or CuPy array around each, float32; 0 at the others.
 
-    Parameters
-    ----------
-    values : float array of any number of axes
-        NumPy or CuPy.
-    sigmas : tuple of float
-        Sigma in voxels, one for each axis; the kernel reaches 4 sigma.
-    weights : array, optional
-        Weight of each voxel, for example its share of valid voxels; 1 for valid voxels when left out.
+    Sigmas are in voxels, one for each axis; the kernel reaches 4 sigma.
     """
     xp = array_module(values)
     ndi = _ndimage(xp)
     valid = xp.isfinite(values) & (values != 0)
-    weight = valid.astype(xp.float32) if weights is None else xp.where(valid, weights, 0).astype(xp.float32)
-    total = ndi.gaussian_filter(xp.where(valid, values, 0).astype(xp.float32) * weight, sigmas, mode="constant")
-    norm = ndi.gaussian_filter(weight, sigmas, mode="constant")
+    total = ndi.gaussian_filter(xp.where(valid, values, 0).astype(xp.float32), sigmas, mode="constant")
+    norm = ndi.gaussian_filter(valid.astype(xp.float32), sigmas, mode="constant")
     return xp.where(valid & (norm > 0), total / xp.where(norm > 0, norm, 1), 0).astype(xp.float32)
 
 
@@ -74,7 +61,7 @@ def smooth_planes(
 ) -> np.ndarray:
     """Return planes `inner` of what `smooth_valid` returns for a float32 (Z, Y, X) array, by compiled loops.
 
-    `norms` is the cache of the volume, for the same sigmas.
+    `weights` are those of its voxels, None for 1; `norms` is the cache of the volume, for the same sigmas.
     """
     from n4flow.masks import kernels as tissue_kernels
 
@@ -128,11 +115,6 @@ def _half_gaussian(sigma: float) -> np.ndarray:
     return (kernel / kernel.sum())[reach:]
 
 
-def _disk(radius: int) -> np.ndarray:
-    offset = np.arange(-radius, radius + 1)
-    return offset[:, None] ** 2 + offset[None, :] ** 2 <= radius**2
-
-
 def close_plane(plane: Any, radius: int) -> Any:
     """Fill the holes of a (Y, X) mask and close it with a disk, as if the plane went on empty beyond its border."""
     xp, radius = array_module(plane), max(0, radius)
@@ -143,7 +125,8 @@ def close_plane(plane: Any, radius: int) -> Any:
     if radius and xp is np:
         closed = ~_dilated(~_dilated(closed, radius), radius)
     elif radius:
-        closed = ndi.binary_closing(closed, structure=xp.asarray(_disk(radius)))
+        offset = xp.arange(-radius, radius + 1)
+        closed = ndi.binary_closing(closed, structure=offset[:, None] ** 2 + offset**2 <= radius**2)
     return closed[margin:-margin, margin:-margin]
 
 

@@ -15,12 +15,6 @@ def pack(mask: np.ndarray) -> np.ndarray:
     return np.packbits(mask.reshape(len(mask), -1), axis=1)
 
 
-def unpack(bits: np.ndarray, plane: tuple[int, int]) -> np.ndarray:
-    """Return the planes (rows, columns) that were packed by `pack`."""
-    voxels = np.unpackbits(bits, axis=1, count=plane[0] * plane[1])
-    return voxels.reshape(len(bits), *plane).view(bool)
-
-
 class PackedMask:
     """A (Z, y, x) mask that takes an eighth of its bytes, or a hundredth for compact tissue; indexed as bool planes.
 
@@ -68,10 +62,6 @@ class PackedMask:
 
     def set_bits(self, z_start: int, bits: np.ndarray) -> None:
         """Replace planes from `z_start` on by those of `bits`."""
-        expected = -(-self.shape[1] * self.shape[2] // 8)
-        if not 0 <= z_start <= len(self) - len(bits) or bits.shape[1] != expected:
-            msg = f"{bits.shape} bits from plane {z_start} on do not fit into a mask of shape {self.shape}"
-            raise ValueError(msg)
         self.planes[z_start : z_start + len(bits)] = _compress(bits)
 
     def __getitem__(self, planes: int | slice) -> np.ndarray:
@@ -79,7 +69,9 @@ class PackedMask:
         if not isinstance(planes, slice):
             z = range(len(self))[planes]
             return self[z : z + 1][0]
-        return unpack(self.bits(*self._run(planes)), self.shape[1:])
+        bits = self.bits(*self._run(planes))
+        voxels = np.unpackbits(bits, axis=1, count=self.shape[1] * self.shape[2])
+        return voxels.reshape(len(bits), *self.shape[1:]).view(bool)
 
     def __setitem__(self, planes: int | slice, mask: np.ndarray) -> None:
         if not isinstance(planes, slice):

@@ -30,13 +30,14 @@ class Smoother:
     Parameters
     ----------
     vol : array, ShrunkenVolume or ShrunkenFiles
-    weights : array or None
+    sigmas : tuple of float
+        Sigma of the Gaussian in voxels, for each axis.
     gpu_planes : int or None
         Compute on the GPU, this many planes at a time; by default on the device of the volume.
     """
 
-    def __init__(self, vol: Any, weights: Any, sigmas: tuple[float, float, float], gpu_planes: int | None) -> None:
-        self.vol, self.weights, self.sigmas, self.gpu_planes = vol, weights, sigmas, gpu_planes
+    def __init__(self, vol: Any, sigmas: tuple[float, float, float], gpu_planes: int | None) -> None:
+        self.vol, self.sigmas, self.gpu_planes = vol, sigmas, gpu_planes
         self.streamed = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
         self.on_host = gpu_planes is None and (self.streamed or array_module(vol) is np)
         self._held: dict[int, Any] = {}
@@ -58,19 +59,13 @@ class Smoother:
         """Return the planes from the first to the last that holds valid voxels."""
         if self.streamed:
             return filled_planes(self.vol.planes["n_valid"])
-        holds = np.ones(len(self.vol), bool)
+        xp, holds = array_module(self.vol), np.ones(len(self.vol), bool)
         for order in (1, -1):  # from both ends inwards, while planes are empty
             for z in range(len(holds))[::order]:
-                holds[z] = self._holds(z)
+                holds[z] = bool((xp.isfinite(self.vol[z]) & (self.vol[z] != 0)).any())
                 if holds[z]:
                     break
         return filled_planes(holds)
-
-    def _holds(self, z: int) -> bool:
-        plane = self.vol[z]
-        xp = array_module(plane)
-        valid = xp.isfinite(plane) & (plane != 0)
-        return bool((valid if self.weights is None else valid & (self.weights[z] > 0)).any())
 
     def runs(self, section: Section, scale: Scale) -> Iterator[tuple[int, Any]]:
         """Yield (first plane, smoothed planes on `scale`) of a section, 0 where a voxel is not valid.
@@ -99,32 +94,23 @@ class Smoother:
             part = self.vol.part(first, last)
             values, weights = part.mean, part.valid
         else:
-            values, weights = self.vol[first:last], None if self.weights is None else self.weights[first:last]
+            values, weights = self.vol[first:last], None
         if not self.on_host:
-            weights = None if weights is None else self.take(weights)
-            return smooth_valid(scale.forward(self.take(values)), self.sigmas, weights)[inner]
-        if scale.floor is None and values.dtype == np.float32:  # invalid voxels get no weight below
-            return smooth_planes(values, self.sigmas, weights, inner, self._norms)
-        scaled = np.empty(values.shape, np.float32)
+            return smooth_valid(scale.forward(self.take(values)), self.sigmas)[inner]
+        scaled = values
+        if scale.floor is not None or values.dtype != np.float32:  # otherwise, invalid voxels get no weight below
+            scaled = np.empty(values.shape, np.float32)
 
-        def forward(z: int) -> None:
-            for start, stop in strips(*values.shape[1:]):
-                scaled[z, start:stop] = scale.forward(values[z, start:stop])
+            def forward(z: int) -> None:
+                for start, stop in strips(*values.shape[1:]):
+                    scaled[z, start:stop] = scale.forward(values[z, start:stop])
 
-        run_tasks(forward, range(len(values)))
+            run_tasks(forward, range(len(values)))
         return smooth_planes(scaled, self.sigmas, weights, inner, self._norms)
 
 
 class SectionHistograms:
-    """Distributions of the smoothed intensities of sections: the first ones are cached, others are counted again.
-
-    Parameters
-    ----------
-    smoother : Smoother
-    table : SectionTable
-    scale : Scale
-        Scale on which intensities are smoothed.
-    """
+    """Distributions of the smoothed intensities of sections: the first ones are cached, others are counted again."""
 
     def __init__(self, smoother: Smoother, table: SectionTable, scale: Scale) -> None:
         self.table, self.scale = table, scale

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from n4flow.compute.arrays import array_module, as_block, probe_gpu
@@ -82,7 +83,6 @@ def tissue_mask_with_levels(
     closing_radius: int = 3,
     z_closing_sections: int = 2,
     smoothing_sigma_z: float = 1.0,
-    weights: Any = None,
     gpu_planes: int | None = None,
 ) -> TissueMask:
     """Return the tissue mask with its thresholds; `compute_tissue_mask` says how it is found.
@@ -90,19 +90,17 @@ def tissue_mask_with_levels(
     Parameters
     ----------
     vol : (Z, Y, X) array, ShrunkenVolume or ShrunkenFiles
-        Sigma and radius are in its voxels. An array is NumPy or CuPy.
+        Sigma and radius are in its voxels. An array is NumPy or CuPy. A shrunken volume weights its voxels by their
+        shares of valid ones.
     sections : section table, count or None
         A flagged section gets a mask of its own, and does not enter the threshold of the volume.
-    weights : (Z, Y, X) array, optional
-        Weight of each voxel of an array; a shrunken volume brings its shares of valid voxels.
     gpu_planes : int, optional
         Compute an array in host memory on the GPU, this many planes at a time; by default on the device of the array.
     """
     if not isinstance(vol, (ShrunkenVolume, ShrunkenFiles)):
         vol = as_block(vol)
     table = SectionTable.coerce(sections, vol.shape[0])
-    sigmas = (smoothing_sigma_z, smoothing_sigma, smoothing_sigma)
-    smoother = Smoother(vol, weights, sigmas, gpu_planes)
+    smoother = Smoother(vol, (smoothing_sigma_z, smoothing_sigma, smoothing_sigma), gpu_planes)
     counted = SectionHistograms(smoother, table, Scale())
     splits, voxels, group = survey(counted)
     scale = choose_scale(map(counted.pairs, group.members), group.together, group.separability.share)
@@ -189,23 +187,20 @@ def compute_tissue_mask(
     (Z, Y, X) bool array of the kind of `vol`.
     """
     vol = as_block(vol)
-
-    def find(planes: int | None) -> TissueMask:
-        return tissue_mask_with_levels(
-            vol,
-            n_serial_slices,
-            smoothing_sigma=smoothing_sigma,
-            closing_radius=closing_radius,
-            z_closing_sections=z_closing_sections,
-            smoothing_sigma_z=smoothing_sigma_z,
-            gpu_planes=planes,
-        )
-
+    find = partial(
+        tissue_mask_with_levels,
+        vol,
+        n_serial_slices,
+        smoothing_sigma=smoothing_sigma,
+        closing_radius=closing_radius,
+        z_closing_sections=z_closing_sections,
+        smoothing_sigma_z=smoothing_sigma_z,
+    )
     if use_gpu:
         probe_gpu()
     if on_device(vol):
-        return run_on_gpu(lambda _voxels: find(None), release=False).mask
+        return run_on_gpu(lambda _voxels: find(), release=False).mask
     if use_gpu:
         plane = vol.shape[1] * vol.shape[2]
-        return run_on_gpu(lambda voxels: find(max(1, GPU_BLOCKS * voxels // plane)), release=True).mask
-    return find(None).mask
+        return run_on_gpu(lambda voxels: find(gpu_planes=max(1, GPU_BLOCKS * voxels // plane)), release=True).mask
+    return find().mask

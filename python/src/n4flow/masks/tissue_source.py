@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module
 from n4flow.compute.threads import scratch
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame, framed
@@ -18,29 +16,6 @@ from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.statistics.accumulate import class_rows
 from n4flow.statistics.plane_file import PieceFile, write_pieces
-
-
-def expand_mask(mask_small: Any, k: int, z: slice, y: slice, x: slice, out: np.ndarray | None = None) -> Any:
-    """Return a block of a mask at full resolution: voxel i in plane belongs to shrunken voxel i // k.
-
-    Parameters
-    ----------
-    mask_small : (Z, y, x) bool array
-        Mask on the grid shrunken by `k` in plane.
-    z, y, x : slice
-        The block, in voxels at full resolution, with start and stop.
-    out : bool array, optional
-        Of the block's shape; written and returned, for a NumPy mask.
-    """
-    xp = array_module(mask_small)
-    if xp is np:
-        from n4flow.statistics import histogram_kernels as kernels
-
-        out = np.empty([part.stop - part.start for part in (z, y, x)], bool) if out is None else out
-        kernels.expand_rows(mask_small[z].view(np.uint8), k, y.start, x.start, out.view(np.uint8))
-        return out
-    rows, columns = (xp.arange(part.start, part.stop) // k for part in (y, x))
-    return mask_small[z][:, rows[:, None], columns[None, :]]
 
 
 @dataclass(frozen=True)
@@ -81,10 +56,7 @@ class TissueSource:
 
     @classmethod
     def load(cls, path: str | Path, given: Volume | None = None, planes: tuple[int, int] | None = None) -> TissueSource:
-        """Read what `save` wrote: all planes, packed, or the range `planes` as arrays.
-
-        `given` is the mask of the user, if there is one.
-        """
+        """Read what `save` wrote: all planes, packed, or the range `planes` as arrays."""
         file = PieceFile(path)
         stored, (start, stop) = file.head, (0, len(file)) if planes is None else planes
         packed = PackedMask(file.read(start, stop), stored["agarose"].shape)
@@ -110,10 +82,12 @@ class TissueSource:
         """Return the (z, y, x) bool mask of a box with whole bounds, in a buffer of this thread."""
         if self._given is not None:
             return self._given.read(z, y, x) > 0
+        from n4flow.statistics import histogram_kernels as kernels
+
         small = self.small_planes(z.start, z.stop)
         out = scratch("mask", (len(small), y.stop - y.start, x.stop - x.start), bool)
-        expanded: np.ndarray = expand_mask(small, self.shrink, slice(0, len(small)), y, x, out)
-        return expanded
+        kernels.expand_rows(small.view(np.uint8), self.shrink, y.start, x.start, out.view(np.uint8))
+        return out
 
     @cached_property
     def _given(self) -> Volume | None:
@@ -164,13 +138,7 @@ def open_mask(
 
 
 def check_mask(mask: Volume, volume: Volume) -> Volume:
-    """Return a mask, if it has the shape of its volume.
-
-    Raises
-    ------
-    InputError
-        It has another; the message gives both.
-    """
+    """Return a mask, if it has the shape of its volume; another is an `InputError`."""
     if mask.shape != volume.shape:
         msg = (
             f"mask {mask.source.name} has shape {mask.shape}, the volume has {volume.shape} (Z, Y, X); "

@@ -16,7 +16,7 @@ import pytest
 import zarr
 
 from n4flow.errors import InputError
-from n4flow.io.omezarr.shards import EMPTY, shard_index
+from n4flow.io.omezarr.shards import EMPTY, shard_fault
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
 
@@ -506,7 +506,7 @@ def test_chunks_that_a_shard_leaves_out_hold_the_fill_value(tmp_path, voxels, dt
     voxels[:5, :8, :16] = fill
     voxels[10:] = fill
     path = make(tmp_path / "s.zarr", voxels, shards=(15, 32, 48), fill_value=fill, **BLOSC)
-    index = shard_index(path / "0/c/0/0/0", 3 * 4 * 3)
+    index = np.frombuffer((path / "0/c/0/0/0").read_bytes()[-(3 * 4 * 3 * 16 + 4) : -4], "<u8").reshape(-1, 2)
     assert (index[:, 0] == EMPTY).sum() == 13
     assert np.array_equal(open_volume(path).read(slice(None)), voxels, equal_nan=dtype != "u2")
 
@@ -672,8 +672,7 @@ def test_an_index_whose_ends_wrap_around_is_refused(tmp_path, offset, size):
     index = np.array([offset, size], "<u8").tobytes()
     checksum = google_crc32c.value(index)
     (tmp_path / "shard").write_bytes(bytes(4096) + index + checksum.to_bytes(4, "little"))
-    with pytest.raises(ValueError, match="beyond its end"):
-        shard_index(tmp_path / "shard", 1)
+    assert shard_fault(tmp_path / "shard", 1) == "names chunks beyond its end"
 
 
 def test_a_volume_that_was_read_is_read_in_a_forked_process_too(tmp_path, voxels):

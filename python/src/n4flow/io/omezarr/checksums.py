@@ -23,15 +23,7 @@ Checksums = dict[str, dict[str, int]]  # level -> position of the chunk as 'z/y/
 
 
 def chunk_checksum(values: np.ndarray, inside: Sequence[int]) -> int:
-    """Return the checksum of a chunk.
-
-    Parameters
-    ----------
-    values : (z, y, x) array
-        Decoded voxels of the whole chunk.
-    inside : sequence of int
-        How many voxels of it, per axis, lie inside the array.
-    """
+    """Return the checksum of a decoded chunk (z, y, x), of whose voxels so many, per axis, lie `inside` the array."""
     import google_crc32c
 
     part = values[: inside[0], : inside[1], : inside[2]]
@@ -74,6 +66,6 @@ def describe_level(
 
 
 def grid(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[Triple]:
-    """Yield the positions of all chunks of an array, X fastest."""
+    """Return the positions of all chunks of an array, X fastest."""
     z, y, x = (range(-(-n // c)) for n, c in zip(shape, chunks, strict=True))
-    yield from itertools.product(z, y, x)
+    return itertools.product(z, y, x)

@@ -39,12 +39,7 @@ class Done:
 
 
 class ChunkMaker:
-    """Makes the bytes of chunks, and their pieces of deeper levels; several threads may call it.
-
-    Parameters
-    ----------
-    layout : StoreLayout
-    """
+    """Makes the bytes of chunks, and their pieces of deeper levels; several threads may call it."""
 
     def __init__(self, layout: StoreLayout) -> None:
         self._layout = layout
@@ -52,12 +47,9 @@ class ChunkMaker:
         limits = np.iinfo(self._dtype) if self._dtype.kind in "iu" else None
         self._limits = (int(limits.min), int(limits.max)) if limits else (0, 0)
         self._encoder = Encoder()
+        self.release = self._encoder.release  # Takes the bytes of a chunk back, once they are in its file.
         self._constant: dict[tuple[Any, ...], tuple[np.ndarray, int]] = {}
         self._spare: deque[np.ndarray] = deque()  # Memory of chunks of deeper levels that are done.
-
-    def release(self, payload: np.ndarray) -> None:
-        """Take back the memory of a chunk's bytes, once they are in its file."""
-        self._encoder.release(payload)
 
     def room(self, shape: Triple, dtype: np.dtype, inside: list[int]) -> np.ndarray:
         """Return memory for a chunk of a deeper level, reused where possible; zeros at the edge of the array."""

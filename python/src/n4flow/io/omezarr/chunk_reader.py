@@ -29,20 +29,8 @@ _ran_in: list[int] = []  # Id of the process in which tensorstore runs, once it 
 class ChunkReader:
     """Reads boxes of one array.
 
-    tensorstore and zarr-python both verify checksums of chunks and of the indices of shards (CRC32C).
-
-    Parameters
-    ----------
-    path : Path
-        A folder or a zip file that holds the store.
-    array : zarr.Array
-        The array, opened from that store.
-
-    Attributes
-    ----------
-    files : FileGrid
-    process : int
-        Id of the process that may use it: threads of tensorstore do not exist in a forked process.
+    tensorstore and zarr-python both verify checksums of chunks and of the indices of shards (CRC32C). Only the process
+    of the id `process` may use it: threads of tensorstore do not exist in a forked one.
     """
 
     def __init__(self, path: Path, array: Any) -> None:
@@ -51,11 +39,7 @@ class ChunkReader:
         self._array = array
         self._folder = path / array.path if path.is_dir() else None
         self._store = _open(self._folder, array) if self._folder is not None else None
-
-    @property
-    def by_tensorstore(self) -> bool:
-        """Whether tensorstore reads this array."""
-        return self._store is not None
+        self.by_tensorstore = self._store is not None
 
     def read_into(self, out: np.ndarray, box: Box) -> None:
         """Read a box, slices with whole bounds along every axis of the array, into `out`, an array of its shape.

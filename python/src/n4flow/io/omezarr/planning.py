@@ -64,7 +64,9 @@ def plan_layout(
     InputError
         A value that no store can have; the sentence says which and what would do.
     """
-    shape = _shape(shape)
+    shape = _positive(
+        shape, f"a volume has three axes (Z, Y, X) with at least one voxel each, got shape {tuple(shape)}"
+    )
     name = _dtype_name(dtype)
     if version not in VERSIONS:
         msg = f"OME-Zarr version must be one of {', '.join(VERSIONS)}, got {version!r}"
@@ -82,24 +84,19 @@ def plan_layout(
     origin = by_axis(origin_um, "origin_um") if origin_um is not None else dict.fromkeys(AXES, 0.0)
     factors = level_factors(shape, voxel)
     itemsize = np.dtype(name).itemsize
-    wish = _positive(chunks, "chunks") if chunks is not None else None
-    cut = _positive(shards, "shards") if shards is not None else None
+    needs = "needs three whole numbers of at least 1 for z, y and x, got"
+    wish = _positive(chunks, f"chunks {needs} {tuple(chunks)}") if chunks is not None else None
+    cut = _positive(shards, f"shards {needs} {tuple(shards)}") if shards is not None else None
     aim = wish or _chunk_aim(shape, itemsize, version)
     slab = _slab_planes(shape, itemsize, factors[-1][0], aim[0], slab_planes, wish is not None, cut)
-    layouts = [
-        StoreLayout(
-            version,
-            name,
-            voxel,
-            origin,
-            _levels(shape, factors, itemsize, version, aim, planes, wish, cut),
-            planes,
-            kind,
-        )
-        for planes in ((slab,) if slab_planes is not None or version == "0.4" else (slab, 2 * slab, 4 * slab))
-    ]
+
+    def planned(planes: int) -> StoreLayout:
+        levels = _levels(shape, factors, itemsize, version, aim, planes, wish, cut)
+        return StoreLayout(version, name, voxel, origin, levels, planes, kind)
+
     # Deeper slabs make fewer files; where even they do not suffice, small slabs are worth more.
-    return next((layout for layout in layouts if _files(layout) <= _most_files(layout)), layouts[0])
+    depths = (slab,) if slab_planes is not None or version == "0.4" else (slab, 2 * slab, 4 * slab)
+    return next(filter(_few_files, map(planned, depths)), None) or planned(slab)
 
 
 def _levels(
@@ -127,14 +124,11 @@ def _levels(
     return tuple(levels)
 
 
-def _files(layout: StoreLayout) -> int:
-    """Return the files of a store, those of metadata included."""
+def _few_files(layout: StoreLayout) -> bool:
+    """Return whether the files of a store, those of metadata included, are not too many for its bytes."""
     grids = [[-(-n // f) for n, f in zip(level.shape, level.files, strict=True)] for level in layout.levels]
-    return sum(math.prod(grid) + 1 for grid in grids) + 1
-
-
-def _most_files(layout: StoreLayout) -> float:
-    return FILES + FILES_PER_GB * math.prod(layout.shape) * np.dtype(layout.dtype).itemsize / 1e9
+    gigabytes = math.prod(layout.shape) * np.dtype(layout.dtype).itemsize / 1e9
+    return sum(math.prod(grid) + 1 for grid in grids) + 1 <= FILES + FILES_PER_GB * gigabytes
 
 
 def level_factors(shape: Triple, voxel_um: Mapping[str, float]) -> list[Triple]:
@@ -246,15 +240,7 @@ def _dtype_name(dtype: Any) -> str:
     return name
 
 
-def _shape(shape: Sequence[int]) -> Triple:
-    if len(shape) != len(AXES) or min(shape) < 1:
-        msg = f"a volume has three axes (Z, Y, X) with at least one voxel each, got shape {tuple(shape)}"
-        raise InputError(msg)
-    return triple(shape)
-
-
-def _positive(values: Sequence[int], name: str) -> Triple:
+def _positive(values: Sequence[int], message: str) -> Triple:
     if len(values) != len(AXES) or min(values) < 1:
-        msg = f"{name} needs three whole numbers of at least 1 for z, y and x, got {tuple(values)}"
-        raise InputError(msg)
+        raise InputError(message)
     return triple(values)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,32 +16,14 @@ from n4flow.errors import InputError
 from n4flow.io.axes import select, spacing
 from n4flow.io.omezarr.chunk_grid import FileGrid, listed, zipped_sizes
 from n4flow.io.omezarr.chunk_reader import ChunkReader
-from n4flow.io.omezarr.damage import Wanted, faulty_files
+from n4flow.io.omezarr.damage import faulty_files
 from n4flow.io.reader import Reader, check_dtype
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
 class ZarrReader(Reader):
-    """One level and channel of an OME-Zarr image, or a plain Zarr array.
-
-    Parameters
-    ----------
-    path : Path
-    channel : int or str, optional
-        Index or label; needed where there are several.
-    level : int
-        Pyramid level, 0 is the finest.
-    allow_missing_chunks : bool
-        Read absent and damaged files as 0 (invalid voxels) instead of refusing the store.
-    planes : (int, int), optional
-        What will be read: only its files are looked at.
-
-    Raises
-    ------
-    InputError
-        Not a volume, several channels and none chosen, missing files.
-    """
+    """One level and channel of an OME-Zarr image, or a plain Zarr array; `open_volume` says what its options are."""
 
     def __init__(
         self,
@@ -78,9 +59,19 @@ class ZarrReader(Reader):
         self._faulty = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
 
     def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:
-        """Return the positions of absent and damaged files of the chosen channel and planes, or refuse the store."""
-        wanted = partial(self._select.touches, grid=FileGrid.of(array), planes=self.planes)
-        faults = lost_files(self.path, array, wanted)
+        """Return the positions of absent and damaged files of the chosen channel and planes, or refuse the store.
+
+        Whether a file is truncated is told without decoding it: see `n4flow.io.omezarr.damage`. In a zip file only
+        lengths of 0 are found.
+        """
+        grid = FileGrid.of(array)
+        wanted = partial(self._select.touches, grid=grid, planes=self.planes)
+        if self.path.is_dir():
+            lost: Iterable[tuple[int, ...]] = faulty_files(self.path / array.path, array, wanted)
+        else:
+            sizes = zipped_sizes(self.path, array.path)
+            lost = (index for index in filter(wanted, grid.indices()) if not sizes.get(grid.key(index)))
+        faults = {index: grid.key(index) for index in lost}
         if faults and not allow_missing_chunks:
             msg = (
                 f"{self.path} lacks {len(faults)} files, or they are cut short: {listed(list(faults.values()))}; "
@@ -88,8 +79,8 @@ class ZarrReader(Reader):
             )
             raise InputError(msg)
         if faults:
-            depth = (self.shards or self.chunks)[0]
-            places = sorted({self._select.triple(index, 0)[0] for index in faults})
+            depth, axis = (self.shards or self.chunks)[0], self._select.positions[0]
+            places = sorted({0 if axis is None else index[axis] for index in faults})
             self.metadata["missing_chunks"] = list(faults.values())
             self.metadata["missing_planes"] = [[z * depth, min((z + 1) * depth, self.shape[0])] for z in places]
         return frozenset(faults)
@@ -106,8 +97,7 @@ class ZarrReader(Reader):
         """Return the voxels of a box."""
         box = self._box(z, y, x)
         values = np.empty([s.stop - s.start for s in box], self.dtype)
-        with self._complaining(z):
-            self._fill(values, box)
+        self._fill(values, box, z)
         return self._select.transposed(values)
 
     def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
@@ -116,8 +106,7 @@ class ZarrReader(Reader):
         if not self._select.in_order or not out.flags.c_contiguous:
             super().read_into(out, z, y, x)
             return
-        with self._complaining(z):
-            self._fill(out.reshape([s.stop - s.start for s in box]), box)
+        self._fill(out.reshape([s.stop - s.start for s in box]), box, z)
 
     @property
     def by_chunks(self) -> bool:
@@ -131,17 +120,16 @@ class ZarrReader(Reader):
             self._handle = ChunkReader(self.path, open_node(self.path, self._array_path))
         return self._handle
 
-    @contextmanager
-    def _complaining(self, z: slice) -> Iterator[None]:
-        """Turn an error of a library into one that names the planes."""
+    def _fill(self, out: np.ndarray, box: tuple[slice, ...], z: slice) -> None:
+        """Read a box along all axes of the array; an error of a library becomes one that names the planes."""
         try:
-            yield
+            self._fill_around_faults(out, box)
         except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
             msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
             raise InputError(msg) from error
 
-    def _fill(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
+    def _fill_around_faults(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
         """Read a box along all axes of the array; file by file around those that are lost, whose voxels are 0."""
         chunks = self._chunks
         if not self._faulty:
@@ -156,19 +144,6 @@ class ZarrReader(Reader):
                 )
                 inside = tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, box, strict=True))
                 chunks.read_into(out[inside], part)
-
-
-def lost_files(path: Path, array: Any, wanted: Wanted | None = None) -> dict[tuple[int, ...], str]:
-    """Return the keys of absent, empty and truncated files by position; only `wanted` ones are checked if given.
-
-    Whether a file is truncated is told without decoding it: see `n4flow.io.omezarr.damage`. In a zip file only lengths
-    of 0 are found.
-    """
-    grid = FileGrid.of(array)
-    if path.is_dir():
-        return {index: grid.key(index) for index in faulty_files(path / array.path, array, wanted)}
-    sizes = zipped_sizes(path, array.path)
-    return {index: key for index in filter(wanted, grid.indices()) if not sizes.get(key := grid.key(index))}
 
 
 def open_node(path: Path, inside: str | None = None) -> Any:
@@ -188,29 +163,13 @@ def open_node(path: Path, inside: str | None = None) -> Any:
             root = ""
         else:
             store, root = ZipStore(path, mode="r"), _zip_root(path)
-        where = root if inside is None else inside
-        if inside is None and _is_group(path, root):
-            # Consolidated metadata may be stale, so they are not used.
-            return zarr.open_group(store, path=where, mode="r", use_consolidated=False)
-        return zarr.open_array(store, path=where, mode="r")
+        if inside is None:  # Consolidated metadata may be stale, so they are not used.
+            return zarr.open(store, path=root, mode="r", use_consolidated=False)
+        return zarr.open_array(store, path=inside, mode="r")
     except (OSError, AttributeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         msg = f"{path} is not a readable Zarr store: {reason}; give an OME-Zarr image or a Zarr array"
         raise InputError(msg) from error
-
-
-def _is_group(path: Path, root: str) -> bool:
-    """Return whether the root of a store is a group rather than an array."""
-    prefix = f"{root}/" if root else ""
-    if path.is_dir():
-        found = {marker: (path / marker).read_bytes() for marker in MARKERS if (path / marker).exists()}
-    else:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-            found = {marker: archive.read(prefix + marker) for marker in MARKERS if prefix + marker in names}
-    if "zarr.json" in found:
-        return bool(json.loads(found["zarr.json"]).get("node_type") == "group")
-    return ".zarray" not in found
 
 
 def _zip_root(path: Path) -> str:

@@ -141,60 +141,35 @@ class GrowingFile:
         self._partial.unlink(missing_ok=True)
 
 
-def shard_index(path: Path, chunks: int) -> np.ndarray:
-    """Return offset and size of each of the `chunks` chunks of a shard whose index is at its end: (chunks, 2) uint64.
-
-    Raises
-    ------
-    ValueError
-        The index does not match its checksum, or names chunks that do not lie inside the file.
-    """
+def shard_fault(path: Path, chunks: int) -> str | None:
+    """Return what is wrong with a shard of so many chunks, or None: its index, at its end, tells where they lie."""
     import google_crc32c
 
     size, length = path.stat().st_size, 16 * chunks
     if size < length + 4:
-        msg = "is too short for its index"
-        raise ValueError(msg)
+        return "is too short for its index"
     with path.open("rb") as stream:
         stream.seek(size - length - 4)
         raw, (checksum,) = stream.read(length), struct.unpack("<I", stream.read(4))
     if google_crc32c.value(raw) != checksum:
-        msg = "is truncated or damaged: its index does not match its checksum"
-        raise ValueError(msg)
-    index = np.frombuffer(raw, "<u8").reshape(-1, 2)
-    offset, nbytes = index.T
+        return "is truncated or damaged: its index does not match its checksum"
+    offset, nbytes = np.frombuffer(raw, "<u8").reshape(-1, 2).T
     held = offset != EMPTY
     end = np.uint64(size - length - 4)
     # offset + size may overflow 64 bits.
-    if np.any(offset[held] > end) or np.any(nbytes[held] > end - offset[held]):
-        msg = "names chunks beyond its end"
-        raise ValueError(msg)
-    return index
+    beyond = np.any(offset[held] > end) or np.any(nbytes[held] > end - offset[held])
+    return "names chunks beyond its end" if beyond else None
 
 
 def plain_index(settings: Mapping[str, Any]) -> bool:
-    """Return whether the index is one that `shard_index` reads: at the end, little-endian, with its checksum.
+    """Return whether the index is one that `shard_fault` reads: at the end, little-endian, with its checksum.
 
-    Nearly all writers choose that.
-
-    Parameters
-    ----------
-    settings : mapping
-        Configuration of the codec `sharding_indexed`.
+    Nearly all writers choose that. The settings are the configuration of the codec `sharding_indexed`.
     """
     codecs = settings.get("index_codecs", [])
     little = [codec.get("configuration", {}).get("endian", "little") for codec in codecs[:1]] == ["little"]
     named = [codec["name"] for codec in codecs] == ["bytes", "crc32c"]
     return settings.get("index_location", "end") == "end" and named and little
-
-
-def shard_fault(path: Path, chunks: int) -> str | None:
-    """Return what is wrong with the index of a shard, see `shard_index`, or None."""
-    try:
-        shard_index(path, chunks)
-    except ValueError as fault:
-        return str(fault)
-    return None
 
 
 def blosc_fault(path: Path) -> str | None:

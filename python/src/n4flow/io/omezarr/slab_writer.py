@@ -257,10 +257,8 @@ class SlabWriter:
             target = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
             chunk = self._open.get((level, index))
             if chunk is None:
-                if level == 0 and index in self._seen:
-                    msg = f"voxels of chunk {index} were written twice; write each block of a slab once"
-                    raise N4flowError(msg)
-                chunk = self._open[level, index] = Chunk(level, index, math.prod(inside))
+                written = level == 0 and index in self._seen
+                chunk = self._open[level, index] = Chunk(level, index, 0 if written else math.prod(inside))
             chunk.missing -= math.prod(b - a for a, b in zip(low, high, strict=True))
             if chunk.missing < 0:
                 msg = f"voxels of chunk {index} were written twice; write each block of a slab once"
