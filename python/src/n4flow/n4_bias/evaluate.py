@@ -13,7 +13,8 @@ from copy import copy
 
 import numpy as np
 
-from n4flow.compute.jit import cut_blocks, parallel_for, useful_threads, writeable
+from n4flow.compute.jit import cut_blocks, useful_threads, writeable
+from n4flow.compute.threads import parallel_planes
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate_kernels import field_block
 
@@ -99,7 +100,7 @@ class Evaluator:
                 field_block(*block, self._lattice, *tables, sign, source, target.reshape(-1), shape)
                 out[place] = target
 
-        parallel_for(work, len(cuts), threads)
+        parallel_planes(work, len(cuts), threads)
         return out
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from n4flow.compute.jit import parallel_for, writeable
+from n4flow.compute.jit import writeable
+from n4flow.compute.threads import parallel_planes
 from n4flow.errors import InputError
 from n4flow.n4_bias.shrink_kernels import shrink_block
 
@@ -77,5 +78,5 @@ def shrink_masked(
             total = totals[z] if weights is not None else np.empty((0, 0), np.float32)
             shrink_block(block, writeable(mask[planes], bool), given, high, wide, mean[z], shares[z], total)
 
-    parallel_for(work, small[0], threads)
+    parallel_planes(work, small[0], threads)
     return mean, shares >= LEAST_SHARE, None if weights is None else totals

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from n4flow.compute.jit import cut_blocks, parallel_for, useful_threads, writeable
+from n4flow.compute.jit import cut_blocks, useful_threads, writeable
 from n4flow.compute.simd import LANES
+from n4flow.compute.threads import parallel_planes
 from n4flow.n4_bias.cpu.packing_kernels import extremes, find_hulls, pack_rows
 from n4flow.n4_bias.problem import Survey, Voxels
 
@@ -141,7 +142,7 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
             start = z_start * n_y + y_start
             work(start, start + block.shape[0] * block.shape[1], block.reshape(-1, n_x))
 
-    parallel_for(each, len(cuts), useful_threads(threads, image.size))
+    parallel_planes(each, len(cuts), useful_threads(threads, image.size))
 
 
 def _strips(start: np.ndarray, n_y: int) -> np.ndarray:
