@@ -63,16 +63,7 @@ caching.CacheImpl._locator_classes = [
 ]
 
 # Errors that Python raises for a pickle that is truncated, damaged, or of a class of another version.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    ImportError,
-    IndexError,
-    KeyError,
-    ValueError,
-    TypeError,
-)
+UNREADABLE = (pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, ValueError, TypeError)
 
 
 class _SealedData(caching.IndexDataCacheFile):

@@ -28,8 +28,8 @@ def shrink_factors(shrink: Factors, shape: Sequence[int]) -> tuple[int, ...]:
     InputError
         A factor is below 1, or the number of factors differs from the number of axes.
     """
-    given = (int(shrink),) if isinstance(shrink, (int, np.integer)) else tuple(int(k) for k in shrink)
-    if min(given, default=0) < 1 or (len(given) != len(shape) and not isinstance(shrink, (int, np.integer))):
+    given = (int(shrink),) * len(shape) if isinstance(shrink, (int, np.integer)) else tuple(int(k) for k in shrink)
+    if min(given, default=0) < 1 or len(given) != len(shape):
         msg = f"shrink must be a whole number of at least 1, or one for each of the {len(shape)} axes, got {shrink}"
         raise InputError(msg)
     if isinstance(shrink, (int, np.integer)):
