@@ -12,7 +12,7 @@ from n4flow.errors import InputError, N4flowWarning
 from n4flow.n4_bias import sharpening
 from n4flow.n4_bias.api import fit_spaced
 from n4flow.n4_bias.inputs import FitInput
-from n4flow.n4_bias.problem import controls_from_distance, first_controls, level_controls
+from n4flow.n4_bias.problem import first_controls, level_controls
 from n4flow.n4_bias.settings import fit_settings
 from n4flow.n4_bias.shrink import shrink_factors, shrink_masked
 from n4flow.sections import Section, SectionTable
@@ -241,9 +241,9 @@ def test_images_must_be_planes_or_volumes_of_numbers(image):
 
 
 def test_knot_distances():
-    assert controls_from_distance((193e3, 229e3, 193e3), 200e3) == (4, 5, 4)
-    assert controls_from_distance((30.0, 31.0), 10.0) == (6, 7)
-    assert controls_from_distance((30.0, 31.0), None) == (4, 4)
+    assert first_controls((193e3, 229e3, 193e3), 200e3, (193, 229, 193)) == (4, 5, 4)
+    assert first_controls((30.0, 31.0), 10.0, (30, 31)) == (6, 7)
+    assert first_controls((30.0, 31.0), None, (30, 31)) == (4, 4)
     first_controls((500.0, 500.0), 100.0, (10, 10))
     with pytest.raises(InputError, match="must be above 0 micrometres, got -1"):
         first_controls((500.0, 500.0), -1.0, (10, 10))

@@ -45,12 +45,12 @@ def test_single_control_is_constant():
 
 def test_refine_keeps_the_spline():
     lattice = RNG.standard_normal((4, 5, 1))
-    finer = bspline.refine(lattice)
+    finer = bspline.refine(lattice, (5, 7, 1))
     assert finer.shape == (5, 7, 1)
     t = [np.linspace(0, 1, 9), np.linspace(0, 2, 11), np.zeros(1)]
     doubled = [2 * t[0], 2 * t[1], t[2]]
     assert np.allclose(bspline.evaluate(lattice, t), bspline.evaluate(finer, doubled), atol=1e-14)
-    assert bspline.refine(lattice, axes=[1]).shape == (4, 7, 1)
+    assert bspline.refine(lattice, (4, 7, 1)).shape == (4, 7, 1)
 
 
 def test_fit_is_lees_sum_written_out():
@@ -111,4 +111,4 @@ def test_grid_is_bounded_beyond_the_last_sample():
 
 def test_without_shrinking_both_rules_agree():
     aligned = bspline.grid_coordinates(30, 30, 7)
-    assert np.allclose(aligned, bspline.index_coordinates(30, 7), atol=1e-3 * 4 / 29)
+    assert np.allclose(aligned, bspline.sample_coordinates(30, 7), atol=1e-3 * 4 / 29)

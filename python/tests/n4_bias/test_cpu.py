@@ -98,10 +98,9 @@ def test_strips_follow_from_the_mask_alone():
 def prepared(image, mask, controls, weights=None, step=0.01):
     """One thread's arrays, a lattice and a step on them, as a level begins."""
     packed = pack(image, mask, weights, 1)
-    settings = FitSettings()
-    kernel_settings = cpu._kernel_settings(packed, settings)
+    kernel_settings = cpu._kernel_settings(packed, FitSettings())
     tables = cpu._tables(packed.shape, packed.width, controls)
-    work = cpu._work(packed, controls, 1, cpu._shared_arrays(packed, settings, 1))
+    work = cpu._work(packed, controls, 1, cpu._shared_arrays(packed, kernel_settings, 1))
     state = np.zeros(level_kernels.STATE)
     logs = np.log(image[mask])
     state[[level_kernels.LOW, level_kernels.FLOOR, level_kernels.HIGH]] = logs.min(), logs.min(), logs.max()

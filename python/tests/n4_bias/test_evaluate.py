@@ -9,7 +9,7 @@ from n4flow.compute import jit as compiled
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate import Evaluator
-from n4flow.n4_bias.field import BiasField, unfitted
+from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.settings import Level
 
 RNG = np.random.default_rng(4)
@@ -203,7 +203,7 @@ def test_knot_distance():
 
 
 def test_unfitted_changes_nothing():
-    bias = unfitted((3, 8, 9), (3, 4, 5), (1, 2, 2), reason="empty mask")
+    bias = BiasField(np.zeros((4, 4, 4), np.float32), (3, 4, 5), (3, 8, 9), (1, 2, 2), reason="empty mask")
     image = RNG.uniform(1, 9, (3, 8, 9)).astype(np.float32)
     assert np.array_equal(bias.apply(image), image)
     assert (bias.field() == 1).all()

@@ -123,7 +123,9 @@ def probe_gpu() -> GpuInfo:
         free, _total = cupy.cuda.runtime.memGetInfo()
         driver = cupy.cuda.runtime.driverGetVersion()
     except Exception as error:  # CuPy has an exception class for each layer that can fail.
-        fault, remedy = _first_line(error), _remedy(str(error))
+        low = str(error).lower()
+        fault = _first_line(error)
+        remedy = next((remedy for words, remedy in REMEDIES if any(word in low for word in words)), REMEDY)
         if cupy.cuda.runtime.driverGetVersion() == 0:  # CUDA itself reports a missing driver as too old.
             fault, remedy = "there is no NVIDIA driver", NO_DEVICE
         msg = f"no working GPU: {fault}; {remedy}, or choose backend cpu, itk or auto"
@@ -136,12 +138,6 @@ def probe_gpu() -> GpuInfo:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-
-
-def _remedy(text: str) -> str:
-    """Return the remedy for an error message of CUDA."""
-    low = text.lower()
-    return next((remedy for words, remedy in REMEDIES if any(word in low for word in words)), REMEDY)
 
 
 def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:

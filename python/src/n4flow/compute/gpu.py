@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -55,11 +55,7 @@ def multiprocessors() -> int:
 def run_on_gpu(task: Callable[[int], Result], *, release: bool) -> Result:
     """Return task(voxels), where voxels is the size of a block; if device memory is short, retry with smaller blocks.
 
-    Parameters
-    ----------
-    task : callable
-    release : bool
-        Whether CuPy's memory pool is freed at the end. Callers with arrays on the device keep the pool.
+    With `release`, CuPy's memory pool is freed at the end. Callers with arrays on the device keep the pool.
 
     Raises
     ------
@@ -164,8 +160,8 @@ def stream_planes(
     block = (min(deep, shape[0]), *shape[1:])
     slots = [_Slot(stream, block, sources, len(sinks)) for stream in streams()[: -(-shape[0] // deep)]]
     with thread_pool(min(COPY_TASKS, available_threads())) as copiers:
-        for number, planes in enumerate(_runs(shape[0], deep)):
-            slot = slots[number % len(slots)]
+        for number, start in enumerate(range(0, shape[0], deep)):
+            slot, planes = slots[number % len(slots)], slice(start, min(start + deep, shape[0]))
             _collect(slot, sinks, copiers)
             n = planes.stop - planes.start
             for buffer, source in zip(slot.inputs, sources, strict=True):
@@ -181,10 +177,6 @@ def stream_planes(
             slot.planes = planes
         for slot in sorted(slots, key=lambda slot: -1 if slot.planes is None else slot.planes.start):
             _collect(slot, sinks, copiers)
-
-
-def _runs(n: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def _collect(slot: _Slot, sinks: Sequence[np.ndarray], copiers: Executor) -> None:

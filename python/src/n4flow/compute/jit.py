@@ -1,4 +1,4 @@
-"""Compilation of kernels with numba, a fused multiply-add, and loops over blocks by several threads.
+"""Compilation of kernels with numba, a fused multiply-add, and what callers of kernels need.
 
 Kernels release the GIL and are cached on disk. Sums that determine a result use `fma` (multiply and add with one
 rounding) in a written order, so that it depends neither on the vector width nor on blocks nor on the thread count.
@@ -7,8 +7,7 @@ rounding) in a written order, so that it depends neither on the vector width nor
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numba.core import event
 from numba.extending import intrinsic
 
 from n4flow.compute.numba_cache import njit
-from n4flow.compute.threads import available_threads, run_tasks
+from n4flow.compute.threads import available_threads
 
 log = logging.getLogger("n4flow")
 
@@ -72,13 +71,6 @@ def writeable(array: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
 def useful_threads(threads: int, voxels: int) -> int:
     """Return how many of `threads` make a pass over `voxels` faster than the start of a thread costs."""
     return max(1, min(threads, voxels // THREAD_VOXELS))
-
-
-def parallel_for(work: Callable[[int, int], None], n: int, threads: int) -> None:
-    """Call work(start, stop) for parts of range(n), a few for each thread so that a slow thread delays little."""
-    parts = min(n, 4 * threads) if threads > 1 else 1
-    cuts = [n * i // parts for i in range(parts + 1)]
-    run_tasks(lambda part: work(*part), pairwise(cuts), threads)
 
 
 def cut_blocks(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]]:

@@ -29,11 +29,7 @@ from typing import Any
 import numba
 from numba.core import caching
 
-__all__ = ["ReadOnlyCacheLocator", "njit", "sources_digest"]
-
 PACKAGE = Path(__file__).parents[1]  # A kernel may call any other kernel of the package.
-
-_folders: list[tempfile.TemporaryDirectory[str]] = []  # They are removed when the process ends.
 
 
 @functools.cache
@@ -59,37 +55,15 @@ class _PackageKernels:
         return super().from_function(py_func, py_file)  # type: ignore[misc]
 
 
-class UserProvidedCacheLocator(_PackageKernels, caching.UserProvidedCacheLocator):
-    """Cache in NUMBA_CACHE_DIR."""
-
-
-class InTreeCacheLocator(_PackageKernels, caching.InTreeCacheLocator):
-    """Cache beside the source file."""
-
-
-class UserWideCacheLocator(_PackageKernels, caching.UserWideCacheLocator):
-    """Cache in the user's cache folder."""
-
-
+# In NUMBA_CACHE_DIR, beside the source file, or in the user's cache folder.
+_LOCATORS = (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator)
 caching.CacheImpl._locator_classes = [
-    UserProvidedCacheLocator,
-    InTreeCacheLocator,
-    UserWideCacheLocator,
+    *(type(locator.__name__, (_PackageKernels, locator), {}) for locator in _LOCATORS),
     *caching.CacheImpl._locator_classes,
 ]
 
-
 # Errors that Python raises for a pickle that is truncated, damaged, or of a class of another version.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    ImportError,
-    IndexError,
-    KeyError,
-    ValueError,
-    TypeError,
-)
+UNREADABLE = (pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, ValueError, TypeError)
 
 
 class _SealedData(caching.IndexDataCacheFile):
@@ -143,15 +117,17 @@ class ReadOnlyCacheLocator(caching.UserProvidedCacheLocator):
     def __init__(self, py_func: object, py_file: str) -> None:
         super().__init__(py_func, py_file)
         if not os.access(os.path.dirname(self._cache_path), os.W_OK):
-            self._cache_path = _linked(self._cache_path)
+            self._cache_path = _linked(self._cache_path).name
 
 
 @functools.cache
-def _linked(folder: str) -> str:
-    """Return a temporary folder with a link to each file of `folder`, to which new kernels are added."""
+def _linked(folder: str) -> tempfile.TemporaryDirectory[str]:
+    """Return a temporary folder with a link to each file of `folder`, to which new kernels are added.
+
+    The cache of this function keeps the folder until the process ends.
+    """
     scratch = tempfile.TemporaryDirectory(prefix="n4flow-kernels-")
-    _folders.append(scratch)
     if os.path.isdir(folder):
         for file in Path(folder).resolve().iterdir():
             Path(scratch.name, file.name).symlink_to(file)
-    return scratch.name
+    return scratch

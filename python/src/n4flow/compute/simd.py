@@ -76,6 +76,26 @@ def _choose(builder, comparison, a, b):
     return builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
 
 
+def _call(builder, name, result, *arguments):
+    """Call a function of LLVM by its name."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _gather(context, builder, table_type, table, places, lanes):
+    """Return the items at `places` of a table, as a vector whose lanes are as wide as an item."""
+    longs = _lanes(ir.IntType(64))
+    kind, width = ("f32", 4) if lanes == _FLOATS else ("i64", 8)
+    base = builder.ptrtoint(_address(context, builder, table_type, table, ir.IntType(64)(0)), ir.IntType(64))
+    bytes_in = builder.mul(builder.zext(places, longs), ir.Constant(longs, [width] * LANES))
+    addresses = builder.inttoptr(
+        builder.add(_spread(builder, longs, base), bytes_in), _lanes(lanes.element.as_pointer())
+    )
+    everywhere, nothing = ir.Constant(_FLAGS, [1] * LANES), ir.Constant(lanes, ir.Undefined)
+    name = f"llvm.masked.gather.v{LANES}{kind}.v{LANES}p0{kind}"
+    return _call(builder, name, lanes, addresses, _INDEX(width), everywhere, nothing)
+
+
 @intrinsic
 def load(context, array, index):
     """Return array[index : index + LANES], float32 or float64."""
@@ -93,11 +113,9 @@ def load_first(context, array, index, number):
 
     def build(context, builder, signature, values):
         name = f"llvm.masked.load.v{LANES}f32.p0v{LANES}f32"
-        parameters = [_FLOATS.as_pointer(), _INDEX, _FLAGS, _FLOATS]
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, parameters), name)
         address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
-        lanes = _first_lanes(builder, values[2])
-        return builder.call(function, [address, _INDEX(4), lanes, ir.Constant(_FLOATS, [0.0] * LANES)])
+        others = ir.Constant(_FLOATS, [0.0] * LANES)
+        return _call(builder, name, _FLOATS, address, _INDEX(4), _first_lanes(builder, values[2]), others)
 
     return vector(array, index, number), build
 
@@ -120,10 +138,8 @@ def store_first(context, array, index, value, number):
 
     def build(context, builder, signature, values):
         name = f"llvm.masked.store.v{LANES}f32.p0v{LANES}f32"
-        parameters = [_FLOATS, _FLOATS.as_pointer(), _INDEX, _FLAGS]
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), parameters), name)
         address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
-        builder.call(function, [values[2], address, _INDEX(4), _first_lanes(builder, values[3])])
+        _call(builder, name, ir.VoidType(), values[2], address, _INDEX(4), _first_lanes(builder, values[3]))
         return context.get_dummy_value()
 
     return types.void(array, index, value, number), build
@@ -147,18 +163,9 @@ def gather(context, table, array, index):
     """Return table[array[index : index + LANES]] for a uint16 array."""
 
     def build(context, builder, signature, values):
-        longs, floats = _lanes(ir.IntType(64)), _lanes(ir.FloatType().as_pointer())
-        shorts, flags = _lanes(ir.IntType(16)), _FLAGS
-        base = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
-        base = _spread(builder, longs, builder.ptrtoint(base, ir.IntType(64)))
+        shorts = _lanes(ir.IntType(16))
         places = builder.load(_address(context, builder, signature.args[1], *values[1:], shorts), align=2)
-        bytes_in = builder.shl(builder.zext(places, longs), ir.Constant(longs, [2] * LANES))
-        kind = ir.FunctionType(_FLOATS, [floats, _INDEX, flags, _FLOATS])
-        name = f"llvm.masked.gather.v{LANES}f32.v{LANES}p0f32"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(_FLOATS, ir.Undefined)
-        addresses = builder.inttoptr(builder.add(base, bytes_in), floats)
-        return builder.call(function, [addresses, _INDEX(4), everywhere, nothing])
+        return _gather(context, builder, signature.args[0], values[0], places, _FLOATS)
 
     return vector(table, array, index), build
 
@@ -171,17 +178,9 @@ def gather_pairs(context, table, places):
     """
 
     def build(context, builder, signature, values):
-        longs, addresses = _lanes(ir.IntType(64)), _lanes(ir.IntType(64).as_pointer())
-        flags = _FLAGS
-        base = arrayobj.make_array(signature.args[0])(context, builder, values[0]).data
-        base = _spread(builder, longs, builder.ptrtoint(base, ir.IntType(64)))
-        bytes_in = builder.shl(builder.zext(builder.fptosi(values[1], _INTS), longs), ir.Constant(longs, [3] * LANES))
-        kind = ir.FunctionType(longs, [addresses, _INDEX, flags, longs])
-        name = f"llvm.masked.gather.v{LANES}i64.v{LANES}p0i64"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        everywhere, nothing = ir.Constant(flags, [1] * LANES), ir.Constant(longs, ir.Undefined)
-        places = builder.inttoptr(builder.add(base, bytes_in), addresses)
-        both = builder.call(function, [places, _INDEX(8), everywhere, nothing])
+        longs = _lanes(ir.IntType(64))
+        places = builder.fptosi(values[1], _INTS)
+        both = _gather(context, builder, signature.args[0], values[0], places, longs)
         first = builder.trunc(both, _INTS)
         second = builder.trunc(builder.lshr(both, ir.Constant(longs, [32] * LANES)), _INTS)
         parts = [builder.bitcast(part, _FLOATS) for part in (first, second)]
@@ -244,12 +243,9 @@ def multiply(context, a, b):
 @intrinsic
 def fma(context, a, b, c):
     """Return a b + c with one rounding."""
-
-    def build(_context, builder, _signature, values):
-        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), values)
-
-    return a(a, b, c), build
+    return a(a, b, c), lambda _context, builder, _signature, values: _call(
+        builder, f"llvm.fma.v{LANES}f32", _FLOATS, *values
+    )
 
 
 @row_kernel
@@ -299,9 +295,8 @@ def times_power_of_two(context, value, power):
     """Return value 2^k for `power` = 1.5 x 2^23 + k, whose low bits are k, by adding k to the exponent bits."""
 
     def build(_context, builder, _signature, values):
-        ints = _INTS
-        raised = builder.shl(builder.bitcast(values[1], ints), ir.Constant(ints, [23] * LANES))
-        return builder.bitcast(builder.add(builder.bitcast(values[0], ints), raised), _FLOATS)
+        raised = builder.shl(builder.bitcast(values[1], _INTS), ir.Constant(_INTS, [23] * LANES))
+        return builder.bitcast(builder.add(builder.bitcast(values[0], _INTS), raised), _FLOATS)
 
     return value(value, power), build
 

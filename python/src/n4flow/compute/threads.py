@@ -18,12 +18,24 @@ from typing import Any
 import numpy as np
 
 _limit: list[int] = []  # holds one number once `limit_threads` was called
-_local = threading.local()
+
+
+class _Local(threading.local):
+    """State of a thread: whether it belongs to a pool, the pool that it reuses, and its scratch buffers."""
+
+    in_pool = False
+    pool: ThreadPoolExecutor | None = None
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, np.ndarray] = {}
+
+
+_local = _Local()
 
 
 def available_threads() -> int:
     """Return how many cores this process may use; 1 in a thread of a `thread_pool`."""
-    return 1 if _in_pool() else thread_limit()
+    return 1 if _local.in_pool else thread_limit()
 
 
 def thread_limit() -> int:
@@ -39,22 +51,14 @@ def limit_threads(threads: int) -> None:
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:
     """Return a thread pool whose threads run serially whatever they call."""
-    return ThreadPoolExecutor(threads, initializer=_enter_pool)
-
-
-def _enter_pool() -> None:
-    _local.in_pool = True
-
-
-def _in_pool() -> bool:
-    return getattr(_local, "in_pool", False)
+    return ThreadPoolExecutor(threads, initializer=setattr, initargs=(_local, "in_pool", True))
 
 
 @contextmanager
 def reuse_threads() -> Iterator[None]:
     """Let all calls of `run_tasks` within the block use one thread pool, whose threads keep their `scratch` buffers."""
     count = available_threads()
-    if count == 1 or reused_pool() is not None:
+    if count == 1 or _local.pool is not None:
         yield
         return
     with thread_pool(count) as pool:
@@ -65,36 +69,28 @@ def reuse_threads() -> Iterator[None]:
             _local.pool = None
 
 
-def reused_pool() -> ThreadPoolExecutor | None:
-    """Return the pool that `reuse_threads` opened in this thread."""
-    return getattr(_local, "pool", None)
-
-
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:
     """Return [function(task) for task in tasks], computed by `threads` threads; serially in a thread of a pool."""
     tasks = list(tasks)
-    count = 1 if _in_pool() else min(threads or available_threads(), len(tasks))
+    count = 1 if _local.in_pool else min(threads or available_threads(), len(tasks))
     if count <= 1:
         return [function(task) for task in tasks]
-    reused = reused_pool()
-    if reused is not None and threads is None:
-        return list(reused.map(function, tasks))
+    if _local.pool is not None and threads is None:
+        return list(_local.pool.map(function, tasks))
     with thread_pool(count) as pool:
         return list(pool.map(function, tasks))
 
 
-def parallel_planes(work: Callable[[int, int], None], n: int) -> None:
-    """Call work(start, stop) for ranges of `n` planes, by all threads; in a thread of a pool, once for all planes."""
-    if _in_pool():
-        work(0, n)
-        return
-    parts = min(n, 4 * available_threads())
-    run_tasks(lambda part: work(*part), pairwise([n * i // parts for i in range(parts + 1)]))
+def parallel_planes(work: Callable[[int, int], None], n: int, threads: int | None = None) -> None:
+    """Call work(start, stop) for ranges of `n` planes or blocks: a few for each thread, or one for a single thread."""
+    count = threads or available_threads()
+    parts = min(n, 4 * count) if count > 1 else 1
+    run_tasks(lambda part: work(*part), pairwise([n * i // parts for i in range(parts + 1)]), threads)
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return a buffer that this thread reuses from call to call: fresh memory costs more than the arithmetic on it."""
-    buffers: dict[str, np.ndarray] = _local.__dict__.setdefault("buffers", {})
+    buffers = _local.buffers
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if name not in buffers or buffers[name].size < size:
         buffers[name] = np.empty(size, np.uint8)

@@ -281,7 +281,7 @@ def sharpen_residual(
         msg = f"mask_weights must have the shape of log_v, {tuple(log_v.shape)}, got {tuple(mask_weights.shape)}"
         raise InputError(msg)
     inside = as_mask(mask, log_v.shape)
-    settings = gpu_sharpen.Settings(n_bins, fwhm_log, wiener_noise)
+    settings = (n_bins, fwhm_log, wiener_noise)
     if on_device(log_v):
         return run_on_gpu(lambda _voxels: gpu_sharpen.sharpen(log_v, inside, mask_weights, settings), release=False)
     if use_gpu:

@@ -79,14 +79,6 @@ def grid_coordinates(size: int, samples: int, controls: int, *, per_sample: floa
     return np.clip(t, -BEYOND, m + BEYOND)
 
 
-def index_coordinates(size: int, controls: int) -> np.ndarray:
-    """Return t by ITK's rule for another grid: its first and last voxels lie on the first and last samples.
-
-    For a shrunken fit this stretches the field by up to half a sample at either end. It serves comparisons with ITK.
-    """
-    return sample_coordinates(size, controls)
-
-
 def axis_weights(t: np.ndarray, controls: int) -> tuple[np.ndarray, np.ndarray]:
     """Return for each coordinate the first of the four control points that act there, and their weights.
 
@@ -147,21 +139,15 @@ def evaluate(lattice: np.ndarray, coordinates: Sequence[np.ndarray]) -> np.ndarr
     return contract(np.asarray(lattice, np.float64), matrices)
 
 
-def refine(lattice: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
-    """Return the same spline on a mesh with twice the spans: c control points become 2c - 3.
+def refine(lattice: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return the same spline with `shape` control points: on an axis where c become 2c - 3, with twice the spans.
 
     Exact for uniform cubics: new[2i] = (c[i] + c[i+1]) / 2, new[2i+1] = (c[i] + 6 c[i+1] + c[i+2]) / 8.
-
-    Parameters
-    ----------
-    lattice : float array of any number of axes
-    axes : sequence of int, optional
-        Axes to refine; by default all axes that have spans.
     """
     lattice = np.asarray(lattice, np.float64)
-    for axis in range(lattice.ndim) if axes is None else axes:
+    for axis, wanted in enumerate(shape):
         before, controls, after = lattice.shape[:axis], lattice.shape[axis], lattice.shape[axis + 1 :]
-        if controls >= 4:
+        if controls != wanted:
             stacked = lattice.reshape(math.prod(before), controls, math.prod(after))
             lattice = (_refinement(controls) @ stacked).reshape(*before, -1, *after)
     return lattice
@@ -179,17 +165,17 @@ def _refinement(controls: int) -> np.ndarray:
     return matrix
 
 
+def _sample_matrices(samples: Sequence[int], controls: Sequence[int]) -> list[np.ndarray]:
+    """Return the weights of the control points at the samples of the fitted image, along each axis."""
+    return [weight_matrix(sample_coordinates(n, c), c) for n, c in zip(samples, controls, strict=True)]
+
+
 def fit_weights(mask: np.ndarray, controls: Sequence[int]) -> np.ndarray:
     """Return omega, the sum of squared weights of each control point; it depends on mask and lattice only.
 
-    Parameters
-    ----------
-    mask : float array
-        Confidence of each voxel, 0 outside the mask.
-    controls : sequence of int
-        Control points along each axis.
+    `mask` is the confidence of each voxel, 0 outside the mask.
     """
-    squares = [weight_matrix(sample_coordinates(n, c), c).T ** 2 for n, c in zip(mask.shape, controls, strict=True)]
+    squares = [w.T**2 for w in _sample_matrices(mask.shape, controls)]
     return contract(np.asarray(mask, np.float64), squares)
 
 
@@ -201,17 +187,10 @@ def fit(residual: np.ndarray, omega: np.ndarray) -> np.ndarray:
     delta_k = sum r W_k^3 / sum(W^2) and omega_k = sum W_k^2. W^2 and W^3 / sum(W^2) are products over the axes, so both
     sums are contractions along one axis after the other.
 
-    Parameters
-    ----------
-    residual : float array
-        Residual times confidence, 0 outside the mask.
-    omega : float array
-        The result of `fit_weights`.
+    `residual` is multiplied by confidence, and 0 outside the mask; `omega` is the result of `fit_weights`.
     """
-    shares = []
-    for n, c in zip(residual.shape, omega.shape, strict=True):
-        w = weight_matrix(sample_coordinates(n, c), c)
-        shares.append((w**3 / (w**2).sum(axis=1, keepdims=True)).T)
+    matrices = _sample_matrices(residual.shape, omega.shape)
+    shares = [(w**3 / (w**2).sum(axis=1, keepdims=True)).T for w in matrices]
     delta = contract(np.asarray(residual, np.float64), shares)
     seen = omega > LEAST_WEIGHT
     return np.where(seen, delta / np.where(seen, omega, 1.0), 0.0)
@@ -222,9 +201,7 @@ def lattice_from_samples(values: np.ndarray, controls: Sequence[int]) -> np.ndar
 
     It is the least-squares solution along each axis, well determined on a grid of `reference_size`.
     """
-    inverses = [
-        np.linalg.pinv(weight_matrix(sample_coordinates(n, c), c)) for n, c in zip(values.shape, controls, strict=True)
-    ]
+    inverses = [np.linalg.pinv(w) for w in _sample_matrices(values.shape, controls)]
     return contract(np.asarray(values, np.float64), inverses)
 
 

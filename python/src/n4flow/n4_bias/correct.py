@@ -14,7 +14,7 @@ from n4flow.compute.jit import thread_count
 from n4flow.errors import InputError
 from n4flow.n4_bias import engine
 from n4flow.n4_bias.api import fit_spaced
-from n4flow.n4_bias.field import BiasField, check_out
+from n4flow.n4_bias.field import check_out
 from n4flow.n4_bias.inputs import prepare
 from n4flow.n4_bias.settings import FitSettings, fit_settings
 from n4flow.n4_bias.shrink import Factors
@@ -70,8 +70,8 @@ def n4_correct(
         A knot distance that does not fit the image, shapes that do not match, or an option out of range.
     """
     settings = fit_settings(n_iterations, threads)
-    bias = _fit(vol, mask, shrink_factor, spline_distance_mm, voxel_size_mm, settings, backend, name)
-    return _corrected(vol, bias, out, bias_out, settings.threads)
+    lattice = (shrink_factor, spline_distance_mm, voxel_size_mm)
+    return _corrected(vol, mask, *lattice, settings, backend, out, bias_out, name)
 
 
 def n4_correct_gpu(
@@ -100,9 +100,8 @@ def n4_correct_gpu(
         `use_gpu`, and no GPU works.
     """
     settings = fit_settings(n_iterations, threshold=convergence_tol, bins=n_bins, fwhm=fwhm_log, wiener=wiener_noise)
-    backend = "gpu" if use_gpu else "cpu"
-    bias = _fit(vol, mask, shrink_factor, spline_distance_mm, voxel_size_mm, settings, backend)
-    return _corrected(vol, bias, out, bias_out, settings.threads)
+    lattice = (shrink_factor, spline_distance_mm, voxel_size_mm)
+    return _corrected(vol, mask, *lattice, settings, "gpu" if use_gpu else "cpu", out, bias_out)
 
 
 def n4_correct_per_section(
@@ -151,7 +150,7 @@ def n4_correct_per_section(
     return xp.asarray(corrected), xp.asarray(field)
 
 
-def _fit(
+def _corrected(
     vol: Any,
     mask: Any,
     shrink: Factors,
@@ -159,25 +158,19 @@ def _fit(
     voxel_mm: Sequence[float],
     settings: FitSettings,
     backend: str,
+    out: Any,
+    bias_out: Any,
     name: str = "the image",
-) -> BiasField:
-    """Fit a field with knots `distance_mm` apart to the shrunken image, and centre it."""
+) -> tuple[Any, Any]:
+    """Return the corrected image and the field at full size, fitted with knots `distance_mm` apart and centred."""
     chosen = engine.choose_backend(backend)
     small = prepare(vol, mask, None, shrink, chosen, settings.threads)
     voxel_um = [1000.0 * float(mm) for mm in voxel_mm][-len(small.shape) :]
     if len(voxel_um) != len(small.shape) or min(voxel_um) <= 0:
         msg = f"voxel_size_mm must be above 0 along each of the {len(small.shape)} axes, got {tuple(voxel_mm)}"
         raise InputError(msg)
-    spline_um = 1000.0 * distance_mm
-    return fit_spaced(small, voxel_um=voxel_um, spline_um=spline_um, settings=settings, backend=chosen, name=name)
-
-
-def _result(given: Any, shape: Sequence[int], name: str) -> np.ndarray:
-    return np.empty(tuple(shape), np.float32) if given is None else check_out(given, shape, name)
-
-
-def _corrected(vol: Any, bias: BiasField, out: Any, bias_out: Any, threads: int) -> tuple[Any, Any]:
-    """Return the corrected image and the field at full size."""
+    spline_um, threads = 1000.0 * distance_mm, settings.threads
+    bias = fit_spaced(small, voxel_um=voxel_um, spline_um=spline_um, settings=settings, backend=chosen, name=name)
     if on_device(vol):
         return bias.apply(vol, out), bias.field(out=bias_out, gpu=True)
     corrected, field = _result(out, bias.shape, "out"), _result(bias_out, bias.shape, "bias_out")
@@ -187,3 +180,7 @@ def _corrected(vol: Any, bias: BiasField, out: Any, bias_out: Any, threads: int)
         bias.field(out=field, threads=threads)
         bias.apply(np.asarray(vol), corrected, threads=threads)
     return corrected, field
+
+
+def _result(given: Any, shape: Sequence[int], name: str) -> np.ndarray:
+    return np.empty(tuple(shape), np.float32) if given is None else check_out(given, shape, name)

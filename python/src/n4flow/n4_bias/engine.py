@@ -17,7 +17,7 @@ from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.n4_bias import itk
 from n4flow.n4_bias.cpu import fit as cpu
 from n4flow.n4_bias.cpu.packing import pack
-from n4flow.n4_bias.field import BiasField, unfitted
+from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.gpu import fit as gpu
 from n4flow.n4_bias.inputs import FitInput
 from n4flow.n4_bias.problem import Solution, Survey, degenerate, make_problem
@@ -113,6 +113,6 @@ def fit(
     if solution is None:
         msg = f"{name}: no bias field was fitted ({reason}); its intensities are kept"
         warnings.warn(msg, N4flowWarning, stacklevel=3)
-        return unfitted(small.shape, image.shape, small.shrink, seconds=time.perf_counter() - start, **facts)
+        solution = Solution(np.zeros([1 if n == 1 else 4 for n in image.shape]), ())
     facts |= {"levels": solution.levels, "seconds": time.perf_counter() - start}
     return BiasField(solution.lattice.astype(np.float32), image.shape, small.shape, small.shrink, **facts)

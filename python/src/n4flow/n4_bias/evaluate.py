@@ -13,7 +13,8 @@ from copy import copy
 
 import numpy as np
 
-from n4flow.compute.jit import cut_blocks, parallel_for, useful_threads, writeable
+from n4flow.compute.jit import cut_blocks, useful_threads, writeable
+from n4flow.compute.threads import parallel_planes
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate_kernels import field_block
 
@@ -88,18 +89,16 @@ class Evaluator:
                     block = z_start, z_stop, y_start, y_stop
                     field_block(*block, self._lattice, *self._tables, sign, *whole, self.shape)
                     continue
-                place = slice(z_start, z_stop), slice(y_start, y_stop)
                 # Arrays of another dtype or layout are computed on a float32 copy of the block.
-                fz, wz, fy, wy, fx, wx = self._tables
-                tables = (fz[place[0]], wz[place[0]], fy[place[1]], wy[place[1]], fx, wx)
+                place = slice(z_start, z_stop), slice(y_start, y_stop)
                 shape = (z_stop - z_start, y_stop - y_start, self.shape[2])
                 target = np.empty(shape, np.float32)
                 source = NO_IMAGE if image is None else writeable(image[place]).reshape(-1)
-                block = 0, shape[0], 0, shape[1]
-                field_block(*block, self._lattice, *tables, sign, source, target.reshape(-1), shape)
+                tables = self.tables(*place, slice(None))
+                field_block(0, shape[0], 0, shape[1], *tables, sign, source, target.reshape(-1), shape)
                 out[place] = target
 
-        parallel_for(work, len(cuts), threads)
+        parallel_planes(work, len(cuts), threads)
         return out
 
 

@@ -281,7 +281,7 @@ class BiasField:
         if size == samples:
             return bspline.grid_coordinates(size, samples, controls)
         if rule == "index":
-            return bspline.index_coordinates(size, controls)
+            return bspline.sample_coordinates(size, controls)  # ITK's rule stretches the field to the outer voxels.
         return bspline.grid_coordinates(size, samples, controls, per_sample=self.shrink[axis] * size / self.shape[axis])
 
     def _apply_lazily(self, image: Any) -> Any:
@@ -296,12 +296,6 @@ class BiasField:
             return self.apply(block, where=place, threads=1)
 
         return image.map_blocks(correct, dtype=np.float32, meta=np.empty((0,) * image.ndim, np.float32))
-
-
-def unfitted(shape: Sequence[int], grid_shape: Sequence[int], shrink: Sequence[int], **facts: Any) -> BiasField:
-    """Return a field of 1 for an image that was not fitted; `facts` are attributes such as `reason`."""
-    lattice = np.zeros([1 if n == 1 else 4 for n in grid_shape], np.float32)
-    return BiasField(lattice, tuple(grid_shape), tuple(shape), tuple(shrink), **facts)
 
 
 def check_out(out: Any, shape: Sequence[int], name: str = "out") -> np.ndarray:
@@ -330,43 +324,25 @@ def _on_gpu(
     write: Callable[[DeviceEvaluator, Any], Any],
 ) -> Any:
     """Return the float32 CuPy array of `shape` that `write` fills; in `out`, if that is given."""
-
-    def work(_voxels: int) -> Any:
-        target = _device_target(out, shape)
-        write(DeviceEvaluator(lattice, coordinates), _volume_view(target))
-        return _delivered(target, out)
-
-    return run_on_gpu(work, release=False)
-
-
-def _device_target(out: Any, shape: Sequence[int]) -> Any:
-    """Return a float32 CuPy array for a result of `shape`: `out` itself if it is one.
-
-    Raises
-    ------
-    InputError
-        `out` cannot hold the result.
-    """
     import cupy
 
-    if out is None:
-        return cupy.empty(tuple(shape), cupy.float32)
-    if not on_device(out):
-        check_out(out, shape)
-    elif out.shape != tuple(shape) or out.dtype.kind != "f" or out.dtype.itemsize < 4:
+    there = out is not None and on_device(out)
+    if there and (out.shape != tuple(shape) or out.dtype.kind != "f" or out.dtype.itemsize < 4):
         msg = f"out must be a float32 or float64 array of shape {tuple(shape)}, got {out.dtype} of {out.shape}"
         raise InputError(msg)
-    elif out.dtype == np.float32 and out.flags.c_contiguous:
+    if out is not None and not there:
+        check_out(out, shape)
+
+    def work(_voxels: int) -> Any:
+        in_place = there and out.dtype == np.float32 and out.flags.c_contiguous
+        target = out if in_place else cupy.empty(tuple(shape), cupy.float32)
+        write(DeviceEvaluator(lattice, coordinates), _volume_view(target))
+        if out is None or in_place:
+            return target
+        out[...] = target if there else target.get()  # synchronize
         return out
-    return cupy.empty(tuple(shape), cupy.float32)
 
-
-def _delivered(target: Any, out: Any) -> Any:
-    """Copy the result to `out`, if that was given; return it."""
-    if out is None or out is target:
-        return target
-    out[...] = target if on_device(out) else target.get()  # synchronize
-    return out
+    return run_on_gpu(work, release=False)
 
 
 def _volume_view(array: Any) -> Any:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
-from n4flow.n4_bias.problem import Problem, Solution, refined_axes
+from n4flow.n4_bias.problem import Problem, Solution
 from n4flow.n4_bias.settings import FitSettings, Level
 
 
@@ -32,19 +31,19 @@ def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSett
     """
     _check(problem, settings)
     axes = [axis for axis, n in enumerate(problem.image.shape) if n > 1]  # ITK rejects an axis with one sample.
-    image = _filled(problem).squeeze()
-    mask = problem.mask.squeeze()
+    image = problem.image.astype(np.float32)
+    image[~problem.mask] = 1  # It may hold NaN there, which ITK does not accept.
+    image, mask = image.squeeze(), problem.mask.squeeze()
     lattice = np.zeros([controls[0][axis] for axis in axes])
     levels: list[Level] = []
     for start, stop in _runs(controls):
         points = [tuple(c[axis] for axis in axes) for c in controls[start:stop]]
-        if start:
-            lattice = _refined(lattice, controls[start - 1 : start + 1], axes)
+        lattice = bspline.refine(lattice, points[0])
         coordinates = [bspline.sample_coordinates(n, c) for n, c in zip(image.shape, lattice.shape, strict=True)]
         even = (image / np.exp(bspline.evaluate(lattice, coordinates))).astype(np.float32) if start else image
         update, measures = _run(even, mask, points, settings.iterations[start:stop], settings)
-        for coarse, fine in pairwise(points):
-            lattice = bspline.refine(lattice, refined_axes(coarse, fine))
+        for fine in points[1:]:
+            lattice = bspline.refine(lattice, fine)
         lattice = lattice + update
         levels += [Level.ended(c, m, settings) for c, m in zip(controls[start:stop], measures, strict=True)]
     return Solution(lattice.reshape(controls[-1]), tuple(levels))
@@ -61,13 +60,6 @@ def _check(problem: Problem, settings: FitSettings) -> None:
             raise InputError(msg)
 
 
-def _filled(problem: Problem) -> np.ndarray:
-    """Return the image as float32 with 1 outside the mask, where it may hold NaN, which ITK does not accept."""
-    image = problem.image.astype(np.float32)
-    image[~problem.mask] = 1
-    return image
-
-
 def _runs(controls: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
     """Return the ranges of levels (first, stop) within which every axis doubles from each level to the next."""
     cuts = [0]
@@ -75,11 +67,6 @@ def _runs(controls: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
         if any(a == b != 1 for a, b in zip(coarse, fine, strict=True)):
             cuts.append(level)
     return list(pairwise([*cuts, len(controls)]))
-
-
-def _refined(lattice: np.ndarray, steps: Sequence[tuple[int, ...]], axes: list[int]) -> np.ndarray:
-    coarse, fine = ([step[axis] for axis in axes] for step in steps)
-    return bspline.refine(lattice, refined_axes(coarse, fine))
 
 
 def _run(
@@ -107,13 +94,7 @@ def _run(
 
     correction.AddCommand(sitk.sitkIterationEvent, iterated)
     correction.Execute(sitk.GetImageFromArray(image), sitk.GetImageFromArray(mask.astype(np.uint8)))
-    return _lattice(correction, controls[-1]), [tuple(m) for m in measures]
-
-
-def _lattice(correction: Any, controls: tuple[int, ...]) -> np.ndarray:
-    import SimpleITK as sitk
-
-    sizes = [bspline.reference_size(c) for c in controls]
+    sizes = [bspline.reference_size(c) for c in controls[-1]]
     grid = sitk.Image([int(n) for n in reversed(sizes)], sitk.sitkFloat32)
     log_field = sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(grid))
-    return bspline.lattice_from_samples(log_field, controls)
+    return bspline.lattice_from_samples(log_field, controls[-1]), [tuple(m) for m in measures]

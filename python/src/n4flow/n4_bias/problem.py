@@ -36,21 +36,12 @@ class Voxels:
 
 @dataclass(frozen=True)
 class Survey:
-    """Statistics of the image that decide whether it can be fitted.
-
-    Parameters
-    ----------
-    voxels : Voxels
-    low, high : float
-        Lowest and highest usable intensity; 0 if no voxel is usable.
-    at_high : int
-        Number of voxels that hold the highest intensity.
-    """
+    """Statistics of the image that decide whether it can be fitted."""
 
     voxels: Voxels
-    low: float
+    low: float  # lowest and highest usable intensity; 0 if no voxel is usable
     high: float
-    at_high: int
+    at_high: int  # number of voxels that hold the highest intensity
 
     @property
     def usable(self) -> int:
@@ -60,21 +51,11 @@ class Survey:
 
 @dataclass(frozen=True)
 class Problem:
-    """An image to fit, for the itk backend and `reference`. The other backends pack the voxels instead.
+    """An image to fit, for the itk backend and `reference`. The other backends pack the voxels instead."""
 
-    Parameters
-    ----------
-    image : (z, y, x) or (y, x) array, real or integer
-    mask : bool array of the same shape
-        Voxels that are fitted; the image is finite and above 0 there.
-    weights : float32 array of the same shape, or None
-        Confidence of each voxel in the fit; it enters neither histogram nor convergence.
-    survey : Survey
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    weights: np.ndarray | None
+    image: np.ndarray  # (z, y, x) or (y, x), real or integer
+    mask: np.ndarray  # bool: voxels that are fitted; the image is finite and above 0 there
+    weights: np.ndarray | None  # float32: confidence in the fit; it enters neither histogram nor convergence
     survey: Survey
 
 
@@ -118,24 +99,10 @@ def degenerate(survey: Survey, shape: Sequence[int]) -> str | None:
     return None
 
 
-def controls_from_distance(extents_um: Sequence[float], distance_um: float | None) -> tuple[int, ...]:
+def first_controls(extents_um: Sequence[float], distance_um: float | None, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the number of control points along each axis for knots `distance_um` apart: ceil(extent / distance) + 3.
 
-    A distance larger than the extent, or None, gives one span.
-
-    Examples
-    --------
-    >>> controls_from_distance((193_000, 229_000, 193_000), 200_000)
-    (4, 5, 4)
-    """
-    if distance_um is None:
-        return (4,) * len(extents_um)
-    # The subtraction keeps 30 / 10 at three spans, whatever the rounding of the two numbers.
-    return tuple(max(1, math.ceil(extent / distance_um - 1e-9)) + 3 for extent in extents_um)
-
-
-def first_controls(extents_um: Sequence[float], distance_um: float | None, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return `controls_from_distance` where a fitted image of `shape` has enough voxels for that knot distance.
+    A distance larger than the extent, or None, gives one span. `shape` is that of the fitted image.
 
     Raises
     ------
@@ -143,12 +110,13 @@ def first_controls(extents_um: Sequence[float], distance_um: float | None, shape
         The distance is not above 0, or finer than the voxels of the fitted image along every axis that has several, or
         needs a lattice that is too large.
     """
-    if distance_um is not None and not distance_um > 0:
+    if distance_um is None:
+        return (4,) * len(extents_um)
+    if not distance_um > 0:
         msg = f"the spline distance must be above 0 micrometres, got {distance_um:g}"
         raise InputError(msg)
-    first = controls_from_distance(extents_um, distance_um)
-    if distance_um is None:
-        return first
+    # The subtraction keeps 30 / 10 at three spans, whatever the rounding of the two numbers.
+    first = tuple(max(1, math.ceil(extent / distance_um - 1e-9)) + 3 for extent in extents_um)
     voxels = [extent / n for extent, n in zip(extents_um, shape, strict=True) if n > 1]
     if voxels and distance_um < min(voxels):
         msg = (
@@ -213,8 +181,3 @@ def level_controls(
         )
         raise InputError(msg)
     return tuple(chosen)
-
-
-def refined_axes(coarse: Sequence[int], fine: Sequence[int]) -> list[int]:
-    """Return the axes whose spans double from one level to the next."""
-    return [axis for axis, (a, b) in enumerate(zip(coarse, fine, strict=True)) if a != b]

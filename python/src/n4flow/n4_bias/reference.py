@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from n4flow.n4_bias import bspline, convergence, sharpening
-from n4flow.n4_bias.problem import Problem, Solution, refined_axes
+from n4flow.n4_bias.problem import Problem, Solution
 from n4flow.n4_bias.settings import FitSettings, Level
 
 LEAST_SPREAD = 1e-6  # Float32 hardly resolves a smaller range of log intensity, and nothing is left to correct.
@@ -25,15 +25,7 @@ MEASURES = {"itk": convergence.itk_measure, "cv": convergence.cv}
 
 
 def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
-    """Fit in float64, with the range and the convergence measure of ITK.
-
-    Parameters
-    ----------
-    problem : Problem
-    controls : sequence of tuple of int
-        Control points along each axis at each level.
-    settings : FitSettings
-    """
+    """Fit in float64, with the range and the convergence measure of ITK; see `engine.fit`."""
     mask = problem.mask
     observed = np.log(problem.image[mask].astype(np.float32)).astype(np.float64)
     confidence = np.ones(mask.shape) if problem.weights is None else problem.weights.astype(np.float64)
@@ -42,8 +34,7 @@ def fit(problem: Problem, controls: Sequence[tuple[int, ...]], settings: FitSett
     bias = np.zeros_like(observed)
     levels = []
     for level, points in enumerate(controls):
-        if level:
-            lattice = bspline.refine(lattice, refined_axes(controls[level - 1], points))
+        lattice = bspline.refine(lattice, points)
         coordinates = [bspline.sample_coordinates(n, c) for n, c in zip(mask.shape, points, strict=True)]
         omega = bspline.fit_weights(confidence, points)
         measures: list[float] = []

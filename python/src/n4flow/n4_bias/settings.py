@@ -16,28 +16,7 @@ MOST_BINS = 2048  # bins of the histogram, at most
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Settings of one fit.
-
-    Parameters
-    ----------
-    iterations : tuple of int
-        Maximum number of iterations at each level; its length is the number of levels.
-    threshold : float
-        A level ends when its convergence measure is at or below this.
-    over_relax : float
-        Factor on each step. It also multiplies the threshold, since N4 has no fixed point: with the same threshold,
-        larger steps would end farther along the path of the iteration, at another field.
-    bins : int
-        Histogram bins over the range of log intensity.
-    fwhm : float
-        Full width at half maximum of the Gaussian that blurs the histogram, in log intensity.
-    wiener : float
-        Noise term of the Wiener filter that deconvolves the histogram.
-    convergence : {'itk', 'cv'}
-        ITK's running float32 measure, or the coefficient of variation that it approximates; see `convergence`.
-    threads : int
-        Number of threads; the result does not depend on it.
-    """
+    """Settings of one fit; `fit_bias` describes them."""
 
     iterations: tuple[int, ...] = DEFAULT_ITERATIONS
     threshold: float = 1e-3
@@ -45,7 +24,7 @@ class FitSettings:
     bins: int = 200
     fwhm: float = 0.15
     wiener: float = 0.01
-    convergence: str = "itk"
+    convergence: str = "itk"  # or 'cv'; see `convergence`
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -64,27 +43,21 @@ class FitSettings:
 
     @property
     def stop(self) -> float:
-        """The convergence measure at or below which a level ends."""
+        """The convergence measure at or below which a level ends.
+
+        N4 has no fixed point: with the same threshold, larger steps would end farther along the path of the iteration,
+        at another field.
+        """
         return self.threshold * self.over_relax
 
 
 @dataclass(frozen=True)
 class Level:
-    """What one level of a fit did.
+    """What one level of a fit did."""
 
-    Parameters
-    ----------
-    control_points : tuple of int
-        Control points along each axis.
-    measures : tuple of float
-        The convergence measure after each iteration.
-    converged : bool
-        Whether the level ended by its measure rather than by its maximum number of iterations.
-    """
-
-    control_points: tuple[int, ...]
-    measures: tuple[float, ...]
-    converged: bool
+    control_points: tuple[int, ...]  # along each axis
+    measures: tuple[float, ...]  # the convergence measure after each iteration
+    converged: bool  # whether the level ended by its measure rather than by its maximum number of iterations
 
     @property
     def iterations(self) -> int:
@@ -98,18 +71,15 @@ class Level:
         return cls(tuple(control_points), values, bool(values) and values[-1] <= settings.stop)
 
 
-def iteration_counts(iterations: Sequence[int] | int | None) -> tuple[int, ...]:
-    """Return iterations per level from a sequence, a single number (one level) or None (four levels of 50)."""
-    if iterations is None:
-        return DEFAULT_ITERATIONS
-    if isinstance(iterations, int):
-        return (iterations,)
-    return tuple(int(count) for count in iterations)
-
-
 def fit_settings(iterations: Sequence[int] | int | None, threads: int | None = None, **options: Any) -> FitSettings:
-    """Return settings with `iterations` as `iteration_counts` reads them and, by default, every available thread."""
-    return FitSettings(iteration_counts(iterations), threads=thread_count(threads), **options)
+    """Return settings for the iterations of several levels, of one (a number), or by default of four levels of 50.
+
+    The default of `threads` is every available one.
+    """
+    if iterations is None:
+        iterations = DEFAULT_ITERATIONS
+    counts = (iterations,) if isinstance(iterations, int) else tuple(map(int, iterations))
+    return FitSettings(counts, threads=thread_count(threads), **options)
 
 
 def _require(condition: bool, message: str) -> None:

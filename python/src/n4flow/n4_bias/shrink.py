@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from n4flow.compute.jit import parallel_for, writeable
+from n4flow.compute.jit import writeable
+from n4flow.compute.threads import parallel_planes
 from n4flow.errors import InputError
 from n4flow.n4_bias.shrink_kernels import shrink_block
 
@@ -27,8 +28,8 @@ def shrink_factors(shrink: Factors, shape: Sequence[int]) -> tuple[int, ...]:
     InputError
         A factor is below 1, or the number of factors differs from the number of axes.
     """
-    given = (int(shrink),) if isinstance(shrink, (int, np.integer)) else tuple(int(k) for k in shrink)
-    if min(given, default=0) < 1 or (len(given) != len(shape) and not isinstance(shrink, (int, np.integer))):
+    given = (int(shrink),) * len(shape) if isinstance(shrink, (int, np.integer)) else tuple(int(k) for k in shrink)
+    if min(given, default=0) < 1 or len(given) != len(shape):
         msg = f"shrink must be a whole number of at least 1, or one for each of the {len(shape)} axes, got {shrink}"
         raise InputError(msg)
     if isinstance(shrink, (int, np.integer)):
@@ -77,5 +78,5 @@ def shrink_masked(
             total = totals[z] if weights is not None else np.empty((0, 0), np.float32)
             shrink_block(block, writeable(mask[planes], bool), given, high, wide, mean[z], shares[z], total)
 
-    parallel_for(work, small[0], threads)
+    parallel_planes(work, small[0], threads)
     return mean, shares >= LEAST_SHARE, None if weights is None else totals

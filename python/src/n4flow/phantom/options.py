@@ -23,15 +23,9 @@ DTYPES = ("uint8", "uint16", "float32")
 def _option(default: Any, text: str, **facts: Any) -> Any:
     """Return a field of `PhantomOptions`, declared once for the class, its checks and `n4flow phantom`.
 
-    Parameters
-    ----------
-    default : object
-    text : str
-        What the option means.
-    **facts
-        `low` and `high`, the range, and `rule`, how a message states it; `metavar` on the command line; `switch`: the
-        command line can only switch it off; `scaled`: the command's `--strength` multiplies it; `hidden`: the command
-        line has no such option.
+    `text` says what the option means. Facts: `low` and `high`, the range, and `rule`, how a message states it;
+    `metavar` on the command line; `switch`: the command line can only switch it off; `scaled`: the command's
+    `--strength` multiplies it; `hidden`: the command line has no such option.
     """
     return field(default=default, metadata={"help": text, **facts})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import time
@@ -166,7 +165,6 @@ def _write_tables(phantom: PhantomVolume, truth: Path) -> None:
     """Write the part of the truth that is no volume: sections, gains, jitter and every option."""
     from n4flow.phantom.anatomy import LEVELS
 
-    truth.mkdir(parents=True, exist_ok=True)
     phantom.sections.write(truth / "sections.tsv")
     gains = zip(phantom.sections, phantom.section_gain, strict=True)
     _write_tsv(
@@ -194,7 +192,4 @@ def _write_tables(phantom: PhantomVolume, truth: Path) -> None:
 
 
 def _write_tsv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in (header, *rows)), encoding="utf-8")

@@ -11,16 +11,15 @@ block, and a voxel depends neither on the block size, nor on the thread count, n
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from n4flow.compute.threads import available_threads
+from n4flow.compute.threads import available_threads, scratch
 from n4flow.errors import InputError
 from n4flow.phantom.options import CLASSES, FAULTS, PhantomOptions
 from n4flow.sections import Section, SectionTable
@@ -53,17 +52,6 @@ class PhantomBlock:
     def agarose(self) -> np.ndarray:
         """Bool mask of the agarose around the brain and in open sulci, inside the mosaic."""
         return self.labels == CLASSES["agarose"]
-
-
-class _Pose(NamedTuple):
-    """Position of a plane's sample (0, 0) in the brain and the steps to its neighbours, in units of half its width."""
-
-    w: float
-    w_x: float
-    v: float
-    v_y: float
-    u: float
-    u_x: float
 
 
 class PhantomVolume:
@@ -147,7 +135,8 @@ class PhantomVolume:
         """Voxels between two samples of the anatomy; 1 for planes of up to 384 voxels."""
         return -(-max(self.options.size) // _LATTICE)
 
-    def _pose(self, z: int) -> _Pose:
+    def _pose(self, z: int) -> tuple[float, ...]:
+        """Return w0, w_x, v0, v_y, u0 and u_x of a plane: where `anatomy_plane` evaluates the anatomy."""
         from n4flow.phantom.anatomy import LENGTH
 
         voxel_z, voxel_y, voxel_x = (v / self._unit_um for v in self.options.voxel_um)
@@ -164,14 +153,8 @@ class PhantomVolume:
         across = -(n_x - 1) / 2 * voxel_x
         down = -(n_y - 1) / 2 * voxel_y
         k = self._step
-        return _Pose(
-            w=along * cos - across * sin,
-            w_x=-voxel_x * sin * k,
-            v=down,
-            v_y=voxel_y * k,
-            u=along * sin + across * cos,
-            u_x=voxel_x * cos * k,
-        )
+        w0, u0 = along * cos - across * sin, along * sin + across * cos
+        return w0, -voxel_x * sin * k, down, voxel_y * k, u0, voxel_x * cos * k
 
     @cached_property
     def _permutation(self) -> np.ndarray:
@@ -260,12 +243,11 @@ class PhantomVolume:
     def observed(self, z_start: int, z_stop: int, threads: int | None = None) -> np.ndarray:
         """Return the observed planes `z_start` to `z_stop`, in the dtype of the options."""
         shape = self._checked(z_start, z_stop)
-        observed, scratch = np.empty(shape, self.options.dtype), threading.local()
+        observed = np.empty(shape, self.options.dtype)
+        unused = {"truth": np.float32, "bias": np.float32, "labels": np.uint8}
 
         def arrays(i: int) -> tuple[np.ndarray, ...]:
-            if not hasattr(scratch, "planes"):  # one set for each thread: what is written there is not used
-                scratch.planes = tuple(np.empty(shape[1:], dtype) for dtype in (np.float32, np.float32, np.uint8))
-            return observed[i], *scratch.planes
+            return observed[i], *(scratch(name, shape[1:], dtype) for name, dtype in unused.items())
 
         self._each(z_start, z_stop, threads, arrays)
         return observed
@@ -282,22 +264,22 @@ class PhantomVolume:
         shared = self._permutation, self._speckle_table, self._fixed_shading, self._unit_um
         del shared
         with ThreadPoolExecutor(threads or available_threads()) as pool:
-            for _ in pool.map(lambda z: self._make(z, *arrays(z - z_start)), range(z_start, z_stop)):
-                pass
+            list(pool.map(lambda z: self._make(z, *arrays(z - z_start)), range(z_start, z_stop)))
 
     def _make(self, z: int, observed: np.ndarray, truth: np.ndarray, bias: np.ndarray, labels: np.ndarray) -> None:
         from n4flow.phantom.anatomy import FIELDS, anatomy_plane, image_plane
 
         options, index = self.options, int(self._section_of_plane[z])
         fault = dict(options.faults).get(index, "")
-        pose, lattice = self._pose(z), self._bias(index, z)
+        _w0, _w_x, _v0, v_y, _u0, _u_x = pose = self._pose(z)
+        lattice = self._bias(index, z)
         fields = np.empty((len(FIELDS), *lattice.shape), np.float32)
         anatomy_plane(self._permutation, *pose, float(options.texture), fields)
         integer = np.dtype(options.dtype).kind == "u"
         high = float(np.iinfo(options.dtype).max) if integer else np.inf
         factor = np.float32(self.section_gain[index] * self.plane_jitter[z])
         # Classes blend over one voxel, but over no less than the lattice of a large plane resolves.
-        edge = max(pose.v_y / self._step, 0.010)
+        edge = max(v_y / self._step, 0.010)
         key = self._random(_SPECKLE, z).integers(0, 1 << 63, dtype=np.uint64)
         white, dark = np.float32(options.white_level), np.float32(options.dark)
         image_plane(

@@ -29,7 +29,7 @@ from n4flow.n4_bias import bspline
 from n4flow.n4_bias.cpu import level_kernels
 from n4flow.n4_bias.cpu import thread_sync as sync
 from n4flow.n4_bias.cpu.packing import Packed
-from n4flow.n4_bias.problem import Solution, refined_axes
+from n4flow.n4_bias.problem import Solution
 from n4flow.n4_bias.settings import FitSettings, Level
 from n4flow.n4_bias.sharpening import fourier_table, padded_size
 
@@ -98,24 +98,16 @@ class KernelSettings(NamedTuple):
 
 
 def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettings) -> Solution:
-    """Fit a packed image.
-
-    Parameters
-    ----------
-    packed : Packed
-    controls : sequence of tuple of int
-        Control points along each axis of the image at each level; an axis with one sample has one.
-    settings : FitSettings
-    """
+    """Fit a packed image; see `engine.fit`."""
     steps = [(1,) * (3 - len(c)) + tuple(c) for c in controls]
     tables = [_tables(packed.shape, packed.width, step) for step in steps]
     threads = max(1, min(settings.threads, packed.rows.log_image.size // THREAD_VOXELS))
-    shared = _shared_arrays(packed, settings, threads)
+    kernel_settings = _kernel_settings(packed, settings)
+    shared = _shared_arrays(packed, kernel_settings, threads)
     works = [_work(packed, step, threads, shared) for step in steps]
     lattices, phis, omegas = ([np.zeros(_padded(step)) for step in steps] for _array in range(3))
     measures = [np.zeros(n) for n in settings.iterations]
     made = [0] * len(steps)
-    kernel_settings = _kernel_settings(packed, settings)
     words, state = sync.new_sync(threads), np.zeros(level_kernels.STATE)
     low, high = np.log([packed.survey.low, packed.survey.high])
     state[[level_kernels.LOW, level_kernels.FLOOR, level_kernels.HIGH]] = low, low, high
@@ -124,9 +116,7 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
         common = (thread, threads, words, packed.rows, np.uintp(packed.shape[1]))
         for level, step in enumerate(steps):
             if thread == 0 and level:  # The other threads wait at the first barrier of the level.
-                lattices[level][_core(step)] = bspline.refine(
-                    lattices[level - 1][_core(steps[level - 1])], refined_axes(steps[level - 1], step)
-                )
+                lattices[level][_core(step)] = bspline.refine(lattices[level - 1][_core(steps[level - 1])], step)
             level_kernels.run_level(
                 *common,
                 works[level],
@@ -164,13 +154,11 @@ def _core(step: tuple[int, ...]) -> tuple[slice, ...]:
 def _tables(shape: tuple[int, ...], width: int, step: tuple[int, ...]) -> Tables:
     """Return the weights of one level along the three axes, as read-only arrays."""
     columns: list[np.ndarray] = []
-    for axis, (n, controls) in enumerate(zip(shape, step, strict=True)):
+    for n, controls in zip(shape[:2], step[:2], strict=True):
         first, *weights = bspline.fit_tables(n, controls)
-        if axis < 2:
-            columns.append(first.astype(np.uintp))
-            columns += [np.ascontiguousarray(w, np.float32) for w in weights]
-            continue
-        columns += [bspline.dense_weights(first, w, controls, width) for w in weights]
+        columns += [first.astype(np.uintp), *(np.ascontiguousarray(w, np.float32) for w in weights)]
+    first, *weights = bspline.fit_tables(shape[2], step[2])
+    columns += [bspline.dense_weights(first, w, step[2], width) for w in weights]
     return Tables._make([*columns, _reach(columns[-1]), _support(columns[-1])])
 
 
@@ -194,7 +182,8 @@ def _support(weights: np.ndarray) -> np.ndarray:
 
 def _kernel_settings(packed: Packed, settings: FitSettings) -> KernelSettings:
     itk = settings.convergence == "itk"
-    kept_strips = int(np.searchsorted(_strip_ends(packed), KEPT_VOXELS, side="right")) if itk else 0
+    ends = packed.rows.start[packed.rows.strips[:, 1]]  # index after the last packed voxel of each strip
+    kept_strips = int(np.searchsorted(ends, KEPT_VOXELS, side="right")) if itk else 0
     per_bin = fine_per_bin(packed.survey.usable, settings.bins)
     return KernelSettings(settings.bins, per_bin, settings.fwhm, settings.wiener, settings.over_relax, itk, kept_strips)
 
@@ -205,19 +194,14 @@ def fine_per_bin(voxels: int, bins: int) -> int:
     return FINEST_PER_BIN if finest else FINE_PER_BIN
 
 
-def _strip_ends(packed: Packed) -> np.ndarray:
-    """Return the index after the last packed voxel of each strip."""
-    return packed.rows.start[packed.rows.strips[:, 1].astype(np.int64)].astype(np.int64)
-
-
-def _shared_arrays(packed: Packed, settings: FitSettings, threads: int) -> dict[str, np.ndarray]:
+def _shared_arrays(packed: Packed, settings: KernelSettings, threads: int) -> dict[str, np.ndarray]:
     """Return the work arrays that all levels share."""
     rows = packed.rows
     strips = rows.strips.shape[0]
     size = padded_size(settings.bins)
     cosine, sine = fourier_table(size)
     fine = level_kernels.MOST_FINE + 512
-    kept = int(np.concatenate(([0], _strip_ends(packed)))[_kernel_settings(packed, settings).kept_strips])
+    kept = int(rows.start[rows.strips[settings.kept_strips - 1, 1]]) if settings.kept_strips else 0
     return {
         "fine_index": np.empty(rows.log_image.size, np.uint16),
         "kept": np.empty(kept, np.float32),

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from n4flow.compute.jit import cut_blocks, parallel_for, useful_threads, writeable
+from n4flow.compute.jit import cut_blocks, useful_threads, writeable
 from n4flow.compute.simd import LANES
+from n4flow.compute.threads import parallel_planes
 from n4flow.n4_bias.cpu.packing_kernels import extremes, find_hulls, pack_rows
 from n4flow.n4_bias.problem import Survey, Voxels
 
@@ -26,59 +27,29 @@ STRIP_VOXELS = 1 << 14  # approximate number of packed voxels in a strip; small 
 class Rows(NamedTuple):
     """Packed voxels, and the position of each row of the image among them.
 
-    Parameters
-    ----------
-    log_image : (n,) float32 array
-    weights : (n,) float32 array
-        Confidence; empty if all voxels have the same weight.
-    first : (Z * Y,) uintp array
-        The x of a row's first packed voxel.
-    start : (Z * Y + 1,) uintp array
-        Index of each row's first voxel in the packed arrays.
-    strips : (strips, 2) uintp array
-        Range of rows (first, stop) of each strip. A strip is a run of rows of one plane, the unit of work of a sweep.
+    A strip is a run of rows of one plane, the unit of work of a sweep.
     """
 
-    log_image: np.ndarray
-    weights: np.ndarray
-    first: np.ndarray
-    start: np.ndarray
-    strips: np.ndarray
+    log_image: np.ndarray  # (n,) float32
+    weights: np.ndarray  # (n,) float32: confidence; empty if all voxels have the same weight
+    first: np.ndarray  # (Z * Y,) uintp: the x of a row's first packed voxel
+    start: np.ndarray  # (Z * Y + 1,) uintp: index of each row's first voxel in the packed arrays
+    strips: np.ndarray  # (strips, 2) uintp: range of rows (first, stop) of each strip
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed image with statistics of its voxels.
-
-    Parameters
-    ----------
-    rows : Rows
-    shape : (Z, Y, X)
-        A 2-D image has one plane.
-    width : int
-        Stride of a row in work arrays: X and the padding, a multiple of `LANES`.
-    strip_voxels : (strips,) int64 array
-        Number of usable voxels of each strip.
-    survey : Survey
-    """
+    """A packed image with statistics of its voxels."""
 
     rows: Rows
-    shape: tuple[int, int, int]
-    width: int
-    strip_voxels: np.ndarray
+    shape: tuple[int, int, int]  # A 2-D image has one plane.
+    width: int  # stride of a row in work arrays: X and the padding, a multiple of `LANES`
+    strip_voxels: np.ndarray  # (strips,) int64: number of usable voxels of each strip
     survey: Survey
 
 
 def pack(image: np.ndarray, mask: np.ndarray, weights: np.ndarray | None, threads: int) -> Packed:
-    """Pack the usable voxels of an image: those in the mask, finite and above 0, with a weight above 0.
-
-    Parameters
-    ----------
-    image : (Z, Y, X) or (Y, X) real or integer array
-    mask : bool array of the same shape
-    weights : float32 array of the same shape, or None
-    threads : int
-    """
+    """Pack the usable voxels of an image: those in the mask, finite and above 0, with a weight above 0."""
     lead = (None,) * (3 - image.ndim)
     image, mask = image[lead], mask[lead]
     if weights is not None:
@@ -141,7 +112,7 @@ def _by_rows(image: np.ndarray, threads: int, work: Callable[[int, int, np.ndarr
             start = z_start * n_y + y_start
             work(start, start + block.shape[0] * block.shape[1], block.reshape(-1, n_x))
 
-    parallel_for(each, len(cuts), useful_threads(threads, image.size))
+    parallel_planes(each, len(cuts), useful_threads(threads, image.size))
 
 
 def _strips(start: np.ndarray, n_y: int) -> np.ndarray:

@@ -116,13 +116,8 @@ def barrier(words, threads):
 def run_threads(work: Callable[[int, int], Any], words: np.ndarray, threads: int) -> None:
     """Call work(thread, threads) in `threads` threads, of which the calling one is thread 0.
 
-    Parameters
-    ----------
-    work : callable
-        Runs compiled functions that release the GIL and synchronize by `words`.
-    words : what `new_sync` returned
-    threads : int
-        The system may start fewer; `work` is told how many run.
+    `work` runs compiled functions that release the GIL and synchronize by `words`. The system may start fewer threads;
+    `work` is told how many run.
     """
     start = threading.Event()
     running = [1]

@@ -9,6 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from n4flow.compute.gpu import NULL
+
 SOURCES = ("common", "packing", "sweeps", "sharpening", "measure", "evaluate", "shrink", "residual")
 # The compiler must not contract multiply and add itself, so that results are identical on every device.
 OPTIONS = ("--std=c++14", "--fmad=false")
@@ -20,13 +22,6 @@ def source() -> str:
     folder = resources.files("n4flow.n4_bias.gpu") / "cuda"
     parts = [(name, (folder / f"{name}.cu").read_text(encoding="utf-8")) for name in SOURCES]
     return "".join(f'#line 1 "{name}.cu"\n{text}' for name, text in parts)
-
-
-def kernel(name: str) -> Any:
-    """Return a kernel, compiled for the current device."""
-    import cupy
-
-    return _kernel(cupy.cuda.Device().id, name)
 
 
 @cache
@@ -62,6 +57,12 @@ def compile_for(architecture: str) -> bytes:
 
 
 def launch(name: str, blocks: int, threads: int, *arguments: Any, shared: int = 0) -> None:
-    """Start a kernel on the current stream; arguments are arrays, and NumPy numbers of the width in its signature."""
+    """Start a kernel on the current stream, compiled for the current device.
+
+    Arguments are arrays or None, a null pointer, and NumPy numbers of the width in the kernel's signature.
+    """
+    import cupy
+
     if blocks:
-        kernel(name)((blocks,), (threads,), arguments, shared_mem=shared)
+        given = tuple(NULL if argument is None else argument for argument in arguments)
+        _kernel(cupy.cuda.Device().id, name)((blocks,), (threads,), given, shared_mem=shared)

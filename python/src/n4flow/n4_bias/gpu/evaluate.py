@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.gpu import NULL, as_float32, multiprocessors, on_device, stream_planes
+from n4flow.compute.gpu import as_float32, multiprocessors, on_device, stream_planes
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.gpu.cuda_source import launch
 from n4flow.n4_bias.gpu.level import Table, choose_run
@@ -57,7 +57,7 @@ class DeviceEvaluator:
         self._launch("render_block", planes, *pointwise, block)
 
     def _evaluate(self, sign: float, image: Any, out: Any, planes: slice) -> Any:
-        self._launch("evaluate_block", planes, np.float32(sign), NULL if image is None else image, out)
+        self._launch("evaluate_block", planes, np.float32(sign), image, out)
         return out
 
     def _launch(self, name: str, planes: slice, *arguments: Any) -> None:
@@ -78,7 +78,7 @@ def render_without_field(pointwise: Sequence[Any], block: Any) -> None:
     width = min(THREADS, -(-n_x // WARP) * WARP)
     launch(
         "render_block", min(n_z * runs, 16 * multiprocessors()), width,
-        NULL, i4(0), i4(0), i4(0), i4(n_z), i4(n_y), i4(n_x), i4(FREE_RUN), i4(runs), *(NULL,) * 6, *pointwise,
+        None, i4(0), i4(0), i4(0), i4(n_z), i4(n_y), i4(n_x), i4(FREE_RUN), i4(runs), *(None,) * 6, *pointwise,
         block,
     )  # fmt: skip
 
@@ -86,18 +86,9 @@ def render_without_field(pointwise: Sequence[Any], block: Any) -> None:
 def correct_streamed(
     evaluator: DeviceEvaluator, image: np.ndarray, out: np.ndarray, field: np.ndarray | None, voxels: int
 ) -> None:
-    """Correct a host array on the device, block by block; see `compute.gpu.stream_planes`.
+    """Correct a host array on the device, block by block, and write the field to `field`; see `stream_planes`.
 
-    Parameters
-    ----------
-    evaluator : DeviceEvaluator
-    image : (Z, Y, X) array
-    out : (Z, Y, X) float array
-        Written; it may be `image`.
-    field : (Z, Y, X) float array, optional
-        Written: the field.
-    voxels : int
-        Approximate number of voxels in a block.
+    `out` may be `image`.
     """
     import cupy
 
@@ -112,15 +103,9 @@ def correct_streamed(
 
 
 def shrink_masked(image: Any, mask: Any, weights: Any, shrink: Sequence[int], voxels: int) -> tuple[Any, Any, Any]:
-    """Return the result of `shrink.shrink_masked` as CuPy arrays, computed on the device.
+    """Return the result of `shrink.shrink_masked` as CuPy arrays, computed on the device from arrays here or there.
 
-    Parameters
-    ----------
-    image, mask, weights : (Z, Y, X) arrays
-        On the device or the host; `weights` may be None.
-    shrink : three int
-    voxels : int
-        Approximate number of voxels in a block of host planes.
+    Host arrays pass through in blocks of about `voxels` voxels.
     """
     import cupy
 
@@ -133,12 +118,12 @@ def shrink_masked(image: Any, mask: Any, weights: Any, shrink: Sequence[int], vo
     def work(blocks: list[Any], planes: slice, _results: list[Any]) -> None:
         place = slice(planes.start // deep, -(-planes.stop // deep))
         values, inside = as_float32(blocks[0]), cupy.ascontiguousarray(blocks[1], dtype=bool)
-        given = NULL if weights is None else as_float32(blocks[2])
+        given = None if weights is None else as_float32(blocks[2])
         rows = place.stop - place.start
         launch(
             "shrink_blocks", min(-(-rows * small[1] * small[2] // THREADS), 1 << 16), THREADS,
             values, inside, given, *(i4(n) for n in values.shape), i4(deep), i4(high), i4(wide), i4(rows),
-            i4(small[1]), i4(small[2]), mean[place], shares[place], NULL if totals is None else totals[place],
+            i4(small[1]), i4(small[2]), mean[place], shares[place], None if totals is None else totals[place],
         )  # fmt: skip
 
     sources = [image, mask] if weights is None else [image, mask, weights]

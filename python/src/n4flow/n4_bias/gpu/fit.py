@@ -23,16 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.gpu import NULL, multiprocessors, streams
+from n4flow.compute.gpu import as_float32, multiprocessors, streams
 from n4flow.compute.simd import LANES
 from n4flow.errors import InputError
 from n4flow.n4_bias.cpu.convergence_kernels import itk_measure
 from n4flow.n4_bias.cpu.fit import KEPT_VOXELS, fine_per_bin
 from n4flow.n4_bias.cpu.level_kernels import MOST_FINE
 from n4flow.n4_bias.gpu.cuda_source import launch
-from n4flow.n4_bias.gpu.level import LevelArrays, lay_out
+from n4flow.n4_bias.gpu.level import SHARED_BYTES, LevelArrays, lay_out
 from n4flow.n4_bias.gpu.sharpen import from_ordered
-from n4flow.n4_bias.problem import Solution, Survey, Voxels, refined_axes
+from n4flow.n4_bias.problem import Solution, Survey, Voxels
 from n4flow.n4_bias.settings import FitSettings, Level
 from n4flow.n4_bias.sharpening import fourier_table, padded_size
 
@@ -42,7 +42,6 @@ BATCH = 4  # iterations that are launched before the host reads the decision of 
 THREADS = 256  # threads of a block
 WARP = 32
 FIT_THREADS, FIELD_THREADS = 1536, 1024  # threads for which a multiprocessor has enough registers in each sweep
-SHARED_BYTES = 46_000  # dynamic shared memory that every device grants a block, besides what kernels declare
 SHARED_FINE = 8192  # A block counts at most this many fine bins in shared memory, and the others in global memory.
 ABSENT = 1e9  # the value of ABSENT in common.cu
 PASSES = 4  # passes over the kept changes, see measure.cu
@@ -62,36 +61,18 @@ i4, f8 = np.int32, np.float64
 
 @dataclass
 class DevicePacked:
-    """A packed image on the device; see `packing.Packed`.
+    """A packed image on the device; see `packing.Packed`."""
 
-    Parameters
-    ----------
-    log_image, weights : (n,) float32 CuPy arrays
-        `weights` is None if all voxels have the same weight.
-    rows : (Z * Y, 4) int32 CuPy array
-        For each row: the index of its first packed voxel, the x of that voxel, its length.
-    words : (11,) uint32 CuPy array
-        Integers that the kernels share.
-    shape : (Z, Y, X)
-    survey : Survey
-    """
-
-    log_image: Any
-    weights: Any
-    rows: Any
-    words: Any
+    log_image: Any  # (n,) float32
+    weights: Any  # (n,) float32; None if all voxels have the same weight
+    rows: Any  # (Z * Y, 4) int32: index of a row's first packed voxel, the x of that voxel, the row's length
+    words: Any  # (11,) uint32: integers that the kernels share
     shape: tuple[int, int, int]
     survey: Survey
 
 
 def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
-    """Pack the usable voxels of an image on the device; see `packing.pack`.
-
-    Parameters
-    ----------
-    image : (Z, Y, X) or (Y, X) real or integer array, NumPy or CuPy
-    mask : bool array of the same shape
-    weights : float32 array of the same shape, or None
+    """Pack the usable voxels of an image, given as NumPy or CuPy arrays, on the device; see `packing.pack`.
 
     Raises
     ------
@@ -103,10 +84,9 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     _check_size(math.prod(image.shape))
     shape = (1,) * (3 - image.ndim) + tuple(image.shape)
     n_rows, n_x = shape[0] * shape[1], shape[2]
-    values = cupy.ascontiguousarray(cupy.asarray(image), dtype=cupy.float32)
+    values = as_float32(cupy.asarray(image))
     inside = cupy.ascontiguousarray(cupy.asarray(mask), dtype=bool)
-    confidence = None if weights is None else cupy.ascontiguousarray(cupy.asarray(weights), dtype=cupy.float32)
-    given = NULL if confidence is None else confidence
+    given = None if weights is None else as_float32(cupy.asarray(weights))
     rows, totals = cupy.zeros((n_rows, 4), cupy.int32), cupy.zeros(3, cupy.uint64)
     blocks = -(-n_rows * WARP // THREADS)
     launch("find_rows", blocks, THREADS, values, inside, given, i4(n_rows), i4(n_x), i4(LANES), rows, totals)
@@ -117,16 +97,14 @@ def pack(image: Any, mask: Any, weights: Any, _threads: int) -> DevicePacked:
     start[[MOST, END_LOW, LOG_LOW]] = 1, FLOAT_INFINITY, 0xFFFFFFFF
     words = cupy.asarray(start)
     log_image = cupy.empty(n, cupy.float32)
-    packed = None if confidence is None else cupy.empty(n, cupy.float32)
-    target = NULL if packed is None else packed
+    packed = None if given is None else cupy.empty(n, cupy.float32)
     launch(
         "fill_rows", blocks, THREADS,
-        values, inside, given, i4(n_rows), i4(n_x), ends, rows, log_image, target, words,
+        values, inside, given, i4(n_rows), i4(n_x), ends, rows, log_image, packed, words,
     )  # fmt: skip
     launch("count_highest", min(1024, -(-n // THREADS)), THREADS, log_image, i4(n), words)
     found = words.get()  # synchronize
-    masked, nonfinite, nonpositive = (int(count) for count in totals.get())
-    voxels = Voxels(masked, nonfinite, nonpositive)
+    voxels = Voxels(*(int(count) for count in totals.get()))
     low, high = (math.exp(from_ordered(found[k])) if n else 0.0 for k in (LOG_LOW, LOG_HIGH))
     return DevicePacked(log_image, packed, rows, words, shape, Survey(voxels, low, high, int(found[AT_HIGH])))
 
@@ -175,7 +153,7 @@ class _Fit:
         self.chunks = cuts.size - 1
         self.multiprocessors = multiprocessors()
         self.width = min(THREADS, -(-n_x // WARP) * WARP)
-        self.levels = lay_out(packed.shape, self.steps, self.width, SHARED_BYTES)
+        self.levels = lay_out(packed.shape, self.steps, self.width)
         strips = max(level.strips for level in self.levels)
         most = max(1, *settings.iterations)
 
@@ -290,10 +268,10 @@ class _Fit:
     def _begin(self, number: int) -> None:
         level, last = self.levels[number], self.levels[number - 1]
         n = self.steps[number]
-        coarse = (NULL, i4(0), i4(0), i4(0))
+        coarse = (None, i4(0), i4(0), i4(0))
         if number:
-            doubled = refined_axes(self.steps[number - 1], n)
-            coarse = (last.lattice, i4(last.padded[1]), i4(last.padded[2]), i4(sum(1 << axis for axis in doubled)))
+            doubled = sum((a != b) << axis for axis, (a, b) in enumerate(zip(self.steps[number - 1], n, strict=True)))
+            coarse = (last.lattice, i4(last.padded[1]), i4(last.padded[2]), i4(doubled))
         blocks = -(-math.prod(n) // THREADS)
         most = i4(self.settings.iterations[number])
         sizes = (i4(level.padded[1]), i4(level.padded[2]))
@@ -301,11 +279,10 @@ class _Fit:
 
     def _fit_sweep(self, level: LevelArrays, *, weighing: bool = False) -> None:
         packed = self.packed
-        weights = NULL if packed.weights is None else packed.weights
         tables = level.squares if weighing else level.shares
         launch(
             "fit_sweep", self._blocks(level, FIT_THREADS), self.width,
-            self.index, weights, packed.rows, *(i4(n) for n in packed.shape), i4(level.run), i4(level.n_runs),
+            self.index, packed.weights, packed.rows, *(i4(n) for n in packed.shape), i4(level.run), i4(level.n_runs),
             self.table, i4(weighing), level.first_y, tables.y, tables.x, level.support_x, i4(level.padded[2]),
             i4(level.most_lines), self.partial, self.words, shared=level.fit_bytes(self.width),
         )  # fmt: skip
@@ -335,12 +312,11 @@ class _Fit:
 
     def _sharpen(self) -> None:
         settings = self.settings
-        spare, shared = (NULL, self.sharpen_bytes) if self.spare is None else (self.spare, 0)
         launch(
             "sharpen", 1, THREADS,
             self.words, self.state, self.counts, self.index, self.first_row, i4(settings.bins), i4(self.size),
-            f8(settings.fwhm), f8(settings.wiener), self.waves[0], self.waves[1], spare, self.table, self.largest,
-            shared=shared,
+            f8(settings.fwhm), f8(settings.wiener), self.waves[0], self.waves[1], self.spare, self.table,
+            self.largest, shared=self.sharpen_bytes if self.spare is None else 0,
         )  # fmt: skip
 
     def _measure(self, number: int) -> None:

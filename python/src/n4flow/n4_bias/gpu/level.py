@@ -13,6 +13,7 @@ from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
 
 MOST_RUN, LEAST_RUN = 64, 8  # rows of a strip, at most and at least
+SHARED_BYTES = 46_000  # dynamic shared memory that every device grants a block, besides what kernels declare
 STRIPS = 2048  # approximate number of strips that keeps a large device busy
 
 
@@ -113,25 +114,15 @@ class Table:
         return lambda place: there[place[0] : place[0] + math.prod(place[1])].reshape(place[1])
 
 
-def lay_out(
-    shape: tuple[int, int, int], steps: Sequence[tuple[int, ...]], width: int, shared_bytes: int
-) -> list[LevelArrays]:
+def lay_out(shape: tuple[int, int, int], steps: Sequence[tuple[int, ...]], width: int) -> list[LevelArrays]:
     """Return the arrays of all levels on the device; the tables are sent in two copies.
 
-    Parameters
-    ----------
-    shape : (Z, Y, X)
-    steps : sequence of (cz, cy, cx)
-        Control points of each level.
-    width : int
-        Number of threads of a block.
-    shared_bytes : int
-        Shared memory of a block, in bytes.
+    `steps` are the control points of each level, and `width` is the number of threads of a block.
     """
     import cupy
 
     whole, real = Table(np.int32), Table(np.float32)
-    drafts: list[dict[str, Any]] = []
+    drafts = []
     for step in steps:
         padded = (max(step[0], 4), max(step[1], 4), max(step[2], 4))
         firsts, tables = [], []
@@ -141,50 +132,35 @@ def lay_out(
             tables.append(weights)
 
         def fits(most_lines: int, n_c: int = padded[2]) -> bool:
-            return max(4 * most_lines * width, 8 * most_lines * n_c) <= shared_bytes
+            return max(4 * most_lines * width, 8 * most_lines * n_c) <= SHARED_BYTES
 
         run = choose_run(shape[0], firsts[1], fits)
         dense = [bspline.dense_weights(firsts[2], w, step[2], shape[2]) for w in tables[2]]
         starts = np.arange(0, shape[1], run.rows)
         stops = np.minimum(starts + run.rows, shape[1])
-        drafts.append(
-            {
-                "padded": padded,
-                "run": run.rows,
-                "n_runs": run.runs,
-                "strips": shape[0] * run.runs,
-                "most_lines": run.most_lines,
-                "first_z": whole.add(firsts[0]),
-                "first_y": whole.add(firsts[1]),
-                "first_x": whole.add(firsts[2]),
-                "support_z": whole.add(supports(firsts[0], firsts[0] + 4, padded[0])),
-                "runs_of": whole.add(supports(firsts[1][starts], firsts[1][stops - 1] + 4, padded[1])),
-                "support_x": whole.add(supports(firsts[2], firsts[2] + 4, padded[2])),
-                "weights": [real.add(tables[0][0]), real.add(tables[1][0]), real.add(tables[2][0])],
-                "shares": [real.add(tables[0][1]), real.add(tables[1][1]), real.add(dense[1])],
-                "squares": [real.add(tables[0][2]), real.add(tables[1][2]), real.add(dense[2])],
-            }
-        )
+        integers = [
+            *firsts,
+            supports(firsts[0], firsts[0] + 4, padded[0]),
+            supports(firsts[1][starts], firsts[1][stops - 1] + 4, padded[1]),
+            supports(firsts[2], firsts[2] + 4, padded[2]),
+        ]
+        along_x = [tables[2][0], *dense[1:]]
+        reals = [(tables[0][k], tables[1][k], along_x[k]) for k in range(3)]
+        sizes = (padded, run.rows, run.runs, shape[0] * run.runs, run.most_lines)
+        drafts.append((sizes, [whole.add(a) for a in integers], [[real.add(a) for a in group] for group in reals]))
     at, of = whole.send(), real.send()
     levels = []
-    for draft in drafts:
-        for name in ("first_z", "first_y", "first_x", "support_z", "runs_of", "support_x"):
-            draft[name] = at(draft[name])
-        for name in ("weights", "shares", "squares"):
-            draft[name] = Weights(*(of(place) for place in draft[name]))
-        arrays = {name: cupy.zeros(draft["padded"], cupy.float64) for name in ("lattice", "step", "omega")}
-        levels.append(LevelArrays(**draft, **arrays))
+    for sizes, places, groups in drafts:
+        tables_there = (Weights(*map(of, group)) for group in groups)
+        lattices = (cupy.zeros(sizes[0], cupy.float64) for _ in ("lattice", "step", "omega"))
+        levels.append(LevelArrays(*sizes, *map(at, places), *tables_there, *lattices))
     return levels
 
 
 def supports(first: np.ndarray, stop: np.ndarray, controls: int) -> np.ndarray:
     """Return the range (first, stop) of items that act on each control point: (controls, 2) int array.
 
-    Parameters
-    ----------
-    first, stop : (n,) rising int arrays
-        The range of control points that each item acts on.
-    controls : int
+    `first` and `stop` are rising: the range of control points that each item acts on.
     """
     c = np.arange(controls)
     return np.stack((np.searchsorted(stop, c, "right"), np.searchsorted(first, c, "right")), axis=1)

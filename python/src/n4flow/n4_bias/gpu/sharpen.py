@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from n4flow.compute.gpu import NULL, as_float32, multiprocessors, stream_planes
+from n4flow.compute.gpu import as_float32, multiprocessors, stream_planes
 from n4flow.n4_bias import sharpening
 from n4flow.n4_bias.gpu.cuda_source import launch
 
@@ -17,12 +16,7 @@ SHARE = 2.0**-30  # unit of the histogram, relative to the largest weight: integ
 LOWEST, HIGHEST, HEAVIEST = range(3)  # indices of the range in `_Sharpening.words`
 
 
-class Settings(NamedTuple):
-    """Options of `n4flow.sharpen_residual`."""
-
-    bins: int
-    fwhm: float
-    wiener: float
+Settings = tuple[int, float, float]  # number of bins, fwhm and Wiener noise; see `n4flow.sharpen_residual`
 
 
 class _Sharpening:
@@ -45,7 +39,7 @@ class _Sharpening:
 
     def find_range(self, values: Any, inside: Any, weights: Any) -> None:
         """Include a block in the range."""
-        arguments = (values, inside, NULL if weights is None else weights, np.int64(values.size), self.words)
+        arguments = (values, inside, weights, np.int64(values.size), self.words)
         launch("find_range", _blocks(values.size), THREADS, *arguments)
 
     def has_spread(self) -> bool:
@@ -62,7 +56,7 @@ class _Sharpening:
         in_shared = 8 * self.bins <= SHARED_BYTES
         launch(
             "split_histogram", _blocks(values.size), THREADS,
-            values, inside, NULL if weights is None else weights, np.int64(values.size), np.float64(self.low),
+            values, inside, weights, np.int64(values.size), np.float64(self.low),
             np.float64(self._per_unit), np.int32(self.bins), np.float64(self.unit), np.int32(in_shared), self.counts,
             shared=8 * self.bins if in_shared else 0,
         )  # fmt: skip
@@ -119,7 +113,7 @@ def sharpen_streamed(
     work = _Sharpening(settings)
     out = np.array(values, np.float32)
     volume = (-1, 1, out.shape[-1])  # Rows take the place of planes, since blocks may be cut anywhere.
-    sources = [a.reshape(volume) for a in _present(values, inside, weights)]
+    sources = [a.reshape(volume) for a in (values, inside, weights) if a is not None]
 
     def arguments(blocks: list[Any]) -> tuple[Any, Any, Any]:
         return as_float32(blocks[0]), blocks[1], as_float32(blocks[2]) if weights is not None else None
@@ -135,7 +129,3 @@ def sharpen_streamed(
             voxels,
         )
     return out
-
-
-def _present(*arrays: np.ndarray | None) -> Iterable[np.ndarray]:
-    return (array for array in arrays if array is not None)
