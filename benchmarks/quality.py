@@ -34,7 +34,7 @@ import n4flow
 from n4flow.corrections.base import Where
 from n4flow.errors import N4flowWarning
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.pipeline.estimate import BiasSettings, fit_sections
+from n4flow.pipeline.estimate import Inputs, n4_sections
 from n4flow.statistics.measure import shrink_planes
 
 # ---------------------------------------------------------------------------------------------------------- corrections
@@ -44,10 +44,9 @@ def classic(volume: Distorted) -> np.ndarray:
     """Return the result of the default chain: N4 of each section, histogram matching, smoothing along Z."""
     shrunken = shrink_planes(volume.observed, 1)
     tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
-    everything = (0, len(volume.sections))
-    settings = BiasSettings(None, (50, 50, 50, 50), 1e-3, "cpu", None)
+    settings = {"spline_um": None, "iterations": "50,50,50,50", "tolerance": 1e-3, "backend": "cpu"}
     voxel_um = dict.fromkeys("zyx", 1000.0)
-    bias = fit_sections(shrunken, tissue, volume.sections, everything, voxel_um, settings)
+    bias = n4_sections(Inputs(volume.sections, shrunken, tissue, voxel_um=voxel_um), settings)
     even = bias.apply(volume.observed.copy(), Where(0, 0, 0, volume.truth.shape))
     matched = n4flow.apply_histogram_matching(even, volume.sections, 256, mask=volume.tissue)
     return n4flow.apply_zprofile_smoothing(matched, volume.tissue, 2.0, sections=volume.sections)

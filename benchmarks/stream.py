@@ -177,9 +177,11 @@ class Job:
 
     def prepare(self) -> None:
         """Estimate what the passes need; one iteration at each level makes fields of the right size."""
+        from n4flow.corrections.histogram_matching import estimate_lookup
+        from n4flow.corrections.plane_gain import estimate_plane_gain
         from n4flow.corrections.plane_range import estimate_plane_range
         from n4flow.corrections.recipe import Recipe, save_correction
-        from n4flow.pipeline.estimate import BiasSettings, find_masks, fit_sections, lookup, plane_gain
+        from n4flow.pipeline.estimate import Inputs, find_masks, n4_sections
         from n4flow.pipeline.passes import shrink_pass, statistics_pass
         from n4flow.statistics.shrunken import ShrunkenFiles
 
@@ -191,15 +193,14 @@ class Job:
         shrunken = ShrunkenFiles([work / "shrunken.npz"])
         tissue, _numbers = find_masks(shrunken, plan.sections)
         tissue.save(work / "masks.npz")
-        settings = BiasSettings(None, (1, 1, 1), 0.001, "cpu")
-        everything = (0, len(plan.sections))
-        bias = fit_sections(shrunken, tissue, plan.sections, everything, self.volume.voxel_um or {}, settings)
+        settings = {"spline_um": None, "iterations": "1,1,1", "tolerance": 0.001, "backend": "cpu"}
+        bias = n4_sections(Inputs(plan.sections, shrunken, tissue, voxel_um=self.volume.voxel_um or {}), settings)
         found: list[Any] = []
         histograms = statistics_pass(self.volume, *whole, recipe=Recipe([bias]), tissue=tissue)
         histograms.save(work / "histograms.npz")
         found.append(estimate_plane_range(histograms, plan.sections, 99.9))
-        found.append(lookup(histograms, Recipe(found), plan.sections, "section", 256))
-        found.append(plane_gain(histograms, Recipe(found), plan.sections, 2))
+        found.append(estimate_lookup(histograms, Recipe(found), plan.sections, 256))
+        found.append(estimate_plane_gain(histograms, Recipe(found), plan.sections, 2))
         for number, correction in enumerate([bias, *found]):
             save_correction(correction, work / f"{20 + 10 * number}_{correction.kind}.npz")
         self.render(save=True)
@@ -269,19 +270,16 @@ class Job:
 
         plan = self.plans[dtype]
         recipe = Recipe([load_correction(file) for file in sorted(self.work.glob("[2-9]0_*.npz"))])
-        image, mask = create_stores(self.work / "rendered", plan)
+        stores = create_stores(self.work / "rendered", plan)
         for start, stop in plan.slabs:
             rendered = render_slab(
                 self.volume,
                 recipe,
                 start,
                 stop,
-                image_out=image,
-                layout=plan.layout,
+                stores=stores,
                 shrink=plan.shrink,
                 tissue=TissueSource.load(self.masks, planes=(start, stop)),
-                mask_out=mask,
-                mask_layout=plan.mask_layout,
             )
             if save:
                 rendered.after.save(self.work / f"after_{start}.npz")

@@ -117,16 +117,8 @@ def test_a_new_correction_is_a_class_and_nothing_else(tmp_path):
     pair = Pair(**arrays)
     found = pair_metrics(pair)
     assert found["bias_field"] is None
-    write_report(
-        tmp_path / "report.html",
-        sample="brain",
-        volume={"shape": list(SHAPE)},
-        pair=pair,
-        stages=[],
-        estimates={},
-        parameters={},
-        metrics=found,
-    )
+    numbers = {"sample": "brain", "plan": {"shape": list(SHAPE)}, "metrics": found, "stages": [], "parameters": {}}
+    write_report(tmp_path / "report.html", numbers, pair, {})
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Stripes taken out." in text
     assert "largest offset" in text

@@ -16,6 +16,8 @@ from n4flow import run
 from n4flow.commands import main
 from n4flow.compute.threads import _limit, limit_threads
 from n4flow.corrections.background import SpatialMeanBackground
+from n4flow.corrections.histogram_matching import estimate_lookup
+from n4flow.corrections.plane_gain import estimate_plane_gain
 from n4flow.corrections.plane_range import estimate_plane_range
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import DiskFullError, InputError
@@ -30,8 +32,8 @@ from n4flow.io.writers import write_volume
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline import blocks as passes
 from n4flow.pipeline import run as local
-from n4flow.pipeline.estimate import BiasSettings, fit_sections, lookup, plane_gain
-from n4flow.pipeline.executors import LocalExecutor, executor
+from n4flow.pipeline.estimate import Inputs, n4_sections
+from n4flow.pipeline.executors import executor, run_here
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import make_plan
@@ -66,12 +68,12 @@ def estimated():
     background = Recipe([SpatialMeanBackground((40.0, 30.0))])
     shrunken = shrink_planes(values, SHRINK)
     source = TissueSource(tissue[:, 1::SHRINK, 1::SHRINK], ~tissue[0, 1::SHRINK, 1::SHRINK], SHRINK)
-    settings = BiasSettings(None, (4, 4), 0.001, "cpu")
-    bias = fit_sections(shrunken, source, table, (0, 3), VOXEL, settings)
+    settings = {"spline_um": None, "iterations": "4,4", "tolerance": 0.001, "backend": "cpu"}
+    bias = n4_sections(Inputs(table, shrunken, source, voxel_um=VOXEL), settings)
     histograms = statistics_pass(volume, 0, SHAPE[0], recipe=Recipe([bias]), tissue=source)
     found = [estimate_plane_range(histograms, table, 99.5)]
-    found.append(lookup(histograms, Recipe(found), table, "section", 64))
-    found.append(plane_gain(histograms, Recipe(found), table, 1.0))
+    found.append(estimate_lookup(histograms, Recipe(found), table, 64))
+    found.append(estimate_plane_gain(histograms, Recipe(found), table, 1.0))
     return SimpleNamespace(
         volume=volume,
         values=values,
@@ -108,8 +110,7 @@ def written(folder, estimated, recipe, volume, **options):
             recipe,
             start,
             min(start + layout.slab_planes, SHAPE[0]),
-            image_out=folder,
-            layout=layout,
+            stores=[(folder, layout)],
             shrink=SHRINK,
             tissue=estimated.source,
         )
@@ -192,7 +193,8 @@ def test_a_batch_needs_its_own_planes_alone(tmp_path, estimated):
     masks = TissueSource.load(tmp_path / "masks.npz", planes=(4, 8))
     box = slice(5, 8), slice(9, 40), slice(13, 77)
     assert np.array_equal(masks.block(*box), estimated.source.block(*box))
-    bias = fit_sections(shrunken, masks, estimated.table, (1, 2), VOXEL, estimated.settings)
+    inputs = Inputs(estimated.table, shrunken, masks, voxel_um=VOXEL, batch=(1, 2))
+    bias = n4_sections(inputs, estimated.settings)
     assert np.array_equal(bias.fields[0][2].lattice, estimated.bias.fields[1][2].lattice)
 
 
@@ -339,9 +341,9 @@ import numpy as np
 from pathlib import Path
 plan = make_plan(sys.argv[1], resolve({"sections": 2}), "sample")
 small = np.ones((plan.volume.shape[0], *[-(-n // plan.shrink) for n in plan.volume.shape[1:]]), bool)
-image, mask = create_stores(Path(sys.argv[2]), plan)
-render_slab(plan.volume, Recipe(), *plan.slabs[0], image_out=image, layout=plan.layout, shrink=plan.shrink,
-            tissue=TissueSource(small, ~small[0], plan.shrink), mask_out=mask, mask_layout=plan.mask_layout, threads=2)
+stores = create_stores(Path(sys.argv[2]), plan)
+render_slab(plan.volume, Recipe(), *plan.slabs[0], stores=stores, shrink=plan.shrink,
+            tissue=TissueSource(small, ~small[0], plan.shrink), threads=2)
 print(json.dumps([peak_bytes(), plan.summary()["memory_bytes"]["RENDER"]]))
 """
 )
@@ -435,7 +437,7 @@ def test_a_cluster_does_not_change_the_name_of_a_linked_sample(tmp_path, monkeyp
     values, _tissue = stack()
     write_volume(tmp_path / "stored.ome.zarr", values, voxel_um=VOXEL)
     (tmp_path / "brain.ome.zarr").symlink_to("stored.ome.zarr")
-    monkeypatch.setattr("n4flow.pipeline.run.executor", lambda _scheduler: nullcontext(LocalExecutor()))
+    monkeypatch.setattr("n4flow.pipeline.run.executor", lambda _scheduler: nullcontext(run_here))
     monkeypatch.chdir(tmp_path)
     result = run("brain.ome.zarr", "out", dask_scheduler="tcp://somewhere:8786", sections=3, bias="off", match="off")
     assert [sample.sample for sample in result.samples] == ["brain"]
@@ -446,11 +448,11 @@ def test_a_cluster_without_workers_is_said_and_waited_for(tmp_path, caplog):
     distributed = pytest.importorskip("distributed")
     options = {"threads_per_worker": 1, "dashboard_address": ":0", "local_directory": str(tmp_path)}
     with distributed.LocalCluster(n_workers=0, **options) as cluster:
-        with executor(cluster.scheduler_address) as place:
+        with executor(cluster.scheduler_address) as run_slabs:
             (line,) = (record.getMessage() for record in caplog.records if record.name == "n4flow")
             assert f"scheduler at {cluster.scheduler_address} has no workers yet" in line
             cluster.scale(1)
-            assert place.results([partial(divmod, 7, 3)]) == [(2, 1)]
+            assert run_slabs([partial(divmod, 7, 3)]) == [(2, 1)]
         caplog.clear()
         with executor(cluster.scheduler_address):
             assert not [record for record in caplog.records if record.name == "n4flow"]

@@ -103,21 +103,17 @@ ESTIMATES = {"N4_VOLUME": "bias_field", "NORMALIZE": "plane_range"}
 def report(path, arrays, sample="brain 1", stages=STAGES, parameters=None, warnings=(), **volume):
     """Write a report and return its text and its parsed page."""
     pair = Pair(**arrays)
-    numbers = pair_metrics(pair)
     facts = {"shape": list(SHAPE), "dtype": "uint16", "voxel_um": VOXEL_UM, "format": "ome-zarr", "mask": "estimated"}
-    write_report(
-        path,
-        sample=sample,
-        volume=facts | volume,
-        stages=stages,
-        estimates=ESTIMATES,
-        parameters=parameters if parameters is not None else {"bias": "volume", "spline_um": None, "smooth_z": 2.0},
-        metrics=numbers,
-        warnings=list(warnings),
-        pair=pair,
-    )
+    numbers = {
+        "sample": sample,
+        "plan": {**facts, "warnings": list(warnings), **volume},
+        "metrics": pair_metrics(pair),
+        "stages": stages,
+        "parameters": parameters if parameters is not None else {"bias": "volume", "spline_um": None, "smooth_z": 2.0},
+    }
+    write_report(path, numbers, pair, ESTIMATES)
     text = path.read_text(encoding="utf-8")
-    return text, Page(text), numbers
+    return text, Page(text), numbers["metrics"]
 
 
 def test_the_page_needs_nothing_else(tmp_path):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from n4flow.corrections.base import Correction
+from n4flow.corrections.histogram_matching import estimate_lookup
+from n4flow.corrections.plane_gain import estimate_plane_gain
 from n4flow.corrections.plane_range import estimate_plane_range
 from n4flow.corrections.recipe import Recipe
-from n4flow.pipeline.estimate import lookup, plane_gain
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics.histograms import Distributions, HistogramFiles, PlaneHistograms
 from n4flow.statistics.measure import plane_histograms
@@ -31,8 +32,8 @@ def slab(z_start: int, planes: int = 5) -> PlaneHistograms:
 def estimates(histograms: Distributions, table: SectionTable) -> list[Correction]:
     """Return what the three stages estimate, one after the other."""
     found: list[Correction] = [estimate_plane_range(histograms, table)]
-    found.append(lookup(histograms, Recipe(found), table, "section", 64))
-    return [*found, plane_gain(histograms, Recipe(found), table, 2.0)]
+    found.append(estimate_lookup(histograms, Recipe(found), table, 64))
+    return [*found, estimate_plane_gain(histograms, Recipe(found), table, 2.0)]
 
 
 def test_estimates_from_files_are_those_from_memory(tmp_path) -> None:

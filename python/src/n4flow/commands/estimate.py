@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from n4flow.commands import options
-from n4flow.commands.step import parts, plane_range, step
-from n4flow.pipeline.stages import Stage
+from n4flow.commands.step import parts, plane_range
+from n4flow.pipeline.stages import Stage, settings_of
 
 # The options by which a command takes what a stage reads.
 FILES: dict[str, dict[str, Any]] = {
@@ -24,69 +24,48 @@ def command(stage: Stage) -> Callable[..., None]:
     own = {name: kind for read in stage.reads for name, kind in FILES[read].items()}
     if stage.scattered == "sections":
         own["batch"] = options.Batch
-    own |= {"out": options.Out, "threads": options.Threads, "json_file": options.JsonFile}
+    own["out"] = options.Out
 
     def estimate_stage(
         folder: Path,
         out: Path,
+        settings: dict[str, Any],
+        numbers: dict[str, Any],
         masks: Path | None = None,
         batch: str | None = None,
         recipe: Path | None = None,
         threads: int | None = None,
-        json_file: Path | None = None,
-        settings: dict[str, Any] | None = None,
     ) -> None:
-        with step(stage.name, threads, json_file) as numbers:
-            found, sections = _estimate(stage, folder, masks, batch, recipe, threads, settings or {})
-            _save(found, out)
-            numbers.update({"sections": list(sections)} if sections else {}, **found.summary())
+        from n4flow.corrections.harmonization import read_flat
+        from n4flow.corrections.recipe import Recipe, save_correction
+        from n4flow.masks.tissue_source import TissueSource
+        from n4flow.pipeline.estimate import Inputs, estimate
+        from n4flow.pipeline.parameters import voxel_size
+        from n4flow.sections import SectionTable
+        from n4flow.statistics.histograms import HistogramFiles
+        from n4flow.statistics.shrunken import ShrunkenFiles
 
-    estimate_stage.__doc__ = stage.title
-    return options.with_settings(estimate_stage, stage.settings, ("sections", "voxel_um"), own)
+        shrunken = ShrunkenFiles(parts(folder, "shrunken")) if "shrunken" in stage.reads else None
+        histograms = HistogramFiles(parts(folder, "histograms")) if "histograms" in stage.reads else None
+        n_planes = shrunken.shape[0] if shrunken is not None else histograms.n_planes if histograms is not None else 0
+        sections = SectionTable.coerce(settings["sections"], n_planes)
+        chosen = plane_range(batch, len(sections)) if batch else None
+        planes = (sections[chosen[0]].z_start, sections[chosen[1] - 1].z_stop) if chosen else None
+        tissue = TissueSource.load(masks, planes=planes) if masks else None
+        flat_field = read_flat(settings["flat_field"], tissue.frame) if settings["flat_field"] and tissue else None
+        inputs = Inputs(
+            sections,
+            shrunken=shrunken,
+            tissue=tissue,
+            histograms=histograms,
+            recipe=Recipe.load(recipe) if recipe else Recipe(),
+            voxel_um=voxel_size(settings["voxel_um"]) or {},
+            flat_field=flat_field,
+            batch=chosen,
+            threads=threads,
+        )
+        found = estimate(stage, inputs, settings)
+        save_correction(found, out)
+        numbers.update({"sections": list(chosen)} if chosen else {}, **found.summary())
 
-
-def _save(correction: Any, out: Path) -> None:
-    from n4flow.corrections.recipe import save_correction
-
-    save_correction(correction, out)
-
-
-def _estimate(
-    stage: Stage,
-    folder: Path,
-    masks: Path | None,
-    batch: str | None,
-    recipe: Path | None,
-    threads: int | None,
-    settings: dict[str, Any],
-) -> tuple[Any, tuple[int, int] | None]:
-    """Return the correction of a stage, and the sections that it is of where they are a part of all."""
-    from n4flow.corrections.harmonization import read_flat
-    from n4flow.corrections.recipe import Recipe
-    from n4flow.masks.tissue_source import TissueSource
-    from n4flow.pipeline.estimate import Inputs, estimate
-    from n4flow.pipeline.parameters import voxel_size
-    from n4flow.sections import SectionTable
-    from n4flow.statistics.histograms import HistogramFiles
-    from n4flow.statistics.shrunken import ShrunkenFiles
-
-    shrunken = ShrunkenFiles(parts(folder, "shrunken")) if "shrunken" in stage.reads else None
-    histograms = HistogramFiles(parts(folder, "histograms")) if "histograms" in stage.reads else None
-    n_planes = shrunken.shape[0] if shrunken is not None else histograms.n_planes if histograms is not None else 0
-    sections = SectionTable.coerce(settings["sections"], n_planes)
-    chosen = plane_range(batch, len(sections)) if batch else None
-    planes = (sections[chosen[0]].z_start, sections[chosen[1] - 1].z_stop) if chosen else None
-    tissue = TissueSource.load(masks, planes=planes) if masks else None
-    flat_field = read_flat(settings["flat_field"], tissue.frame) if settings["flat_field"] and tissue else None
-    inputs = Inputs(
-        sections,
-        shrunken=shrunken,
-        tissue=tissue,
-        histograms=histograms,
-        recipe=Recipe.load(recipe) if recipe else Recipe(),
-        voxel_um=voxel_size(settings["voxel_um"]) or {},
-        flat_field=flat_field,
-        batch=chosen,
-        threads=threads,
-    )
-    return estimate(stage, inputs, settings), chosen
+    return options.as_step(stage.name, estimate_stage, settings_of(stage.name), ("sections", "voxel_um"), own)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from n4flow.commands.options import Image, JsonFile, Masks, RecipeDir, Threads, with_settings
-from n4flow.commands.step import parts, step
+from n4flow.commands.options import Image, Masks, RecipeDir, as_step
+from n4flow.commands.step import parts
 from n4flow.errors import InputError
 from n4flow.pipeline.stages import STAGES, settings_of
 
@@ -32,10 +32,7 @@ def _finish(
         list[Path] | None, typer.Option("--numbers", help="Folder with numbers of steps; repeatable.")
     ] = None,
     recipe: RecipeDir = None,
-    threads: Threads = None,
-    json_file: JsonFile = None,
 ) -> None:
-    from n4flow import __version__
     from n4flow.corrections.recipe import Recipe
     from n4flow.masks.tissue_source import TissueSource
     from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_shards
@@ -43,28 +40,26 @@ def _finish(
     from n4flow.pipeline.parameters import resolve
     from n4flow.pipeline.plan import make_plan
 
-    with step("FINISH", threads, json_file):
-        resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
-        own = {name: settings[name] for name in settings_of("FINISH")}
-        tissue = TissueSource.load(masks)
-        plan = make_plan(image, resolved | own, sample, tissue.frame)
-        pieces = parts(slabs, "slab_*")
-        stores = create_stores(out, plan)
-        for piece in pieces:
-            for store in stores:
-                link_shards(piece / store.name, store)
-        finish_sample(
-            out,
-            plan,
-            before=whole(parts(before, "shrunken"), plan.volume.shape, before),
-            after=whole([piece / "after.npz" for piece in pieces], plan.volume.shape, slabs),
-            tissue=replace(tissue, given=plan.mask),
-            recipe=Recipe.load(recipe) if recipe else Recipe(),
-            checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
-            stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(numbers or [])]),
-            parameters=resolved,
-            version=__version__,
-        )
+    resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
+    own = {name: settings[name] for name in settings_of("FINISH")}
+    tissue = TissueSource.load(masks)
+    plan = make_plan(image, resolved | own, sample, tissue.frame)
+    pieces = parts(slabs, "slab_*")
+    stores = create_stores(out, plan)
+    for piece in pieces:
+        for store, _layout in stores:
+            link_shards(piece / store.name, store)
+    finish_sample(
+        out,
+        plan,
+        before=whole(parts(before, "shrunken"), plan.volume.shape, before),
+        after=whole([piece / "after.npz" for piece in pieces], plan.volume.shape, slabs),
+        tissue=replace(tissue, given=plan.mask),
+        recipe=Recipe.load(recipe) if recipe else Recipe(),
+        checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
+        stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(numbers or [])]),
+        parameters=resolved,
+    )
 
 
 def whole(files: Sequence[Path], shape: Sequence[int], folder: Path) -> ShrunkenFiles:
@@ -99,4 +94,4 @@ def read_numbers(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda n: (names.index(n["stage"]), n.get("planes", n.get("sections", [0]))))
 
 
-finish = with_settings(_finish, settings_of("FINISH"), required=("sections",))
+finish = as_step("FINISH", _finish, settings_of("FINISH"), required=("sections",))

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.options import Image, JsonFile, Threads, with_settings
-from n4flow.commands.step import step
+from n4flow.commands.options import Image, as_step
 from n4flow.errors import InputError
 from n4flow.pipeline.stages import settings_of
 from n4flow.pipeline.timing import dumps
@@ -24,42 +23,37 @@ Answer = Annotated[
 def _inspect(
     image: Image,
     settings: Mapping[str, Any],
+    numbers: dict[str, Any],
     sample: Annotated[str | None, typer.Option("--sample", help="Name of the sample.")] = None,
     out: OutDir = None,
     answer: Answer = None,
-    threads: Threads = None,
-    json_file: JsonFile = None,
 ) -> None:
     """Check input and parameters, and say what a run would do."""
-    with step("INSPECT", threads, json_file) as numbers:
-        try:
-            numbers.update(_inspected(image, sample, settings, out))
-        except InputError as error:
-            if answer is None:
-                raise
-            answer.write_text(dumps({"fault": str(error)}) + "\n", encoding="utf-8")
-            return
-        if answer is not None:
-            answer.write_text(dumps(numbers["plan"]) + "\n", encoding="utf-8")
-        else:
-            typer.echo(dumps(numbers["plan"]))
+    try:
+        numbers.update(_inspected(image, sample, settings, out))
+    except InputError as error:
+        if answer is None:
+            raise
+        answer.write_text(dumps({"fault": str(error)}) + "\n", encoding="utf-8")
+        return
+    if answer is not None:
+        answer.write_text(dumps(numbers["plan"]) + "\n", encoding="utf-8")
+    else:
+        typer.echo(dumps(numbers["plan"]))
 
 
 def _inspected(image: Path, sample: str | None, parameters: Mapping[str, Any], out: Path | None) -> dict[str, Any]:
-    from n4flow.corrections.background import SpatialMeanBackground
     from n4flow.corrections.recipe import save_correction
-    from n4flow.pipeline.plan import background_radius, make_plan
+    from n4flow.pipeline.plan import background, make_plan
 
     plan = make_plan(image, parameters, sample)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        radius = parameters["background_radius_um"]
-        if radius > 0 and plan.volume.voxel_um is not None:
-            background = SpatialMeanBackground(background_radius(radius, plan.volume.voxel_um))
-            save_correction(background, out / "10_background.npz")
+        if (first := background(parameters, plan.volume.voxel_um)) is not None:
+            save_correction(first, out / "10_background.npz")
         if any(file is not None and "missing_planes" in file.metadata for file in (plan.volume, plan.mask)):
             plan.sections.write(out / "sections.tsv")
     return {"plan": plan.summary()}
 
 
-inspect = with_settings(_inspect, settings_of("INSPECT"))
+inspect = as_step("INSPECT", _inspect, settings_of("INSPECT"))

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.options import JsonFile, Threads, with_settings
-from n4flow.commands.step import step
+from n4flow.commands.options import as_step
 
 
 def _n4(
     image: Annotated[Path, typer.Argument(metavar="INPUT", help="The image, in any format that n4flow reads.")],
     output: Annotated[Path, typer.Argument(help="The corrected image; its suffix says the format.")],
     settings: Mapping[str, Any],
+    numbers: dict[str, Any],
     mask: Annotated[Path | None, typer.Option("--mask", help="Voxels to fit: not 0. Otsu's mask without it.")] = None,
     bias: Annotated[Path | None, typer.Option("--bias", help="Write the bias field: INPUT = OUTPUT x field.")] = None,
     shrink: Annotated[
@@ -24,32 +24,30 @@ def _n4(
     control_points: Annotated[
         str | None, typer.Option("--control-points", metavar="N", help="Of the first level, each axis or Z,Y,X; 4.")
     ] = None,
-    threads: Threads = None,
-    json_file: JsonFile = None,
-) -> None:
+    threads: int | None = None,
+) -> str:
     """Correct the bias field of one image with N4: any format to any format, voxel size and orientation kept."""
     from n4flow.n4_bias.files import correct_file
     from n4flow.pipeline.parameters import iteration_list, voxel_size
 
-    with step("N4", threads, json_file) as numbers:
-        facts = correct_file(
-            image,
-            output,
-            mask=mask,
-            bias=bias,
-            iterations=iteration_list(settings["iterations"]),
-            shrink=_counts(shrink, "shrink"),
-            spline_um=settings["spline_um"],
-            control_points=None if control_points is None else _counts(control_points, "control-points"),
-            tolerance=settings["tolerance"],
-            backend=settings["backend"],
-            voxel_um=voxel_size(settings["voxel_um"]),
-            channel=settings["channel"],
-            threads=threads,
-        )
-        numbers.update(facts)
+    facts = correct_file(
+        image,
+        output,
+        mask=mask,
+        bias=bias,
+        iterations=iteration_list(settings["iterations"]),
+        shrink=_counts(shrink, "shrink"),
+        spline_um=settings["spline_um"],
+        control_points=None if control_points is None else _counts(control_points, "control-points"),
+        tolerance=settings["tolerance"],
+        backend=settings["backend"],
+        voxel_um=voxel_size(settings["voxel_um"]),
+        channel=settings["channel"],
+        threads=threads,
+    )
+    numbers.update(facts)
     made = ", ".join(str(count) for count in numbers["iterations"]) or numbers["reason"]
-    typer.echo(f"{output}: iterations {made}; fitted in {numbers['fit_seconds']:.3g} s by {numbers['backend']}")
+    return f"{output}: iterations {made}; fitted in {numbers['fit_seconds']:.3g} s by {numbers['backend']}"
 
 
 def _counts(text: str, name: str) -> int | tuple[int, ...]:
@@ -60,4 +58,4 @@ def _counts(text: str, name: str) -> int | tuple[int, ...]:
     return values[0] if len(values) == 1 else values
 
 
-n4 = with_settings(_n4, ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel"))
+n4 = as_step("N4", _n4, ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel"))

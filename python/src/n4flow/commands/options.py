@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from n4flow.commands.step import step
 from n4flow.pipeline.parameters import expectation, resolve, schema
 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to use; all cores without it.")]
@@ -24,6 +25,10 @@ Histograms = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with 
 Batch = Annotated[
     str, typer.Option("--batch", metavar="FIRST:STOP", help="Sections to fit, by their place in the table.")
 ]
+
+# What a step hands to its function: every parameter, checked by the schema, with its defaults; the step's numbers, to
+# be filled in; and the threads that it may use.
+PROVIDED = ("settings", "numbers", "threads")
 
 
 def setting(name: str, *, required: bool = False) -> Any:
@@ -56,18 +61,21 @@ def described(rule: Mapping[str, Any], *, required: bool = False) -> str:
     return f"{rule['description']} [{'; '.join(facts)}]" if facts else str(rule["description"])
 
 
-def with_settings(
-    function: Callable[..., None],
-    names: Sequence[str],
+def as_step(
+    step_name: str,
+    function: Callable[..., str | None],
+    names: Sequence[str] = (),
     required: Sequence[str] = (),
     own: Mapping[str, Any] | None = None,
 ) -> Callable[..., None]:
-    """Return a command that has the options of parameters beside its own.
+    """Return a command that runs a function as a step, and has the options of steps and of parameters beside its own.
 
     Parameters
     ----------
+    step_name : str
+        Name under which the report lists the step.
     function : callable
-        Is called with its own arguments and `settings`: every parameter, checked by the schema, with its defaults.
+        Is called with its own arguments and those of `PROVIDED` that it takes. A text that it returns is printed.
     names : sequence of str
         Parameters of the schema that are options of the command.
     required : sequence of str
@@ -80,8 +88,10 @@ def with_settings(
     arguments = [
         taken[name].replace(kind=keyword, annotation=taken[name].annotation if own is None else own[name])
         for name in (own or taken)
-        if name != "settings"
+        if name not in PROVIDED
     ]
+    for name, option in (("threads", Threads), ("json_file", JsonFile)):
+        arguments.append(inspect.Parameter(name, keyword, default=None, annotation=option))
     for name in names:
         needed, rule = name in required, schema()[name]
         default = inspect.Parameter.empty if needed else None if rule["type"] != "boolean" else rule["default"]
@@ -89,9 +99,13 @@ def with_settings(
         arguments.append(inspect.Parameter(name, keyword, default=default, annotation=option))
 
     @functools.wraps(function)
-    def command(**given: Any) -> None:
+    def command(threads: int | None, json_file: Path | None, **given: Any) -> None:
         settings = resolve({name: given.pop(name) for name in names})
-        function(**given, settings=settings)
+        with step(step_name, threads, json_file) as numbers:
+            provided = zip(PROVIDED, (settings, numbers, threads), strict=True)
+            said = function(**given, **{name: value for name, value in provided if name in taken})
+        if said:
+            typer.echo(said)
 
     command.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
     return command

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.options import JsonFile, Threads, with_settings
-from n4flow.commands.step import step
+from n4flow.commands.options import as_step
 
 
 def _render(
@@ -17,12 +16,12 @@ def _render(
     image: Annotated[Path, typer.Argument(metavar="INPUT", help="The volume.")],
     output: Annotated[Path, typer.Argument(help="The OME-Zarr that is written.")],
     settings: Mapping[str, Any],
+    numbers: dict[str, Any],
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Tissue mask; the one beside the recipe without it.")
     ] = None,
-    threads: Threads = None,
-    json_file: JsonFile = None,
-) -> None:
+    threads: int | None = None,
+) -> str:
     """Apply a stored recipe to a volume, block by block."""
     from n4flow.corrections.recipe import Recipe
     from n4flow.io.open import open_volume
@@ -30,22 +29,21 @@ def _render(
     from n4flow.pipeline.parameters import voxel_size
     from n4flow.pipeline.render import render as render_volume
 
-    with step("RENDER", threads, json_file) as numbers:
-        corrections = Recipe.load(recipe)
-        allow = {"allow_missing_chunks": settings["allow_missing_chunks"]}
-        volume = open_volume(image, channel=settings["channel"], voxel_um=voxel_size(settings["voxel_um"]), **allow)
-        inside = mask or corrections.mask
-        written = render_volume(
-            volume,
-            corrections,
-            output,
-            ome_zarr_version=settings["ome_zarr_version"],
-            dtype=settings["dtype"],
-            threads=threads,
-            mask=open_mask(inside, volume, **allow) if inside else None,
-        )
-        numbers.update(corrections=[correction.kind for correction in corrections], **written)
-    typer.echo(f"{output}: {', '.join(numbers['corrections']) or 'no correction'}")
+    corrections = Recipe.load(recipe)
+    allow = {"allow_missing_chunks": settings["allow_missing_chunks"]}
+    volume = open_volume(image, channel=settings["channel"], voxel_um=voxel_size(settings["voxel_um"]), **allow)
+    inside = mask or corrections.mask
+    written = render_volume(
+        volume,
+        corrections,
+        output,
+        ome_zarr_version=settings["ome_zarr_version"],
+        dtype=settings["dtype"],
+        threads=threads,
+        mask=open_mask(inside, volume, **allow) if inside else None,
+    )
+    numbers.update(corrections=[correction.kind for correction in corrections], **written)
+    return f"{output}: {', '.join(numbers['corrections']) or 'no correction'}"
 
 
-render = with_settings(_render, ("ome_zarr_version", "dtype", "voxel_um", "channel", "allow_missing_chunks"))
+render = as_step("RENDER", _render, ("ome_zarr_version", "dtype", "voxel_um", "channel", "allow_missing_chunks"))

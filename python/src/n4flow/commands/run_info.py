@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.options import JsonFile, Threads
-from n4flow.commands.step import step
+from n4flow.commands.options import as_step
 from n4flow.errors import GpuError
 from n4flow.pipeline.timing import dumps
 
@@ -22,62 +21,61 @@ def versions() -> None:
         typer.echo(f"{tool}\t{version}")
 
 
-def warm_up(threads: Threads = None, json_file: JsonFile = None) -> None:
+def _warm_up(numbers: dict[str, Any]) -> None:
     """Compile every kernel into the cache (NUMBA_CACHE_DIR), so that no later run waits for it."""
     from n4flow.pipeline.warm_up import warm_up as compile_kernels
 
-    with step("WARM_UP", threads, json_file) as numbers:
-        numbers.update(compile_kernels())
+    numbers.update(compile_kernels())
 
 
-def probe_gpu(
+def _probe_gpu(
+    numbers: dict[str, Any],
     answer: Annotated[
         Path | None, typer.Option("--answer", help="Write the device, or the fault, to a JSON file and end with 0.")
     ] = None,
-    threads: Threads = None,
-    json_file: JsonFile = None,
 ) -> None:
     """Say whether a GPU works here; without one, end with exit code 3."""
     from n4flow.compute.arrays import probe_gpu as probe
 
-    with step("PROBE_GPU", threads, json_file) as numbers:
-        try:
-            info = probe()
-        except GpuError as error:
-            if answer is None:
-                raise
-            answer.write_text(dumps({"fault": str(error), "exit_code": error.exit_code}) + "\n", encoding="utf-8")
-            return
-        numbers.update(device=info.name, driver=info.driver, free_bytes=info.memory_bytes)
-        if answer is not None:
-            answer.write_text(dumps(numbers) + "\n", encoding="utf-8")
-        else:
-            typer.echo(dumps(numbers))
+    try:
+        info = probe()
+    except GpuError as error:
+        if answer is None:
+            raise
+        answer.write_text(dumps({"fault": str(error), "exit_code": error.exit_code}) + "\n", encoding="utf-8")
+        return
+    numbers.update(device=info.name, driver=info.driver, free_bytes=info.memory_bytes)
+    if answer is not None:
+        answer.write_text(dumps(numbers) + "\n", encoding="utf-8")
+    else:
+        typer.echo(dumps(numbers))
 
 
-def provenance(
+def _provenance(
     samples: Annotated[list[Path], typer.Argument(help="The checksums.json of each sample.")],
     run: Annotated[Path, typer.Option("--run", help="JSON file: command, inputs, and what the engine knows.")],
     parameters: Annotated[Path, typer.Option("--parameters", help="JSON file with the parameters.")],
     versions: Annotated[Path, typer.Option("--versions", help="JSON list of process, container, lines of versions.")],
     workflow: Annotated[Path, typer.Option("--workflow", help="The main script.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for pipeline_info and the RO-Crate.")],
-    threads: Threads = None,
-    json_file: JsonFile = None,
 ) -> None:
     """Write settings, versions and digests of a run as a Workflow Run RO-Crate."""
     from n4flow.pipeline.parameters import resolve
     from n4flow.pipeline.provenance import Run, write_provenance
 
-    with step("PROVENANCE", threads, json_file):
-        rows = json.loads(versions.read_text(encoding="utf-8"))
-        details = json.loads(run.read_text(encoding="utf-8"))
-        found = Run(
-            details.pop("command"),
-            resolve(json.loads(parameters.read_text(encoding="utf-8"))),
-            details.pop("inputs"),
-            "".join(f"{process}\t{box}\t{line}\n" for process, box, text in rows for line in text.splitlines()),
-            details,
-            workflow,
-        )
-        write_provenance(out, found, sorted(samples))
+    rows = json.loads(versions.read_text(encoding="utf-8"))
+    details = json.loads(run.read_text(encoding="utf-8"))
+    found = Run(
+        details.pop("command"),
+        resolve(json.loads(parameters.read_text(encoding="utf-8"))),
+        details.pop("inputs"),
+        "".join(f"{process}\t{box}\t{line}\n" for process, box, text in rows for line in text.splitlines()),
+        details,
+        workflow,
+    )
+    write_provenance(out, found, sorted(samples))
+
+
+warm_up = as_step("WARM_UP", _warm_up)
+probe_gpu = as_step("PROBE_GPU", _probe_gpu)
+provenance = as_step("PROVENANCE", _provenance)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from n4flow.commands.options import Image, JsonFile, Masks, Planes, RecipeDir, Threads, with_settings
-from n4flow.commands.step import plane_range, step
+from n4flow.commands.options import Image, Masks, Planes, RecipeDir, as_step
+from n4flow.commands.step import plane_range
 from n4flow.pipeline.stages import settings_of
 from n4flow.pipeline.timing import dumps
 
@@ -24,29 +24,27 @@ def _shrink(
     planes: Planes,
     out: Annotated[Path, typer.Option("--out", help="The shrunken slab (.npz).")],
     settings: Mapping[str, Any],
+    numbers: dict[str, Any],
     mask_out: Annotated[Path | None, typer.Option("--mask-out", help="The user's mask, shrunken (.npy).")] = None,
     frame: Annotated[
         str | None, typer.Option("--frame", help="Rows and columns with valid voxels, as Y:Y,X:X; all without it.")
     ] = None,
     recipe: RecipeDir = None,
-    threads: Threads = None,
-    json_file: JsonFile = None,
 ) -> None:
     from n4flow.corrections.recipe import Recipe
     from n4flow.io.frame import Frame
     from n4flow.pipeline.estimate import voxel_counts
     from n4flow.pipeline.passes import shrink_pass
 
-    with step("SHRINK", threads, json_file) as numbers:
-        volume, given, (start, stop) = _opened(image, planes, settings)
-        before = Recipe.load(recipe) if recipe else Recipe()
-        place = Frame.read(frame, volume.shape) if frame else None
-        factor = settings["shrink"]
-        shrunken, tissue = shrink_pass(volume, start, stop, factor, recipe=before, mask=given, frame=place)
-        shrunken.save(out)
-        if mask_out is not None and tissue is not None:
-            np.save(mask_out, tissue)
-        numbers.update(planes=[start, stop], shrink=factor, **voxel_counts(shrunken.planes))
+    volume, given, (start, stop) = _opened(image, planes, settings)
+    before = Recipe.load(recipe) if recipe else Recipe()
+    place = Frame.read(frame, volume.shape) if frame else None
+    factor = settings["shrink"]
+    shrunken, tissue = shrink_pass(volume, start, stop, factor, recipe=before, mask=given, frame=place)
+    shrunken.save(out)
+    if mask_out is not None and tissue is not None:
+        np.save(mask_out, tissue)
+    numbers.update(planes=[start, stop], shrink=factor, **voxel_counts(shrunken.planes))
 
 
 def _plane_statistics(
@@ -55,20 +53,18 @@ def _plane_statistics(
     masks: Masks,
     out: Annotated[Path, typer.Option("--out", help="The histograms (.npz).")],
     settings: Mapping[str, Any],
+    numbers: dict[str, Any],
     recipe: RecipeDir = None,
-    threads: Threads = None,
-    json_file: JsonFile = None,
 ) -> None:
     from n4flow.corrections.recipe import Recipe
     from n4flow.masks.tissue_source import TissueSource
     from n4flow.pipeline.passes import statistics_pass
 
-    with step("PLANE_STATISTICS", threads, json_file) as numbers:
-        volume, given, (start, stop) = _opened(image, planes, settings)
-        tissue = TissueSource.load(masks, given, (start, stop))
-        before = Recipe.load(recipe) if recipe else Recipe()
-        statistics_pass(volume, start, stop, recipe=before, tissue=tissue).save(out)
-        numbers.update(planes=[start, stop])
+    volume, given, (start, stop) = _opened(image, planes, settings)
+    tissue = TissueSource.load(masks, given, (start, stop))
+    before = Recipe.load(recipe) if recipe else Recipe()
+    statistics_pass(volume, start, stop, recipe=before, tissue=tissue).save(out)
+    numbers.update(planes=[start, stop])
 
 
 def _opened(image: Path, planes: str, settings: Mapping[str, Any]) -> tuple[Volume, Volume | None, tuple[int, int]]:
@@ -91,9 +87,9 @@ def _render_slab(
     out: Annotated[Path, typer.Option("--out", help="Folder for the slab's shards, of the image and of the mask.")],
     sample: Annotated[str, typer.Option("--sample", help="Name of the sample.")],
     settings: Mapping[str, Any],
+    numbers: dict[str, Any],
     recipe: RecipeDir = None,
-    threads: Threads = None,
-    json_file: JsonFile = None,
+    threads: int | None = None,
 ) -> None:
     from n4flow.corrections.recipe import Recipe
     from n4flow.io.disk_space import check_space, store_needs
@@ -102,34 +98,29 @@ def _render_slab(
     from n4flow.pipeline.plan import make_plan
     from n4flow.pipeline.render import render_slab
 
-    with step("RENDER", threads, json_file) as numbers:
-        tissue = TissueSource.load(masks)
-        start, stop = plane_range(planes)
-        plan = make_plan(image, settings, sample, tissue.frame, (start, stop))
-        plane_range(planes, plan.volume.shape[0])  # it has them
-        out.mkdir(parents=True, exist_ok=True)
-        check_space(out, *store_needs((plan.layout, plan.mask_layout), start, stop))
-        image_out, mask_out = create_stores(out, plan)
-        slab = render_slab(
-            plan.volume,
-            Recipe.load(recipe) if recipe else Recipe(),
-            start,
-            stop,
-            image_out=image_out,
-            layout=plan.layout,
-            shrink=plan.shrink,
-            tissue=replace(tissue.part(start, stop), given=plan.mask).unpacked(),
-            mask_out=mask_out,
-            mask_layout=plan.mask_layout,
-            threads=threads,
-        )
-        slab.after.save(out / "after.npz")
-        (out / CHECKSUMS_NAME).write_text(dumps(slab.checksums) + "\n", encoding="utf-8")
-        numbers.update(planes=[start, stop], **slab.numbers())
+    tissue = TissueSource.load(masks)
+    start, stop = plane_range(planes)
+    plan = make_plan(image, settings, sample, tissue.frame, (start, stop))
+    plane_range(planes, plan.volume.shape[0])  # it has them
+    out.mkdir(parents=True, exist_ok=True)
+    check_space(out, *store_needs((plan.layout, plan.mask_layout), start, stop))
+    slab = render_slab(
+        plan.volume,
+        Recipe.load(recipe) if recipe else Recipe(),
+        start,
+        stop,
+        stores=create_stores(out, plan),
+        shrink=plan.shrink,
+        tissue=replace(tissue.part(start, stop), given=plan.mask).unpacked(),
+        threads=threads,
+    )
+    slab.after.save(out / "after.npz")
+    (out / CHECKSUMS_NAME).write_text(dumps(slab.checksums) + "\n", encoding="utf-8")
+    numbers.update(planes=[start, stop], **slab.numbers())
 
 
 # What the plan decided is handed on as the parameters are that would decide it.
-shrink = with_settings(_shrink, (*settings_of("SHRINK"), "shrink"), required=("shrink",))
-plane_statistics = with_settings(_plane_statistics, settings_of("PLANE_STATISTICS"))
+shrink = as_step("SHRINK", _shrink, (*settings_of("SHRINK"), "shrink"), required=("shrink",))
+plane_statistics = as_step("PLANE_STATISTICS", _plane_statistics, settings_of("PLANE_STATISTICS"))
 PLANNED = ("slab_planes", "shrink")
-render_slab = with_settings(_render_slab, (*settings_of("RENDER"), *PLANNED), required=PLANNED)
+render_slab = as_step("RENDER", _render_slab, (*settings_of("RENDER"), *PLANNED), required=PLANNED)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from n4flow.commands.options import JsonFile, Shrunken, Threads, with_settings
-from n4flow.commands.step import SLAB_FILES, parts, step
+from n4flow.commands.options import Shrunken, as_step
+from n4flow.commands.step import SLAB_FILES, parts
 from n4flow.pipeline.stages import settings_of
 
 
@@ -18,22 +18,20 @@ def _tissue_mask(
     slabs: Shrunken,
     out: Annotated[Path, typer.Option("--out", help="Both masks (.npz).")],
     settings: Mapping[str, Any],
-    threads: Threads = None,
-    json_file: JsonFile = None,
+    numbers: dict[str, Any],
 ) -> None:
     from n4flow.masks.packed_mask import PackedMask
     from n4flow.pipeline.estimate import find_masks
     from n4flow.sections import SectionTable
     from n4flow.statistics.shrunken import ShrunkenFiles
 
-    with step("TISSUE_MASK", threads, json_file) as numbers:
-        shrunken = ShrunkenFiles(parts(slabs, "shrunken"))
-        table = SectionTable.coerce(settings["sections"], shrunken.shape[0])
-        given = sorted(slabs.glob(SLAB_FILES["given"]))
-        user = PackedMask.concatenate([PackedMask.of(np.load(slab)) for slab in given]) if given else None
-        tissue, found = find_masks(shrunken, table, user)
-        tissue.save(out)
-        numbers.update(found)
+    shrunken = ShrunkenFiles(parts(slabs, "shrunken"))
+    table = SectionTable.coerce(settings["sections"], shrunken.shape[0])
+    given = sorted(slabs.glob(SLAB_FILES["given"]))
+    user = PackedMask.concatenate([PackedMask.of(np.load(slab)) for slab in given]) if given else None
+    tissue, found = find_masks(shrunken, table, user)
+    tissue.save(out)
+    numbers.update(found)
 
 
-tissue_mask = with_settings(_tissue_mask, settings_of("TISSUE_MASK"), required=("sections",))
+tissue_mask = as_step("TISSUE_MASK", _tissue_mask, settings_of("TISSUE_MASK"), required=("sections",))

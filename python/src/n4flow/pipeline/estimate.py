@@ -33,28 +33,10 @@ from n4flow.pipeline.parameters import iteration_list
 from n4flow.pipeline.stages import Stage
 from n4flow.sections import Section, SectionTable, filled_planes
 from n4flow.statistics.accumulate import PLANE_COUNTS
-from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
 TISSUE_THRESHOLD = 0.0  # Matching leaves voxels at or below this intensity, the agarose level, as they are.
 LEAST_VALID = 0.5  # A shrunken voxel enters the fit of a bias field where at least this share of its voxels is valid.
-
-
-@dataclass(frozen=True)
-class BiasSettings:
-    """How a bias field is fitted; the meaning of each is that of the workflow parameter."""
-
-    spline_um: float | None
-    iterations: tuple[int, ...]
-    tolerance: float
-    backend: str
-    threads: int | None = None
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, Any], threads: int | None) -> BiasSettings:
-        """Return those of resolved parameters."""
-        iterations = iteration_list(parameters["iterations"])
-        return cls(parameters["spline_um"], iterations, parameters["tolerance"], parameters["backend"], threads)
 
 
 @dataclass(frozen=True)
@@ -98,21 +80,51 @@ def estimate(stage: Stage, inputs: Inputs, parameters: Mapping[str, Any]) -> Cor
 
 
 def n4_sections(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
-    """Fit a bias field to each usable section of a batch."""
-    batch, settings = inputs.batch or (0, len(inputs.sections)), BiasSettings.of(parameters, inputs.threads)
-    return fit_sections(inputs.shrunken, inputs.tissue, inputs.sections, batch, inputs.voxel_um, settings)
+    """Fit a bias field to each usable section of a batch; a flagged section keeps its intensities.
+
+    Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
+    """
+    shrunken, backend = inputs.shrunken, "itk" if parameters["backend"] == "itk" else "cpu"
+    fields = []
+    for section in inputs.sections[slice(*(inputs.batch or (None,)))]:
+        if section.usable:
+            planes = _valid_planes(shrunken, section.z_start, section.z_stop)
+            part = shrunken.part(*planes)
+            (whole, mean), (fitted, inside) = (_with_margin(part.shape, dtype) for dtype in (np.float32, bool))
+            mean[...] = part.mean
+            inside[...] = inputs.tissue.small_planes(*planes) & (part.valid >= LEAST_VALID)
+            field = _fit(whole, fitted, inputs, {**parameters, "backend": backend}, f"section {section.id}")
+            fields.append((*planes, field))
+    return BiasCorrection(tuple(fields), _field_frame(shrunken))
 
 
 def n4_volume(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
-    """Fit one bias field to the whole volume, after those of the recipe."""
-    settings = BiasSettings.of(parameters, inputs.threads)
-    return fit_volume(inputs.shrunken, inputs.tissue, inputs.sections, inputs.voxel_um, settings, inputs.recipe)
+    """Fit one bias field to the whole volume, after those of the recipe; flagged sections are left out."""
+    shrunken = inputs.shrunken
+    first, last = _valid_planes(shrunken, 0, shrunken.shape[0])
+    shape = last - first, *shrunken.shape[1:]
+    (whole, mean), (fitted, inside) = (_with_margin(shape, dtype) for dtype in (np.float32, bool))
+    for start, stop in runs(first, last):
+        part, planes = shrunken.part(start, stop), slice(start - first, stop - first)
+        mean[planes] = part.mean
+        inside[planes] = inputs.tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
+        inside[planes] &= inputs.sections.usable_planes[start:stop, None, None]
+    _divide_by_fields(mean, inputs.recipe, first)
+    field = _fit(whole, fitted, inputs, parameters, "the whole volume")
+    return BiasCorrection(((first, last, field),), _field_frame(shrunken))
 
 
 def harmonize(inputs: Inputs, parameters: Mapping[str, Any]) -> Harmonization:
-    """Estimate all sections together, after the bias fields of the recipe."""
-    mode, flat_field = parameters["harmonize"], inputs.flat_field
-    return harmonization(inputs.shrunken, inputs.tissue, inputs.sections, mode, inputs.recipe, flat_field)
+    """Estimate all sections together, after the bias fields of the recipe; see `estimate_harmonization`."""
+    from n4flow.corrections.harmonization.prepare import estimate_harmonization
+
+    shrunken, tissue = inputs.shrunken, inputs.tissue
+    whole = shrunken.part(0, shrunken.shape[0])
+    mean = whole.mean if isinstance(shrunken, ShrunkenFiles) else whole.mean.copy()
+    _divide_by_fields(mean, inputs.recipe)
+    options: dict[str, Any] = {"shrink": shrunken.shrink, "mode": parameters["harmonize"], "flat": inputs.flat_field}
+    found = estimate_harmonization(mean, whole.valid, tissue.small[:], inputs.sections, **options)
+    return replace(found, frame=tissue.frame)
 
 
 def normalize(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneRange:
@@ -121,14 +133,14 @@ def normalize(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneRange:
 
 
 def match_histograms(inputs: Inputs, parameters: Mapping[str, Any]) -> SectionLookup:
-    """Match the tissue of each section, or plane, to the pooled distribution."""
-    match, n_bins = parameters["match"], parameters["n_bins"]
-    return lookup(inputs.histograms, inputs.recipe, inputs.sections, match, n_bins)
+    """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
+    table = inputs.sections if parameters["match"] == "section" else by_plane(inputs.sections)
+    return estimate_lookup(inputs.histograms, inputs.recipe, table, parameters["n_bins"], TISSUE_THRESHOLD)
 
 
 def smooth_z(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneGain:
     """Smooth the tissue profile along Z."""
-    return plane_gain(inputs.histograms, inputs.recipe, inputs.sections, parameters["smooth_z"])
+    return estimate_plane_gain(inputs.histograms, inputs.recipe, inputs.sections, parameters["smooth_z"])
 
 
 def voxel_counts(planes: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -159,9 +171,9 @@ def find_masks(
             volume_threshold=estimated.volume_threshold,
             threshold_scale=estimated.scale,
         )
-    else:
+    elif given.any():
         tissue = given
-    if given is not None and not given.any():
+    else:
         msg = "the given mask is empty: no voxel is above 0; give a mask that covers the tissue"
         raise InputError(msg)
     agarose, threshold = get_agarose_mask(shrunken)
@@ -173,88 +185,19 @@ def find_masks(
     return TissueSource(tissue, agarose, shrunken.shrink, frame=shrunken.frame), numbers
 
 
-def fit_sections(
-    shrunken: Shrunken,
-    tissue: TissueSource,
-    sections: SectionTable,
-    batch: tuple[int, int],
-    voxel_um: Mapping[str, float],
-    settings: BiasSettings,
-) -> BiasCorrection:
-    """Fit a bias field to each usable section of a batch; a flagged section keeps its intensities.
-
-    Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
-    `tissue` holds at least the planes of the batch.
-    """
-    if settings.backend != "itk":
-        settings = replace(settings, backend="cpu")
-    fields = []
-    for section in sections[slice(*batch)]:
-        if section.usable:
-            planes = _valid_planes(shrunken, section.z_start, section.z_stop)
-            part = shrunken.part(*planes)
-            (whole, mean), (fitted, inside) = (_with_margin(part.shape, dtype) for dtype in (np.float32, bool))
-            mean[...] = part.mean
-            inside[...] = tissue.small_planes(*planes) & (part.valid >= LEAST_VALID)
-            field = _fit(whole, fitted, shrunken, voxel_um, settings, f"section {section.id}")
-            fields.append((*planes, field))
-    return BiasCorrection(tuple(fields), _field_frame(shrunken))
-
-
 def _valid_planes(shrunken: Shrunken, z_start: int, z_stop: int) -> tuple[int, int]:
     """Return the first and the one after the last of some planes that have valid voxels; all of them without any."""
     some = filled_planes(shrunken.planes["n_valid"][z_start:z_stop])
     return z_start + some.start, z_start + some.stop
 
 
-def fit_volume(
-    shrunken: Shrunken,
-    tissue: TissueSource,
-    sections: SectionTable,
-    voxel_um: Mapping[str, float],
-    settings: BiasSettings,
-    previous: Recipe | None = None,
-) -> BiasCorrection:
-    """Fit one bias field to the whole volume, after those that `previous` holds; flagged sections are left out."""
-    first, last = _valid_planes(shrunken, 0, shrunken.shape[0])
-    shape = last - first, *shrunken.shape[1:]
-    (whole, mean), (fitted, inside) = (_with_margin(shape, dtype) for dtype in (np.float32, bool))
-    for start, stop in runs(first, last):
-        part, planes = shrunken.part(start, stop), slice(start - first, stop - first)
-        mean[planes] = part.mean
-        inside[planes] = tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
-        inside[planes] &= sections.usable_planes[start:stop, None, None]
-    _divide_by_fields(mean, previous, first)
-    field = _fit(whole, fitted, shrunken, voxel_um, settings, "the whole volume")
-    return BiasCorrection(((first, last, field),), _field_frame(shrunken))
-
-
-def _divide_by_fields(mean: np.ndarray, previous: Recipe | None, z_start: int = 0) -> None:
+def _divide_by_fields(mean: np.ndarray, previous: Recipe, z_start: int = 0) -> None:
     """Divide planes of a shrunken volume, from `z_start` on, by the fields that were estimated before."""
-    for correction in previous or ():
+    for correction in previous:
         if correction.is_field:
             for start, stop in runs(z_start, z_start + len(mean)):
                 field = correction.shrunken_log_field(slice(start, stop), (mean.shape[1], mean.shape[2]))
                 mean[start - z_start : stop - z_start] /= np.exp(field)
-
-
-def harmonization(
-    shrunken: Shrunken,
-    tissue: TissueSource,
-    sections: SectionTable,
-    mode: str,
-    previous: Recipe | None = None,
-    flat_field: np.ndarray | None = None,
-) -> Harmonization:
-    """Estimate all sections together, after the bias fields that `previous` holds; see `estimate_harmonization`."""
-    from n4flow.corrections.harmonization.prepare import estimate_harmonization
-
-    whole = shrunken.part(0, shrunken.shape[0])
-    mean = whole.mean if isinstance(shrunken, ShrunkenFiles) else whole.mean.copy()
-    _divide_by_fields(mean, previous)
-    options: dict[str, Any] = {"shrink": shrunken.shrink, "mode": mode, "flat": flat_field}
-    found = estimate_harmonization(mean, whole.valid, tissue.small[:], sections, **options)
-    return replace(found, frame=tissue.frame)
 
 
 def _with_margin(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -272,34 +215,18 @@ def _field_frame(shrunken: Shrunken) -> Frame:
     return blocks.widened(*(n * shrunken.shrink for n in field_margin(shrunken.shape)))
 
 
-def _fit(
-    mean: np.ndarray,
-    inside: np.ndarray,
-    shrunken: Shrunken,
-    voxel_um: Mapping[str, float],
-    settings: BiasSettings,
-    name: str,
-) -> Any:
-    full_shape = (mean.shape[0], *(n * shrunken.shrink for n in mean.shape[1:]))
+def _fit(mean: np.ndarray, inside: np.ndarray, inputs: Inputs, parameters: Mapping[str, Any], name: str) -> Any:
+    shrink = inputs.shrunken.shrink
+    full_shape = (mean.shape[0], *(n * shrink for n in mean.shape[1:]))
+    iterations = iteration_list(parameters["iterations"])
     return fit_spaced(
-        FitInput(mean, inside, None, full_shape, (1, shrunken.shrink, shrunken.shrink)),
-        voxel_um=tuple(voxel_um[axis] for axis in "zyx"),
-        spline_um=settings.spline_um,
-        settings=fit_settings(settings.iterations, settings.threads, threshold=settings.tolerance),
-        backend=settings.backend,
+        FitInput(mean, inside, None, full_shape, (1, shrink, shrink)),
+        voxel_um=tuple(inputs.voxel_um[axis] for axis in "zyx"),
+        spline_um=parameters["spline_um"],
+        settings=fit_settings(iterations, inputs.threads, threshold=parameters["tolerance"]),
+        backend=parameters["backend"],
         name=name,
     )
-
-
-def lookup(histograms: Distributions, recipe: Recipe, sections: SectionTable, match: str, n_bins: int) -> SectionLookup:
-    """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
-    table = sections if match == "section" else by_plane(sections)
-    return estimate_lookup(histograms, recipe, table, n_bins, TISSUE_THRESHOLD)
-
-
-def plane_gain(histograms: Distributions, recipe: Recipe, sections: SectionTable, sigma: float) -> PlaneGain:
-    """Smooth the tissue profile along Z."""
-    return estimate_plane_gain(histograms, recipe, sections, sigma)
 
 
 def by_plane(sections: SectionTable) -> SectionTable:

@@ -12,34 +12,20 @@ from n4flow.errors import InputError
 log = logging.getLogger("n4flow")
 
 
-class LocalExecutor:
-    """Slabs run in this process, one after the other, each with all threads."""
-
-    def results(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Return what each call returns, in order."""
-        return [call() for call in calls]
+# Runs the passes over some slabs, and returns what each returns, in order.
+Executor = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 
 
-class ClusterExecutor(LocalExecutor):
-    """Slabs run on the workers of a cluster, which see the same files under the same paths.
-
-    Parameters
-    ----------
-    client : distributed.Client
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def results(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Return what each call returns, in order; an error of a worker is raised here."""
-        found: list[Any] = self._client.gather([self._client.submit(call, pure=False) for call in calls])
-        return found
+def run_here(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Run slabs in this process, one after the other, each with all threads."""
+    return [call() for call in calls]
 
 
 @contextmanager
-def executor(scheduler: str | None) -> Iterator[LocalExecutor]:
+def executor(scheduler: str | None) -> Iterator[Executor]:
     """Yield the executor of a pass: this process, or the cluster at the address of a dask scheduler.
+
+    The workers of a cluster see the same files under the same paths; an error of a worker is raised here.
 
     Raises
     ------
@@ -47,7 +33,7 @@ def executor(scheduler: str | None) -> Iterator[LocalExecutor]:
         dask.distributed is not installed, or there is no scheduler at that address.
     """
     if scheduler is None:
-        yield LocalExecutor()
+        yield run_here
         return
     try:
         from distributed import Client
@@ -64,4 +50,4 @@ def executor(scheduler: str | None) -> Iterator[LocalExecutor]:
     with client:
         if not client.scheduler_info()["workers"]:  # they may be waiting in a queue themselves
             log.warning("warning: the dask scheduler at %s has no workers yet; waiting for one", scheduler)
-        yield ClusterExecutor(client)
+        yield lambda calls: client.gather([client.submit(call, pure=False) for call in calls])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from n4flow import __version__
 from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.recipe import MASK_NAME, Recipe
 from n4flow.errors import InputError
@@ -28,18 +29,16 @@ from n4flow.report.pair import Pair
 from n4flow.statistics.shrunken import Shrunken
 
 CHECKSUMS_NAME = "checksums.json"  # of a slab, then of everything that is published of a sample
-
-
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's store has alike
 
 
-def create_stores(folder: Path, plan: Plan) -> tuple[Path, Path]:
-    """Make the empty stores of the result and of its mask in `folder`; return their paths."""
+def create_stores(folder: Path, plan: Plan) -> list[tuple[Path, StoreLayout]]:
+    """Make the empty stores of the result and of its mask in `folder`; return path and layout of each."""
     folder.mkdir(parents=True, exist_ok=True)
     image, mask = folder / f"{plan.sample}.ome.zarr", folder / MASK_NAME
     create_store(image, plan.layout, kept_metadata(plan.volume))
     create_store(mask, plan.mask_layout)
-    return image, mask
+    return [(image, plan.layout), (mask, plan.mask_layout)]
 
 
 def link_shards(piece: Path, store: Path) -> None:
@@ -78,7 +77,6 @@ def finish(
     checksums: Sequence[Mapping[str, Checksums]],
     stages: Sequence[Mapping[str, Any]],
     parameters: Mapping[str, Any],
-    version: str,
 ) -> dict[str, Any]:
     """Complete a sample's results around its rendered stores: display window, validation, recipe, tables, report.
 
@@ -97,8 +95,6 @@ def finish(
         The numbers of every step.
     parameters : mapping
         Resolved parameters.
-    version : str
-        n4flow's.
 
     Returns
     -------
@@ -110,41 +106,27 @@ def finish(
     write_omero(store, display_window(after, tissue.small, scale), (low * scale, high * scale), plan.sample)
     validate_store(store)
     validate_store(folder / MASK_NAME)
-    recipe.save(folder / "recipe.json", n4flow=version, sample=plan.sample, shape=list(plan.volume.shape))
+    recipe.save(folder / "recipe.json", n4flow=__version__, sample=plan.sample, shape=list(plan.volume.shape))
     pair = Pair(plan.sections, before, after, tissue.small, tissue.agarose_small, recipe)
     numbers: dict[str, Any] = {
         "sample": plan.sample,
-        "n4flow": version,
+        "n4flow": __version__,
         "plan": plan.summary(),
         "metrics": pair_metrics(pair),
-        "stages": [dict(stage) for stage in stages],
-        "parameters": dict(parameters),
+        "stages": stages,
+        "parameters": parameters,
     }
     (folder / "sections.tsv").write_text(sections_table(numbers["metrics"]), encoding="utf-8")
-    warned = [*plan.warnings, *(message for stage in stages for message in stage.get("warnings", ()))]
-    write_report(
-        folder / "report.html",
-        sample=plan.sample,
-        volume=plan.summary(),
-        pair=pair,
-        stages=list(stages),
-        estimates={stage.name: stage.estimates for stage in STAGES if stage.estimates},
-        parameters=dict(parameters),
-        metrics=numbers["metrics"],
-        warnings=list(dict.fromkeys(warned)),
-    )
+    estimates = {stage.name: stage.estimates for stage in STAGES if stage.estimates}
+    write_report(folder / "report.html", numbers, pair, estimates)
     (folder / "metrics.json").write_text(dumps(numbers) + "\n", encoding="utf-8")
     layouts = {store.name: plan.layout, MASK_NAME: plan.mask_layout}
-    _write_checksums(folder, plan.sample, layouts, checksums, version)
+    _write_checksums(folder, plan.sample, layouts, checksums)
     return numbers
 
 
 def _write_checksums(
-    folder: Path,
-    sample: str,
-    layouts: Mapping[str, StoreLayout],
-    slabs: Sequence[Mapping[str, Checksums]],
-    version: str,
+    folder: Path, sample: str, layouts: Mapping[str, StoreLayout], slabs: Sequence[Mapping[str, Checksums]]
 ) -> None:
     """Write the checksums of every chunk, as its writer saw it, and of every other file of a sample's results."""
     stores, chunks = {}, set()
@@ -156,5 +138,5 @@ def _write_checksums(
         chunks |= {folder / name / key for key in expected_shards(layout, 0, layout.shape[0])}
     others = sorted(path for path in folder.rglob("*") if path.is_file() and path not in chunks)
     files = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in others}
-    content = {"sample": sample, "n4flow": version, "stores": stores, "files": files}
+    content = {"sample": sample, "n4flow": __version__, "stores": stores, "files": files}
     (folder / CHECKSUMS_NAME).write_text(dumps(content) + "\n", encoding="utf-8")

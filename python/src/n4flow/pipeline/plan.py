@@ -127,9 +127,12 @@ class Plan:
         return {name: size + flat for name, size in needs.items()} | others
 
 
-def background_radius(radius_um: float, voxel_um: Mapping[str, float]) -> tuple[float, float]:
-    """Return a radius in micrometres as voxels (y, x)."""
-    return radius_um / voxel_um["y"], radius_um / voxel_um["x"]
+def background(parameters: Mapping[str, Any], voxel_um: Mapping[str, float] | None) -> SpatialMeanBackground | None:
+    """Return the background that resolved parameters ask for, a mean within a radius in micrometres."""
+    radius_um = parameters["background_radius_um"]
+    if radius_um <= 0 or not voxel_um:
+        return None
+    return SpatialMeanBackground((radius_um / voxel_um["y"], radius_um / voxel_um["x"]))
 
 
 def output_dtype(dtype: str, volume_dtype: np.dtype) -> str:
@@ -223,6 +226,7 @@ def _plan(
     if wide or volume.dtype == np.float64:
         warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
     _check_spline(parameters, volume, frame)
+    before = background(parameters, volume.voxel_um)
     geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
     layout = plan_layout(
         volume.shape,
@@ -244,7 +248,7 @@ def _plan(
         batches=_runs(len(sections), parameters["sections_per_task"]),
         warnings=warnings,
         frame=frame,
-        margin=_margin(parameters["background_radius_um"], volume.voxel_um),
+        margin=before.margin[0] if before is not None else 0,
         flat_field=flat_field,
         backend=parameters["backend"],
     )
@@ -261,13 +265,6 @@ def _check_flat_field(parameters: Mapping[str, Any]) -> None:
         if parameters[name] not in works:
             msg = f"flat_field cannot be used with {name} {parameters[name]}: {remedy}, or leave flat_field out"
             raise InputError(msg)
-
-
-def _margin(radius_um: float, voxel_um: Mapping[str, float] | None) -> int:
-    """Return the rows that a background of a radius reaches."""
-    if radius_um <= 0 or voxel_um is None:
-        return 0
-    return SpatialMeanBackground(background_radius(radius_um, voxel_um)).margin[0]
 
 
 def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> None:

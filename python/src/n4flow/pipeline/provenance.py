@@ -104,7 +104,6 @@ def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
 
 
 def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
-    from rocrate.model import ContextEntity
     from rocrate.rocrate import ROCrate
 
     crate = ROCrate(gen_preview=False, version="1.1")  # the one that the profiles are based on
@@ -113,56 +112,62 @@ def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
     crate.description = "Serial-section volumes with even intensity, the recipes that made them so, and reports"
     crate.license = "that of the input data"
     crate.datePublished = datetime.now(UTC)
-    info = [_file(crate, f"{INFO}/{name}", outdir / INFO / name) for name in ("run.json", "parameters.json")]
-    info.append(_file(crate, f"{INFO}/versions.tsv", outdir / INFO / "versions.tsv"))
+    names = ("run.json", "parameters.json", "versions.tsv")
+    info = [_file(crate, f"{INFO}/{name}", outdir / INFO / name) for name in names]
     profiles = [(f"{PROFILES}/process/0.5", "Process Run Crate", "0.5")]
     if run.workflow is not None:
         profiles.append((f"{PROFILES}/workflow/0.5", "Workflow Run Crate", "0.5"))
         profiles.append((WORKFLOW_CRATE, "Workflow RO-Crate", "1.0"))
-    conforms = [
-        crate.add(ContextEntity(crate, uri, properties={"@type": "CreativeWork", "name": name, "version": version}))
-        for uri, name, version in profiles
+    crate.root_dataset["conformsTo"] = [
+        _add(crate, uri, "CreativeWork", name=name, version=version) for uri, name, version in profiles
     ]
-    crate.root_dataset["conformsTo"] = conforms
     instrument = _instrument(crate, outdir, run)
-    objects = [_input(crate, path) for path in run.inputs]
+    # The inputs lie outside the crate, so they are works that are spoken of, and no data of it.
+    paths = [Path(path) for path in run.inputs]
+    objects = [_add(crate, path.absolute().as_uri(), "CreativeWork", name=path.name) for path in paths]
     for name, value in run.parameters.items():
-        objects.append(_setting(crate, name, value, instrument if run.workflow is not None else None))
-    results = [entity for sample in samples for entity in _results(crate, sample)]
-    action = {
-        "@type": "CreateAction",
-        "name": "run of n4flow",
-        "description": run.command,
-        "endTime": datetime.now(UTC).isoformat(timespec="seconds"),
-        "actionStatus": "http://schema.org/CompletedActionStatus",
-    }
-    entity = crate.add(ContextEntity(crate, "#run", properties=action))
-    entity["instrument"], entity["object"] = instrument, [*objects, *info]
-    entity["result"] = results
-    crate.root_dataset["mentions"] = [entity]
+        stated = "null" if value is None else value
+        objects.append(_add(crate, f"#setting-{name}", "PropertyValue", name=name, value=stated))
+        if run.workflow is not None:
+            objects[-1]["exampleOfWork"] = crate.get(f"#parameter-{name}")
+    crate.root_dataset["mentions"] = [
+        _add(
+            crate,
+            "#run",
+            "CreateAction",
+            name="run of n4flow",
+            description=run.command,
+            endTime=datetime.now(UTC).isoformat(timespec="seconds"),
+            actionStatus="http://schema.org/CompletedActionStatus",
+            instrument=instrument,
+            object=[*objects, *info],
+            result=[entity for sample in samples for entity in _results(crate, sample)],
+        )
+    ]
     return crate
 
 
-def _instrument(crate: Any, outdir: Path, run: Run) -> Any:
+def _add(crate: Any, identifier: str, kind: str, **properties: Any) -> Any:
+    """Add an entity that is no data of the crate."""
     from rocrate.model import ContextEntity
 
-    version = tool_versions().get("n4flow", "")
+    return crate.add(ContextEntity(crate, identifier, properties={"@type": kind, **properties}))
+
+
+def _instrument(crate: Any, outdir: Path, run: Run) -> Any:
+    version = metadata.version("n4flow")
     if run.workflow is None:
-        software = {"@type": "SoftwareApplication", "name": "n4flow", "softwareVersion": version}
-        return crate.add(ContextEntity(crate, "#n4flow", properties=software))
+        return _add(crate, "#n4flow", "SoftwareApplication", name="n4flow", softwareVersion=version)
     path = outdir / INFO / "main.nf"
     workflow = crate.add_workflow(dest_path=f"{INFO}/main.nf", main=True, lang="nextflow", properties=_sums(path))
     workflow["name"], workflow["version"] = "n4flow", version
     workflow["license"] = "https://spdx.org/licenses/BSD-3-Clause"
-    workflow["creator"] = crate.add(
-        ContextEntity(crate, "#authors", properties={"@type": "Organization", "name": "n4flow authors"})
-    )
+    workflow["creator"] = _add(crate, "#authors", "Organization", name="n4flow authors")
     for name, rule in schema().items():
-        parameter = crate.add(ContextEntity(crate, f"#parameter-{name}", properties=_formal(name, rule)))
-        workflow.append_to("input", parameter)
+        workflow.append_to("input", _add(crate, f"#parameter-{name}", "FormalParameter", **_formal(name, rule)))
     for name, described in (("store", "The corrected volume"), ("mask", "The tissue mask")):
-        made = {"@type": "FormalParameter", "name": name, "description": described, "additionalType": "Dataset"}
-        workflow.append_to("output", crate.add(ContextEntity(crate, f"#{name}", properties=made | FORMAL)))
+        made = {"name": name, "description": described, "additionalType": "Dataset", **FORMAL}
+        workflow.append_to("output", _add(crate, f"#{name}", "FormalParameter", **made))
     return workflow
 
 
@@ -172,27 +177,9 @@ TYPES = {"integer": "Integer", "number": "Float", "string": "Text", "boolean": "
 
 def _formal(name: str, rule: Mapping[str, Any]) -> dict[str, Any]:
     kind = rule["type"] if isinstance(rule["type"], str) else rule["type"][0]
-    described = {"@type": "FormalParameter", "name": name, "description": rule["description"]}
-    required = {"valueRequired": name == "input"}
+    described = {"name": name, "description": rule["description"], "additionalType": TYPES[kind]}
     default = {"defaultValue": rule["default"]} if rule.get("default") is not None else {}
-    return described | {"additionalType": TYPES[kind]} | required | default | FORMAL
-
-
-def _setting(crate: Any, name: str, value: Any, workflow: Any) -> Any:
-    from rocrate.model import ContextEntity
-
-    properties = {"@type": "PropertyValue", "name": name, "value": "null" if value is None else value}
-    entity = crate.add(ContextEntity(crate, f"#setting-{name}", properties=properties))
-    if workflow is not None:
-        entity["exampleOfWork"] = crate.get(f"#parameter-{name}")
-    return entity
-
-
-def _input(crate: Any, path: str) -> Any:
-    from rocrate.model import ContextEntity
-
-    uri = Path(path).absolute().as_uri()  # outside the crate, so it is a work that is spoken of, and no data of it
-    return crate.add(ContextEntity(crate, uri, properties={"@type": "CreativeWork", "name": Path(path).name}))
+    return {**described, "valueRequired": name == "input", **default, **FORMAL}
 
 
 def _results(crate: Any, checksums: Path) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
@@ -69,12 +69,9 @@ def render_slab(
     z_start: int,
     z_stop: int,
     *,
-    image_out: Path,
-    layout: StoreLayout,
+    stores: Sequence[tuple[Path, StoreLayout]],
     shrink: int,
     tissue: TissueSource | None = None,
-    mask_out: Path | None = None,
-    mask_layout: StoreLayout | None = None,
     threads: int | None = None,
 ) -> RenderedSlab:
     """Render planes `z_start` to `z_stop` into every pyramid level of a store, and the tissue mask beside it.
@@ -84,10 +81,9 @@ def render_slab(
     volume : Volume
     recipe : Recipe
     z_start, z_stop : int
-        A slab of `layout`, so that this call is the only writer of its shards.
-    image_out, mask_out : path
-        Stores that `create_store` made.
-    layout, mask_layout : StoreLayout
+        A slab of the layouts, so that this call is the only writer of its shards.
+    stores : sequence of (path, StoreLayout)
+        What `create_store` made: the store of the result and, optionally, that of the mask.
     shrink : int
         In-plane block size of the returned copy.
     tissue : TissueSource, optional
@@ -97,19 +93,15 @@ def render_slab(
     around, pointwise = recipe.margin_first()
     frame = (tissue.frame if tissue is not None else None) or Frame.whole(volume.shape)
     shrinker = TileShrinker((z_stop - z_start, *frame.shape), shrink)
-    scale = np.float32(output_scale(recipe, layout.dtype))
+    scale = np.float32(output_scale(recipe, stores[0][1].dtype))
     tiles = _Tiles(frame, volume.shape, pointwise, z_start, shrinker, scale, tissue)
-    chunks = [layout.levels[0].chunks]
+    chunks = [layout.levels[0].chunks for _path, layout in stores]
     with ExitStack() as stack:
         pool = stack.enter_context(thread_pool(threads or available_threads()))
-
-        def writer(path: Path, layout: StoreLayout) -> SlabWriter:
-            return stack.enter_context(SlabWriter(path, layout, z_start, z_stop, threads=threads, pool=pool))
-
-        writers = [writer(image_out, layout)]
-        if mask_out is not None and mask_layout is not None and tissue is not None:
-            writers.append(writer(mask_out, mask_layout))
-            chunks.append(mask_layout.levels[0].chunks)
+        writers = [
+            stack.enter_context(SlabWriter(path, layout, z_start, z_stop, threads=threads, pool=pool))
+            for path, layout in stores
+        ]
         depth, height = (math.lcm(*(chunk[axis] for chunk in chunks)) for axis in (0, 1))
         by_threads = not around and in_parts(volume, z_start, chunks[0])
         if by_threads:
@@ -129,13 +121,12 @@ def render_slab(
             tiles.merge(start, n_planes)
     shrinker.finish()
     after = ShrunkenVolume.of(shrinker, frame)
-    checksums = {
-        path.name: writer.checksums for path, writer in zip((image_out, mask_out), writers, strict=False) if path
-    }
+    checksums = {path.name: writer.checksums for (path, _layout), writer in zip(stores, writers, strict=True)}
     ends = extent(after, padded=frame != Frame.whole(volume.shape))
     return RenderedSlab(after, int(writers[0].saturated), *ends, checksums)
 
 
+@dataclass
 class _Tiles:
     """What a thread makes of the part of a block that becomes one chunk, and what is measured on the way.
 
@@ -143,20 +134,16 @@ class _Tiles:
     as it is.
     """
 
-    def __init__(
-        self,
-        frame: Frame,
-        shape: tuple[int, int, int],
-        recipe: Recipe,
-        z_start: int,
-        shrinker: TileShrinker,
-        scale: np.float32,
-        tissue: TissueSource | None,
-    ) -> None:
-        self.frame, self.shape = frame, shape
-        self.recipe, self.scale, self.tissue = recipe, scale, tissue
-        self.z_start, self.shrinker = z_start, shrinker
-        self.needs_tissue = any(correction.needs_tissue for correction in recipe)
+    frame: Frame
+    shape: tuple[int, int, int]
+    recipe: Recipe
+    z_start: int
+    shrinker: TileShrinker
+    scale: np.float32
+    tissue: TissueSource | None
+
+    def __post_init__(self) -> None:
+        self.needs_tissue = any(correction.needs_tissue for correction in self.recipe)
         self.measured: list[Tile] = []
 
     def corrected(self, part: np.ndarray, at: tuple[int, int, int]) -> Iterator[np.ndarray]:
@@ -333,20 +320,11 @@ def render(
     with published(Path(out)) as partial:
         check_space(partial.parent, *store_needs([layout], 0, volume.shape[0]))
         create_store(partial, layout)
-        for start in range(0, volume.shape[0], layout.slab_planes):
-            stop = min(start + layout.slab_planes, volume.shape[0])
-            slab = render_slab(
-                volume,
-                recipe,
-                start,
-                stop,
-                image_out=partial,
-                layout=layout,
-                shrink=shrink,
-                tissue=tissue,
-                threads=threads,
+        for slab in runs(0, volume.shape[0], layout.slab_planes):
+            stores = [(partial, layout)]
+            slabs.append(
+                render_slab(volume, recipe, *slab, stores=stores, shrink=shrink, tissue=tissue, threads=threads)
             )
-            slabs.append(slab)
         low, high = min(slab.minimum for slab in slabs), max(slab.maximum for slab in slabs)
         scale = output_scale(recipe, layout.dtype)
         write_omero(partial, (min(0.0, low * scale), high * scale), (low * scale, high * scale), Path(out).name)

@@ -12,21 +12,21 @@ from typing import Any
 
 import numba
 
-from n4flow.corrections.background import SpatialMeanBackground
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
+from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.publishing import published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.n4_bias.engine import choose_backend
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, voxel_counts
-from n4flow.pipeline.executors import LocalExecutor, executor
+from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
-from n4flow.pipeline.plan import Plan, background_radius, make_plan
+from n4flow.pipeline.plan import Plan, background, make_plan
 from n4flow.pipeline.provenance import Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, read_samples
@@ -149,16 +149,17 @@ class _Sample:
     parameters: Mapping[str, Any]
     backend: str  # the one that `auto` took
     threads: int | None
-    executor: LocalExecutor
+    executor: Executor
 
     def __post_init__(self) -> None:
         self.stages: list[dict[str, Any]] = []  # the numbers of each, in order
         self.work = self.folder.with_name("work")  # in the folder that is removed at the end, as a work directory
         self.work.mkdir(parents=True)
-        plan, radius, voxel_um = self.plan, self.parameters["background_radius_um"], self.plan.volume.voxel_um or {}
-        first = [SpatialMeanBackground(background_radius(radius, voxel_um))] if radius > 0 else []
+        plan, voxel_um = self.plan, self.plan.volume.voxel_um or {}
+        first = background(self.parameters, voxel_um)
+        recipe = Recipe([first] if first is not None else [])
         self.inputs = Inputs(
-            plan.sections, recipe=Recipe(first), voxel_um=voxel_um, flat_field=plan.flat_field, threads=self.threads
+            plan.sections, recipe=recipe, voxel_um=voxel_um, flat_field=plan.flat_field, threads=self.threads
         )
 
     def go_through(self) -> dict[str, Any]:
@@ -181,7 +182,7 @@ class _Sample:
 
     def by_slab(self, work: Callable[..., Any], *parts: Sequence[Any]) -> list[Any]:
         """Return what a function makes of each slab, in order, where the parts of a pass run."""
-        return self.executor.results([partial(work, *task) for task in zip(*parts, strict=True)])
+        return self.executor([partial(work, *task) for task in zip(*parts, strict=True)])
 
     def estimate(self, each: Stage) -> None:
         """Estimate the correction of a stage and add it to the recipe."""
@@ -219,16 +220,13 @@ class _Sample:
 
     def render(self) -> None:
         """Render every slab into the stores."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        render = partial(_render, self.plan, self.inputs.recipe, *create_stores(self.folder, self.plan), self.threads)
+        render = partial(_render, self.plan, self.inputs.recipe, create_stores(self.folder, self.plan), self.threads)
         found = self.by_slab(render, self.tissue_of_slabs(), self.plan.slabs, self.files("after"))
         self.checksums = [checksums for checksums, _numbers in found]
         self.stages += [numbers for _checksums, numbers in found]
 
     def finish(self) -> None:
         """Complete and check the results."""
-        from n4flow import __version__
-
         self.metrics = finish(
             self.folder,
             self.plan,
@@ -239,7 +237,6 @@ class _Sample:
             checksums=self.checksums,
             stages=self.stages,
             parameters=self.parameters,
-            version=__version__,
         )
 
 
@@ -253,8 +250,7 @@ def _shrink(plan: Plan, recipe: Recipe, slab: tuple[int, int], out: Path) -> Pac
 def _render(
     plan: Plan,
     recipe: Recipe,
-    image_out: Path,
-    mask_out: Path,
+    stores: Sequence[tuple[Path, StoreLayout]],
     threads: int | None,
     tissue: TissueSource,
     slab: tuple[int, int],
@@ -266,12 +262,9 @@ def _render(
             plan.volume,
             recipe,
             *slab,
-            image_out=image_out,
-            layout=plan.layout,
+            stores=stores,
             shrink=plan.shrink,
             tissue=tissue.unpacked(),
-            mask_out=mask_out,
-            mask_layout=plan.mask_layout,
             threads=threads,
         )
         rendered.after.save(after)

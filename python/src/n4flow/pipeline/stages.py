@@ -54,11 +54,6 @@ class Stage:
         if not self.command:
             object.__setattr__(self, "command", self.name.lower().replace("_", "-"))
 
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """Names of the parameters that a task of it is given, in the order of the schema."""
-        return settings_of(self.name)
-
 
 def settings_of(process: str) -> tuple[str, ...]:
     """Return the names of the parameters whose rule in the schema lists a process."""

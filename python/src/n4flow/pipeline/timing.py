@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from n4flow.compute.malloc import trim_heap
 from n4flow.errors import N4flowWarning
+from n4flow.report.text import plain
 
 log = logging.getLogger("n4flow")
+EXACT = 17  # Significant digits that tell every float64 from the next.
 
 
 @contextmanager
@@ -51,16 +49,4 @@ def stage(name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
 
 def dumps(value: Any) -> str:
     """Return JSON text; NumPy scalars and arrays as numbers and lists, what is not finite as null."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+    return json.dumps(plain(value, EXACT), indent=2, ensure_ascii=False, allow_nan=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from typing import TYPE_CHECKING, Any, Literal
+
+from n4flow.report.text import signed_change
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
@@ -95,8 +96,8 @@ def step_left(after: float, limit: float, row: Mapping[str, Any]) -> str:
     """Return words on the step from the section above: that it grew, or that it is still large."""
     before = row["step_before"]
     if abs(after) - abs(before) > STEP_GROWTH:
-        return f"the step from the section above grew from {_percent(before)} to {_percent(after)}"
-    return f"a step of {_percent(after)} from the section above is left" if abs(after) > limit else ""
+        return f"the step from the section above grew from {signed_change(before)} to {signed_change(after)}"
+    return f"a step of {signed_change(after)} from the section above is left" if abs(after) > limit else ""
 
 
 def wide_field(p99: float, limit: float, row: Mapping[str, Any]) -> str:
@@ -118,7 +119,7 @@ def no_agarose(planes: int, limit: float, numbers: Mapping[str, Any]) -> str:
 def steps_grew(after: float, limit: float, numbers: Mapping[str, Any]) -> str:
     """Return words on the median step after the correction."""
     before = numbers["steps"]["median_before"]
-    words = f"steps between sections grew: their median size was {_percent(before)} and is {_percent(after)}"
+    words = f"steps between sections grew: their median size was {signed_change(before)} and is {signed_change(after)}"
     return words if after > before + limit else ""
 
 
@@ -126,14 +127,10 @@ def needless_change(spread: float, limit: float, numbers: Mapping[str, Any]) -> 
     """Return words on the change of tissue in a volume whose sections were matched or smoothed without need."""
     step = numbers["steps"]["median_before"]
     words = (
-        f"steps between sections were {_percent(step)} and needed nothing, yet matching or smoothing and what came "
-        f"before changed tissue by {spread:.1%}"
+        f"steps between sections were {signed_change(step)} and needed nothing, yet matching or smoothing and what "
+        f"came before changed tissue by {spread:.1%}"
     )
     return words if step < NOTHING_WRONG and numbers["change"]["sections_alike"] and spread > limit else ""
-
-
-def _percent(log_ratio: float) -> str:
-    return f"{math.expm1(log_ratio):+.1%}"
 
 
 def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,42 +26,22 @@ if TYPE_CHECKING:
 NOT_LISTED = ("stage", "seconds", "backend", "threads", "warnings", "planes", "sections", "batch")
 
 
-def write_report(
-    path: str | Path,
-    *,
-    sample: str,
-    volume: Mapping[str, Any],
-    pair: Pair,
-    stages: Sequence[Mapping[str, Any]],
-    estimates: Mapping[str, str],
-    parameters: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    warnings: Sequence[str] = (),
-) -> None:
+def write_report(path: Path, numbers: Mapping[str, Any], pair: Pair, estimates: Mapping[str, str]) -> None:
     """Write the report of one sample.
 
     Parameters
     ----------
     path : path
-        The HTML file; an existing one is replaced atomically.
-    sample : str
-    volume : mapping
-        Facts about the input, as `Plan.summary()` gives them: shape, frame, dtype, voxel_um, format, mask,
-        output_dtype. A fact that is missing is not shown.
+        The HTML file.
+    numbers : mapping
+        What `metrics.json` holds: `sample`; `plan`, facts about the input, of which a missing one is not shown;
+        `metrics` of the pair; `stages`, the numbers of each task; and `parameters`. Tasks of one stage are shown
+        together, stages in the order of their first tasks.
     pair : Pair
         The input and the result.
-    stages : sequence of mapping
-        The numbers of each task: `stage`, `seconds` and any others. Tasks of one stage are shown together, stages in
-        the order of their first tasks.
     estimates : mapping
         The kind of correction that a stage estimates, by the stage's name. Numbers that are in the summary of such a
         correction are shown with the correction and not once more with the stage.
-    parameters : mapping
-        Resolved parameters.
-    metrics : mapping
-        What `pair_metrics` returned for the same pair.
-    warnings : sequence of str
-        Sentences to show at the top.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -72,12 +51,14 @@ def write_report(
     environment.filters.update(
         {name: getattr(text, name) for name in ("label", "number", "percent", "duration", "shown")}
     )
+    volume, metrics, stages = numbers["plan"], numbers["metrics"], numbers["stages"]
+    warned = [message for said in (volume, *stages) for message in said.get("warnings", ())]
     page = environment.get_template("report.html.j2").render(
-        sample=sample,
+        sample=numbers["sample"],
         version=__version__,
         headline=headline(pair.recipe, metrics),
         facts=facts(volume, pair, stages, metrics),
-        warnings=[*warnings, *(reason for reason in metrics["reasons"] if reason not in warnings)],
+        warnings=list(dict.fromkeys([*warned, *metrics["reasons"]])),
         metrics=metrics,
         volume_rows=volume_rows(metrics),
         section_columns=section_columns(metrics["sections"]),
@@ -86,12 +67,9 @@ def write_report(
         plots=_plots(pair, metrics),
         stages=grouped(stages, pair.recipe, estimates),
         corrections=[(step.title, plain(step.summary())) for step in pair.recipe],
-        parameters=parameters,
+        parameters=numbers["parameters"],
     )
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    path.write_text(page, encoding="utf-8")
 
 
 def facts(
@@ -207,17 +185,13 @@ def _pictures(pair: Pair, volume: Mapping[str, Any], metrics: Mapping[str, Any])
     elif not metrics["bias_field"]:
         found["no_field"] = "there is no tissue to measure it in"
     else:
+        from matplotlib import colormaps
+        from matplotlib.colors import to_hex
+
         limit = field_limit(metrics["bias_field"])
-        found |= {"field": views.coloured_field(limit), "limit": limit, "colours": _colours()}
+        colours = [to_hex(colour) for colour in colormaps[FIELD_COLOURS](np.linspace(0, 1, 17))]
+        found |= {"field": views.coloured_field(limit), "limit": limit, "colours": colours}
     return found
-
-
-def _colours() -> list[str]:
-    """Return the colours of the bias field's scale at even distances, as hex."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return [to_hex(colour) for colour in colormaps[FIELD_COLOURS](np.linspace(0, 1, 17))]
 
 
 def _plots(pair: Pair, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -73,10 +73,6 @@ class Measurement:
         means = self.pair.planes[f"mean_{time}"][chosen] - self._level[time]
         return ratio(means.std(), means.mean()) if means.size > 1 else math.nan
 
-    def agarose_planes(self) -> int:
-        """Return the number of planes in which the agarose level was measured."""
-        return int(np.isfinite(self.pair.planes["agarose_before"]).sum())
-
     def _agarose(self, time: str) -> np.ndarray:
         values = self.pair.planes[f"agarose_{time}"][self.usable]
         return values[np.isfinite(values)]
@@ -205,10 +201,6 @@ class Measurement:
 
     # Contrast between two classes of tissue
 
-    def class_threshold(self) -> float:
-        """Return the intensity in the result that separates the two classes."""
-        return self.class_thresholds[1] + self.pair.units.level_after
-
     def bright_share(self) -> float:
         """Return the share of the bright class in the pixels of both."""
         dark, bright = (self._walk[2][:, 0] * self.usable_sections).sum(axis=1)
@@ -253,7 +245,7 @@ class Measurement:
     # The bias field, and what else the recipe did
 
     @cached_property
-    def _bias(self) -> tuple[dict[str, float] | None, np.ndarray]:
+    def bias(self) -> tuple[dict[str, float] | None, np.ndarray]:
         """Percentiles of the bias field in tissue, and (3, sections): p1, p50, p99 of each section."""
         pair, ranges = self.pair, np.full((3, len(self.sections)), np.nan)
         samples: list[list[np.ndarray]] = [[] for _section in self.sections]
@@ -269,26 +261,17 @@ class Measurement:
         for number, values in enumerate(joined):
             if values.size:
                 ranges[:, number] = np.percentile(values, [1, 50, 99])
-        whole = np.concatenate(
-            [values for number, values in enumerate(joined) if self.usable_sections[number]] or joined
-        )
+        usable = [values for values, chosen in zip(joined, self.usable_sections, strict=True) if chosen]
+        whole = np.concatenate(usable or joined)
         if not whole.size:
             return None, ranges
         p1, p50, p99 = np.percentile(whole, [1, 50, 99])
         return {"p1": p1, "p50": p50, "p99": p99, "minimum": whole.min(), "maximum": whole.max()}, ranges
 
-    def bias_range(self) -> dict[str, float] | None:
-        """Return the percentiles and extremes of the bias field in tissue, None where there is none."""
-        return self._bias[0]
-
-    def section_bias(self, percentile: int) -> np.ndarray:
-        """Return (sections,): percentile 1, 50 or 99 of the bias field in tissue."""
-        return self._bias[1][(1, 50, 99).index(percentile)]
-
     def harmonization(self) -> dict[str, Any] | None:
         """Return what the harmonisation rests on, and the gain of every section with its uncertainty."""
-        found = [step.summary() | gains for step in self.pair.recipe if (gains := step.section_gains()) is not None]
-        return found[0] if found else None
+        found = (step.summary() | gains for step in self.pair.recipe if (gains := step.section_gains()) is not None)
+        return next(found, None)
 
     def change(self) -> float:
         """Return the robust standard deviation of log(signal after / before) in tissue."""
@@ -296,10 +279,6 @@ class Measurement:
         both = (first > 0) & (second > 0)
         logs = np.log(second[both].astype(np.float64) / first[both])
         return 1.4826 * median(np.abs(logs - median(logs))) if logs.size >= MIN_PIXELS else math.nan
-
-    def sections_alike(self) -> bool:
-        """Return whether a step of the recipe makes sections or planes equally bright, see `Correction.equalizes`."""
-        return any(step.equalizes for step in self.pair.recipe)
 
     # Sections
 

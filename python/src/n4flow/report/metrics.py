@@ -6,7 +6,6 @@ A new metric is one entry: of `VOLUME_METRICS`, or of `SECTION_METRICS` for a nu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -21,7 +20,7 @@ from n4flow.report import assessment
 from n4flow.report.assessment import Limit, above, many_voxels, moved
 from n4flow.report.measurement import Measurement
 from n4flow.report.pair import TIMES, Pair
-from n4flow.report.text import change, number, percent, signed_change, whole_percent
+from n4flow.report.text import change, number, percent, plain, signed_change, whole_percent
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,11 @@ VOLUME_METRICS: tuple[Metric, ...] = (
         show=percent,
         help="the same of the planes' means along Z",
     ),
-    Metric("agarose.planes", M.agarose_planes, limit=Limit(1, assessment.no_agarose, urgency=2)),
+    Metric(
+        "agarose.planes",
+        lambda m: int(np.isfinite(m.pair.planes["agarose_before"]).sum()),
+        limit=Limit(1, assessment.no_agarose, urgency=2),
+    ),
     Metric("agarose.level_{time}", M.agarose_level, title="Agarose level", help=_agarose, row=1),
     Metric(
         "agarose.spread_{time}",
@@ -188,7 +191,7 @@ VOLUME_METRICS: tuple[Metric, ...] = (
         show=change,
         help="typical size inside sections: what a step that is no step looks like",
     ),
-    Metric("contrast.threshold", M.class_threshold),
+    Metric("contrast.threshold", lambda m: m.class_thresholds[1] + m.pair.units.level_after),
     Metric("contrast.bright_share", M.bright_share),
     Metric("contrast.{time}", M.contrast, title="Contrast of neighbouring tissue", help=_contrast),
     Metric(
@@ -213,10 +216,12 @@ VOLUME_METRICS: tuple[Metric, ...] = (
     Metric("contrast.least_kept_in", lambda m: m.extreme_kept(np.argmin)[1]),
     Metric("contrast.most_kept", lambda m: m.extreme_kept(np.argmax)[0]),
     Metric("contrast.most_kept_in", lambda m: m.extreme_kept(np.argmax)[1]),
-    Metric("bias_field", M.bias_range, title="Bias field in tissue", cell=_bias_field, help=_bias_extremes, row=3),
+    Metric(
+        "bias_field", lambda m: m.bias[0], title="Bias field in tissue", cell=_bias_field, help=_bias_extremes, row=3
+    ),
     Metric("harmonization", M.harmonization),
     Metric("change.spread", M.change, limit=Limit(0.02, assessment.needless_change)),
-    Metric("change.sections_alike", M.sections_alike),
+    Metric("change.sections_alike", lambda m: any(step.equalizes for step in m.pair.recipe)),
     Metric(
         "voxels.valid",
         lambda m: int(m.voxels["valid"].sum()),
@@ -267,9 +272,9 @@ SECTION_METRICS: tuple[Metric, ...] = (
         help="contrast is what is left of the contrast between neighbouring tissue of two classes",
         limit=Limit(0.10, moved("contrast between neighbouring tissue is {:.0%} of what it was")),
     ),
-    Metric("bias_p1", lambda m: m.section_bias(1), title="bias p1 to p99", cell=_section_bias),
-    Metric("bias_p50", lambda m: m.section_bias(50)),
-    Metric("bias_p99", lambda m: m.section_bias(99), limit=Limit(4.0, assessment.wide_field)),
+    Metric("bias_p1", lambda m: m.bias[1][0], title="bias p1 to p99", cell=_section_bias),
+    Metric("bias_p50", lambda m: m.bias[1][1]),
+    Metric("bias_p99", lambda m: m.bias[1][2], limit=Limit(4.0, assessment.wide_field)),
     Metric(
         "nonfinite_share",
         lambda m: m.section_voxel_share("nonfinite"),
@@ -337,19 +342,6 @@ def _section_rows(measurement: Measurement) -> list[dict[str, Any]]:
         rows.append(row | {"status": "warn" if reasons else "pass", "reasons": reasons})
         above_flagged = not section.usable
     return rows
-
-
-def plain(value: Any) -> Any:
-    """Return JSON types: numbers of six significant digits, None for what is not finite."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
 
 
 def sections_table(numbers: Mapping[str, Any]) -> str:

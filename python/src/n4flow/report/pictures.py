@@ -77,7 +77,6 @@ class Views:
         self.centre = _centre(pair)
         self.images = self._gather()
         self._outlines: dict[tuple[str, str], str] = {}
-        self.has_field = bool(np.any([np.any(self.images[plane]["field"] != 1) for plane in PLANES]))
 
     @property
     def planes(self) -> tuple[str, ...]:
@@ -137,6 +136,7 @@ class Views:
         place = {"xy": ("z", 0), "xz": ("y", 1), "yz": ("x", 2)}[plane]
         scale_x, scale_y = width / pixels.shape[1], height / pixels.shape[0]
         position = dict(zip("zyx", self.centre, strict=True))
+        sections = self.pair.sections if down == "z" else ()
         return Panel(
             name=plane,
             title=f"{what}, {plane} at {place[0]} = {self.centre[place[1]]}",
@@ -145,8 +145,12 @@ class Views:
             uri=data_uri(pixels),
             invalid=self._outline(plane, "invalid", scale_x, scale_y),
             outlines={name: self._outline(plane, OUTLINES[name], scale_x, scale_y) for name in outlined},
-            cuts=self._cuts(scale_y) if down == "z" else (),
-            flagged=self._flagged(scale_y) if down == "z" else (),
+            cuts=tuple(section.z_start * scale_y for section in sections[1:]),
+            flagged=tuple(
+                (section.z_start * scale_y, (section.z_stop - section.z_start) * scale_y)
+                for section in sections
+                if not section.usable
+            ),
             marks=((position[across] + 0.5) * scale_x, (position[down] + 0.5) * scale_y),
             bar=self._bar(width) if plane == "xy" else None,
         )
@@ -157,13 +161,6 @@ class Views:
             mask = ~self.images[plane]["valid"] if name == "invalid" else self.images[plane][name]
             self._outlines[plane, name] = outline(mask, scale_x, scale_y)
         return self._outlines[plane, name]
-
-    def _cuts(self, scale: float) -> tuple[float, ...]:
-        return tuple(section.z_start * scale for section in self.pair.sections[1:])
-
-    def _flagged(self, scale: float) -> tuple[tuple[float, float], ...]:
-        flagged = [section for section in self.pair.sections if not section.usable]
-        return tuple((section.z_start * scale, (section.z_stop - section.z_start) * scale) for section in flagged)
 
     def _bar(self, width: float) -> tuple[float, str] | None:
         if not self.known_size:

@@ -43,11 +43,6 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def as_floats(values: Sequence[float | None]) -> np.ndarray:
-    """Return numbers with NaN for None."""
-    return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
 Painter = Callable[..., None]  # Draws into the axes that it is given first.
 
 
@@ -121,7 +116,7 @@ def _legend(axes: Axes, columns: int, **options: Any) -> None:
 
 def _two_lines(axes: Axes, planes: dict[str, Any], what: str, sections: SectionTable) -> None:
     _along_z(axes, sections)
-    before, after = (as_floats(planes[f"{what}_{time}"]) for time in ("before", "after"))
+    before, after = (np.array(planes[f"{what}_{time}"], float) for time in ("before", "after"))
     marker = "o" if np.isfinite(before).sum() <= 60 else None
     # The line of before is wider, so that it stays visible where both are equal.
     for values, colour, label, width in ((before, BEFORE, "before", 2.4), (after, AFTER, "after", 1.2)):
@@ -148,7 +143,7 @@ def gains(
 ) -> None:
     """Ratio of each plane's mean signal after to before, and the part of it that is due to smoothing along Z."""
     _along_z(axes, sections)
-    before, after = (as_floats(planes[f"tissue_{time}"]) - level for time in ("before", "after"))
+    before, after = (np.array(planes[f"tissue_{time}"], float) - level for time in ("before", "after"))
     total = np.divide(after, before, out=np.full_like(after, np.nan), where=before > 0)
     axes.axhline(1, color=FAINT, linewidth=0.8)
     axes.plot(total, color=AFTER, linewidth=1.3, label="all steps")
@@ -162,7 +157,7 @@ def gains(
 @plot("fields", NARROW, "Bias field in each section: p1 to p99, dot: median", "input / corrected")
 def field_ranges(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """First to 99th percentile of the bias field in each section's tissue."""
-    low, middle, high = (as_floats([row[f"bias_{p}"] for row in rows]) for p in ("p1", "p50", "p99"))
+    low, middle, high = (np.array([row[f"bias_{p}"] for row in rows], float) for p in ("p1", "p50", "p99"))
     width = min(4.0, max(0.8, 200 / len(rows)))
     _ranges(axes, rows, low, middle, high, linewidth=width, alpha=0.6)
 
@@ -170,7 +165,7 @@ def field_ranges(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 @plot("section-gains", NARROW, "Gain of each section, and twice its uncertainty", "input / corrected")
 def section_gains(axes: Axes, rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> None:
     """Gain of every section that the harmonisation estimated, with twice its uncertainty."""
-    gain, sd = as_floats(numbers["gain"]), as_floats(numbers["gain_sd"])
+    gain, sd = np.array(numbers["gain"], float), np.array(numbers["gain_sd"], float)
     _ranges(axes, rows, gain * np.exp(-2 * sd), gain, gain * np.exp(2 * sd), linewidth=1.2, alpha=0.7)
 
 
@@ -189,7 +184,7 @@ def steps(axes: Axes, rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -
     """Size of the step at every cut, before and after, and the change between planes that is usual inside sections."""
     place = _over_sections(axes, rows)
     for time, colour, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
-        sizes = np.expm1(np.abs(as_floats([row[f"step_{time}"] for row in rows]))) * 100
+        sizes = np.expm1(np.abs(np.array([row[f"step_{time}"] for row in rows], float))) * 100
         sizes = np.maximum(sizes, SMALLEST_STEP)
         axes.plot(place, sizes, color=colour, linestyle="none", marker=marker, markersize=3.5, label=time)
     usual = numbers["inside_sections_after"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,12 @@ def label(key: str) -> str:
 
 def number(value: Any, digits: int = 4) -> str:
     """Return a number with few digits, an en dash for one that is not known."""
-    if value is None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, (int, float)):
         return str(value)
-    if not math.isfinite(value):
-        return "–"
     if isinstance(value, int) or 1e4 <= abs(value) < 1e9:
         return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 1e4 else str(value)
     return f"{value:.{digits if abs(value) >= 1e-3 else min(digits, 3)}g}"
@@ -133,3 +132,16 @@ def _summary(values: Sequence[Any]) -> str:
     if len(counts) > LONGEST_LIST:
         return f"{len(values)} values"
     return "; ".join(f"{text} ({count}×)" for text, count in counts.items()) if len(counts) > 1 else texts[0]
+
+
+def plain(value: Any, digits: int = 6) -> Any:
+    """Return JSON types: numbers of so many significant digits, None for what is not finite, and paths as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, digits) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item, digits) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
