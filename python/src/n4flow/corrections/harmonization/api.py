@@ -35,7 +35,8 @@ def harmonize(
     Slow drift is taken from how far planes are from tissue classes, as far as those classes get sharper by it.
 
     Shading that every plane has alike cannot be told from anatomy that every plane has alike. `safe` leaves it, `auto`
-    takes it off as far as it sharpens the tissue classes, `full` takes it off; best is a measured `flat_field`.
+    takes it off as far as it sharpens the tissue classes and is of the size of the shading that sections have of their
+    own, `full` takes it off; best is a measured `flat_field`.
 
     Parameters
     ----------
