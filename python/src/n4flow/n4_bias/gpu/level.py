@@ -135,16 +135,17 @@ def lay_out(shape: tuple[int, int, int], steps: Sequence[tuple[int, ...]], width
             return max(4 * most_lines * width, 8 * most_lines * n_c) <= SHARED_BYTES
 
         run = choose_run(shape[0], firsts[1], fits)
-        dense = [bspline.dense_weights(firsts[2], w, step[2], shape[2]) for w in tables[2]]
+        dense = [bspline.dense_weights(firsts[2], w, step[2], shape[2]) for w in tables[2][1:]]
         starts = np.arange(0, shape[1], run.rows)
         stops = np.minimum(starts + run.rows, shape[1])
+        # Sizes, integers and weights are in the order of the fields of `LevelArrays`.
         integers = [
             *firsts,
             supports(firsts[0], firsts[0] + 4, padded[0]),
             supports(firsts[1][starts], firsts[1][stops - 1] + 4, padded[1]),
             supports(firsts[2], firsts[2] + 4, padded[2]),
         ]
-        along_x = [tables[2][0], *dense[1:]]
+        along_x = [tables[2][0], *dense]
         reals = [(tables[0][k], tables[1][k], along_x[k]) for k in range(3)]
         sizes = (padded, run.rows, run.runs, shape[0] * run.runs, run.most_lines)
         drafts.append((sizes, [whole.add(a) for a in integers], [[real.add(a) for a in group] for group in reals]))
