@@ -29,7 +29,7 @@ from n4flow.errors import N4flowError
 from n4flow.io.frame import Frame
 from n4flow.io.open import open_volume
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.pipeline.estimate import BiasSettings, fit_volume
+from n4flow.pipeline.estimate import Inputs, n4_volume
 from n4flow.pipeline.verify import verify
 from n4flow.sections import SectionTable
 from n4flow.statistics.histograms import HistogramFiles
@@ -154,15 +154,16 @@ def volume_field(case: Case, files: Sequence[Path]) -> None:
     """The field is the one that ITK finds: on a volume with uneven sections that is not the true one."""
     task = files[0].parent
     asked = json.loads(files[0].with_suffix(".json").read_text())["command"]
-    iterations = tuple(int(number) for number in re.search(r"--iterations (\S+)", asked)[1].split(","))
+    iterations = re.search(r"--iterations (\S+)", asked)[1]
     shrunken = ShrunkenFiles(sorted(task.glob("shrunken/*.npz")))
     before = Recipe.load(task / "recipe") if (task / "recipe").exists() else Recipe()
-    settings = BiasSettings(None, iterations, 1e-3, "itk")
+    settings = {"spline_um": None, "iterations": iterations, "tolerance": 1e-3, "backend": "itk"}
     masks, table = (
         TissueSource.load(task / "masks.npz"),
         SectionTable.coerce(str(case.sections_file), len(case.observed)),
     )
-    expected = fit_volume(shrunken, masks, table, {"z": 50, "y": 25, "x": 25}, settings, before)
+    inputs = Inputs(table, shrunken, masks, recipe=before, voxel_um={"z": 50, "y": 25, "x": 25})
+    expected = n4_volume(inputs, settings)
     ones = np.ones(case.observed.shape, np.float32)
     place = Where(0, 0, 0, ones.shape)
     found = [correction.apply(ones.copy(), place)[case.tissue] for correction in (load_correction(files[0]), expected)]

@@ -14,8 +14,9 @@ import pytest
 import n4flow.commands
 from n4flow.commands import join_lists, main
 from n4flow.commands.finish import whole
+from n4flow.commands.options import as_step
 from n4flow.commands.run import read_options
-from n4flow.commands.step import plane_range, step
+from n4flow.commands.step import plane_range
 from n4flow.errors import DiskFullError, GpuError, InputError, N4flowWarning
 from n4flow.io.writers import write_volume
 from n4flow.pipeline.timing import dumps
@@ -148,9 +149,11 @@ def test_run_reads_options_in_every_spelling():
 def test_a_step_writes_its_numbers_and_says_its_warnings(tmp_path, caplog):
     import warnings
 
-    with step("SHRINK", 1, tmp_path / "n.json") as numbers:
+    def work(numbers):
         warnings.warn("section s003 is empty", N4flowWarning, stacklevel=1)
         numbers.update(share=np.float32(0.5), missing=float("nan"))
+
+    as_step("SHRINK", work)(threads=1, json_file=tmp_path / "n.json")
     written = json.loads((tmp_path / "n.json").read_text())
     assert written["stage"] == "SHRINK"
     assert written["share"] == 0.5
@@ -161,8 +164,11 @@ def test_a_step_writes_its_numbers_and_says_its_warnings(tmp_path, caplog):
 
 
 def test_a_step_that_fails_leaves_no_numbers(tmp_path):
-    with pytest.raises(InputError), step("SHRINK", 1, tmp_path / "n.json"):
+    def fail():
         raise InputError("bad")
+
+    with pytest.raises(InputError):
+        as_step("SHRINK", fail)(threads=1, json_file=tmp_path / "n.json")
     assert not (tmp_path / "n.json").exists()
 
 

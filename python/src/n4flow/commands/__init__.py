@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 import typer.main
@@ -156,14 +156,7 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_place: Any, **_options: Any) -> None:
     """Show n4flow's own warnings as sentences, and no others."""
     if issubclass(category, N4flowWarning):
         typer.echo(f"n4flow: warning: {message}", err=True)

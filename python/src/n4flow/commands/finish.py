@@ -28,7 +28,7 @@ def _finish(
     parameters: Annotated[Path, typer.Option("--parameters", help="JSON file with the parameters.")],
     out: Annotated[Path, typer.Option("--out", help="The sample's results.")],
     settings: Mapping[str, Any],
-    numbers: Annotated[
+    folders: Annotated[
         list[Path] | None, typer.Option("--numbers", help="Folder with numbers of steps; repeatable.")
     ] = None,
     recipe: RecipeDir = None,
@@ -57,7 +57,7 @@ def _finish(
         tissue=replace(tissue, given=plan.mask),
         recipe=Recipe.load(recipe) if recipe else Recipe(),
         checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
-        stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(numbers or [])]),
+        stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(folders or [])]),
         parameters=resolved,
     )
 

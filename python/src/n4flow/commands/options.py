@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.step import step
+from n4flow.commands.step import set_threads
 from n4flow.pipeline.parameters import expectation, resolve, schema
+from n4flow.pipeline.timing import dumps, stage
 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to use; all cores without it.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write this command's numbers to a JSON file.")]
@@ -29,17 +32,6 @@ Batch = Annotated[
 # What a step hands to its function: every parameter, checked by the schema, with its defaults; the step's numbers, to
 # be filled in; and the threads that it may use.
 PROVIDED = ("settings", "numbers", "threads")
-
-
-def setting(name: str, *, required: bool = False) -> Any:
-    """Return the option of a parameter, as its rule in the schema describes it."""
-    rule = schema()[name]
-    if rule["type"] == "boolean":
-        names = f"{spelled(name)}/{spelled('no_' + name)}" if rule["default"] else spelled(name)
-        return Annotated[bool, typer.Option(names, help=rule["description"])]
-    return Annotated[
-        str | None, typer.Option(spelled(name), metavar=metavar(rule), help=described(rule, required=required))
-    ]
 
 
 def spelled(name: str) -> str:
@@ -70,6 +62,8 @@ def as_step(
 ) -> Callable[..., None]:
     """Return a command that runs a function as a step, and has the options of steps and of parameters beside its own.
 
+    A step is timed, its threads are limited, and its numbers are written when it succeeds.
+
     Parameters
     ----------
     step_name : str
@@ -94,16 +88,24 @@ def as_step(
         arguments.append(inspect.Parameter(name, keyword, default=None, annotation=option))
     for name in names:
         needed, rule = name in required, schema()[name]
-        default = inspect.Parameter.empty if needed else None if rule["type"] != "boolean" else rule["default"]
-        option = setting(name, required=needed)
-        arguments.append(inspect.Parameter(name, keyword, default=default, annotation=option))
+        default: Any = inspect.Parameter.empty if needed else None
+        kind: Any = str | None
+        option = typer.Option(spelled(name), metavar=metavar(rule), help=described(rule, required=needed))
+        if rule["type"] == "boolean":
+            default, kind = rule["default"], bool
+            switch = f"{spelled(name)}/{spelled('no_' + name)}" if default else spelled(name)
+            option = typer.Option(switch, help=rule["description"])
+        arguments.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
 
     @functools.wraps(function)
     def command(threads: int | None, json_file: Path | None, **given: Any) -> None:
         settings = resolve({name: given.pop(name) for name in names})
-        with step(step_name, threads, json_file) as numbers:
+        line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        with stage(step_name, command=line, threads=set_threads(threads)) as numbers:
             provided = zip(PROVIDED, (settings, numbers, threads), strict=True)
             said = function(**given, **{name: value for name, value in provided if name in taken})
+        if json_file is not None:
+            json_file.write_text(dumps(numbers) + "\n", encoding="utf-8")
         if said:
             typer.echo(said)
 

@@ -1,44 +1,13 @@
-"""What every command shares: threads, a JSON of its numbers, the clock."""
+"""What commands share: the number of threads, and how they name planes and the files of slabs."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from n4flow.errors import InputError
-from n4flow.pipeline.timing import dumps, stage
 
 # How SHRINK and PLANE_STATISTICS name the files of a slab, and SHRINK the user's mask of one.
 SLAB_FILES = {"shrunken": "shrunken_*.npz", "given": "given_*.npy", "histograms": "histograms_*.npz"}
-
-
-@contextmanager
-def step(name: str, threads: int | None, json_file: Path | None) -> Iterator[dict[str, Any]]:
-    """Time a step, limit its threads, and write its numbers when it succeeds.
-
-    Parameters
-    ----------
-    name : str
-        Name under which the report lists the step.
-    threads : int or None
-        All cores when None.
-    json_file : path or None
-        Where the numbers go.
-
-    Yields
-    ------
-    dict
-        The step's numbers, to be filled in. Warnings of n4flow are added to it and shown.
-    """
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    with stage(name, command=command, threads=set_threads(threads)) as numbers:
-        yield numbers
-    if json_file is not None:
-        json_file.write_text(dumps(numbers) + "\n", encoding="utf-8")
 
 
 def set_threads(threads: int | None) -> int:

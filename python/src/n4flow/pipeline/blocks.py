@@ -15,9 +15,7 @@ from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.volume import Volume
 
-BLOCK_BYTES = (
-    1 << 25
-)  # A block's size in the input's own type: enough chunks for every core, small enough for a laptop.
+BLOCK_BYTES = 1 << 25  # Size of a block in the input's type: chunks for every core, and small enough for a laptop.
 READ_BYTES = 1 << 28  # A block may be as large as this where it then decodes each chunk only once.
 
 

@@ -27,6 +27,7 @@ from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue import tissue_mask_with_levels
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.n4_bias.api import fit_spaced
+from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.inputs import FitInput
 from n4flow.n4_bias.settings import fit_settings
 from n4flow.pipeline.parameters import iteration_list
@@ -84,34 +85,16 @@ def n4_sections(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection
 
     Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
     """
-    shrunken, backend = inputs.shrunken, "itk" if parameters["backend"] == "itk" else "cpu"
-    fields = []
-    for section in inputs.sections[slice(*(inputs.batch or (None,)))]:
-        if section.usable:
-            planes = _valid_planes(shrunken, section.z_start, section.z_stop)
-            part = shrunken.part(*planes)
-            (whole, mean), (fitted, inside) = (_with_margin(part.shape, dtype) for dtype in (np.float32, bool))
-            mean[...] = part.mean
-            inside[...] = inputs.tissue.small_planes(*planes) & (part.valid >= LEAST_VALID)
-            field = _fit(whole, fitted, inputs, {**parameters, "backend": backend}, f"section {section.id}")
-            fields.append((*planes, field))
-    return BiasCorrection(tuple(fields), _field_frame(shrunken))
+    settings = {**parameters, "backend": "itk" if parameters["backend"] == "itk" else "cpu"}
+    chosen = [section for section in inputs.sections[slice(*(inputs.batch or (None,)))] if section.usable]
+    fields = [_fit(inputs, settings, section.planes, f"section {section.id}") for section in chosen]
+    return BiasCorrection(tuple(fields), _field_frame(inputs.shrunken))
 
 
 def n4_volume(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
     """Fit one bias field to the whole volume, after those of the recipe; flagged sections are left out."""
-    shrunken = inputs.shrunken
-    first, last = _valid_planes(shrunken, 0, shrunken.shape[0])
-    shape = last - first, *shrunken.shape[1:]
-    (whole, mean), (fitted, inside) = (_with_margin(shape, dtype) for dtype in (np.float32, bool))
-    for start, stop in runs(first, last):
-        part, planes = shrunken.part(start, stop), slice(start - first, stop - first)
-        mean[planes] = part.mean
-        inside[planes] = inputs.tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
-        inside[planes] &= inputs.sections.usable_planes[start:stop, None, None]
-    _divide_by_fields(mean, inputs.recipe, first)
-    field = _fit(whole, fitted, inputs, parameters, "the whole volume")
-    return BiasCorrection(((first, last, field),), _field_frame(shrunken))
+    field = _fit(inputs, parameters, slice(0, inputs.shrunken.shape[0]), "the whole volume")
+    return BiasCorrection((field,), _field_frame(inputs.shrunken))
 
 
 def harmonize(inputs: Inputs, parameters: Mapping[str, Any]) -> Harmonization:
@@ -185,12 +168,6 @@ def find_masks(
     return TissueSource(tissue, agarose, shrunken.shrink, frame=shrunken.frame), numbers
 
 
-def _valid_planes(shrunken: Shrunken, z_start: int, z_stop: int) -> tuple[int, int]:
-    """Return the first and the one after the last of some planes that have valid voxels; all of them without any."""
-    some = filled_planes(shrunken.planes["n_valid"][z_start:z_stop])
-    return z_start + some.start, z_start + some.stop
-
-
 def _divide_by_fields(mean: np.ndarray, previous: Recipe, z_start: int = 0) -> None:
     """Divide planes of a shrunken volume, from `z_start` on, by the fields that were estimated before."""
     for correction in previous:
@@ -215,18 +192,30 @@ def _field_frame(shrunken: Shrunken) -> Frame:
     return blocks.widened(*(n * shrunken.shrink for n in field_margin(shrunken.shape)))
 
 
-def _fit(mean: np.ndarray, inside: np.ndarray, inputs: Inputs, parameters: Mapping[str, Any], name: str) -> Any:
-    shrink = inputs.shrunken.shrink
-    full_shape = (mean.shape[0], *(n * shrink for n in mean.shape[1:]))
-    iterations = iteration_list(parameters["iterations"])
-    return fit_spaced(
-        FitInput(mean, inside, None, full_shape, (1, shrink, shrink)),
+def _fit(inputs: Inputs, parameters: Mapping[str, Any], planes: slice, name: str) -> tuple[int, int, BiasField]:
+    """Fit a bias field to planes, as far as they have valid voxels; return the first, the end and the field."""
+    shrunken, k = inputs.shrunken, inputs.shrunken.shrink
+    some = filled_planes(shrunken.planes["n_valid"][planes])
+    first, last = planes.start + some.start, planes.start + some.stop
+    shape = last - first, *shrunken.shape[1:]
+    (whole, mean), (fitted, inside) = (_with_margin(shape, dtype) for dtype in (np.float32, bool))
+    for start, stop in runs(first, last):
+        part, here = shrunken.part(start, stop), slice(start - first, stop - first)
+        mean[here] = part.mean
+        inside[here] = inputs.tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
+        inside[here] &= inputs.sections.usable_planes[start:stop, None, None]
+    _divide_by_fields(mean, inputs.recipe, first)
+    field = fit_spaced(
+        FitInput(whole, fitted, None, (len(whole), *(n * k for n in whole.shape[1:])), (1, k, k)),
         voxel_um=tuple(inputs.voxel_um[axis] for axis in "zyx"),
         spline_um=parameters["spline_um"],
-        settings=fit_settings(iterations, inputs.threads, threshold=parameters["tolerance"]),
+        settings=fit_settings(
+            iteration_list(parameters["iterations"]), inputs.threads, threshold=parameters["tolerance"]
+        ),
         backend=parameters["backend"],
         name=name,
     )
+    return first, last, field
 
 
 def by_plane(sections: SectionTable) -> SectionTable:

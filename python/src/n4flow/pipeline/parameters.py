@@ -65,12 +65,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if value is not None:
             resolved[name] = _checked(name, value, rules[name])
-    return _settled(resolved, rules)
-
-
-def _settled(resolved: dict[str, Any], rules: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Fill in what depends on `harmonize`, which takes the place of matching and smoothing."""
-    harmonized = resolved["harmonize"] != "off"
+    harmonized = resolved["harmonize"] != "off"  # It takes the place of matching and smoothing.
     for name in ("match", "smooth_z"):
         if harmonized and resolved[name] not in (None, rules[name]["harmonized"]):
             asked = (

@@ -27,6 +27,7 @@ from n4flow.pipeline.parameters import iteration_list, sample_sheet, voxel_size
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import choose_shrink
+from n4flow.statistics.shrunken import runs
 
 BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
 
@@ -214,8 +215,7 @@ def _plan(
         warnings.append("the whole stack is treated as one section; give sections where it was cut into several")
     if not any(section.usable for section in sections):
         warnings.append("every section is flagged, so nothing can be estimated and sections stay as they are")
-    _check_backend(parameters)
-    _check_flat_field(parameters)
+    _check_combinations(parameters)
     frame = frame or (find_frame(volume) if planes is None else Frame.whole(volume.shape))
     flat_field = read_flat(parameters["flat_field"], frame, volume.shape) if parameters["flat_field"] else None
     shrink = parameters["shrink"] or choose_shrink((volume.shape[0], *frame.shape))
@@ -244,8 +244,8 @@ def _plan(
         shrink=shrink,
         layout=layout,
         mask_layout=mask_layout,
-        slabs=_runs(volume.shape[0], layout.slab_planes),
-        batches=_runs(len(sections), parameters["sections_per_task"]),
+        slabs=list(runs(0, volume.shape[0], layout.slab_planes)),
+        batches=list(runs(0, len(sections), parameters["sections_per_task"])),
         warnings=warnings,
         frame=frame,
         margin=before.margin[0] if before is not None else 0,
@@ -254,15 +254,19 @@ def _plan(
     )
 
 
-def _check_flat_field(parameters: Mapping[str, Any]) -> None:
-    """Refuse a flat field that nothing would divide by, or that N4 would have to fit first."""
-    if not parameters["flat_field"]:
-        return
+def _check_combinations(parameters: Mapping[str, Any]) -> None:
+    """Refuse a GPU that nothing would use, and a flat field that nothing would divide by, or N4 would fit first."""
+    if parameters["backend"] == "gpu" and parameters["bias"] == "sections":
+        msg = (
+            "parameter backend gpu is for the field of the whole volume, and bias is sections, which are fitted on "
+            "CPUs; give bias volume or two_pass, or backend cpu"
+        )
+        raise InputError(msg)
     for name, works, remedy in (
         ("harmonize", ("safe", "auto", "full"), "harmonize divides by it; give harmonize safe, auto or full"),
         ("bias", ("off", None), "N4 would fit the same shading before; give bias off"),
     ):
-        if parameters[name] not in works:
+        if parameters["flat_field"] and parameters[name] not in works:
             msg = f"flat_field cannot be used with {name} {parameters[name]}: {remedy}, or leave flat_field out"
             raise InputError(msg)
 
@@ -285,17 +289,3 @@ def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -
             f"voxels ({finest:g}); give at least {finest * 2 ** (levels - 1):g} or fewer levels"
         )
         raise InputError(msg)
-
-
-def _check_backend(parameters: Mapping[str, Any]) -> None:
-    """Refuse a GPU that nothing would use."""
-    if parameters["backend"] == "gpu" and parameters["bias"] == "sections":
-        msg = (
-            "parameter backend gpu is for the field of the whole volume, and bias is sections, which are fitted on "
-            "CPUs; give bias volume or two_pass, or backend cpu"
-        )
-        raise InputError(msg)
-
-
-def _runs(total: int, step: int) -> list[tuple[int, int]]:
-    return [(start, min(start + step, total)) for start in range(0, total, step)]

@@ -108,7 +108,7 @@ def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
 
     crate = ROCrate(gen_preview=False, version="1.1")  # the one that the profiles are based on
     crate.metadata.extra_terms["sha256"] = "https://schema.org/sha256"  # younger than the crate's context
-    crate.name = f"n4flow results: {', '.join(_read(sample)['sample'] for sample in samples)}"
+    crate.name = f"n4flow results: {', '.join(json.loads(sample.read_bytes())['sample'] for sample in samples)}"
     crate.description = "Serial-section volumes with even intensity, the recipes that made them so, and reports"
     crate.license = "that of the input data"
     crate.datePublished = datetime.now(UTC)
@@ -183,7 +183,7 @@ def _formal(name: str, rule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _results(crate: Any, checksums: Path) -> list[Any]:
-    stated, digests = _read(checksums), sample_digests(checksums)
+    stated, digests = json.loads(checksums.read_bytes()), sample_digests(checksums)
     sample, made = stated["sample"], []
     for name, digest in digests.items():
         described = {"name": name, "additionalType": "OME-Zarr", "identifier": digest}
@@ -196,10 +196,6 @@ def _results(crate: Any, checksums: Path) -> list[Any]:
             properties = {"name": name, "sha256": digest}
             made.append(crate.add_file(dest_path=f"{sample}/{name}", properties=properties))
     return [*made, _file(crate, f"{sample}/{CHECKSUMS_NAME}", checksums)]
-
-
-def _read(checksums: Path) -> dict[str, Any]:
-    return dict(json.loads(checksums.read_text(encoding="utf-8")))
 
 
 def _file(crate: Any, name: str, path: Path) -> Any:

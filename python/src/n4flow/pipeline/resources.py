@@ -17,18 +17,14 @@ from n4flow.statistics.bins import N_BINS
 
 INTERPRETER = 450_000_000  # Bytes of Python, its libraries, and the compiler where kernels are not cached yet.
 MARGIN = 1.2  # Allocators round sizes up, and keep a part of what is released.
-SHRUNKEN = (
-    12  # Bytes of a shrunken voxel: mean and share of valid voxels, and both again as they are packed for a file.
-)
+SHRUNKEN = 12  # Bytes of a shrunken voxel: mean and share of valid voxels, and both again as packed for a file.
 FITTED = 12  # Bytes of a shrunken voxel while a field is fitted (measured 11.5) or sections are harmonized (11.4).
 FITTED_BY_ITK = 56  # The same where SimpleITK fits the field; measured 54.7.
 HELD_PLANES = 48  # Shrunken planes that a stage reads, smooths or measures at a time, with those around them.
 HISTOGRAM = 3 * 8 * 8192  # Bytes of a plane's histograms: values and counts of three classes over eight octaves.
 DISTRIBUTIONS = HELD_BYTES + 8 * 8 * N_BINS  # Bytes of the sections' distributions that are cached, and of pooled ones.
 PAIR = 12  # Bytes of a histogram's bin that has at least one voxel: its value and its count.
-SHRUNKEN_FILE = (
-    8  # Bytes of a shrunken voxel in a file, where neither its mean nor its share of valid voxels compresses.
-)
+SHRUNKEN_FILE = 8  # Bytes of a shrunken voxel in a file, where neither mean nor share of valid voxels compresses.
 PLANE_FILE = 160  # Bytes of a plane's counts in a file, and of the headers of what is compressed.
 ARCHIVE = 8192  # Bytes of the headers and names of the arrays in one file.
 

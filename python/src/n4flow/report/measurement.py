@@ -109,16 +109,11 @@ class Measurement:
     def _walk(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Go through all planes once.
 
-        Returns
-        -------
-        changes : (2, Z - 1) array
-            How brightness changes from each plane to the next, before and after: the median over pixels that are
-            tissue in both planes of log(signal of plane z + 1 / signal of plane z); NaN with fewer than `MIN_PIXELS`
-            pixels of positive signal.
-        near : (3, sections) array
-            Sums of `_weighted_logs` over the tiles of each section's planes.
-        classes : (2, 3, sections) array
-            Of the dark and of the bright class: pixels, and sums of the signal before and after.
+        Three arrays are returned. (2, Z - 1): how brightness changes from each plane to the next, before and after, as
+        the median over pixels that are tissue in both planes of log(signal of plane z + 1 / signal of plane z); NaN
+        with fewer than `MIN_PIXELS` pixels of positive signal. (3, sections): sums of `_weighted_logs` over the tiles
+        of each section's planes. (2, 3, sections), of the dark and of the bright class: pixels, and sums of the signal
+        before and after.
         """
         pair, (lowest, threshold) = self.pair, self.class_thresholds
         owner, n_sections = self.sections.section_of_plane, len(self.sections)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,21 +59,16 @@ class Units:
         return self.level_before, self.level_after
 
 
+@dataclass
 class _Planes:
-    """Consecutive planes of a pair, which were read together.
+    """Consecutive planes of a pair, which were read together: the first is `start`, and all shapes are (z, y, x)."""
 
-    Parameters
-    ----------
-    start : int
-        The first plane.
-    before, after : ShrunkenVolume
-    tissue : (z, y, x) bool array
-    """
-
-    def __init__(self, start: int, before: ShrunkenVolume, after: ShrunkenVolume, tissue: np.ndarray) -> None:
-        self.start, self.before, self.after, self.tissue = start, before, after, tissue
-        self._usable: dict[int, np.ndarray] = {}
-        self._result: dict[int, np.ndarray] = {}
+    start: int
+    before: ShrunkenVolume
+    after: ShrunkenVolume
+    tissue: np.ndarray
+    _usable: dict[int, np.ndarray] = field(default_factory=dict)
+    _result: dict[int, np.ndarray] = field(default_factory=dict)
 
     def usable(self, z: int) -> np.ndarray:
         """(y, x) bool: see `Pair.valid`."""
@@ -197,8 +192,7 @@ class Pair:
 
         A voxel that normalisation put to exactly 0 counts as 0 here; a mean over valid voxels would leave it out.
         """
-        planes = self._planes(z)
-        return planes.result(z)
+        return self._planes(z).result(z)
 
     def signals(self, z: int, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (n,) float32 signal before and after: value minus the volume's agarose level, in the result's units.

@@ -136,7 +136,10 @@ class Views:
         place = {"xy": ("z", 0), "xz": ("y", 1), "yz": ("x", 2)}[plane]
         scale_x, scale_y = width / pixels.shape[1], height / pixels.shape[0]
         position = dict(zip("zyx", self.centre, strict=True))
-        sections = self.pair.sections if down == "z" else ()
+        sections, bar = self.pair.sections if down == "z" else (), None
+        if plane == "xy" and self.known_size:
+            length = nice_length(0.3 * width / self.px_per_um)
+            bar = length * self.px_per_um, f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
         return Panel(
             name=plane,
             title=f"{what}, {plane} at {place[0]} = {self.centre[place[1]]}",
@@ -152,7 +155,7 @@ class Views:
                 if not section.usable
             ),
             marks=((position[across] + 0.5) * scale_x, (position[down] + 0.5) * scale_y),
-            bar=self._bar(width) if plane == "xy" else None,
+            bar=bar,
         )
 
     def _outline(self, plane: str, name: str, scale_x: float, scale_y: float) -> str:
@@ -161,12 +164,6 @@ class Views:
             mask = ~self.images[plane]["valid"] if name == "invalid" else self.images[plane][name]
             self._outlines[plane, name] = outline(mask, scale_x, scale_y)
         return self._outlines[plane, name]
-
-    def _bar(self, width: float) -> tuple[float, str] | None:
-        if not self.known_size:
-            return None
-        length = nice_length(0.3 * width / self.px_per_um)
-        return length * self.px_per_um, f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
 
 
 def _centre(pair: Pair) -> tuple[int, int, int]:

@@ -136,7 +136,7 @@ def _summary(values: Sequence[Any]) -> str:
 
 def plain(value: Any, digits: int = 6) -> Any:
     """Return JSON types: numbers of so many significant digits, None for what is not finite, and paths as text."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {str(key): plain(item, digits) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [plain(item, digits) for item in value]
