@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -115,28 +115,15 @@ class SpatialMeanBackground(Correction):
             "noise_factor": noise_factor(self.sigmas),
         }
 
-    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return settings; there are no arrays."""
-        return {"radius": list(self.radius)}, {}
-
-    @classmethod
-    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        """Rebuild from `to_arrays`."""
-        y, x = settings["radius"]
-        return cls((y, x))
-
 
 def _radii(radii: Any, n_channels: int) -> list[tuple[float, float]]:
     """Return one (y, x) pair per channel from a scalar, a pair for all, or a list of channel length."""
-    if np.ndim(radii) == 0:
-        return [(float(radii), float(radii))] * n_channels
-    radii = list(radii)
-    if len(radii) == n_channels:
-        return [(float(r), float(r)) if np.ndim(r) == 0 else (float(r[0]), float(r[1])) for r in radii]
-    if len(radii) == 2:
-        return [(float(radii[0]), float(radii[1]))] * n_channels
-    msg = f"channels_mean_radii_pix must be a number, a (y, x) pair or {n_channels} entries, got {len(radii)}"
-    raise InputError(msg)
+    if np.ndim(radii) == 0 or (len(radii) == 2 and n_channels != 2):
+        radii = [radii] * n_channels
+    if len(radii) != n_channels:
+        msg = f"channels_mean_radii_pix must be a number, a (y, x) pair or {n_channels} entries, got {len(radii)}"
+        raise InputError(msg)
+    return [(float(r), float(r)) if np.ndim(r) == 0 else (float(r[0]), float(r[1])) for r in radii]
 
 
 def bkgd_spatial_mean(
@@ -189,14 +176,15 @@ def bkgd_spatial_mean(
             raise InputError(msg)
     if cuda:
         probe_gpu()
-    factors = (
-        [np.float32(1)] * len(channels) if noise_corrections is None else [np.float32(n) for n in noise_corrections]
-    )
     sigmas = [(y / 2, x / 2) for y, x in radii]
-    backgrounds = []
-    for i, channel in enumerate(channels):
-        backgrounds.append(_background(channel, None if bkgds is None else bkgds[i], sigmas[i], cuda, parallel))
-        factors[i] = np.float32(factors[i] * noise_factor(sigmas[i]))
+    before, buffers = (
+        values if values is not None else [None] * len(channels) for values in (noise_corrections, bkgds)
+    )
+    backgrounds = [_background(*one, cuda, parallel) for one in zip(channels, buffers, sigmas, strict=True)]
+    factors = [
+        np.float32((np.float32(1) if n is None else np.float32(n)) * noise_factor(s))
+        for n, s in zip(before, sigmas, strict=True)
+    ]
     info = {
         "channels_mean_radii_pix": radii,
         "spatial_mean_sigmas": sigmas,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -48,22 +48,13 @@ class Where:
 
 
 def in_frame(frame: Frame | None, block: Any, where: Where, work: Callable[[Any, Where], Any]) -> Any:
-    """Return a block whose part inside a frame went through `work`; what lies around the frame stays.
+    """Return a block (z, y, x) whose part inside a frame, None for whole planes, went through `work`; the rest stays.
 
-    Parameters
-    ----------
-    frame : Frame or None
-        None for whole planes.
-    block : (z, y, x) array
-        May be overwritten.
-    where : Where
-        The block's place in the volume.
-    work : function
-        Takes that part and its place, counted from the frame's corner.
+    `work` takes that part, which it may overwrite, and its place, counted from the frame's corner.
     """
-    found = None if frame is None else frame.part(where.y, where.x, *block.shape[1:])
     if frame is None:
         return work(block, where)
+    found = frame.part(where.y, where.x, *block.shape[1:])
     if found is None:
         return block
     inner, (rows, columns) = (slice(None), *found[0]), found[1]
@@ -85,8 +76,8 @@ class Correction(ABC):
     the volume is cut into blocks. A correction that looks at neighbours in its plane says how far by
     `margin`; the block it gets is then larger by that much on each side, except at the volume's border.
 
-    A subclass sets `kind` and `title` and defines the four abstract methods. All else describes what only some
-    corrections are, and says by default that this one is not.
+    A subclass is a dataclass, sets `kind` and `title` and defines the abstract methods. All else describes what only
+    some corrections are, and says by default that this one is not.
 
     Attributes
     ----------
@@ -145,14 +136,17 @@ class Correction(ABC):
     def summary(self) -> dict[str, Any]:
         """Return the numbers a reader wants to see: JSON types only, no large arrays."""
 
-    @abstractmethod
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return (settings of JSON types, named arrays); together they are the whole correction."""
+        """Return (settings of JSON types, named arrays); together they are the whole correction, a dataclass."""
+        named: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        arrays = {field.name for field in fields(self) if "ndarray" in str(field.type)}  # type: ignore[arg-type]
+        settings = {name: value for name, value in named.items() if name not in arrays}
+        return settings, {name: value for name, value in named.items() if name in arrays and value is not None}
 
     @classmethod
-    @abstractmethod
     def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Rebuild the correction from what `to_arrays` returned."""
+        return cls(**settings, **arrays)
 
     def joined(self, other: Any) -> Self | None:
         """Return one correction for the planes of two, where a stage estimates them in batches; None elsewhere."""

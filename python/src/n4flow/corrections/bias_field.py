@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -49,7 +49,7 @@ class BiasCorrection(Correction):
         """See `Correction.shrunken_log_field`; 0 in planes of no field."""
         found = np.zeros((planes.stop - planes.start, *shape), np.float32)
         for start, stop, number in self._runs(planes.start, planes.stop):
-            z_start, z_stop, field = self.fields[self._order[number]]
+            z_start, z_stop, field = self._ordered[number]
             margin = [(wide - n) // 2 if self.frame else 0 for wide, n in zip(field.grid_shape[1:], shape, strict=True)]
             grid = z_stop - z_start, *(n + 2 * m for n, m in zip(shape, margin, strict=True))
             inner = (slice(m, m + n) for n, m in zip(shape, margin, strict=True))
@@ -69,7 +69,7 @@ class BiasCorrection(Correction):
         n_z, n_y, n_x = block.shape
         place = slice(where.y, where.y + n_y), slice(where.x, where.x + n_x)
         for start, stop, number in self._runs(where.z, where.z + n_z):
-            z_start, _z_stop, field = self.fields[self._order[number]]
+            z_start, _z_stop, field = self._ordered[number]
             part = block[start - where.z : stop - where.z]
             inside = slice(start - z_start, stop - z_start), *place
             if array_module(part) is np:
@@ -88,7 +88,7 @@ class BiasCorrection(Correction):
             end, number = self._run(z + start, z + stop)
             if number is None:
                 return end - z, None
-            z_start, _z_stop, field = self.fields[self._order[number]]
+            z_start, _z_stop, field = self._ordered[number]
             inside = slice(z + start - z_start, end - z_start), *place
             return end - z, self._evaluator(number).tables(*inside) if on_host else field.on_gpu(inside)
 
@@ -99,10 +99,10 @@ class BiasCorrection(Correction):
 
         Fields are numbered in the order of their planes. A field that was not fitted is none.
         """
-        number = bisect_right(self._stops, start)
+        number = bisect_right(self._ordered, start, key=lambda field: field[1])
         if number == len(self.fields):
             return stop, None
-        z_start, z_stop, field = self.fields[self._order[number]]
+        z_start, z_stop, field = self._ordered[number]
         if start < z_start:
             return min(stop, z_start), None
         return min(stop, z_stop), number if field.reason is None else None
@@ -116,25 +116,14 @@ class BiasCorrection(Correction):
             start = end
 
     @cached_property
-    def _order(self) -> list[int]:
-        return sorted(range(len(self.fields)), key=lambda number: self.fields[number][0])
+    def _ordered(self) -> list[tuple[int, int, BiasField]]:
+        return sorted(self.fields, key=lambda field: field[0])
 
     @cached_property
-    def _stops(self) -> list[int]:
-        return [self.fields[number][1] for number in self._order]
-
-    @cached_property
-    def _evaluators(self) -> dict[int, Evaluator]:
-        return {}
-
-    def _evaluator(self, number: int) -> Evaluator:
-        """Return the evaluator of a field, kept for the next part: parts come in the order of their planes."""
-        held = self._evaluators
-        if number not in held:
-            if len(held) >= MOST_EVALUATORS:
-                held.pop(min(list(held), default=number), None)
-            held[number] = self.fields[self._order[number]][2].evaluator()
-        return held.get(number) or self.fields[self._order[number]][2].evaluator()
+    def _evaluator(self) -> Callable[[int], Evaluator]:
+        """Returns the evaluator of a field, kept for the next part: parts come in the order of their planes."""
+        ordered = self._ordered
+        return lru_cache(MOST_EVALUATORS)(lambda number: ordered[number][2].evaluator())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"fields": self.fields, "frame": self.frame}

@@ -20,53 +20,44 @@ from n4flow.statistics.histograms import PlaneHistograms
 from n4flow.statistics.measure import plane_histograms
 
 
-class LazyHistograms:
-    """Histograms of a dask array that are not counted yet."""
-
-    def __init__(self, delayed: Any) -> None:
-        self.delayed = delayed
-
-    def then(self, estimate: Callable[..., Correction], *args: Any, **kwargs: Any) -> Any:
-        """Return the delayed result of `estimate(histograms, ...)`."""
-        import dask
-
-        return dask.delayed(estimate, pure=False)(self.delayed, *args, **kwargs)
-
-
 def whole_planes(vol: Any) -> Any:
     """Return a (Z, Y, X) dask array in chunks of whole planes, those along Z as they are, without empty ones."""
     return vol.rechunk((tuple(n for n in vol.chunks[0] if n), -1, -1))
 
 
-def count_lazily(vol: Any, tissue: Any = None, agarose: Any = None) -> LazyHistograms:
-    """Return the plane histograms of a dask array as a delayed object; masks may be NumPy or dask."""
+def mask_parts(mask: Any, whole: Any) -> list[Any]:
+    """Return the parts of a (Z, Y, X) mask, of any kind, that belong to chunks of whole planes."""
+    if is_dask(mask):
+        return list(mask.rechunk((whole.chunks[0], -1, -1)).to_delayed().reshape(-1))
+    return [mask[a:b] for a, b in itertools.pairwise(np.cumsum((0, *whole.chunks[0])))]
+
+
+def estimate_lazily(
+    estimate: Callable[..., Correction], vol: Any, *args: Any, tissue: Any = None, agarose: Any = None
+) -> Any:
+    """Return the delayed `estimate(histograms, *args)` of a dask array; masks may be NumPy or dask."""
     import dask
 
     whole = whole_planes(vol)
-    starts = np.cumsum((0, *whole.chunks[0]))
     pieces = whole.to_delayed().reshape(-1)
     masks: list[list[Any]] = []
     for mask, name in ((tissue, "tissue mask"), (agarose, "agarose mask")):
         if mask is not None:
             mask = mask if hasattr(mask, "ndim") else np.asarray(mask)
             mask = as_mask(mask, vol.shape if mask.ndim == 3 else vol.shape[1:], name)
-            if is_dask(mask):
-                mask = mask.rechunk((whole.chunks[0], -1, -1) if mask.ndim == 3 else -1)
-        if mask is None:
-            masks.append([None] * len(pieces))
-        elif mask.ndim == 2:
-            shared = mask.to_delayed().item() if is_dask(mask) else dask.delayed(mask)
-            masks.append([shared] * len(pieces))
-        elif is_dask(mask):
-            masks.append(list(mask.to_delayed().reshape(-1)))
+        if mask is not None and mask.ndim == 3:
+            masks.append(mask_parts(mask, whole))
+        elif mask is not None:
+            mask = mask.rechunk(-1).to_delayed().item() if is_dask(mask) else dask.delayed(mask)
+            masks.append([mask] * len(pieces))
         else:
-            masks.append([mask[a:b] for a, b in itertools.pairwise(starts)])
+            masks.append([None] * len(pieces))
     count = dask.delayed(plane_histograms)
     parts = [
         count(piece, inside, around, int(z), threads=1)
-        for piece, inside, around, z in zip(pieces, *masks, starts[:-1], strict=True)
+        for piece, inside, around, z in zip(pieces, *masks, np.cumsum((0, *whole.chunks[0][:-1])), strict=True)
     ]
-    return LazyHistograms(dask.delayed(PlaneHistograms.concatenate)(parts))
+    return dask.delayed(estimate, pure=False)(dask.delayed(PlaneHistograms.concatenate)(parts), *args)
 
 
 def _apply_chunk(
@@ -88,10 +79,3 @@ def apply_lazily(vol: Any, correction: Any, tissue: Any = None) -> Any:
     return da.map_blocks(
         _apply_chunk, *arguments, shape=tuple(vol.shape), dtype=np.float32, meta=vol._meta.astype(np.float32)
     )
-
-
-def lazy_vector(correction: Any, name: str, length: int) -> Any:
-    """Return the (length,) array `name` of a delayed correction as a lazy array."""
-    import dask.array as da
-
-    return da.from_delayed(getattr(correction, name), (length,), dtype=np.float32)

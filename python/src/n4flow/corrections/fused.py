@@ -9,13 +9,12 @@ are applied one by one. The bits are the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from n4flow.compute.threads import parallel_planes
-from n4flow.corrections.base import FUSED, ArgumentsOfRun, Correction, Where, in_frame
+from n4flow.corrections.base import FUSED, ArgumentsOfRun, Correction, Where
 
 
 def groups(corrections: Sequence[Correction]) -> list[list[Correction]]:
@@ -32,42 +31,12 @@ def groups(corrections: Sequence[Correction]) -> list[list[Correction]]:
     return found
 
 
-def render_on_host(passes: Sequence[Sequence[Correction]], block: np.ndarray, where: Where) -> np.ndarray:
-    """Return a NumPy block with every correction applied in order.
-
-    Parameters
-    ----------
-    passes : sequence of sequences of Correction
-        See `groups`.
-    block : (z, y, x) float32 array
-        May be overwritten.
-    where : Where
-
-    Raises
-    ------
-    InputError
-        A gain acts on tissue, and `where` has no mask.
-    """
-    for group in passes:
-        planes = where.z, where.z + len(block)
-        if len(group) == 1 or not all(correction.fusible(*planes) for correction in group):
-            for correction in group:
-                block = correction.apply(block, where)
-        else:  # only a field has a frame, and it comes first; around it nothing is changed
-            block = in_frame(group[0].frame, block, where, partial(_in_one_pass, group))
-    return block
-
-
-def _in_one_pass(group: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
+def on_host(group: Sequence[Correction], block: np.ndarray, where: Where) -> np.ndarray:
+    """Return a NumPy block that went through the corrections of one pass; it may be overwritten."""
     from n4flow.corrections import kernels
 
     block = np.require(block, np.float32, ["C", "W"])
-    nothing = {
-        "field": kernels.NO_FIELD,
-        "limits": kernels.NO_LIMITS,
-        "lookup": kernels.NO_MAP,
-        "gain": kernels.NO_GAIN,
-    }
+    nothing = dict(zip(FUSED, (kernels.NO_FIELD, kernels.NO_LIMITS, kernels.NO_MAP, kernels.NO_GAIN), strict=True))
     sources = sources_of(group, block, where)
 
     def correct(start: int, stop: int) -> None:

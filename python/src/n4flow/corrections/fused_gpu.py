@@ -5,49 +5,22 @@ A kernel takes a voxel through all four corrections of `base.FUSED`; others are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from n4flow.compute.arrays import as_mask
 from n4flow.compute.gpu import NULL, as_float32, run_on_gpu, stream_planes
-from n4flow.corrections.base import FUSED, Correction, Where, in_frame
+from n4flow.corrections.base import FUSED, Correction, Where
 from n4flow.corrections.fused import runs, sources_of
 from n4flow.n4_bias.gpu.evaluate import render_without_field
 
 
-def render_on_gpu(passes: Sequence[Sequence[Correction]], block: Any, where: Where) -> Any:
-    """Return a CuPy block with every correction applied in order.
+def render_through_gpu(apply: Callable[[Any, Where], Any], array: np.ndarray, where: Where) -> np.ndarray:
+    """Return a corrected copy of whole planes (z, Y, X) in host memory; they pass through the device in blocks.
 
-    Parameters
-    ----------
-    passes : sequence of sequences of Correction
-        See `fused.groups`.
-    block : (z, y, x) float32 CuPy array
-        May be overwritten.
-    where : Where
-    """
-    for group in passes:
-        if len(group) == 1:
-            block = group[0].apply(block, where)
-        else:
-            block = in_frame(group[0].frame, as_float32(block), where, partial(_render, group))
-    return block
-
-
-def render_through_gpu(passes: Sequence[Sequence[Correction]], array: np.ndarray, where: Where) -> np.ndarray:
-    """Return a corrected copy of whole planes in host memory; they pass through the device in blocks.
-
-    Parameters
-    ----------
-    passes : sequence of sequences of Correction
-        See `fused.groups`.
-    array : (z, Y, X) array
-        Any real type.
-    where : Where
-        The place of its first plane, and the tissue mask where one is needed.
+    `apply` returns a float32 CuPy block, which it may overwrite, corrected; `where` is the place of the first plane.
     """
     out = np.empty(array.shape, np.float32)
     sources = [array] if where.tissue is None else [array, as_mask(where.tissue, array.shape, "tissue mask")]
@@ -56,7 +29,7 @@ def render_through_gpu(passes: Sequence[Sequence[Correction]], array: np.ndarray
         tissue = None if where.tissue is None else blocks[1]
         results[0][...] = blocks[0]
         place = Where(where.z + planes.start, where.y, where.x, where.shape, tissue)
-        rendered = render_on_gpu(passes, results[0], place)
+        rendered = apply(results[0], place)
         if rendered is not results[0]:
             results[0][...] = rendered
 
@@ -64,7 +37,9 @@ def render_through_gpu(passes: Sequence[Sequence[Correction]], array: np.ndarray
     return out
 
 
-def _render(group: Sequence[Correction], block: Any, where: Where) -> Any:
+def on_gpu(group: Sequence[Correction], block: Any, where: Where) -> Any:
+    """Return a CuPy block that went through the corrections of one pass; it may be overwritten."""
+    block = as_float32(block)
     nothing = {
         "limits": (NULL, NULL, np.float32(1)),
         "lookup": (NULL, NULL, np.float32(0)),

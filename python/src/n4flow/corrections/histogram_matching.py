@@ -21,7 +21,7 @@ import numpy as np
 from n4flow.compute.arrays import as_block, as_mask, is_dask, probe_gpu, to_numpy
 from n4flow.compute.gpu import as_float32, on_device, run_on_gpu, stream_planes
 from n4flow.corrections.base import Correction, Where, map_through
-from n4flow.corrections.dask import apply_lazily, count_lazily
+from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.corrections.section_lookup import BORROWED, IDENTITY, MATCHED, SectionLookup
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import least_voxels
@@ -71,23 +71,13 @@ def _join(counts: np.ndarray, moments: np.ndarray, enough: float, near: float) -
 
 @dataclass(frozen=True)
 class _Target:
-    """The pooled distribution that sections are matched to, as the integral of its quantile function.
+    """The pooled distribution that sections are matched to, as the integral of its quantile function."""
 
-    Parameters
-    ----------
-    shares, integral : float64 arrays
-        Shares of its voxels, from 0 to 1, and the integral up to each.
-    threshold : float
-        Intensity that every map begins at.
-    low, width : float
-        The lowest pooled intensity, and the steps in which sections are grouped.
-    """
-
-    shares: np.ndarray
-    integral: np.ndarray
-    threshold: float
-    low: float
-    width: float
+    shares: np.ndarray  # of its voxels, from 0 to 1
+    integral: np.ndarray  # up to each
+    threshold: float  # that every map begins at
+    low: float  # the lowest pooled intensity
+    width: float  # of the steps in which sections are grouped
 
     @classmethod
     def of(cls, pairs: Pairs, threshold: float, n_bins: int) -> _Target:
@@ -170,15 +160,8 @@ def estimate_lookup(
     if not matched.any():
         msg = "no section has a distribution of intensities above the threshold: histogram matching changes nothing"
         warnings.warn(msg, N4flowWarning, stacklevel=2)
-        nothing = np.full(histograms.n_planes, -1, np.int32)
-        return SectionLookup(
-            float(tissue_threshold),
-            nothing,
-            np.full(len(nothing), IDENTITY, np.uint8),
-            np.zeros(1, np.int64),
-            np.empty(0),
-            np.empty(0),
-        )
+        numbers, same = np.full(histograms.n_planes, -1, np.int32), np.full(histograms.n_planes, IDENTITY, np.uint8)
+        return SectionLookup(float(tissue_threshold), numbers, same, np.zeros(1, np.int64), np.empty(0), np.empty(0))
     chosen = np.flatnonzero(matched)
     measured = [table[i] for i in chosen.tolist()]
     reference = Pool()
@@ -234,7 +217,7 @@ def apply_histogram_matching(
     -------
     (Z, Y, X) float32 array of the kind of `vol`.
     """
-    cls = "all" if mask is None else "tissue"
+    options = n_serial_slices, n_bins, tissue_threshold, "all" if mask is None else "tissue"
     vol = as_block(vol)
     if use_gpu:
         probe_gpu()
@@ -243,26 +226,22 @@ def apply_histogram_matching(
             import cupy
 
             vol = vol.map_blocks(cupy.asarray, meta=cupy.empty((0, 0, 0), vol.dtype))
-        histograms = count_lazily(vol, tissue=mask)
-        result = apply_lazily(vol, histograms.then(estimate_lookup, (), n_serial_slices, n_bins, tissue_threshold, cls))
+        result = apply_lazily(vol, estimate_lazily(estimate_lookup, vol, (), *options, tissue=mask))
         return result.map_blocks(to_numpy, meta=np.empty((0, 0, 0), np.float32)) if use_gpu else result
     tissue = None if mask is None else as_mask(mask, vol.shape)
-    options = (n_serial_slices, n_bins, tissue_threshold, cls)
     if on_device(vol):
         return run_on_gpu(lambda _voxels: _matched(vol, tissue, *options), release=False)
     if use_gpu:
-        return run_on_gpu(lambda voxels: _matched_through_gpu(vol, tissue, *options, voxels), release=True)
+        return run_on_gpu(lambda voxels: _matched_through_gpu(voxels, vol, tissue, *options), release=True)
     return _matched(vol, tissue, *options)
 
 
-def _matched(vol: Any, tissue: Any, sections: Any, n_bins: int, threshold: float, cls: str) -> Any:
-    correction = estimate_lookup(plane_histograms(vol, tissue), (), sections, n_bins, threshold, cls)
+def _matched(vol: Any, tissue: Any, *options: Any) -> Any:
+    correction = estimate_lookup(plane_histograms(vol, tissue), (), *options)
     return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape)))
 
 
-def _matched_through_gpu(
-    vol: np.ndarray, tissue: Any, sections: Any, n_bins: int, threshold: float, cls: str, voxels: int
-) -> np.ndarray:
+def _matched_through_gpu(voxels: int, vol: np.ndarray, tissue: Any, *options: Any) -> np.ndarray:
     """Match a host array on the GPU, in blocks of planes: once to count, once to map."""
     parts = []
 
@@ -271,7 +250,7 @@ def _matched_through_gpu(
         parts.append(plane_histograms(blocks[0], inside, z_start=planes.start))
 
     stream_planes([vol] if tissue is None else [vol, to_numpy(tissue)], count, [], voxels)
-    correction = estimate_lookup(PlaneHistograms.concatenate(parts), (), sections, n_bins, threshold, cls)
+    correction = estimate_lookup(PlaneHistograms.concatenate(parts), (), *options)
     out = np.empty(vol.shape, np.float32)
 
     def apply(blocks: list[Any], planes: slice, results: list[Any]) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, to_numpy
 from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, map_through
-from n4flow.corrections.dask import apply_lazily, count_lazily
+from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.errors import InputError
 from n4flow.sections import SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions
@@ -51,43 +51,31 @@ class PlaneGain(Correction):
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the block with its tissue (`where.tissue`) multiplied; everything else is untouched. In place."""
-        tissue = self.tissue(where, block.shape)
-        if tissue is None:
+        _stop, found = self.fused_arguments(block, where)(0, len(block))
+        if found is None:
             return block
-        gains, xp = self.gain[where.z : where.z + block.shape[0]], array_module(block)
+        (gains, tissue), xp = found, array_module(block)
         if xp is not np:
-            return xp.where(xp.asarray(tissue), block * xp.asarray(gains)[:, None, None], block)
+            return xp.where(tissue, block * gains[:, None, None], block)
         from n4flow.corrections import kernels
 
-        block, tissue = np.ascontiguousarray(block, np.float32), to_numpy(tissue)
+        block = np.ascontiguousarray(block, np.float32)
         parallel_planes(lambda a, b: kernels.plane_gain(block[a:b], tissue[a:b], gains[a:b]), len(block))
         return block
 
-    def tissue(self, where: Where, shape: tuple[int, ...]) -> Any:
-        """Return the tissue mask of a block of such a shape; None where every gain is 1 and none is needed.
-
-        Raises
-        ------
-        InputError
-            `where` has no mask.
-        """
-        if (self.gain[where.z : where.z + shape[0]] == 1).all():
-            return None
+    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
+        """See `Correction.fused_arguments`: gains and tissue; no mask is needed where every gain is 1."""
+        gains, xp = self.gain[where.z : where.z + block.shape[0]], array_module(block)
+        if (gains == 1).all():
+            return lambda _start, stop: (stop, None)
         if where.tissue is None:
             msg = "the plane gain acts on tissue alone: give the block's tissue mask"
             raise InputError(msg)
-        return as_mask(where.tissue, shape, "tissue mask")
-
-    def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
-        """See `Correction.fused_arguments`: gains and tissue."""
-        found, xp = self.tissue(where, block.shape), array_module(block)
-        if found is None:
-            return lambda _start, stop: (stop, None)
-        gains = self.gain[where.z : where.z + block.shape[0]]
+        tissue = as_mask(where.tissue, block.shape, "tissue mask")
         if xp is np:
-            tissue = np.ascontiguousarray(to_numpy(found))
+            tissue = np.ascontiguousarray(to_numpy(tissue))
         else:
-            gains, tissue = xp.asarray(gains, xp.float32), xp.ascontiguousarray(xp.asarray(found), bool)
+            gains, tissue = xp.asarray(gains, xp.float32), xp.ascontiguousarray(xp.asarray(tissue), bool)
         return lambda start, stop: (stop, (gains[start:stop], tissue[start:stop]))
 
     def plane_gains(self) -> np.ndarray:
@@ -105,15 +93,6 @@ class PlaneGain(Correction):
             "gain_max": float(gains.max()),
             "gain_sd": float(gains.std()),
         }
-
-    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return settings and arrays."""
-        return {"sigma": float(self.sigma)}, {"gain": self.gain, "measured": self.measured}
-
-    @classmethod
-    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        """Rebuild from `to_arrays`."""
-        return cls(arrays["gain"], arrays["measured"], float(settings["sigma"]))
 
 
 def smooth_along(values: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
@@ -198,9 +177,8 @@ def apply_zprofile_smoothing(
     (Z, Y, X) float32 array of the kind of `vol`.
     """
     vol = as_block(vol)
-    mask = as_mask(mask, vol.shape)
+    mask, options = as_mask(mask, vol.shape), ((), sections, sigma, min_tissue_voxels)
     if is_dask(vol):
-        histograms = count_lazily(vol, tissue=mask)
-        return apply_lazily(vol, histograms.then(estimate_plane_gain, (), sections, sigma, min_tissue_voxels), mask)
-    correction = estimate_plane_gain(plane_histograms(vol, mask), (), sections, sigma, min_tissue_voxels)
+        return apply_lazily(vol, estimate_lazily(estimate_plane_gain, vol, *options, tissue=mask), mask)
+    correction = estimate_plane_gain(plane_histograms(vol, mask), *options)
     return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape), mask))

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, is_dask
 from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
-from n4flow.corrections.dask import apply_lazily, count_lazily, lazy_vector
+from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.errors import InputError, N4flowWarning
-from n4flow.masks.agarose_levels import BORROWED, SOURCES, Levels, fill_levels, has_evidence, least_voxels
+from n4flow.masks.agarose_levels import BORROWED, SOURCES, fill_levels, has_evidence, least_voxels
 from n4flow.sections import SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.measure import plane_histograms
@@ -57,17 +57,15 @@ class PlaneRange(Correction):
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the block with agarose at 0; exact zeros and non-finite voxels stay. NumPy or CuPy, in place."""
-        xp = array_module(block)
+        xp, (_stop, (lower, upper, span)) = array_module(block), self.fused_arguments(block, where)(0, len(block))
         if xp is np:
             from n4flow.corrections import kernels
 
             block = np.ascontiguousarray(block, np.float32)
-            span, planes = np.float32(self.span), slice(where.z, where.z + block.shape[0])
-            lower, upper = self.lower[planes], self.upper[planes]
             parallel_planes(lambda a, b: kernels.plane_range(block[a:b], lower[a:b], upper[a:b], span), len(block))
             return block
-        lower, upper = (xp.asarray(a[where.z : where.z + block.shape[0], None, None]) for a in (self.lower, self.upper))
-        mapped = (xp.maximum(xp.minimum(block, upper), lower) - lower) / xp.float32(self.span)
+        lower, upper = lower[:, None, None], upper[:, None, None]
+        mapped = (xp.maximum(xp.minimum(block, upper), lower) - lower) / span
         return xp.where(xp.isfinite(block) & (block != 0), mapped, block)
 
     def fused_arguments(self, block: Any, where: Where) -> ArgumentsOfRun:
@@ -93,17 +91,6 @@ class PlaneRange(Correction):
             **{f"planes_{name}": int(n) for name, n in zip(SOURCES, counts, strict=True)},
             "borrowed_planes": [int(z) for z in np.flatnonzero(self.source == BORROWED)],
         }
-
-    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return settings and arrays."""
-        return {"span": float(self.span)}, {
-            name: getattr(self, name) for name in ("lower", "upper", "source", "confidence")
-        }
-
-    @classmethod
-    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        """Rebuild from `to_arrays`."""
-        return cls(arrays["lower"], arrays["upper"], float(settings["span"]), arrays["source"], arrays["confidence"])
 
 
 def estimate_plane_range(
@@ -141,12 +128,7 @@ def estimate_plane_range(
     rank = 100 - (100 - percentile_max) * min(100.0, valid[evidence].sum() / rest if rest else 1.0)
     for z in np.flatnonzero(usable & (levels.source == BORROWED)).tolist():
         tops[z] = histograms.percentile(z, rank)
-    return _with_span(levels, tops.astype(np.float32), usable)
-
-
-def _with_span(levels: Levels, tops: np.ndarray, usable: np.ndarray) -> PlaneRange:
-    """Add the span of the volume, and the cap of each plane, to the levels."""
-    lower = levels.values
+    lower, tops = levels.values, tops.astype(np.float32)
     measured = usable & np.isfinite(tops)
     span = np.max(tops[measured] - lower[measured], initial=np.float32(0))  # float32, as `apply` subtracts
     if span > 0:
@@ -155,7 +137,7 @@ def _with_span(levels: Levels, tops: np.ndarray, usable: np.ndarray) -> PlaneRan
         upper = np.where(measured, np.minimum(tops, cap), cap)
     else:
         msg = "no plane has intensities above the agarose level: the volume is not divided"
-        warnings.warn(msg, N4flowWarning, stacklevel=3)
+        warnings.warn(msg, N4flowWarning, stacklevel=2)
         span, upper = np.float32(1), np.where(measured, tops, np.float32(np.inf))
     return PlaneRange(lower, upper.astype(np.float32), float(span), levels.source, levels.confidence)
 
@@ -190,9 +172,10 @@ def normalize_volume(
     """
     vol = as_block(vol)
     if is_dask(vol):
-        histograms = count_lazily(vol, agarose=agarose_mask)
-        correction = histograms.then(estimate_plane_range, sections, percentile_max)
-        return apply_lazily(vol, correction), lazy_vector(correction, "lower", vol.shape[0])
+        import dask.array as da
+
+        correction = estimate_lazily(estimate_plane_range, vol, sections, percentile_max, agarose=agarose_mask)
+        return apply_lazily(vol, correction), da.from_delayed(correction.lower, vol.shape[:1], dtype=np.float32)
     correction = estimate_plane_range(plane_histograms(vol, agarose=agarose_mask), sections, percentile_max)
     return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape))), correction.lower
 
@@ -245,8 +228,7 @@ def compute_scale_factors(
     raw = np.array(
         [weighted_percentile(*pair, percentile) if ok else 0.0 for pair, ok in zip(pairs, enough, strict=True)]
     )
-    weights = (raw > 0).astype(np.float64)
-    smoothed = smooth_along(np.where(raw > 0, raw, 0.0), weights, smooth_sigma)
+    smoothed = smooth_along(raw, raw > 0, smooth_sigma)
     known = smoothed > 0
     scale = np.ones(len(table))
     if known.any():

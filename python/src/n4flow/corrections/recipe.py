@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from n4flow.corrections import (  # noqa: F401  a kind is known once its module 
     plane_range,
     section_lookup,
 )
-from n4flow.corrections.base import KINDS, Correction, Where
-from n4flow.corrections.fused import groups, render_on_host
-from n4flow.corrections.fused_gpu import render_on_gpu, render_through_gpu
+from n4flow.corrections.base import KINDS, Correction, Where, in_frame
+from n4flow.corrections.fused import groups, on_host
+from n4flow.corrections.fused_gpu import on_gpu, render_through_gpu
 from n4flow.errors import InputError
 from n4flow.io.open import open_volume
 
@@ -63,13 +64,7 @@ def load_correction(path: str | Path) -> Correction:
 
 
 class Recipe(Sequence[Correction]):
-    """Corrections in the order in which they are applied.
-
-    Parameters
-    ----------
-    corrections : sequence of Correction
-        The first is applied first.
-    """
+    """Corrections in the order in which they are applied, from the first to the last."""
 
     shape: tuple[int, ...] | None = None  # (Z, Y, X) of the volume that a stored recipe was made for
     mask: Path | None = None  # the tissue mask that was published beside a stored recipe
@@ -85,10 +80,11 @@ class Recipe(Sequence[Correction]):
         Consecutive files of one stage are one correction where that stage works in batches; see `Correction.joined`.
         """
         path = Path(path)
+        stored: dict[str, Any] = {}
         if path.is_dir():
             files = sorted(path.glob("*.npz"))
         elif path.is_file():
-            files = cls._listed(path)
+            files, stored = cls._listed(path)
         else:
             msg = f"recipe {path} does not exist; give a recipe.json that n4flow wrote"
             raise InputError(msg)
@@ -103,17 +99,17 @@ class Recipe(Sequence[Correction]):
                 corrections.append(correction)
                 stages.append(stage)
         recipe = cls(corrections)
-        if path.is_file():
-            shape = json.loads(path.read_text(encoding="utf-8")).get("shape")
-            recipe.shape = tuple(shape) if shape else None
-            recipe.mask = path.parent / MASK_NAME if (path.parent / MASK_NAME).exists() else None
+        if stored.get("shape"):
+            recipe.shape = tuple(stored["shape"])
+        if stored and (path.parent / MASK_NAME).exists():
+            recipe.mask = path.parent / MASK_NAME
         return recipe
 
     @staticmethod
-    def _listed(path: Path) -> list[Path]:
+    def _listed(path: Path) -> tuple[list[Path], dict[str, Any]]:
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))["corrections"]
-            listed = [(path.parent / entry["file"], entry["sha256"]) for entry in entries]
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            listed = [(path.parent / entry["file"], entry["sha256"]) for entry in stored["corrections"]]
         except (ValueError, KeyError, TypeError) as error:
             msg = f"{path} is not a recipe that n4flow wrote ({type(error).__name__}: {error})"
             raise InputError(msg) from error
@@ -125,7 +121,7 @@ class Recipe(Sequence[Correction]):
             if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
                 msg = f"{file} differs from what recipe {path} was written with; restore both from the same run"
                 raise InputError(msg)
-        return [file for file, _expected in listed]
+        return [file for file, _expected in listed], stored
 
     def save(self, path: str | Path, **provenance: Any) -> None:
         """Write `recipe.json`, and the corrections' arrays in a folder `corrections` beside it."""
@@ -150,18 +146,22 @@ class Recipe(Sequence[Correction]):
     @property
     def margin(self) -> tuple[int, int]:
         """Voxels (y, x) of neighbourhood that a block needs on each side."""
-        return (
-            sum(correction.margin[0] for correction in self),
-            sum(correction.margin[1] for correction in self),
-        )
+        return sum(correction.margin[0] for correction in self), sum(correction.margin[1] for correction in self)
 
     def apply_block(self, block: Any, where: Where) -> Any:
         """Apply every correction in order to a float32 block, which may be overwritten.
 
         Corrections that follow each other voxel by voxel are one pass, to the same bits.
         """
-        render: Any = render_on_gpu if on_device(block) else render_on_host
-        return render(self._passes, block, where)
+        in_one_pass: Any = on_gpu if on_device(block) else on_host
+        for group in self._passes:
+            planes = where.z, where.z + len(block)
+            if len(group) == 1 or not (on_device(block) or all(part.fusible(*planes) for part in group)):
+                for correction in group:
+                    block = correction.apply(block, where)
+            else:  # only a field has a frame, and it comes first; around it nothing is changed
+                block = in_frame(group[0].frame, block, where, partial(in_one_pass, group))
+        return block
 
     def apply(
         self,
@@ -209,7 +209,7 @@ class Recipe(Sequence[Correction]):
         where = Where(z_start, 0, 0, full, tissue)
         if gpu and xp is np:
             probe_gpu()
-            return render_through_gpu(self._passes, np.asarray(array), where)
+            return render_through_gpu(self.apply_block, np.asarray(array), where)
         return self.apply_block(xp.array(array, dtype=xp.float32), where)
 
     def margin_first(self) -> tuple[Recipe, Recipe]:
@@ -223,9 +223,6 @@ class Recipe(Sequence[Correction]):
 
     def __len__(self) -> int:
         return len(self._corrections)
-
-    def __iter__(self) -> Iterator[Correction]:
-        return iter(self._corrections)
 
     def __repr__(self) -> str:
         return f"Recipe({', '.join(correction.kind for correction in self)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 MATCHED, BORROWED, IDENTITY = 0, 1, 2
 STATUS = ("matched", "borrowed", "left_alone")
 MOST_STEPS = 1 << 15  # Steps of the table that finds a segment, at most: a longer one leaves the cache.
-CACHED = ("_tables", "below")  # Cached properties, which are not pickled.
 
 
 @dataclass
@@ -48,14 +47,6 @@ class SectionLookup(Correction):
     offsets: np.ndarray
     knots_x: np.ndarray
     knots_y: np.ndarray
-
-    def knots(self, z: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the knots (x, y) of plane `z`'s map, None when the plane is unchanged."""
-        i = int(self.map_of_plane[z])
-        if i < 0:
-            return None
-        part = slice(self.offsets[i], self.offsets[i + 1])
-        return self.knots_x[part], self.knots_y[part]
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the mapped block; zeros and non-finite voxels stay as they are. NumPy or CuPy, in place."""
@@ -129,7 +120,7 @@ class SectionLookup(Correction):
         return self._tables[i]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in CACHED}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # no cached property is pickled
 
     def _new_table(self, i: int) -> tuple[np.ndarray, ...]:
         """Return the segments, and what `kernels.plane_lookup` takes of them.
@@ -169,17 +160,6 @@ class SectionLookup(Correction):
             "gain_min": float(min(ratios, default=1.0)),
             "gain_max": float(max(ratios, default=1.0)),
         }
-
-    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return settings and arrays."""
-        names = ("map_of_plane", "status", "offsets", "knots_x", "knots_y")
-        return {"threshold": float(self.threshold)}, {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        """Rebuild from `to_arrays`."""
-        names = ("map_of_plane", "status", "offsets", "knots_x", "knots_y")
-        return cls(float(settings["threshold"]), *(arrays[name] for name in names))
 
 
 def _lookup_arrays(block: Any, threshold: Any, segments: np.ndarray) -> Any:

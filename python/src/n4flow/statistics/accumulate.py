@@ -62,24 +62,21 @@ class BlockMeans:
         self.counts = np.zeros((n_z, len(PLANE_COUNTS)), np.int64)
         self.extremes = np.tile([np.inf, -np.inf], (n_z, 1))
 
+    def _count(self, planes: slice, counts: np.ndarray, extremes: np.ndarray) -> None:
+        """Add the counts (z, 5) and extremes (z, 2) of a part of some planes."""
+        self.counts[planes] += counts
+        np.minimum(self.extremes[planes, 0], extremes[:, 0], out=self.extremes[planes, 0])
+        np.maximum(self.extremes[planes, 1], extremes[:, 1], out=self.extremes[planes, 1])
+
 
 class PlaneShrinker(BlockMeans):
-    """Block means of planes whose rows are added in order.
-
-    Parameters
-    ----------
-    shape, k
-        See `BlockMeans`.
-    dtype : dtype
-        Type of the voxels.
-    """
+    """Block means of planes whose rows, of voxels of one type, are added in order."""
 
     def __init__(self, shape: tuple[int, int, int], k: int, dtype: np.dtype) -> None:
         super().__init__(shape, k)
         self._top = int(np.iinfo(dtype).max) if dtype.kind in "ui" else None
-        self._begun: dict[
-            int, np.ndarray
-        ] = {}  # of each plane, the last rows that were added, whose blocks are incomplete
+        # of each plane, the last rows that were added, whose blocks are incomplete
+        self._begun: dict[int, np.ndarray] = {}
 
     def add(self, block: np.ndarray, z: int = 0, y: int = 0, threads: int | None = None) -> None:
         """Add rows (z, y, X), the first of which is row `y` of plane `z`; the rows of a plane are added in order."""
@@ -105,10 +102,8 @@ class PlaneShrinker(BlockMeans):
                 self._shrink([*above, rows], (start, columns.start), z + i, *numbers)
 
         run_tasks(work, [(i, part) for i in range(n_z) for part in range(parts)], threads)
-        self.counts[z : z + n_z] += counts.sum(axis=1)
-        ends = self.extremes[z : z + n_z]
-        ends[:, 0] = np.minimum(ends[:, 0], extremes[..., 0].min(axis=1))
-        ends[:, 1] = np.maximum(ends[:, 1], extremes[..., 1].max(axis=1))
+        for part in range(parts):
+            self._count(slice(z, z + n_z), counts[:, part], extremes[:, part])
         if bottom < stop:
             for plane, above, rows in zip(range(z, z + n_z), begun, block[:, max(bottom - y, 0) :], strict=True):
                 self._begun[plane] = np.concatenate([above, rows]) if bottom == top else rows.copy()
@@ -184,11 +179,6 @@ class TileShrinker(BlockMeans):
     """Block means of planes that arrive in tiles.
 
     The contributions of several tiles to a block are added in the order of their rows and columns.
-
-    Parameters
-    ----------
-    shape, k
-        See `BlockMeans`.
     """
 
     def __init__(self, shape: tuple[int, int, int], k: int) -> None:
@@ -213,11 +203,7 @@ class TileShrinker(BlockMeans):
             held = self._sums[first : first + tile.shape[0]], self._lost[first : first + tile.shape[0]]
             place = tile.at[1:], tile.shape[1:], self.shape[1:], self.k, tile.blocks
             kernels.add_edges(*tile.edges, *place, *held, self._shared)
-            inside = slice(tile.at[0], tile.at[0] + tile.shape[0])
-            self.counts[inside] += tile.counts
-            ends = self.extremes[inside]
-            ends[:, 0] = np.minimum(ends[:, 0], tile.extremes[:, 0])
-            ends[:, 1] = np.maximum(ends[:, 1], tile.extremes[:, 1])
+            self._count(slice(tile.at[0], tile.at[0] + tile.shape[0]), tile.counts, tile.extremes)
 
     def finish(self) -> None:
         """Write the means of the planes that were merged last."""
@@ -232,12 +218,7 @@ class TileShrinker(BlockMeans):
 
 
 class PlaneCounter:
-    """Histograms of planes whose rows are added in any order.
-
-    Parameters
-    ----------
-    n_planes : int
-    """
+    """Histograms of planes whose rows are added in any order."""
 
     def __init__(self, n_planes: int) -> None:
         self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
@@ -271,9 +252,8 @@ class PlaneCounter:
         most = max(1, kernels.PIECE_VOXELS // width)
         for start in range(0, n_y, most):
             part = slice(start, min(start + most, n_y))
-            out = scratch(
-                "counted", (3, rows[:, part].size), np.int64
-            )  # only a small part is written, and takes memory
+            # only a small part is written, and takes memory
+            out = scratch("counted", (3, rows[:, part].size), np.int64)
             kernels.count_planes(rows[:, part], classes, k, y + start, *room, _tables.words, out, ends)
             self._keep(plane, out[:, : ends[-1, -1, -1]].copy(), ends.tolist())
 

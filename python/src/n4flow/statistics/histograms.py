@@ -27,23 +27,26 @@ class Distributions(ABC):
     ----------
     z_start : int
         Index of the first plane; methods take plane indices of the whole volume.
+    bins : (3, Z) int64 array
+        Bins in use, per class and plane.
     """
 
     z_start: int
-
-    @property
-    @abstractmethod
-    def n_planes(self) -> int:
-        """Planes that the histograms cover."""
+    bins: np.ndarray
 
     @abstractmethod
     def _pairs(self, row: int, c: int) -> Pairs:
         """Return (values float32, counts uint32) of class `c` of the plane `row` planes after the first."""
 
     @property
-    @abstractmethod
+    def n_planes(self) -> int:
+        """Planes that the histograms cover."""
+        return self.bins.shape[1]
+
+    @property
     def filled(self) -> np.ndarray:
         """Which planes have valid voxels, (Z,) bool."""
+        return np.asarray(self.bins.any(axis=0))
 
     def pairs(self, z: int, cls: str = "all") -> Pairs:
         """Return (values float32, counts int64) of plane `z`; `cls` is tissue, agarose, other or all."""
@@ -116,6 +119,9 @@ class PlaneHistograms(Distributions):
     values: tuple[np.ndarray, ...]
     counts: tuple[np.ndarray, ...]
 
+    def __post_init__(self) -> None:
+        self.bins = np.diff(self.offsets, axis=1)
+
     @classmethod
     def of_planes(cls, lists: Sequence[Sequence[Pairs]], z_start: int = 0) -> Self:
         """Combine (values, counts) of the three classes of each plane."""
@@ -124,16 +130,6 @@ class PlaneHistograms(Distributions):
         lengths = np.array([[len(plane[c][0]) for plane in lists] for c in range(3)])
         offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
         return cls(int(z_start), offsets, values, counts)
-
-    @property
-    def n_planes(self) -> int:
-        """Planes that the histograms cover."""
-        return self.offsets.shape[1] - 1
-
-    @property
-    def filled(self) -> np.ndarray:
-        """Which planes have valid voxels, (Z,) bool."""
-        return np.add.reduce(np.diff(self.offsets, axis=1), axis=0) > 0
 
     def _pairs(self, row: int, c: int) -> Pairs:
         part = slice(self.offsets[c, row], self.offsets[c, row + 1])
@@ -149,14 +145,14 @@ class PlaneHistograms(Distributions):
             values, counts = self._pairs(row, c)
             steps = np.diff(values.view(np.uint32), prepend=np.uint32(0))
             pieces.append(codec().encode(np.concatenate([steps, counts])) if len(counts) else b"")
-        write_pieces(path, {"z_start": np.array(self.z_start), "bins": np.diff(self.offsets, axis=1)}, pieces)
+        write_pieces(path, {"z_start": np.array(self.z_start), "bins": self.bins}, pieces)
 
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
         """Join slabs of one volume, in any order; a gap or an overlap is an InputError."""
         slabs = sorted(slabs, key=lambda slab: slab.z_start)
         check_successive([(slab.z_start, slab.n_planes) for slab in slabs])
-        lengths = np.concatenate([np.diff(slab.offsets, axis=1) for slab in slabs], axis=1)
+        lengths = np.concatenate([slab.bins for slab in slabs], axis=1)
         offsets = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(lengths, axis=1)], axis=1)
         return cls(
             slabs[0].z_start,
@@ -184,23 +180,13 @@ class HistogramFiles(Distributions):
         files = sorted(map(PieceFile, paths), key=lambda file: int(file.head["z_start"]))
         check_successive([(int(file.head["z_start"]), file.head["bins"].shape[1]) for file in files])
         self.z_start = int(files[0].head["z_start"])
-        self._bins = np.concatenate([file.head["bins"] for file in files], axis=1)  # (3, Z), in use
+        self.bins = np.concatenate([file.head["bins"] for file in files], axis=1)  # (3, Z), in use
         self._places = [(file, row) for file in files for row in range(file.head["bins"].shape[1])]
         self._held: tuple[PieceFile | None, list[bytes]] = (None, [])
 
-    @property
-    def n_planes(self) -> int:
-        """Planes that the histograms cover."""
-        return self._bins.shape[1]
-
-    @property
-    def filled(self) -> np.ndarray:
-        """Which planes have valid voxels, (Z,) bool."""
-        return np.add.reduce(self._bins, axis=0) > 0
-
     def _pairs(self, row: int, c: int) -> Pairs:
         file, within = self._places[row]
-        if not self._bins[c, row]:
+        if not self.bins[c, row]:
             return np.empty(0, np.float32), np.empty(0, np.uint32)
         held, pieces = self._held
         if held is not file:

@@ -8,7 +8,6 @@ the mean of the voxels of a bin comes from an integer sum and is exact, too.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,24 +85,16 @@ def plane_histograms(
             mask = as_mask(mask, shape if mask.ndim == 3 else shape[1:], name)
             mask = xp.asarray(mask if xp is not np else to_numpy(mask))
         masks.append(mask)
-    if xp is np:
-        counter = PlaneCounter(shape[0])
-        lists = run_tasks(partial(_count_rows, counter, block, *masks), range(shape[0]), threads)
-    else:
-        lists = [
-            _count_plane(block[z], *(m if m is None or m.ndim == 2 else m[z] for m in masks)) for z in range(shape[0])
-        ]
-    return PlaneHistograms.of_planes(lists, z_start)
+    counter = PlaneCounter(shape[0])
 
+    def count(z: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        inside, around = (mask if mask is None or mask.ndim == 2 else mask[z] for mask in masks)
+        if xp is not np:
+            return _count_plane(block[z], inside, around)
+        counter.add(z, block[z : z + 1], class_rows(inside, around, shape[1:])[None])
+        return counter.lists(z)
 
-def _count_rows(
-    counter: PlaneCounter, block: np.ndarray, tissue: np.ndarray | None, agarose: np.ndarray | None, z: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (values, counts) of plane `z` of a host array for the three classes."""
-    agarose = agarose[z] if agarose is not None and agarose.ndim == 3 else agarose
-    classes = class_rows(None if tissue is None else tissue[z], agarose, block.shape[1:])
-    counter.add(z, block[z : z + 1], classes[None])
-    return counter.lists(z)
+    return PlaneHistograms.of_planes(run_tasks(count, range(shape[0]), threads if xp is np else 1), z_start)
 
 
 def _count_plane(plane: Any, tissue: Any, agarose: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -32,15 +32,7 @@ def codec() -> Any:
 
 
 def write_pieces(path: str | Path, arrays: Mapping[str, np.ndarray], pieces: Sequence[bytes]) -> None:
-    """Write an .npz file with `arrays` and, behind them, `pieces`, for a `PieceFile`.
-
-    Parameters
-    ----------
-    path : path
-    arrays : mapping of arrays
-        The head.
-    pieces : sequence of bytes
-    """
+    """Write an .npz file with `arrays`, the head, and, behind them, `pieces`, for a `PieceFile`."""
     ends, sums = np.cumsum([0, *map(len, pieces)]), np.array([_checksum(piece) for piece in pieces], np.uint32)
     with Path(path).open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays, format=np.array(FORMAT), ends=ends, checksums=sums)
@@ -51,15 +43,7 @@ def write_pieces(path: str | Path, arrays: Mapping[str, np.ndarray], pieces: Seq
 
 
 class PieceFile:
-    """A file that `write_pieces` made.
-
-    Parameters
-    ----------
-    path : path
-
-    Attributes
-    ----------
-    head : dict of arrays
+    """A file that `write_pieces` made: its head, a dict of arrays, and its pieces.
 
     Raises
     ------

@@ -33,10 +33,8 @@ class Pool:
     """Pairs that are merged one part at a time, in the order in which they are added; `pool` merges all at once."""
 
     def __init__(self) -> None:
-        self._total, self._moment = (
-            np.zeros(2 * N_BINS),
-            np.zeros(2 * N_BINS),
-        )  # pages take memory when they are first written to
+        # pages take memory when they are first written to
+        self._total, self._moment = np.zeros(2 * N_BINS), np.zeros(2 * N_BINS)
         self._first, self._stop = len(self._total), 0  # bins in use
 
     def add(self, values: np.ndarray, counts: np.ndarray) -> None:

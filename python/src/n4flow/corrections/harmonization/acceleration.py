@@ -20,13 +20,7 @@ class Anderson:
         self.changes: list[np.ndarray] = []
 
     def step(self, point: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """Return the next point.
-
-        Parameters
-        ----------
-        point, image : (n,) arrays
-            x and g(x).
-        """
+        """Return the point (n,) after x = `point`, where g(x) is `image`."""
         change = image - point
         self.points, self.changes = [*self.points[-DEPTH:], point], [*self.changes[-DEPTH:], change]
         if len(self.points) == 1:

@@ -9,7 +9,7 @@ import numpy as np
 
 from n4flow.compute.arrays import as_block, as_mask, is_dask, to_numpy
 from n4flow.corrections.base import Where
-from n4flow.corrections.dask import apply_lazily, whole_planes
+from n4flow.corrections.dask import apply_lazily, mask_parts, whole_planes
 from n4flow.corrections.harmonization.flat import check_flat
 from n4flow.corrections.harmonization.prepare import estimate_harmonization
 from n4flow.sections import SectionTable
@@ -71,19 +71,20 @@ def harmonize(
     shape = tuple(vol.shape)
     table, shrink = SectionTable.coerce(sections, shape[0]), choose_shrink(shape)
     flat = check_flat(flat_field, shape)
-    options = {"mode": mode, "exclude": exclude, "flat": flat}
+    options = {"mode": mode, "exclude": exclude, "flat": flat, "shrink": shrink}
     if is_dask(vol):
         return _lazily(vol, mask, table, shrink, options)
     inside = to_numpy(as_mask(mask, shape))
-    shrunken = shrink_planes(vol, shrink)
-    fields = _estimate(shrunken, _tissue([cover(inside, shrink)]), table, shrink, options)
+    fields = _estimate([shrink_planes(vol, shrink)], [_cover(inside, shrink)], table, options)
     return fields.apply(vol.astype(np.float32), Where(0, 0, 0, shape)), fields
 
 
 def _estimate(
-    shrunken: ShrunkenVolume, tissue: np.ndarray, table: SectionTable, shrink: int, options: dict[str, Any]
+    parts: list[ShrunkenVolume], covers: list[np.ndarray], table: SectionTable, options: dict[str, Any]
 ) -> Any:
-    return estimate_harmonization(shrunken.mean, shrunken.valid, tissue, table, shrink=shrink, **options)
+    """Estimate from shrunken planes and the share of every block that the mask covers, in parts along Z."""
+    shrunken, tissue = ShrunkenVolume.concatenate(parts), np.concatenate(covers) >= LEAST_COVER
+    return estimate_harmonization(shrunken.mean, shrunken.valid, tissue, table, **options)
 
 
 def _lazily(vol: Any, mask: Any, table: SectionTable, shrink: int, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -91,26 +92,12 @@ def _lazily(vol: Any, mask: Any, table: SectionTable, shrink: int, options: dict
     import dask
 
     whole = whole_planes(vol)
-    inside = mask if hasattr(mask, "ndim") else np.asarray(mask)
-    inside = as_mask(inside, vol.shape)
-    if is_dask(inside):
-        masks = list(inside.rechunk((whole.chunks[0], -1, -1)).to_delayed().reshape(-1))
-    else:
-        stops = np.cumsum(whole.chunks[0])
-        masks = np.split(to_numpy(inside), stops[:-1])
-    blocks = whole.to_delayed().reshape(-1)
-    shrunken = dask.delayed(ShrunkenVolume.concatenate)(
-        [dask.delayed(shrink_planes)(block, shrink, threads=1) for block in blocks]
-    )
-    tissue = dask.delayed(_tissue)([dask.delayed(cover)(part, shrink) for part in masks])
-    fields = dask.delayed(_estimate, pure=False)(shrunken, tissue, table, shrink, options)
+    parts = [dask.delayed(shrink_planes)(block, shrink, threads=1) for block in whole.to_delayed().reshape(-1)]
+    covers = [dask.delayed(_cover)(part, shrink) for part in mask_parts(as_mask(mask, vol.shape), whole)]
+    fields = dask.delayed(_estimate, pure=False)(parts, covers, table, options)
     return apply_lazily(vol, fields), fields
 
 
-def cover(mask: np.ndarray, shrink: int) -> np.ndarray:
+def _cover(mask: np.ndarray, shrink: int) -> np.ndarray:
     """Return the share of every block that a mask covers."""
     return shrink_planes(mask.view(np.uint8), shrink, threads=1).valid
-
-
-def _tissue(shares: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(shares) >= LEAST_COVER

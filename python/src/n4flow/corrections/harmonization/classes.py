@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from n4flow.compute.threads import run_tasks
 from n4flow.corrections.harmonization import kernels
+from n4flow.corrections.harmonization.geometry import block_sums
 
 CLASSES = 3
 NARROWEST, WIDEST = 0.02, 0.12  # sd of a class in log intensity
@@ -48,7 +49,7 @@ class Classes:
         self._share = None
         if self.sigma:
             self._share = np.maximum(ndimage.gaussian_filter(weights, (0, self.sigma, self.sigma)), 1e-3)
-        self._around = self._smooth(_tiles(weights))
+        self._around = self._smooth(block_sums(weights, TILE))
         self._proportions: np.ndarray | None = None
         shape = (CLASSES, *inside.shape)
         self.posterior = np.zeros(shape, np.float32)
@@ -75,7 +76,8 @@ class Classes:
         densities = np.exp(np.maximum(-0.5 * ((centres[:, None] - means) / sds) ** 2, -20)) / sds
         table = densities.astype(np.float32)
         for _pass in range(3 if first else 1):
-            prior = self._prior(shares)
+            prior = shares[:, None, None, None] if self._proportions is None else self._proportions
+            prior = np.broadcast_to(prior, (CLASSES, *self._around.shape)).astype(np.float32, order="C")
             arguments = (float(low), float(step), table, OUTLIER, means, sds**2)
 
             def work(z: int, prior: np.ndarray = prior, arguments: tuple[object, ...] = arguments) -> None:
@@ -83,16 +85,10 @@ class Classes:
                 kernels.class_plane(t[z], self.inside[z], prior[:, z], TILE, *arguments, *place)
 
             run_tasks(work, range(len(t)))
-            tiles = np.stack([self._smooth(_tiles(p)) for p in self.posterior])
+            tiles = np.stack([self._smooth(block_sums(p, TILE)) for p in self.posterior])
             voxels = (2 * np.pi) ** 1.5 * REACH_Z * (REACH * TILE) ** 2
             pseudo = PSEUDO_VOXELS / voxels * TILE**2
             self._proportions = (tiles + pseudo * shares[:, None, None, None]) / (self._around + pseudo)
-
-    def _prior(self, shares: np.ndarray) -> np.ndarray:
-        if self._proportions is not None:
-            return self._proportions.astype(np.float32)
-        tiles = self._around.shape
-        return np.broadcast_to(shares.astype(np.float32)[:, None, None, None], (len(shares), *tiles)).copy()
 
     def _smooth(self, tiles: np.ndarray) -> np.ndarray:
         return np.asarray(ndimage.gaussian_filter(tiles, (REACH_Z, REACH, REACH), truncate=2.5))
@@ -102,26 +98,10 @@ class Classes:
         self.mixture, self._proportions = None, None
 
 
-def _tiles(values: np.ndarray) -> np.ndarray:
-    """Return sums over tiles in plane; those at the border may be smaller."""
-    rows, columns = (np.arange(0, n, TILE) for n in values.shape[1:])
-    return np.asarray(np.add.reduceat(np.add.reduceat(values, rows, axis=1), columns, axis=2))
-
-
 def fit_mixture(counts: np.ndarray, centres: np.ndarray, start: Mixture | None, passes: int) -> Mixture:
-    """Fit normals and a uniform outlier density to a histogram, by expectation and maximisation.
+    """Fit normals, ordered by their means, and a uniform outlier density to a histogram by expectation maximisation.
 
-    Parameters
-    ----------
-    counts, centres : (bins,) arrays
-    start : Mixture, optional
-        Without it, means at even quantiles; first without limits on the widths, then with.
-    passes : int
-
-    Returns
-    -------
-    Mixture
-        In the order of the means.
+    Without `start`, means begin at even quantiles, and widths are fitted first without limits, then with.
     """
     h = counts / counts.sum()
     phases: Sequence[tuple[float, float]] = ((WIDEST, OUTLIER),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -71,6 +71,10 @@ class Harmonization(Correction):
     flat: np.ndarray | None = None
     frame: Frame | None = None
 
+    def __post_init__(self) -> None:  # a stored correction has lists
+        self.grid = (self.grid[0], self.grid[1])
+        self.frame = self.frame and Frame(*self.frame)
+
     @cached_property
     def lattices(self) -> np.ndarray:
         """(Z, c, c) float64: the control points of every plane's log field."""
@@ -80,25 +84,18 @@ class Harmonization(Correction):
         # the weights of a spline sum to 1, so a gain is added to every control point
         return np.asarray(depth + self.section[section] + self.shared + self.plane[:, None, None])
 
-    def _evaluator(self, where: Where, shape: tuple[int, ...]) -> Evaluator:
+    def _evaluator(self, planes: slice, shape: tuple[int, ...], at: tuple[int, int], step: int) -> Evaluator:
+        """Return an evaluator of the log field on a grid (y, x) that begins at `at`, with `step` to a fitted sample."""
         axes = [
-            bspline.grid_coordinates(n, samples, CONTROLS, per_sample=self.step, start=start)
-            for n, samples, start in zip(shape[1:], self.grid, (where.y, where.x), strict=True)
+            bspline.grid_coordinates(n, samples, CONTROLS, per_sample=step, start=start)
+            for n, samples, start in zip(shape, self.grid, at, strict=True)
         ]
-        return Evaluator.of_planes(self.lattices[where.z : where.z + shape[0]], *axes)
-
-    def log_field(self, where: Where, shape: tuple[int, ...], threads: int | None = None) -> np.ndarray:
-        """Return the log field of a block of `shape` at `where`, without a flat field that was given."""
-        return self._evaluator(where, shape).log_field(np.empty(shape, np.float32), thread_count(threads))
+        return Evaluator.of_planes(self.lattices[planes], *axes)
 
     def shrunken_log_field(self, planes: slice, shape: tuple[int, int]) -> np.ndarray:
         """See `Correction.shrunken_log_field`; with the log of a flat field that was given."""
-        lattices, per_sample = self.lattices[planes], fit_step(*shape)
-        axes = [
-            bspline.grid_coordinates(n, samples, CONTROLS, per_sample=per_sample)
-            for n, samples in zip(shape, self.grid, strict=True)
-        ]
-        evaluator = Evaluator.of_planes(lattices, *axes)
+        per_sample = fit_step(*shape)
+        evaluator = self._evaluator(planes, shape, (0, 0), per_sample)
         found = evaluator.log_field(np.empty(evaluator.shape, np.float32), thread_count(None))
         if self.flat is not None:
             found += np.log(block_means(self.flat[None], self.step // per_sample))
@@ -118,11 +115,12 @@ class Harmonization(Correction):
             block = block / xp.asarray(self.flat[rows, columns])
         if self.reason is not None:
             return block
+        planes = slice(where.z, where.z + block.shape[0])
+        evaluator = self._evaluator(planes, block.shape[1:], (where.y, where.x), self.step)
         if xp is not np:
-            field_ = self._evaluator(where, block.shape).field(np.empty(block.shape, np.float32), thread_count(None))
-            return block / xp.asarray(field_)
+            return block / xp.asarray(evaluator.field(np.empty(block.shape, np.float32), thread_count(None)))
         block = np.ascontiguousarray(block, np.float32)
-        return self._evaluator(where, block.shape).correct(block, block, thread_count(None))
+        return evaluator.correct(block, block, thread_count(None))
 
     def summary(self) -> dict[str, Any]:
         """Return what the correction rests on: numbers of the estimate, and each section's gain."""
@@ -141,20 +139,3 @@ class Harmonization(Correction):
     def section_gains(self) -> dict[str, np.ndarray]:
         """Return the gain of every section and the uncertainty of its log."""
         return {"gain": np.exp(self.gain), "gain_sd": self.gain_sd}
-
-    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return settings and arrays."""
-        arrays = {name: getattr(self, name) for name in ("depth", "section", "shared", "plane", "edges")}
-        arrays |= {"gain": self.gain, "gain_sd": self.gain_sd}
-        if self.flat is not None:
-            arrays["flat"] = self.flat
-        settings = {"grid": list(self.grid), "step": self.step, "mode": self.mode, "numbers": dict(self.numbers)}
-        return settings | {"reason": self.reason, "frame": self.frame and list(self.frame)}, arrays
-
-    @classmethod
-    def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        """Rebuild from `to_arrays`."""
-        known: dict[str, Any] = dict(settings)
-        known["grid"] = tuple(known["grid"])
-        known["frame"] = Frame(*known["frame"]) if known.get("frame") else None
-        return cls(**(known | arrays))

@@ -14,13 +14,7 @@ from n4flow.io.open import open_volume
 
 
 def check_flat(flat_field: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return a flat field as float32 of mean log 0, None as None.
-
-    Parameters
-    ----------
-    flat_field : (Y, X) or (1, Y, X) array, optional
-    shape : tuple of int
-        (Z, Y, X) of the volume.
+    """Return a flat field, (Y, X) or (1, Y, X), of a volume of `shape` as float32 of mean log 0, None as None.
 
     Raises
     ------

@@ -24,18 +24,10 @@ FEWEST_SIDE = 24  # Samples along the shorter side at least, if the shrunken vol
 
 @dataclass(frozen=True)
 class Geometry:
-    """Planes, sections, and bases on the grid that is fitted.
+    """Planes, sections, and bases on the grid that is fitted."""
 
-    Parameters
-    ----------
-    shape : tuple of int
-        (Z, y, x) of that grid.
-    edges : (sections + 1,) int array
-        First plane of every section, and the number of planes.
-    """
-
-    shape: tuple[int, int, int]
-    edges: np.ndarray
+    shape: tuple[int, int, int]  # (Z, y, x) of that grid
+    edges: np.ndarray  # (sections + 1,) int: first plane of every section, and the number of planes
 
     @cached_property
     def section(self) -> np.ndarray:
@@ -107,9 +99,13 @@ def fit_step(height: int, width: int) -> int:
     return max(1, min(math.ceil(max(height, width) / SIDE), min(height, width) // FEWEST_SIDE))
 
 
+def block_sums(values: np.ndarray, k: int) -> np.ndarray:
+    """Return sums of k x k blocks in plane; those at the border may be smaller."""
+    rows, columns = (np.arange(0, n, k) for n in values.shape[1:])
+    return np.asarray(np.add.reduceat(np.add.reduceat(values, rows, axis=1), columns, axis=2))
+
+
 def block_means(values: np.ndarray, k: int) -> np.ndarray:
     """Return means of k x k blocks in plane; those at the border may be smaller."""
-    rows, columns = (np.arange(0, n, k) for n in values.shape[1:])
-    sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), rows, axis=1), columns, axis=2)
-    sizes = np.minimum(k, values.shape[1] - rows)[:, None] * np.minimum(k, values.shape[2] - columns)[None]
-    return np.asarray(sums / sizes, np.float32)
+    down, across = (np.minimum(k, n - np.arange(0, n, k)) for n in values.shape[1:])
+    return np.asarray(block_sums(values.astype(np.float64), k) / np.outer(down, across), np.float32)

@@ -21,18 +21,7 @@ LEVEL = np.full((N, N), 1 / N**2)  # Quadratic form that is the square of the me
 
 
 class Pairs:
-    """The pairs that are compared, with the normal equations of their log ratios.
-
-    Parameters
-    ----------
-    logs : (Z, y, x) float32 array
-        Log intensity.
-    inside : (Z, y, x) bool array
-        Tissue that is compared.
-    geometry : Geometry
-    fewest : int
-        Voxels that a plane, and a pair of planes, must have.
-    """
+    """The pairs that are compared, with the normal equations of their log ratios; made of what an `Estimator` is."""
 
     def __init__(self, logs: np.ndarray, inside: np.ndarray, geometry: Geometry, fewest: int) -> None:
         self.logs, self.inside, self.axes, self.roughness = logs, inside, geometry.axes, geometry.roughness

@@ -47,12 +47,8 @@ def estimate_harmonization(
         Flagged sections are left out, and get what lies between their neighbours.
     shrink : int
         Voxels to a shrunken voxel.
-    mode : {'safe', 'auto', 'full'}
-        Whether shading that all planes have alike is left, taken off as far as the data support it, or taken off.
-    exclude : collection of str or int
-        More sections to leave out, by id or index.
-    flat : (Y, X) float32 array, optional
-        A flat field, by which the volume is divided first. Shading that all planes share is then taken as measured.
+    mode, exclude, flat
+        See `harmonize`. With a flat field, shading that all planes share is taken as measured.
 
     Returns
     -------

@@ -22,21 +22,11 @@ D = slice(0, DEGREES * N)  # place of the depth's lattices in the border
 
 @dataclass(frozen=True)
 class Chain:
-    """The planes that take part, in order.
+    """The planes that take part, in order."""
 
-    Parameters
-    ----------
-    planes : (m,) int array
-        Their indices.
-    row : (m,) int array
-        Their sections, numbered without those that take no part.
-    pairs : (k,) int array
-        i for each pair (i, i + 1) of `planes` that is compared.
-    """
-
-    planes: np.ndarray
-    row: np.ndarray
-    pairs: np.ndarray
+    planes: np.ndarray  # (m,) int: their indices
+    row: np.ndarray  # (m,) int: their sections, numbered without those that take no part
+    pairs: np.ndarray  # (k,) int: i for each pair (i, i + 1) of `planes` that is compared
 
     @property
     def n_sections(self) -> int:
@@ -51,20 +41,13 @@ class Chain:
 
 @dataclass(frozen=True)
 class Solution:
-    """Means and what is needed of the covariance.
+    """Means and what is needed of the covariance."""
 
-    Attributes
-    ----------
-    lattices, gains, border : (sections, n), (m,), (q,) arrays
-    lattice_covariance : (sections, n, n) array
-    border_covariance : (q, q) array
-    """
-
-    lattices: np.ndarray
-    gains: np.ndarray
-    border: np.ndarray
-    lattice_covariance: np.ndarray
-    border_covariance: np.ndarray
+    lattices: np.ndarray  # (sections, n)
+    gains: np.ndarray  # (m,)
+    border: np.ndarray  # (q,)
+    lattice_covariance: np.ndarray  # (sections, n, n)
+    border_covariance: np.ndarray  # (q, q)
 
 
 class System:
@@ -242,12 +225,7 @@ def _eliminate(
     right: np.ndarray,
     right_border: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
-    """Solve a block tridiagonal system with a border; the arrays are overwritten.
-
-    Returns
-    -------
-    x, x_border, covariance blocks, covariance of the border
-    """
+    """Solve a block tridiagonal system with a border: x, x_border and their covariance; overwrites the arrays."""
     n_s, q = len(diagonal), len(border)
     kept = []
     for s in range(n_s):
