@@ -86,7 +86,7 @@ def test_options_reach_the_fit(tmp_path, image, capsys):
         (["--spline-um", "10"], "a spline distance of 10 micrometres is finer than the voxels"),
         (["--spline-um", "9000", "--control-points", "5"], "both say how fine the lattice is"),
         (["--shrink", "two"], "parameter shrink must be numbers"),
-        (["--backend", "fast"], "backend must be one of auto, cpu, gpu, itk, got 'fast'"),
+        (["--backend", "fast"], "parameter backend must be auto, cpu, gpu or itk, got 'fast'"),
         (["--mask", "MASK"], r"mask must have the shape \(10, 40, 50\) of the volume, got \(9, 40, 50\)"),
     ],
 )
