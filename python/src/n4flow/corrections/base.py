@@ -76,8 +76,9 @@ class Correction(ABC):
     the volume is cut into blocks. A correction that looks at neighbours in its plane says how far by
     `margin`; the block it gets is then larger by that much on each side, except at the volume's border.
 
-    A subclass is a dataclass, sets `kind` and `title` and defines the abstract methods. All else describes what only
-    some corrections are, and says by default that this one is not.
+    A subclass is a dataclass, sets `kind` and `title` and defines the abstract methods. Its fields are stored by their
+    annotations: those of type `np.ndarray` as arrays, all others as JSON. All else describes what only some corrections
+    are, and says by default that this one is not.
 
     Attributes
     ----------
