@@ -85,7 +85,7 @@ def test_every_dependency_is_pinned():
     project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     locks = {
-        "requirements.lock": ["distributed", "engine", "bench", "test"],
+        "requirements.lock": ["distributed", "engine", "test"],
         "requirements-gpu.lock": ["gpu"],
         "requirements-gpu13.lock": ["gpu13"],
     }
