@@ -44,7 +44,7 @@ def _finish(
     own = {name: settings[name] for name in settings_of("FINISH")}
     tissue = TissueSource.load(masks)
     plan = make_plan(image, resolved | own, sample, tissue.frame)
-    pieces = parts(slabs, "slab_*")
+    pieces = parts(slabs, "rendered")
     stores = create_stores(out, plan)
     for piece in pieces:
         for store, _layout in stores:

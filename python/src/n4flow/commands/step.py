@@ -6,8 +6,13 @@ from pathlib import Path
 
 from n4flow.errors import InputError
 
-# How SHRINK and PLANE_STATISTICS name the files of a slab, and SHRINK the user's mask of one.
-SLAB_FILES = {"shrunken": "shrunken_*.npz", "given": "given_*.npy", "histograms": "histograms_*.npz"}
+# What tasks leave of a slab, by kind: SHRINK (`given` is the user's mask), PLANE_STATISTICS and RENDER.
+SLAB_FILES = {
+    "shrunken": "shrunken_*.npz",
+    "given": "given_*.npy",
+    "histograms": "histograms_*.npz",
+    "rendered": "slab_*",
+}
 
 
 def set_threads(threads: int | None) -> int:
@@ -30,7 +35,7 @@ def parts(folder: Path, kind: str) -> list[Path]:
     InputError
         There is none.
     """
-    pattern = SLAB_FILES.get(kind, kind)
+    pattern = SLAB_FILES[kind]
     found = sorted(folder.glob(pattern))
     if not found:
         msg = f"{folder} holds no {pattern}; give the folder with the files of every slab"
