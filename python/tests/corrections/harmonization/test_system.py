@@ -9,6 +9,7 @@ from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.acceleration import Anderson
 from n4flow.corrections.harmonization.evidence import FLOOR, PROVEN, Shifts, components
 from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N
+from n4flow.corrections.harmonization.stages import trust_in_shared
 from n4flow.corrections.harmonization.system import Chain, D, System
 
 # --------------------------------------------------------------------------------------------------------- the evidence
@@ -189,3 +190,22 @@ def test_anderson_reaches_the_fixed_point_that_plain_steps_creep_to() -> None:
         point, plain = steps.step(point, g(point)), g(plain)
     assert np.linalg.norm(plain - truth) > 0.02 * np.linalg.norm(truth)  # 0.95 ** 25 is 0.28
     assert np.linalg.norm(point - truth) < 1e-5 * np.linalg.norm(truth)
+
+
+# ----------------------------------------------------------------------------------------------------------- the belief
+
+
+@pytest.mark.parametrize(
+    ("changed", "share"),
+    [
+        ({}, 1.0),
+        ({"sharpening": 0.08}, 0.5),
+        ({"variance_explained": -0.1, "sharpening": 0.95, "negentropy": 0.01}, 0.0),  # rearranged, and not narrower
+        ({"variance_explained": -0.1, "sharpening": 36.0, "negentropy": 0.36}, 1.0),  # shading that hid the contrast
+        ({"rms_shared": 0.18}, 0.0),  # many times the sections' own: the organ
+        ({"rms_section": 0.0}, 0.0),
+    ],
+)
+def test_shared_shading_must_sharpen_explain_and_be_of_a_size(changed: dict[str, float], share: float) -> None:
+    usual = {"sharpening": 0.5, "negentropy": 0.1, "variance_explained": 0.7, "rms_shared": 0.1, "rms_section": 0.045}
+    assert trust_in_shared(usual | changed) == pytest.approx(share)

@@ -205,6 +205,16 @@ class Estimator:
         values = [self.log_field[z][self.inside[z]] for z in self.chain.planes]
         return float(np.concatenate(values).std(dtype=float))
 
+    def rms_section(self, terms: Terms) -> float:
+        """Return the rms in tissue of the shading of sections, each about its mean."""
+        total = 0.0
+        for s, lattice in enumerate(terms.section):
+            weights = self.inside[self.chain.planes[self.chain.row == s]].sum(axis=0)
+            own = self.evaluated(lattice)
+            own -= float((own * weights).sum() / weights.sum())
+            total += float((own**2 * weights).sum())
+        return float(np.sqrt(total / self.counts.sum()))
+
     def mean_field(self, shared: np.ndarray) -> float:
         """Return the mean of the log field over the tissue that took part, with the lattice of F."""
         total = sum(self.log_field[z][self.inside[z]].sum(dtype=float) for z in self.chain.planes)
