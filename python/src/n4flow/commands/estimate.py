@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from n4flow.commands import options
 from n4flow.commands.step import parts, plane_range
 from n4flow.pipeline.stages import Stage, settings_of
+
+if TYPE_CHECKING:
+    from n4flow.pipeline.estimate import Inputs
 
 # The options by which a command takes what a stage reads.
 FILES: dict[str, dict[str, Any]] = {
@@ -16,6 +19,7 @@ FILES: dict[str, dict[str, Any]] = {
     "histograms": {"folder": options.Histograms},
     "tissue": {"masks": options.Masks},
     "recipe": {"recipe": options.RecipeDir},
+    "evidence": {"evidence": options.Evidence},
 }
 
 
@@ -34,38 +38,57 @@ def command(stage: Stage) -> Callable[..., None]:
         masks: Path | None = None,
         batch: str | None = None,
         recipe: Path | None = None,
+        evidence: Path | None = None,
         threads: int | None = None,
     ) -> None:
-        from n4flow.corrections.harmonization import read_flat
-        from n4flow.corrections.recipe import Recipe, save_correction
-        from n4flow.masks.tissue_source import TissueSource
-        from n4flow.pipeline.estimate import Inputs, estimate
-        from n4flow.pipeline.parameters import voxel_size
-        from n4flow.sections import SectionTable
-        from n4flow.statistics.histograms import HistogramFiles
-        from n4flow.statistics.shrunken import ShrunkenFiles
+        from n4flow.corrections.recipe import save_correction
+        from n4flow.pipeline.estimate import estimate
 
-        shrunken = ShrunkenFiles(parts(folder, "shrunken")) if "shrunken" in stage.reads else None
-        histograms = HistogramFiles(parts(folder, "histograms")) if "histograms" in stage.reads else None
-        n_planes = shrunken.shape[0] if shrunken is not None else histograms.n_planes if histograms is not None else 0
-        sections = SectionTable.coerce(settings["sections"], n_planes)
-        chosen = plane_range(batch, len(sections)) if batch else None
-        planes = (sections[chosen[0]].z_start, sections[chosen[1] - 1].z_stop) if chosen else None
-        tissue = TissueSource.load(masks, planes=planes) if masks else None
-        flat_field = read_flat(settings["flat_field"], tissue.frame) if settings["flat_field"] and tissue else None
-        inputs = Inputs(
-            sections,
-            shrunken=shrunken,
-            tissue=tissue,
-            histograms=histograms,
-            recipe=Recipe.load(recipe) if recipe else Recipe(),
-            voxel_um=voxel_size(settings["voxel_um"]) or {},
-            flat_field=flat_field,
-            batch=chosen,
-            threads=threads,
-        )
+        inputs = read_inputs(stage, settings, folder, masks, batch, recipe, evidence, threads)
         found = estimate(stage, inputs, settings)
         save_correction(found, out)
-        numbers.update({"sections": list(chosen)} if chosen else {}, **found.summary())
+        numbers.update({"sections": list(inputs.batch)} if inputs.batch else {}, **found.summary())
 
     return options.as_step(stage.name, estimate_stage, settings_of(stage.name), ("sections", "voxel_um"), own)
+
+
+def read_inputs(
+    stage: Stage,
+    settings: dict[str, Any],
+    folder: Path,
+    masks: Path | None = None,
+    batch: str | None = None,
+    recipe: Path | None = None,
+    evidence: Path | None = None,
+    threads: int | None = None,
+) -> Inputs:
+    """Read what a stage estimates from."""
+    from n4flow.corrections.harmonization import read_flat
+    from n4flow.corrections.proof import Evidence
+    from n4flow.corrections.recipe import Recipe
+    from n4flow.masks.tissue_source import TissueSource
+    from n4flow.pipeline.estimate import Inputs
+    from n4flow.pipeline.parameters import voxel_size
+    from n4flow.sections import SectionTable
+    from n4flow.statistics.histograms import HistogramFiles
+    from n4flow.statistics.shrunken import ShrunkenFiles
+
+    shrunken = ShrunkenFiles(parts(folder, "shrunken")) if "shrunken" in stage.reads else None
+    histograms = HistogramFiles(parts(folder, "histograms")) if "histograms" in stage.reads else None
+    n_planes = shrunken.shape[0] if shrunken is not None else histograms.n_planes if histograms is not None else 0
+    sections = SectionTable.coerce(settings["sections"], n_planes)
+    chosen = plane_range(batch, len(sections)) if batch else None
+    planes = (sections[chosen[0]].z_start, sections[chosen[1] - 1].z_stop) if chosen else None
+    tissue = TissueSource.load(masks, planes=planes) if masks else None
+    return Inputs(
+        sections,
+        shrunken=shrunken,
+        tissue=tissue,
+        histograms=histograms,
+        recipe=Recipe.load(recipe) if recipe else Recipe(),
+        voxel_um=voxel_size(settings["voxel_um"]) or {},
+        flat_field=read_flat(settings["flat_field"], tissue.frame) if settings["flat_field"] and tissue else None,
+        evidence=Evidence.load(evidence) if evidence else None,
+        batch=chosen,
+        threads=threads,
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from n4flow.commands.options import Image, Masks, RecipeDir, as_step
+from n4flow.commands.options import Evidence, Image, Masks, RecipeDir, as_step
 from n4flow.commands.step import parts
 from n4flow.errors import InputError
 from n4flow.pipeline.stages import STAGES, settings_of
@@ -32,7 +32,9 @@ def _finish(
         list[Path] | None, typer.Option("--numbers", help="Folder with numbers of steps; repeatable.")
     ] = None,
     recipe: RecipeDir = None,
+    evidence: Evidence = None,
 ) -> None:
+    from n4flow.corrections import proof
     from n4flow.corrections.recipe import Recipe
     from n4flow.masks.tissue_source import TissueSource
     from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_shards
@@ -56,6 +58,7 @@ def _finish(
         after=whole([piece / "after.npz" for piece in pieces], plan.volume.shape, slabs),
         tissue=replace(tissue, given=plan.mask),
         recipe=Recipe.load(recipe) if recipe else Recipe(),
+        evidence=proof.Evidence.load(evidence) if evidence else None,
         checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
         stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(folders or [])]),
         parameters=resolved,

@@ -23,6 +23,7 @@ Image = Annotated[Path, typer.Argument(help="The volume.")]
 Masks = Annotated[Path, typer.Option("--masks", help="Tissue and agarose mask (.npz).")]
 Out = Annotated[Path, typer.Option("--out", help="The correction (.npz).")]
 RecipeDir = Annotated[Path | None, typer.Option("--recipe", help="Folder with the corrections so far.")]
+Evidence = Annotated[Path | None, typer.Option("--evidence", help="What PROVE found (.npz).")]
 Shrunken = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the shrunken slabs.")]
 Histograms = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the histograms of each slab.")]
 Batch = Annotated[

@@ -204,6 +204,13 @@ class Correction(ABC):
         """Return (z_start, z_stop, reason in words) of planes for which there was nothing to estimate from."""
         return []
 
+    def shares(self, n_planes: int) -> np.ndarray | None:
+        """Return the (Z,) share of what the stage found for each plane that is applied, from 0 to 1; see `proof`.
+
+        NaN in planes for which it found nothing; None for a correction that is always applied whole.
+        """
+        return None
+
     def plane_gains(self) -> np.ndarray | None:
         """Return the (Z,) factors of the planes for the report to draw; None without such."""
         return None

@@ -61,6 +61,14 @@ class BiasCorrection(Correction):
         """Return one correction of the fields of two, which cover different planes."""
         return replace(self, fields=self.fields + other.fields)
 
+    def shares(self, n_planes: int) -> np.ndarray:
+        """See `Correction.shares`."""
+        found = np.full(n_planes, np.nan)
+        for start, stop, field in self.fields:
+            if field.reason is None:
+                found[start:stop] = field.share
+        return found
+
     def not_estimated(self) -> list[tuple[int, int, str]]:
         """Return the planes whose field could not be fitted, and why."""
         return [(start, stop, f"no bias field: {field.reason}") for start, stop, field in self.fields if field.reason]
@@ -160,6 +168,7 @@ def _facts(z_start: int, z_stop: int, field: BiasField) -> dict[str, Any]:
         "z_start": z_start,
         "z_stop": z_stop,
         "reason": field.reason,
+        "share": field.share,
         "p1": float(p1),
         "p50": float(p50),
         "p99": float(p99),

@@ -37,6 +37,8 @@ class PlaneGain(Correction):
         Planes whose tissue was measured; the others have gain 1.
     sigma : float
         Sigma of the Gaussian, planes.
+    share : float
+        Of the rms of the gains that smoothing asks for, what is applied; see `proof`.
     """
 
     kind: ClassVar[str] = "plane_gain"
@@ -48,6 +50,7 @@ class PlaneGain(Correction):
     gain: np.ndarray
     measured: np.ndarray
     sigma: float
+    share: float = 1.0
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the block with its tissue (`where.tissue`) multiplied; everything else is untouched. In place."""
@@ -82,11 +85,16 @@ class PlaneGain(Correction):
         """Return the gains."""
         return self.gain
 
+    def shares(self, n_planes: int) -> np.ndarray:
+        """See `Correction.shares`."""
+        return np.where(self.measured, self.share, np.nan)
+
     def summary(self) -> dict[str, Any]:
         """Return the spread of the gains and how many planes were measured."""
         gains = self.gain[self.measured] if self.measured.any() else np.ones(1, np.float32)
         return {
             "sigma_planes": float(self.sigma),
+            "share": float(self.share),
             "planes_measured": int(self.measured.sum()),
             "planes_left_alone": int((~self.measured).sum()),
             "gain_min": float(gains.min()),
@@ -108,6 +116,54 @@ def smooth_along(values: np.ndarray, weights: np.ndarray, sigma: float) -> np.nd
     total = gaussian_filter1d(values * weights, sigma)
     weight = gaussian_filter1d(weights, sigma)
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-12)
+
+
+@dataclass(frozen=True)
+class TissueMeans:
+    """The mean of the tissue of every plane.
+
+    Parameters
+    ----------
+    means : (Z,) float64 array
+        0 where there are too few voxels, or the mean is not positive; such planes keep gain 1.
+    ends : slice
+        Planes with valid voxels; what lies around is padding.
+    """
+
+    means: np.ndarray
+    ends: slice
+
+    @classmethod
+    def of(
+        cls,
+        histograms: Distributions,
+        previous: Sequence[Correction] = (),
+        sections: Any = None,
+        min_tissue_voxels: int = MIN_TISSUE_VOXELS,
+    ) -> TissueMeans:
+        """Measure from histograms; see `estimate_plane_gain`."""
+        table, means = SectionTable.coerce(sections, histograms.n_planes), np.zeros(histograms.n_planes)
+        for z in np.flatnonzero(table.usable_planes).tolist():
+            values, counts = histograms.pairs(z, "tissue")
+            values = map_through(previous, values, z).astype(np.float64)
+            counts = np.where(np.isfinite(values) & (values != 0), counts, 0)  # what became 0 is background
+            if counts.sum() >= max(1, min_tissue_voxels):
+                means[z] = max(counts @ np.nan_to_num(values) / counts.sum(), 0.0)
+        return cls(means, filled_planes(histograms.filled))
+
+    def times(self, gain: np.ndarray) -> TissueMeans:
+        """Return the means after a gain of every plane."""
+        return TissueMeans(self.means * gain, self.ends)
+
+    def smoothed(self, sigma: float) -> PlaneGain:
+        """Return the gains that make the means smooth along Z."""
+        means, measured = self.means, self.means > 0
+        gain = np.ones(len(means))
+        if sigma > 0:
+            target = np.zeros(len(means))
+            target[self.ends] = smooth_along(means[self.ends], measured[self.ends], sigma)
+            gain[measured] = target[measured] / means[measured]
+        return PlaneGain(gain.astype(np.float32), measured, float(sigma))
 
 
 def estimate_plane_gain(
@@ -135,23 +191,7 @@ def estimate_plane_gain(
     if sigma < 0:
         msg = f"sigma must be 0 (off) or more (planes), got {sigma}"
         raise InputError(msg)
-    n_planes = histograms.n_planes
-    table = SectionTable.coerce(sections, n_planes)
-    means = np.zeros(n_planes)
-    for z in np.flatnonzero(table.usable_planes).tolist():
-        values, counts = histograms.pairs(z, "tissue")
-        values = map_through(previous, values, z).astype(np.float64)
-        counts = np.where(np.isfinite(values) & (values != 0), counts, 0)  # what became 0 is background from here on
-        if counts.sum() >= max(1, min_tissue_voxels):
-            means[z] = counts @ np.nan_to_num(values) / counts.sum()
-    measured = means > 0
-    gain = np.ones(n_planes)
-    if sigma > 0:
-        ends = filled_planes(histograms.filled)
-        target = np.zeros(n_planes)
-        target[ends] = smooth_along(means[ends], measured[ends], sigma)
-        gain[measured] = target[measured] / means[measured]
-    return PlaneGain(gain.astype(np.float32), measured, float(sigma))
+    return TissueMeans.of(histograms, previous, sections, min_tissue_voxels).smoothed(sigma)
 
 
 def apply_zprofile_smoothing(

@@ -34,6 +34,10 @@ class SectionLookup(Correction):
         Where each map's knots begin.
     knots_x, knots_y : float64 arrays
         Knots of all maps, strictly ascending in x and never descending in y within a map.
+    share : (maps,) float64 array or None
+        Of the level of each map, what is applied, see `proof`; None: all of it.
+    contrast_share : float
+        The same of what all maps do to contrast.
     """
 
     kind: ClassVar[str] = "section_lookup"
@@ -47,6 +51,8 @@ class SectionLookup(Correction):
     offsets: np.ndarray
     knots_x: np.ndarray
     knots_y: np.ndarray
+    share: np.ndarray | None = None
+    contrast_share: float = 1.0
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the mapped block; zeros and non-finite voxels stay as they are. NumPy or CuPy, in place."""
@@ -146,6 +152,11 @@ class SectionLookup(Correction):
             n_steps *= 2
         return (segments,)
 
+    def shares(self, n_planes: int) -> np.ndarray:
+        """See `Correction.shares`: those of the levels."""
+        share = np.ones(len(self.offsets) - 1) if self.share is None else self.share
+        return np.where(self.map_of_plane < 0, np.nan, np.append(share, np.nan)[self.map_of_plane])
+
     def summary(self) -> dict[str, Any]:
         """Return how many planes were matched and how strongly the maps change intensities."""
         counts = np.bincount(self.status, minlength=len(STATUS))
@@ -159,6 +170,8 @@ class SectionLookup(Correction):
             **{f"planes_{name}": int(n) for name, n in zip(STATUS, counts, strict=True)},
             "gain_min": float(min(ratios, default=1.0)),
             "gain_max": float(max(ratios, default=1.0)),
+            "share": float(1 if self.share is None or not self.share.size else self.share.mean()),
+            "contrast_share": float(self.contrast_share),
         }
 
 

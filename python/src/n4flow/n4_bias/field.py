@@ -54,6 +54,8 @@ class BiasField:
         Numbers of voxels of the fitted image: in the mask, and those of them that are not finite or not above 0.
     voxel_um : tuple of float, optional
         Full-size voxel in micrometres, if known.
+    share : float
+        Of the rms of the field that was fitted, what this one has: below 1 where only a part of it was kept.
     """
 
     lattice: np.ndarray
@@ -67,6 +69,7 @@ class BiasField:
     convergence: str = "itk"
     voxels: Voxels = NO_VOXELS
     voxel_um: tuple[float, ...] | None = None
+    share: float = 1.0
 
     @property
     def knot_um(self) -> tuple[float, ...] | None:

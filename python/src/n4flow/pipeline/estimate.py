@@ -5,7 +5,8 @@ The function of a stage has its name in lower case, and takes `Inputs` and resol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,12 +16,14 @@ from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization import Harmonization
+from n4flow.corrections.harmonization.prepare import Samples, harmonization_of
 from n4flow.corrections.histogram_matching import estimate_lookup
-from n4flow.corrections.plane_gain import PlaneGain, estimate_plane_gain
+from n4flow.corrections.plane_gain import PlaneGain, TissueMeans
 from n4flow.corrections.plane_range import PlaneRange, estimate_plane_range
+from n4flow.corrections.proof import Evidence, proven_bias, proven_lookup, proven_plane_gain
 from n4flow.corrections.recipe import Recipe
 from n4flow.corrections.section_lookup import SectionLookup
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.frame import Frame, field_margin
 from n4flow.masks.agarose import agarose_levels, get_agarose_mask
 from n4flow.masks.packed_mask import PackedMask
@@ -58,6 +61,8 @@ class Inputs:
         Micrometres by axis name.
     flat_field : (y, x) float32 array
         Measured shading that every plane has, in the frame.
+    evidence : Evidence
+        About the input: how much of what a stage does is proven.
     batch : (int, int)
         Sections to work on, by their place in the table; all without it.
     threads : int
@@ -70,6 +75,7 @@ class Inputs:
     recipe: Recipe = field(default_factory=Recipe)
     voxel_um: Mapping[str, float] = field(default_factory=dict)
     flat_field: np.ndarray | None = None
+    evidence: Evidence | None = None
     batch: tuple[int, int] | None = None
     threads: int | None = None
 
@@ -99,15 +105,34 @@ def n4_volume(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
 
 def harmonize(inputs: Inputs, parameters: Mapping[str, Any]) -> Harmonization:
     """Estimate all sections together, after the bias fields of the recipe; see `estimate_harmonization`."""
-    from n4flow.corrections.harmonization.prepare import estimate_harmonization
+    samples = _samples(inputs, inputs.recipe, inputs.flat_field)
+    options: dict[str, Any] = {"mode": parameters["harmonize"], "flat": inputs.flat_field}
+    found = harmonization_of(samples, inputs.sections, shrink=inputs.shrunken.shrink, **options)
+    return replace(found, frame=inputs.tissue.frame)
 
-    shrunken, tissue = inputs.shrunken, inputs.tissue
-    whole = shrunken.part(0, shrunken.shape[0])
-    mean = whole.mean if isinstance(shrunken, ShrunkenFiles) else whole.mean.copy()
-    _divide_by_fields(mean, inputs.recipe)
-    options: dict[str, Any] = {"shrink": shrunken.shrink, "mode": parameters["harmonize"], "flat": inputs.flat_field}
-    found = estimate_harmonization(mean, whole.valid, tissue.small[:], inputs.sections, **options)
-    return replace(found, frame=tissue.frame)
+
+def prove(inputs: Inputs, parameters: Mapping[str, Any]) -> tuple[Evidence, list[Correction], dict[str, Any]]:
+    """Find what voxels above each other in neighbouring planes prove.
+
+    Returns
+    -------
+    evidence : Evidence
+    recipe : list of Correction
+        The corrections so far, with as much of bias fields as is proven; all of them with `trust` = 'full', where the
+        evidence is for the verdict alone.
+    numbers : dict
+        What the evidence rests on.
+    """
+    samples = _samples(inputs, Recipe())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", N4flowWarning)  # they speak of a stage that the user did not ask for
+        found = harmonization_of(samples, inputs.sections, shrink=inputs.shrunken.shrink, mode="auto")
+    evidence = Evidence.of(samples, inputs.sections.section_of_plane, found)
+    trusted = parameters["trust"] == "full"
+    if found.reason is not None and not trusted:
+        msg = f"nothing can be proven, {found.reason}: bias, match and smooth_z leave tissue as it is; see trust"
+        warnings.warn(msg, N4flowWarning, stacklevel=2)
+    return evidence, list(inputs.recipe) if trusted else proven_bias(inputs.recipe, evidence), found.summary()
 
 
 def normalize(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneRange:
@@ -118,12 +143,16 @@ def normalize(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneRange:
 def match_histograms(inputs: Inputs, parameters: Mapping[str, Any]) -> SectionLookup:
     """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
     table = inputs.sections if parameters["match"] == "section" else by_plane(inputs.sections)
-    return estimate_lookup(inputs.histograms, inputs.recipe, table, parameters["n_bins"], TISSUE_THRESHOLD)
+    evidence = _evidence(inputs, parameters)
+    found = estimate_lookup(inputs.histograms, inputs.recipe, table, parameters["n_bins"], TISSUE_THRESHOLD)
+    return found if evidence is None else proven_lookup(found, evidence)
 
 
 def smooth_z(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneGain:
     """Smooth the tissue profile along Z."""
-    return estimate_plane_gain(inputs.histograms, inputs.recipe, inputs.sections, parameters["smooth_z"])
+    evidence, sigma = _evidence(inputs, parameters), parameters["smooth_z"]
+    means = TissueMeans.of(inputs.histograms, inputs.recipe, inputs.sections)
+    return means.smoothed(sigma) if evidence is None else proven_plane_gain(means, sigma, evidence)
 
 
 def voxel_counts(planes: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -166,6 +195,30 @@ def find_masks(
     numbers["agarose_threshold"] = float(threshold)
     numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections, tissue)
     return TissueSource(tissue, agarose, shrunken.shrink, frame=shrunken.frame), numbers
+
+
+def _evidence(inputs: Inputs, parameters: Mapping[str, Any]) -> Evidence | None:
+    """Return the evidence about what a stage is given, None where the whole stage is trusted."""
+    if parameters["trust"] == "full":
+        return None
+    if inputs.evidence is None:
+        msg = "trust proven needs the evidence that PROVE wrote; give it by --evidence, or trust full"
+        raise InputError(msg)
+    return inputs.evidence.after(inputs.recipe)
+
+
+def _samples(inputs: Inputs, previous: Recipe, flat: np.ndarray | None = None) -> Samples:
+    """Return samples of the shrunken volume, divided by fields that were estimated before, a few planes at a time."""
+    shrunken, tissue = inputs.shrunken, inputs.tissue
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for start, stop in runs(0, shrunken.shape[0]):
+            part = shrunken.part(start, stop)
+            mean = part.mean if isinstance(shrunken, ShrunkenFiles) else part.mean.copy()
+            _divide_by_fields(mean, previous, start)
+            yield mean, part.valid, tissue.small_planes(start, stop)
+
+    return Samples.of(parts(), inputs.sections.usable_planes, shrink=shrunken.shrink, flat=flat)
 
 
 def _divide_by_fields(mean: np.ndarray, previous: Recipe, z_start: int = 0) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from n4flow import __version__
 from n4flow.compute.threads import reuse_threads
+from n4flow.corrections.proof import Evidence
 from n4flow.corrections.recipe import MASK_NAME, Recipe
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
@@ -74,6 +75,7 @@ def finish(
     after: Shrunken,
     tissue: TissueSource,
     recipe: Recipe,
+    evidence: Evidence | None = None,
     checksums: Sequence[Mapping[str, Checksums]],
     stages: Sequence[Mapping[str, Any]],
     parameters: Mapping[str, Any],
@@ -89,6 +91,8 @@ def finish(
         The input and the result on one shrunken grid.
     tissue : TissueSource
     recipe : Recipe
+    evidence : Evidence, optional
+        What is proven about the input.
     checksums : sequence of mapping
         Of each rendered slab: the name of a store -> the checksums of the chunks that were written.
     stages : sequence of mapping
@@ -107,7 +111,7 @@ def finish(
     validate_store(store)
     validate_store(folder / MASK_NAME)
     recipe.save(folder / "recipe.json", n4flow=__version__, sample=plan.sample, shape=list(plan.volume.shape))
-    pair = Pair(plan.sections, before, after, tissue.small, tissue.agarose_small, recipe)
+    pair = Pair(plan.sections, before, after, tissue.small, tissue.agarose_small, recipe, evidence)
     numbers: dict[str, Any] = {
         "sample": plan.sample,
         "n4flow": __version__,

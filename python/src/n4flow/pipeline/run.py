@@ -21,7 +21,7 @@ from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.n4_bias.engine import choose_backend
-from n4flow.pipeline.estimate import Inputs, estimate, find_masks, voxel_counts
+from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
 from n4flow.pipeline.parameters import resolve
@@ -207,6 +207,13 @@ class _Sample:
             self.inputs = replace(self.inputs, tissue=replace(tissue, given=self.plan.mask))
             numbers.update(said)
 
+    def prove(self) -> None:
+        """Find what is proven, and keep that much of the bias fields."""
+        with self.clocked("PROVE") as numbers:
+            evidence, recipe, found = prove(self.inputs, self.parameters)
+            self.inputs = replace(self.inputs, evidence=evidence, recipe=Recipe(recipe))
+            numbers.update(found)
+
     def plane_statistics(self) -> None:
         """Count the intensities of each plane."""
         plan, files = self.plan, self.files("histograms")
@@ -234,6 +241,7 @@ class _Sample:
             after=ShrunkenFiles(self.files("after")),
             tissue=self.inputs.tissue,
             recipe=self.inputs.recipe,
+            evidence=self.inputs.evidence,
             checksums=self.checksums,
             stages=self.stages,
             parameters=self.parameters,

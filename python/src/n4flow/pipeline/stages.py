@@ -28,7 +28,8 @@ class Stage:
     title : str
         What it does, in one sentence: the help of its command.
     reads : tuple of str
-        What of a sample it needs: `volume`, `shrunken` (volume), `tissue` (masks), `histograms`, `recipe` (so far).
+        What of a sample it needs: `volume`, `shrunken` (volume), `tissue` (masks), `histograms`, `recipe` (so far),
+        `evidence` (of PROVE).
     asked : callable, optional
         Whether resolved parameters ask for it; every run has it without.
     estimates : str, optional
@@ -90,6 +91,12 @@ STAGES = (
         "30_bias_volume",
     ),
     Stage(
+        "PROVE",
+        "Find what voxels above each other in neighbouring planes prove; keep that much of the bias fields.",
+        ("shrunken", "tissue", "recipe"),
+        lambda parameters: parameters["bias"] != "off" or parameters["match"] != "off" or parameters["smooth_z"] > 0,
+    ),
+    Stage(
         "HARMONIZE",
         "Even out all sections together: what neighbouring planes prove is taken off, anatomy stays.",
         ("shrunken", "tissue", "recipe"),
@@ -115,7 +122,7 @@ STAGES = (
     Stage(
         "MATCH_HISTOGRAMS",
         "Match the tissue of each section, or plane, to the pooled distribution.",
-        ("histograms", "recipe"),
+        ("histograms", "recipe", "evidence"),
         lambda parameters: parameters["match"] != "off",
         "section_lookup",
         "50_section_lookup",
@@ -123,7 +130,7 @@ STAGES = (
     Stage(
         "SMOOTH_Z",
         "Smooth the tissue profile along Z by a gain of each plane.",
-        ("histograms", "recipe"),
+        ("histograms", "recipe", "evidence"),
         lambda parameters: parameters["smooth_z"] > 0,
         "plane_gain",
         "60_plane_gain",
@@ -138,6 +145,6 @@ STAGES = (
     Stage(
         "FINISH",
         "Put the slabs together by hard links, complete and check the store, write recipe, tables and report.",
-        ("volume", "shrunken", "tissue", "recipe"),
+        ("volume", "shrunken", "tissue", "recipe", "evidence"),
     ),
 )

@@ -17,6 +17,7 @@ from n4flow.statistics.shrunken import runs
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
+    from n4flow.corrections.proof import Evidence
     from n4flow.statistics.shrunken import Shrunken, ShrunkenVolume
 
 TIMES = ("before", "after")
@@ -101,6 +102,8 @@ class Pair:
     agarose : (y, x) bool array or None
     recipe : sequence of Correction
         What was applied to the input, in order.
+    evidence : Evidence, optional
+        What is proven about the input.
 
     Attributes
     ----------
@@ -123,8 +126,9 @@ class Pair:
         tissue: np.ndarray | PackedMask | None,
         agarose: np.ndarray | None,
         recipe: Sequence[Correction] = (),
+        evidence: Evidence | None = None,
     ) -> None:
-        self.sections, self.recipe = sections, recipe
+        self.sections, self.recipe, self.evidence = sections, recipe, evidence
         self.shape: tuple[int, int, int] = before.shape
         self._before, self._after = before, after
         self.shrink, self.voxels = before.shrink, before.planes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -21,6 +22,71 @@ LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs
 WHOLE = 0.99  # share of tissue that a fitted sample needs
 STEP_RATIO = 2.0  # how much larger the steps beside the cuts must be for the table to be doubted
 LEAST_STEP = 0.03  # and how large (log)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is compared of a volume: block means of the shrunken volume over whole tissue, without the rim.
+
+    Parameters
+    ----------
+    logs : (Z, y, x) float32 array
+        Log intensity, 0 outside.
+    inside : (Z, y, x) bool array
+        Samples of tissue that take part.
+    step : int
+        Shrunken voxels to a sample along Y and X.
+    usable : (Z,) bool array
+        Planes that may take part.
+    within : slice
+        Planes with valid voxels, in which depth and drift are counted; what lies around is padding.
+    small : tuple of int
+        (y, x) of the shrunken volume.
+    """
+
+    logs: np.ndarray
+    inside: np.ndarray
+    step: int
+    usable: np.ndarray
+    within: slice
+    small: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        usable: np.ndarray,
+        *,
+        shrink: int = 1,
+        flat: np.ndarray | None = None,
+    ) -> Samples:
+        """Take samples of a shrunken volume that comes in runs of planes, so that only a few are in memory.
+
+        Parameters
+        ----------
+        parts : iterable of three (z, y, x) arrays
+            Mean and share of valid voxels, float32, and tissue, bool; in order of Z.
+        usable : (Z,) bool array
+            Planes that take part.
+        shrink : int
+            Voxels to a shrunken voxel.
+        flat : (Y, X) array, optional
+            By which the volume is divided.
+        """
+        logs: list[np.ndarray] = []
+        inside: list[np.ndarray] = []
+        filled, z = [], 0
+        for mean, valid, tissue in parts:
+            step = fit_step(*mean.shape[1:])
+            if flat is not None:
+                mean = mean / block_means(flat[None].astype(np.float64), shrink)
+            compared = (valid >= LEAST_VALID) & tissue & usable[z : z + len(mean), None, None]
+            for found, part in zip((logs, inside), _sampled(mean, compared, step), strict=True):
+                found.append(part)
+            filled.append(np.any(valid > 0, axis=(1, 2)))
+            z, small = z + len(mean), mean.shape[1:]
+        within = filled_planes(np.concatenate(filled))
+        return cls(np.concatenate(logs), np.concatenate(inside), step, usable, within, (small[0], small[1]))
 
 
 def estimate_harmonization(
@@ -59,39 +125,46 @@ def estimate_harmonization(
     InputError
         An unknown mode or section, shapes that differ, or a flat field that is not positive.
     """
-    if mode not in MODES:
-        msg = f"mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, got {mode!r}"
-        raise InputError(msg)
     if not mean.shape == valid.shape == tissue.shape:
         msg = f"volume, valid shares and tissue must have one shape, got {mean.shape}, {valid.shape}, {tissue.shape}"
         raise InputError(msg)
-    n_planes, height, width = mean.shape
-    table = SectionTable.coerce(sections, n_planes)
+    table = SectionTable.coerce(sections, len(mean))
     usable = table.usable_planes & ~_excluded(table, exclude)[table.section_of_plane]
-    step = fit_step(height, width)
-    within = filled_planes(np.any(valid > 0, axis=(1, 2)))  # depth and drift are counted in these
+    samples = Samples.of([(mean, valid, tissue)], usable, shrink=shrink, flat=flat)
+    return harmonization_of(samples, table, shrink=shrink, mode=mode, flat=flat)
+
+
+def harmonization_of(
+    samples: Samples, table: SectionTable, *, shrink: int = 1, mode: str = "safe", flat: np.ndarray | None = None
+) -> Harmonization:
+    """Estimate the harmonisation from samples; see `estimate_harmonization`. `flat` was divided out of them."""
+    if mode not in MODES:
+        msg = f"mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, got {mode!r}"
+        raise InputError(msg)
+    within, n_planes = samples.within, len(samples.logs)
     edges = table.edges(within)
-    compared = (valid[within] >= LEAST_VALID) & tissue[within] & usable[within, None, None]
-    logs, inside = _fitted_grid(mean[within], compared, step, flat, shrink)
+    logs, inside = samples.logs[within], samples.inside[within].copy()
+    if inside.any():
+        logs = np.where(inside, logs - np.median(logs[inside]), np.float32(0))
     inside[inside.sum(axis=(1, 2)) < FEWEST] = False
     reason = None
-    if not usable.any():
+    if not samples.usable.any():
         reason = "every section is flagged or excluded"
     elif not inside.any():
         reason = f"no plane has {FEWEST} samples of tissue"
     elif (inside.any(axis=(1, 2))).sum() < 2:
         reason = "only one plane has tissue, and nothing to compare it with"
-    grid, shape = inside.shape[1:], (CONTROLS, CONTROLS)
+    grid, shape, step = inside.shape[1:], (CONTROLS, CONTROLS), samples.step * shrink
     nothing = np.full(len(table), np.nan)
     if reason is not None:
         warnings.warn(f"harmonize leaves the volume as it is: {reason}", N4flowWarning, stacklevel=2)
         still = (np.zeros((DEGREES, *shape)), np.zeros((len(table), *shape)), np.zeros(shape), np.zeros(n_planes))
-        return Harmonization(*still, edges, grid, step * shrink, mode, nothing, nothing, {}, reason, flat)
+        return Harmonization(*still, edges, grid, step, mode, nothing, nothing, {}, reason, flat)
     estimator = Estimator(logs, inside, Geometry(inside.shape, edges - within.start), FEWEST)
     for sentence in doubts(estimator):
         warnings.warn(sentence, N4flowWarning, stacklevel=2)
     found = estimate(estimator, mode if flat is None else "safe")
-    return _harmonization(found, estimator, edges, n_planes, step * shrink, mode, flat)
+    return _harmonization(found, estimator, edges, n_planes, step, mode, flat)
 
 
 def _excluded(table: SectionTable, exclude: Collection[str | int]) -> np.ndarray:
@@ -109,12 +182,8 @@ def _excluded(table: SectionTable, exclude: Collection[str | int]) -> np.ndarray
     return found
 
 
-def _fitted_grid(
-    mean: np.ndarray, inside: np.ndarray, step: int, flat: np.ndarray | None, shrink: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (logs, inside) of the fitted grid: samples of whole tissue, without the rim, about their median."""
-    if flat is not None:
-        mean = mean / block_means(flat[None].astype(np.float64), shrink)
+def _sampled(mean: np.ndarray, inside: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (logs, inside) of the fitted grid: samples of whole tissue, without the rim."""
     inside = inside & (mean > 0)
     if step > 1:
         share = np.stack([block_means(plane[None], step)[0] for plane in inside])
@@ -125,10 +194,7 @@ def _fitted_grid(
     inner = ndimage.binary_erosion(inside, np.ones((1, 3, 3)))
     small = inner.sum(axis=(1, 2)) < 3 * FEWEST
     inside = np.where(small[:, None, None], inside, inner)
-    logs = np.log(np.where(inside, mean, 1)).astype(np.float32)
-    if inside.any():
-        logs = np.where(inside, logs - np.median(logs[inside]), np.float32(0))
-    return logs, inside
+    return np.where(inside, np.log(np.where(inside, mean, 1)), 0).astype(np.float32), inside
 
 
 def _harmonization(

@@ -111,9 +111,7 @@ def trust_in_levels(sharpening: float) -> float:
 
 def trust_in_shared(numbers: dict[str, float]) -> float:
     """Return the share of F that is believed, by what taking it off does to the histogram, and by its size."""
-    real = max(
-        ramp(numbers["variance_explained"], *EXPLAINED_SHARED), ramp(numbers["negentropy"], *NEGENTROPY_SHARED)
-    )
+    real = max(ramp(numbers["variance_explained"], *EXPLAINED_SHARED), ramp(numbers["negentropy"], *NEGENTROPY_SHARED))
     size = ramp(numbers["rms_shared"] / max(numbers["rms_section"], 1e-6), *SIZE_SHARED)
     return ramp(numbers["sharpening"], *SHARPER_SHARED) * real * size
 

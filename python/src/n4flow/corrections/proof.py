@@ -1,0 +1,380 @@
+"""Shares: how much of what a stage would do is proven, by evidence that the stage does not make true itself.
+
+N4, matching and smoothing along Z make histograms sharp, alike and level, so sharp, alike and level histograms prove
+nothing. What does is what voxels above each other in neighbouring planes say. `harmonization` makes one log field of
+it, with its own doubts inside: gains, jitter, attenuation and shared shading enter only as far as they are needed. Of
+what a stage divides out, the part is kept that lies between nothing and this proven field. So where nothing is proven
+nothing is done, and no stage takes the volume farther from what is proven than it was, or than the whole stage would.
+
+The parts of a field are its modes, polynomials of the place in a section; those of a map are its level and what it does
+to contrast; and a gain has one part for each plane. What a map does to contrast is proven where contrast between
+neighbouring planes changes at cuts as the maps say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from n4flow.compute.threads import run_tasks
+from n4flow.corrections.base import Correction
+from n4flow.corrections.bias_field import BiasCorrection
+from n4flow.corrections.harmonization.fields import Harmonization
+from n4flow.corrections.harmonization.geometry import block_means
+from n4flow.corrections.harmonization.prepare import Samples
+from n4flow.corrections.plane_gain import PlaneGain, TissueMeans
+from n4flow.corrections.section_lookup import SectionLookup
+from n4flow.n4_bias import bspline
+from n4flow.n4_bias.field import BiasField
+from n4flow.statistics.plane_file import PieceFile, codec, write_pieces
+
+LEAST = 0.02  # A field whose proven part is smaller, as an rms of the log, is not divided out.
+FEWEST = 20  # Samples that a mode, and the contrast of a plane, are measured from at least.
+SURE = 2.6  # Standard errors that are taken off the share of what maps do to contrast.
+IN_PLANE, IN_DEPTH = 3, 1  # Degrees of the polynomials that are taken for an instrument's unevenness.
+CONTROLS = 4  # Control points along an axis of a spline that is one cubic polynomial.
+LEAST_PIVOT = 1e-6  # Of the largest; with less the tissue is too narrow to tell modes apart.
+SMOOTHINGS = 6  # Passes along Z.
+MOST_SAMPLES = 20000  # Of a section, from which its modes are made orthogonal.
+RUN_PLANES = 16  # Planes whose field is evaluated at a time.
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What shares are judged by, on the grid of `Samples`.
+
+    Parameters
+    ----------
+    logs : (Z, y, x) float32 array
+        Log intensity, 0 outside.
+    proven : (Z, y, x) float32 array
+        The log field that is proven.
+    inside : (Z, y, x) bool array
+        Samples of tissue in usable sections.
+    section : (Z,) int array
+        Section of each plane.
+    step : int
+        Shrunken voxels to a sample.
+    small : tuple of int
+        (y, x) of the shrunken volume.
+    """
+
+    logs: np.ndarray
+    proven: np.ndarray
+    inside: np.ndarray
+    section: np.ndarray
+    step: int
+    small: tuple[int, int]
+
+    @classmethod
+    def of(cls, samples: Samples, section: np.ndarray, found: Harmonization) -> Evidence:
+        """Return the evidence about a volume of which these are samples, and what harmonizes it."""
+        proven = np.zeros_like(samples.logs)
+        if found.reason is None:
+            proven = found.shrunken_log_field(slice(0, len(proven)), proven.shape[1:])
+        return cls(samples.logs, proven, samples.inside, section, samples.step, samples.small)
+
+    def save(self, path: str | Path) -> None:
+        """Write to a file for `load`."""
+        shape, small = np.array(self.logs.shape), np.array(self.small)
+        head = {"shape": shape, "section": self.section, "step": np.array(self.step), "small": small}
+        planes = [p for three in zip(self.logs, self.proven, self.inside.view(np.uint8), strict=True) for p in three]
+        write_pieces(path, head, run_tasks(codec().encode, planes))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evidence:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            The file is damaged, or of another version of n4flow.
+        """
+        file = PieceFile(path)
+        shape = tuple(int(n) for n in file.head["shape"])
+        logs, proven, inside = (np.empty(shape, kind) for kind in (np.float32, np.float32, bool))
+        for z in range(shape[0]):
+            for piece, plane in zip(file.read(3 * z, 3 * z + 3), (logs[z], proven[z], inside[z]), strict=True):
+                codec().decode(piece, plane)
+        y, x = file.head["small"].tolist()
+        return cls(logs, proven, inside, file.head["section"], int(file.head["step"]), (y, x))
+
+    def log_field(self, correction: Correction, start: int, stop: int) -> np.ndarray:
+        """Return (z, y, x) the log of the field that a correction divides planes by."""
+        parts = [
+            block_means(correction.shrunken_log_field(slice(z, min(z + RUN_PLANES, stop)), self.small), self.step)
+            for z in range(start, stop, RUN_PLANES)
+        ]
+        return np.concatenate(parts)
+
+    def divided_out(self, correction: Correction) -> np.ndarray:
+        """Return (Z, y, x) the log of what a field or map divides the samples by, 0 outside and where nothing is left.
+
+        Agarose that is put at 0 is no such thing: a gain of tissue and agarose is one of tissue above agarose, too.
+        """
+        if correction.is_field:
+            return np.where(self.inside, self.log_field(correction, 0, len(self.logs)), np.float32(0))
+        found = np.zeros_like(self.logs)
+
+        def work(z: int) -> None:
+            logs = self.logs[z][self.inside[z]]
+            mapped = correction.map(np.exp(logs), z)
+            found[z][self.inside[z]] = logs - np.log(np.where(mapped > 0, mapped, np.exp(logs)))
+
+        run_tasks(work, range(len(found)))
+        return found
+
+    def after(self, corrections: Iterable[Correction]) -> Evidence:
+        """Return the evidence about the volume that went through corrections."""
+        found = self
+        for correction in corrections:
+            if correction.is_field or correction.is_map:
+                change = found.divided_out(correction)
+                asked = found.proven if correction.zeroes_agarose else found.proven - change
+                found = replace(found, logs=found.logs - change, proven=asked)
+        return found
+
+    def levels(self, values: np.ndarray) -> np.ndarray:
+        """Return the (Z,) means of (Z, y, x) values inside; 0 in planes without samples."""
+        counts = self.inside.sum(axis=(1, 2))
+        return np.where(self.inside, values, 0).sum(axis=(1, 2), dtype=float) / np.maximum(counts, 1)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Polynomials of a section: of the place in plane and in depth; each a way in which an instrument is uneven.
+
+    Products of Legendre polynomials, of degree `IN_PLANE` at most together in plane and `IN_DEPTH` at most along Z,
+    without the constant. Cubic splines hold them exactly.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (z, y, x) of a section on the shrunken grid.
+    step : int
+        Shrunken voxels to a sample along Y and X.
+    """
+
+    shape: tuple[int, int, int]
+    step: int = 1
+
+    @cached_property
+    def orders(self) -> list[tuple[int, int, int]]:
+        """Degrees of each mode along depth, rows and columns, from even to uneven."""
+        found = [
+            (k, i, j)
+            for k in range(IN_DEPTH + 1 if self.shape[0] > 1 else 1)
+            for i in range(IN_PLANE + 1)
+            for j in range(IN_PLANE + 1 - i)
+            if i + j + k
+        ]
+        return sorted(found, key=sum)
+
+    def at(self, inside: np.ndarray) -> np.ndarray:
+        """Return the (samples, modes) values at the samples inside."""
+        z, y, x = np.nonzero(inside)
+        depth, rows, columns = self._at_samples()
+        return np.stack([depth[z, k] * rows[y, i] * columns[x, j] for k, i, j in self.orders], axis=1)
+
+    def field(self, coefficients: np.ndarray) -> np.ndarray:
+        """Return the sum of modes at all samples; the last of the (modes + 1,) coefficients is that of the constant."""
+        return self._sum(coefficients, self._at_samples())
+
+    def lattice(self, coefficients: np.ndarray, wide: Sequence[int]) -> np.ndarray:
+        """Return the lattice that holds the sum over a shrunken grid that is wider by a margin on either side."""
+        axes = []
+        for n, total in zip(self.shape, wide, strict=True):
+            controls, end = CONTROLS if total > 1 else 1, (total - 1) / max(n - 1, 1)
+            weights = bspline.weight_matrix(bspline.sample_coordinates(total, controls), controls)
+            axes.append(np.linalg.pinv(weights) @ _polynomials(np.linspace(-end, end, total)))
+        return self._sum(coefficients, axes)
+
+    def _at_samples(self) -> list[np.ndarray]:
+        """Return the polynomials along each axis: at planes, and at the middle of every sample."""
+        found = []
+        for n, step in zip(self.shape, (1, self.step, self.step), strict=True):
+            first = np.arange(0, n, step)
+            middle = (first + np.minimum(first + step, n) - 1) / 2
+            found.append(_polynomials(2 * middle / max(n - 1, 1) - 1))
+        return found
+
+    def _sum(self, coefficients: np.ndarray, axes: Sequence[np.ndarray]) -> np.ndarray:
+        cube = np.zeros((IN_PLANE + 1,) * 3)
+        for order, value in zip([*self.orders, (0, 0, 0)], coefficients, strict=True):
+            cube[order] = value
+        return np.asarray(np.einsum("kij,zk,yi,xj->zyx", cube, *axes, optimize=True))
+
+
+def _polynomials(places: np.ndarray) -> np.ndarray:
+    return np.asarray(np.polynomial.legendre.legvander(places, IN_PLANE))
+
+
+def towards(does: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return the part of what a stage does that is asked for: what is asked for, between nothing and what it does."""
+    return np.clip(asked, np.minimum(does, 0), np.maximum(does, 0))
+
+
+def proven_bias(recipe: Iterable[Correction], evidence: Evidence) -> list[Correction]:
+    """Return a recipe with its bias fields as far as they are proven, each with the share of it that is kept."""
+    found: list[Correction] = []
+    for correction in recipe:
+        if isinstance(correction, BiasCorrection):
+            fields = [_proven_field(correction, part, evidence) for part in correction.fields]
+            correction = replace(correction, fields=tuple(fields))
+        evidence = evidence.after([correction])
+        found.append(correction)
+    return found
+
+
+def _proven_field(
+    correction: BiasCorrection, part: tuple[int, int, BiasField], evidence: Evidence
+) -> tuple[int, int, BiasField]:
+    """Return the field of a run of planes as far as it is proven."""
+    start, stop, field = part
+    if field.reason is not None:
+        return part
+    modes = Modes((stop - start, *evidence.small), evidence.step)
+    coefficients, share = _proven_modes(evidence, start, stop, evidence.log_field(correction, start, stop), modes)
+    lattice = modes.lattice(coefficients, field.grid_shape).astype(np.float32)
+    return start, stop, replace(field, lattice=lattice, share=share)
+
+
+def _proven_modes(
+    evidence: Evidence, start: int, stop: int, change: np.ndarray, modes: Modes
+) -> tuple[np.ndarray, float]:
+    """Return the coefficients of what is proven of the log field of planes `start` to `stop`, and its share.
+
+    Field and proof are taken apart into modes that are orthogonal over the tissue of these planes. What is finer is
+    anatomy, and levels are for the stages that come after.
+    """
+    proven, inside = evidence.proven[start:stop], evidence.inside[start:stop]
+    nothing = np.zeros(len(modes.orders) + 1)
+    if inside.sum() < FEWEST * len(nothing):
+        return nothing, 0.0
+    values = modes.at(inside)
+    middle = values.mean(axis=0)
+    triangle = np.asarray(np.linalg.qr((values - middle)[:: max(1, len(values) // MOST_SAMPLES)], mode="r"))
+    pivots = np.abs(np.diag(triangle))
+    if pivots.min() < LEAST_PIVOT * pivots.max():
+        return nothing, 0.0
+    orthogonal = np.linalg.solve(triangle.T, (values - middle).T)
+    sizes = (orthogonal**2).sum(axis=1)
+    does, asked = (orthogonal @ (v[inside] - v[inside].mean()).astype(float) / sizes for v in (change, proven))
+    kept = towards(does, asked)
+    size, whole = float(sizes @ kept**2), len(values) * float(change[inside].var(dtype=float))
+    if size < LEAST**2 * len(values):
+        return nothing, 0.0
+    coefficients = np.linalg.solve(triangle, kept)
+    return np.append(coefficients, -middle @ coefficients), min(float(np.sqrt(size / whole)), 1.0)
+
+
+def proven_lookup(lookup: SectionLookup, evidence: Evidence) -> SectionLookup:
+    """Return the maps as far as they are proven, with the share of each one's level and that of all contrast.
+
+    Parameters
+    ----------
+    lookup : SectionLookup
+    evidence : Evidence
+        About the volume that the maps are made for.
+    """
+    count = len(lookup.offsets) - 1
+    change, mapped = evidence.divided_out(lookup), lookup.map_of_plane >= 0
+    plane_weight = evidence.inside.sum(axis=(1, 2)) * mapped
+    of_plane = np.where(mapped, lookup.map_of_plane, 0)
+
+    def by_map(values: np.ndarray) -> np.ndarray:
+        return np.bincount(of_plane, values * plane_weight, count)[:count]
+
+    weights = by_map(np.ones(len(of_plane)))
+    some = weights > 0
+    levels, wanted = (
+        np.divide(by_map(evidence.levels(v)), weights, out=np.zeros(count), where=some)
+        for v in (change, evidence.proven)
+    )
+    weights = weights / max(weights.sum(), 1e-9)
+    about = levels - weights @ levels  # what all have in common is no unevenness
+    kept = np.where(some, towards(about, wanted - weights @ wanted), 0)
+    contrast = _contrast_share(evidence, -change)
+    x, y = lookup.knots_x, lookup.knots_y.copy()
+    for number in range(count):
+        part = slice(lookup.offsets[number], lookup.offsets[number + 1])
+        positive = (x[part] > 0) & (y[part] > 0)
+        ratio = np.divide(y[part], x[part], out=np.ones_like(x[part]), where=positive)
+        own = np.where(positive, np.log(ratio) + levels[number], 0)
+        y[part] = x[part] * np.exp(contrast * own - kept[number])
+    share = np.divide(kept, about, out=np.zeros(count), where=some & (np.abs(about) > 1e-6))
+    return replace(lookup, knots_y=y, share=share, contrast_share=contrast)
+
+
+def _contrast_share(evidence: Evidence, change: np.ndarray) -> float:
+    """Return the share of what maps do to contrast that the contrast at cuts asks for.
+
+    Contrast between neighbouring planes is the slope of the log ratio of samples above each other over their mean log.
+    Between planes of one section it shows what anatomy and noise do.
+
+    Parameters
+    ----------
+    change : (Z, y, x) float32 array
+        What the maps add to the log.
+    """
+    even = np.where(evidence.inside, evidence.logs - evidence.proven, 0)
+    slopes, predicted, cut = [], [], []
+    for z in range(len(even) - 1):
+        both = evidence.inside[z] & evidence.inside[z + 1]
+        if both.sum() < FEWEST:
+            continue
+        low, high = even[z][both], even[z + 1][both]
+        middle = (low + high) / 2
+        middle = middle - np.median(middle)
+        ratio = high - low
+        ratio = ratio - np.median(ratio)
+        width = 1.4826 * np.median(np.abs(ratio)) + 1e-6
+        weights = np.exp(-0.5 * (ratio / (1.5 * width)) ** 2)
+        size = float((weights * middle**2).sum()) + 1e-9
+        slopes.append(float((weights * middle * ratio).sum()) / size)
+        added = change[z + 1][both] - change[z][both]
+        predicted.append(float((weights * middle * (added - added.mean())).sum()) / size)
+        cut.append(evidence.section[z] != evidence.section[z + 1])
+    at = np.array(cut, bool)
+    if at.sum() < 3 or at.all():
+        return 0.0
+    slope, added = np.array(slopes), np.array(predicted)
+    slope, added = slope[at] - np.median(slope[~at]), added[at]
+    size = max(float(added @ added), 1e-12)
+    share = -float(slope @ added) / size
+    error = np.sqrt(float(((slope + share * added) ** 2).mean()) / size)
+    return float(np.clip(share - SURE * error, 0, 1))
+
+
+def proven_plane_gain(means: TissueMeans, sigma: float, evidence: Evidence) -> PlaneGain:
+    """Return the gains as far as they are proven, with the share of the whole ones' rms that they have.
+
+    What smoothing leaves of a step is a ramp. So it is repeated, each time as far as what is left is proven, and ends
+    where nothing is.
+
+    Parameters
+    ----------
+    means : TissueMeans
+    sigma : float
+        Sigma of the Gaussian, planes.
+    evidence : Evidence
+        About the volume whose means these are.
+    """
+    whole = means.smoothed(sigma)
+    weights = evidence.inside.sum(axis=(1, 2)) * whole.measured.astype(float)
+    known = weights > 0
+    weights /= max(float(weights.sum()), 1e-9)
+    wanted = evidence.levels(evidence.proven)
+    wanted = wanted - weights @ wanted
+    kept = np.zeros(len(wanted))
+    for _pass in range(SMOOTHINGS):
+        gain = means.times(np.exp(-kept)).smoothed(sigma).gain.astype(float)
+        level = -np.log(np.where(known, gain, 1))  # what is divided out
+        kept += np.where(known, towards(level - weights @ level, wanted - kept), 0)
+    size = float(np.std(np.log(whole.gain[known]))) if known.any() else 0.0
+    share = min(float(np.std(kept[known])) / size, 1.0) if size > 0 else 0.0
+    return replace(whole, gain=np.exp(-kept).astype(np.float32), share=share)
