@@ -34,9 +34,9 @@ def harmonize(
     as it happens where an instrument changes (at cuts, or there and back), and anatomy otherwise.
     Slow drift is taken from how far planes are from tissue classes, as far as those classes get sharper by it.
 
-    Shading that is the same in every plane cannot be told from anatomy that is. `safe` leaves it, `auto` takes it off as
-    far as it sharpens the tissue classes and is of the size of the shading that sections have of their own, `full` takes
-    it off; best is a measured `flat_field`.
+    Shading that is the same in every plane cannot be told from anatomy that is. `safe` leaves it, `auto` takes it off
+    as far as it sharpens the tissue classes and is of the size of the shading that sections have of their own, `full`
+    takes it off; best is a measured `flat_field`.
 
     Parameters
     ----------
