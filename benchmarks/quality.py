@@ -23,33 +23,48 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from n4 import machine  # benchmarks/n4.py, not a package
-from quality_volumes import CASES, EVERYWHERE, KEPT, MORE, TUNED, Distorted, distort
+from quality_volumes import CASES, EVERYWHERE, KEPT, MORE, SEEDS, TUNED, Distorted, distort
 
 import n4flow
-from n4flow.corrections.base import Where
+from n4flow.corrections.recipe import Recipe
 from n4flow.errors import N4flowWarning
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.pipeline.estimate import Inputs, n4_sections
-from n4flow.statistics.measure import shrink_planes
+from n4flow.pipeline.estimate import Inputs, match_histograms, n4_sections, n4_volume, prove, smooth_z
+from n4flow.pipeline.parameters import resolve
+from n4flow.statistics.measure import plane_histograms, shrink_planes
 
 # ---------------------------------------------------------------------------------------------------------- corrections
 
 
-def classic(volume: Distorted) -> np.ndarray:
-    """Return the result of the default chain: N4 of each section, histogram matching, smoothing along Z."""
-    shrunken = shrink_planes(volume.observed, 1)
-    tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
-    settings = {"spline_um": None, "iterations": "50,50,50,50", "tolerance": 1e-3, "backend": "cpu"}
-    voxel_um = dict.fromkeys("zyx", 1000.0)
-    bias = n4_sections(Inputs(volume.sections, shrunken, tissue, voxel_um=voxel_um), settings)
-    even = bias.apply(volume.observed.copy(), Where(0, 0, 0, volume.truth.shape))
-    matched = n4flow.apply_histogram_matching(even, volume.sections, 256, mask=volume.tissue)
-    return n4flow.apply_zprofile_smoothing(matched, volume.tissue, 2.0, sections=volume.sections)
+SETTINGS = {"input": "-", "outdir": "-", "backend": "cpu"}
+
+
+def chain(trust: str, bias: str = "sections") -> Callable[[Distorted], np.ndarray]:
+    """Return the default chain without normalisation: N4, what is proven, histogram matching, smoothing along Z."""
+    settings = resolve({**SETTINGS, "trust": trust, "bias": bias})
+
+    def run(volume: Distorted) -> np.ndarray:
+        tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
+        voxel_um = dict.fromkeys("zyx", 1000.0)
+        inputs = Inputs(volume.sections, shrink_planes(volume.observed, 1), tissue, voxel_um=voxel_um)
+        fit = {"sections": n4_sections, "volume": n4_volume}[bias]
+        inputs = replace(inputs, recipe=Recipe([fit(inputs, settings)]))
+        evidence, recipe, _numbers = prove(inputs, settings)
+        even = Recipe(recipe).apply(volume.observed)
+        inputs = replace(inputs, evidence=evidence, histograms=plane_histograms(even, volume.tissue))
+        for stage in (match_histograms, smooth_z):
+            inputs = replace(inputs, recipe=Recipe(recipe))
+            recipe.append(stage(inputs, settings))
+        return Recipe(recipe).apply(volume.observed, tissue=volume.tissue)
+
+    return run
 
 
 def harmonized(mode: str) -> Callable[[Distorted], Any]:
@@ -59,14 +74,14 @@ def harmonized(mode: str) -> Callable[[Distorted], Any]:
 
 WAYS: dict[str, Callable[[Distorted], Any]] = {
     "nothing": lambda volume: volume.observed,
-    "classic": classic,
+    "full": chain("full"),
+    "proven": chain("proven"),
     "safe": harmonized("safe"),
     "auto": harmonized("auto"),
-    "full": harmonized("full"),
     "oracle": lambda volume: volume.observed / np.exp(volume.log_field),
     "oracle of safe": lambda volume: volume.observed / np.exp(volume.log_field - volume.shared),
 }
-TABLED = ("nothing", "classic", "safe", "oracle of safe", "auto", "full")
+TABLED = ("nothing", "full", "proven", "safe", "oracle of safe", "auto")
 
 
 # --------------------------------------------------------------------------------------------------------------- scores
@@ -196,7 +211,8 @@ def table(results: dict[str, Any]) -> str:
             f"{s['r']:.3f} / {s['contrast']:.3f} / {s['step']:.3f}" for s in (row["scores"][name] for name in TABLED)
         ]
         name = row["anatomy"] + ("" if row["tuned"] else " (kept apart)")
-        lines.append(f"| {name} | {row['case']} | {' | '.join(cells)} | {row['scores']['oracle']['r']:.3f} |")
+        case = row["case"] + (f", seed {row['seed']}" if row["anatomy"] in SEEDS else "")
+        lines.append(f"| {name} | {case} | {' | '.join(cells)} | {row['scores']['oracle']['r']:.3f} |")
     if results.get("scale"):
         lines += ["", "| planes | sections | seconds | shrunken volume | memory on top |", "|---|---|---|---|---|"]
         for row in results["scale"]:
@@ -261,7 +277,7 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "rows": []}
     if arguments.resume and arguments.out.exists():
         results = json.loads(arguments.out.read_text())
-    done = {(row["anatomy"], row["case"]) for row in results["rows"]}
+    done = {(row["anatomy"], row["case"], row["seed"]) for row in results["rows"]}
     for tuned, anatomies in ((False, KEPT), (True, TUNED)):
         for name, build in anatomies.items():
             if (arguments.only and name not in arguments.only) or (
@@ -269,12 +285,13 @@ def main() -> None:
             ):
                 continue
             anatomy = build(arguments.mouse)
-            for case in arguments.cases or MORE.get(name, EVERYWHERE):
-                if (name, case) in done:
+            cases = arguments.cases or MORE.get(name, EVERYWHERE)
+            for case, seed in product(cases, SEEDS.get(name, (0 if tuned else 11,))):
+                if (name, case, seed) in done:
                     continue
                 with alone(arguments.lock):
-                    scores, views = measure(distort(anatomy, CASES[case], 0 if tuned else 11))
-                results["rows"].append({"anatomy": name, "case": case, "tuned": tuned, "scores": scores})
+                    scores, views = measure(distort(anatomy, CASES[case], seed))
+                results["rows"].append({"anatomy": name, "case": case, "seed": seed, "tuned": tuned, "scores": scores})
                 print(table({"rows": results["rows"][-1:]}).splitlines()[-1], flush=True)
                 if arguments.pictures and not name.startswith("mouse") and case in EVERYWHERE:
                     arguments.pictures.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import ndtri
 
 import n4flow
 from n4flow.phantom.options import PhantomOptions
@@ -59,13 +60,17 @@ def template(kind: str, axis: int) -> Anatomy:
     return tuple(np.ascontiguousarray(np.moveaxis(array, axis, 0)) for array in (truth, tissue))
 
 
-def mouse(path: Path, axis: int) -> Anatomy:
-    """Return a real brain, smoothed by 1.5 voxels to remove its own stripes; its largest object is tissue."""
+def mouse(path: Path, axis: int, *, stripes: bool = False) -> Anatomy:
+    """Return a real brain, its largest object as tissue.
+
+    It is smoothed by 1.5 voxels to remove its own stripes, or by a median of 3 x 3 x 3, which keeps them.
+    """
     from skimage.filters import threshold_otsu
 
     volume = n4flow.open_volume(path, require_voxel_um=False)
     raw = volume.read(slice(0, volume.shape[0])).astype(np.float32)
-    truth, smooth = ndimage.gaussian_filter(raw, 1.5), ndimage.gaussian_filter(raw, 2)
+    truth = ndimage.median_filter(raw, 3) if stripes else ndimage.gaussian_filter(raw, 1.5)
+    smooth = ndimage.gaussian_filter(raw, 2)
     tissue = ndimage.binary_opening(smooth > np.exp(threshold_otsu(np.log(np.maximum(smooth, 1)))), iterations=2)
     labels, _count = ndimage.label(tissue)
     tissue = ndimage.binary_fill_holes(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
@@ -73,6 +78,29 @@ def mouse(path: Path, axis: int) -> Anatomy:
     ends = slice(15, raw.shape[0] - 15)
     truth = np.clip(truth, 1, 600)[ends]
     return tuple(np.ascontiguousarray(np.moveaxis(array, axis, 0)) for array in (truth, tissue[ends]))
+
+
+def changing(kind: str, seed: int = 0) -> Anatomy:
+    """Return two classes whose share of a section changes along Z: nothing is wrong, and nothing should be done.
+
+    `core`: bright tissue begins at a plane, inside a section. `share`: the share of bright tissue goes from a tenth to
+    seven tenths. `vessel`: a bright vessel ends at a plane.
+    """
+    n_z, height, width = 160, 128, 160
+    rng = np.random.default_rng(seed)
+    z, y, x = np.mgrid[-1 : 1 : n_z * 1j, -1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    wavy = 1 + 0.15 * np.sin(3 * np.arctan2(y, x) + 2 * z)
+    radius = np.hypot(y, x) / wavy
+    tissue = radius < 0.85 * np.sqrt(1 - 0.5 * z**2)
+    texture = ndimage.gaussian_filter(rng.standard_normal(z.shape).astype(np.float32), 3)
+    if kind == "core":
+        bright = (radius < 0.55) & (z > 0.03)
+    elif kind == "share":
+        bright = texture / texture.std() < ndtri(0.4 + 0.3 * z)
+    else:
+        bright = (np.hypot(y - 0.1, x + 0.2 + 0.1 * z) < 0.2) & (z < -0.03)
+    truth = np.where(bright, 160, 100) * (1 + 0.03 * texture / texture.std())
+    return np.where(tissue, truth, 8).astype(np.float32), tissue
 
 
 TUNED = {
@@ -89,6 +117,11 @@ KEPT = {
     "phantom 7": lambda _mouse: phantom(7),
     "phantom 3, tilted": lambda _mouse: phantom(3, 12),
     "mouse, horizontal": lambda path: mouse(path, 1),
+    "mouse, seeds": lambda path: mouse(path, 0),
+    "mouse with stripes": lambda path: mouse(path, 0, stripes=True),
+    "core that begins": lambda _mouse: changing("core"),
+    "share that grows": lambda _mouse: changing("share"),
+    "vessel that ends": lambda _mouse: changing("vessel"),
 }
 
 
@@ -112,6 +145,7 @@ class Distortion:
     speckle: float = 0.04
     planes: int = 8
     oblique: float = 0
+    cubic: bool = False  # shading is a cubic whose size is its largest absolute value
 
 
 PLAIN = Distortion()
@@ -123,11 +157,21 @@ CASES = {
     "long sections": replace(PLAIN, planes=40),
     "noisy": replace(PLAIN, speckle=0.15),
     "shared shading alone": Distortion(section=0, attenuation=0, gain=0, slow=0, jitter=0),
+    "cubic shading": Distortion(
+        0.35, 0.175, attenuation=0.45, gain=0.1, slow=0.15, jitter=0.02, speckle=0.12, cubic=True
+    ),
     "nothing wrong": Distortion(shared=0, section=0, attenuation=0, gain=0, slow=0, jitter=0),
 }
 EVERYWHERE = ("plain", "nothing wrong")
 HARDER = ("plain", "strong", "noisy", "nothing wrong")
-MORE = {"head": tuple(CASES), "brain, axial": HARDER, "phantom 7": HARDER}
+MORE = {
+    "head": tuple(case for case in CASES if case != "cubic shading"),
+    "brain, axial": HARDER,
+    "phantom 7": HARDER,
+    "mouse, seeds": ("cubic shading",),
+    "mouse with stripes": ("cubic shading",),
+}
+SEEDS = {"mouse, seeds": (11, 12, 13, 14, 15), "mouse with stripes": (11, 12, 13, 14, 15)}
 
 
 @dataclass(frozen=True)
@@ -153,6 +197,14 @@ def smooth_fields(rng: np.random.Generator, count: int, height: int, width: int)
     return (fields / fields.std(axis=(1, 2), keepdims=True)).astype(np.float32)
 
 
+def cubic_fields(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """Return (count, Y, X) random cubics in plane without a constant, each with a largest absolute value of 1."""
+    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+    terms = np.stack([y**i * x**j for i in range(4) for j in range(4 - i) if i + j])
+    fields = np.tensordot(rng.standard_normal((count, len(terms))), terms, axes=1)
+    return (fields / np.abs(fields).max(axis=(1, 2), keepdims=True)).astype(np.float32)
+
+
 def distort(anatomy: Anatomy, how: Distortion, seed: int) -> Distorted:
     """Cut an anatomy into sections and distort it."""
     rng = np.random.default_rng(seed)
@@ -173,8 +225,9 @@ def distort(anatomy: Anatomy, how: Distortion, seed: int) -> Distorted:
     def standard(values: np.ndarray) -> np.ndarray:
         return (values - values.mean()) / max(values.std(), 1e-9)
 
-    shared, tilt = smooth_fields(rng, 2, n_y, n_x)
-    own = how.section * smooth_fields(rng, n_s, n_y, n_x)
+    fields = cubic_fields if how.cubic else smooth_fields
+    shared, tilt = fields(rng, 2, n_y, n_x)
+    own = how.section * fields(rng, n_s, n_y, n_x)
     gain = how.gain * standard(rng.standard_normal(n_s))
     place = (np.arange(n_z) + 0.5) / n_z
     waves = (rng.standard_normal() / k * np.cos(np.pi * k * place + rng.uniform(0, 6)) for k in range(1, 5))

@@ -101,9 +101,10 @@ class Correction(ABC):
         that were counted before can be pushed through `map`.
     zeroes_agarose : bool
         Whether the agarose is at 0 afterwards.
-    equalizes : bool
-        Whether it makes sections or planes equally bright for whatever reason they differ. The report then checks
-        that a volume which needed nothing was left alone.
+    bends : bool
+        Whether it changes contrast between neighbouring voxels, as no smooth field and no gain does.
+    avoided_by : str
+        The setting that a reader tries where the correction did harm.
     """
 
     kind: ClassVar[str]
@@ -115,7 +116,8 @@ class Correction(ABC):
     is_field: ClassVar[bool] = False
     is_map: ClassVar[bool] = False
     zeroes_agarose: ClassVar[bool] = False
-    equalizes: ClassVar[bool] = False
+    bends: ClassVar[bool] = False
+    avoided_by: ClassVar[str] = "a run without it"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

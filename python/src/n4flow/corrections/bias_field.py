@@ -35,6 +35,7 @@ class BiasCorrection(Correction):
 
     kind: ClassVar[str] = "bias_field"
     title: ClassVar[str] = "bias field divided out"
+    avoided_by: ClassVar[str] = "trust proven, or bias off"
     fused: ClassVar[str] = "field"
     is_field: ClassVar[bool] = True
 

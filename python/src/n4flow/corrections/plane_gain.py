@@ -43,10 +43,10 @@ class PlaneGain(Correction):
 
     kind: ClassVar[str] = "plane_gain"
     title: ClassVar[str] = "brightness of tissue smoothed along Z"
+    avoided_by: ClassVar[str] = "trust proven, or smooth_z 0"
     needs_tissue: ClassVar[bool] = True
     fused: ClassVar[str] = "gain"
     is_map: ClassVar[bool] = True
-    equalizes: ClassVar[bool] = True
     gain: np.ndarray
     measured: np.ndarray
     sigma: float

@@ -42,9 +42,10 @@ class SectionLookup(Correction):
 
     kind: ClassVar[str] = "section_lookup"
     title: ClassVar[str] = "sections matched to the pooled histogram of tissue"
+    avoided_by: ClassVar[str] = "trust proven, or match off"
     fused: ClassVar[str] = "lookup"
     is_map: ClassVar[bool] = True
-    equalizes: ClassVar[bool] = True
+    bends: ClassVar[bool] = True
     threshold: float
     map_of_plane: np.ndarray
     status: np.ndarray

@@ -112,11 +112,13 @@ def finish(
     validate_store(folder / MASK_NAME)
     recipe.save(folder / "recipe.json", n4flow=__version__, sample=plan.sample, shape=list(plan.volume.shape))
     pair = Pair(plan.sections, before, after, tissue.small, tissue.agarose_small, recipe, evidence)
+    metrics = pair_metrics(pair)
     numbers: dict[str, Any] = {
         "sample": plan.sample,
         "n4flow": __version__,
+        "verdict": metrics.pop("verdict"),
         "plan": plan.summary(),
-        "metrics": pair_metrics(pair),
+        "metrics": metrics,
         "stages": stages,
         "parameters": parameters,
     }

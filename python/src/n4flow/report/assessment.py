@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
 
 STEP_GROWTH = 0.02  # The log ratio by which a section's step may grow.
-NOTHING_WRONG = 0.02  # The median step (log ratio) below which a volume's sections needed no correction.
+WORST_CONTRAST = 0.12  # How far from 1 the share of contrast that is left may be in a single section.
+CHANGED = 0.005  # Robust standard deviation (log) of tissue below which it counts as unchanged.
 
 # Such a function takes a metric's value, its limit and all numbers of the section or volume. It returns a sentence, or
 # "" if the value is within its limit. An unknown number is NaN, and comparisons with it are false: no sentence either.
@@ -35,12 +36,15 @@ class Limit:
         section above is usable, too, for a number of the cut between the two.
     urgency : int
         Sentences of higher urgency come first; those of equal urgency are in the order of the metrics.
+    judges : bool
+        Whether the verdict on the volume rests on it.
     """
 
     value: float
     words: Words
     of: Literal["all", "usable", "cut"] = "usable"
     urgency: int = 0
+    judges: bool = False
 
 
 def reasons(limits: Mapping[str, Limit], numbers: Mapping[str, Any]) -> list[str]:
@@ -123,18 +127,56 @@ def steps_grew(after: float, limit: float, numbers: Mapping[str, Any]) -> str:
     return words if after > before + limit else ""
 
 
-def needless_change(spread: float, limit: float, numbers: Mapping[str, Any]) -> str:
-    """Return words on the change of tissue in a volume whose sections were matched or smoothed without need."""
-    step = numbers["steps"]["median_before"]
-    words = (
-        f"steps between sections were {signed_change(step)} and needed nothing, yet matching or smoothing and what "
-        f"came before changed tissue by {spread:.1%}"
-    )
-    return words if step < NOTHING_WRONG and numbers["change"]["sections_alike"] and spread > limit else ""
+def contrast_moved(kept: float, limit: float, numbers: Mapping[str, Any]) -> str:
+    """Return words on contrast between neighbouring pixels, of the median section and of the worst."""
+    worst, where = numbers["contrast"]["local_worst"], numbers["contrast"]["local_worst_in"]
+    if abs(worst - 1) > WORST_CONTRAST:
+        return f"contrast between neighbouring tissue is {worst:.0%} of what it was in section {where}"
+    return f"contrast between neighbouring tissue is {kept:.0%} of what it was" if abs(kept - 1) > limit else ""
+
+
+def facing_differ(after: float, limit: float, numbers: Mapping[str, Any]) -> str:
+    """Return words on facing pixels that differ more at cuts than they did, and not so inside sections."""
+    found = numbers["facing"]
+    before, inside = found["at_cuts_before"], found["inside_after"] - found["inside_before"]
+    words = f"facing pixels differ by {signed_change(after)} at cuts, {signed_change(before)} before"
+    return words if after - before - max(inside, 0.0) > limit else ""
+
+
+def changed_unproven(found: Mapping[str, float] | None, limit: float, _numbers: Mapping[str, Any]) -> str:
+    """Return words on what was changed without proof."""
+    if found is None or found["all"] <= limit:
+        return ""
+    return f"tissue was changed by {found['all']:.1%} (rms) that neighbouring planes do not prove"
+
+
+def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Sequence[Correction]) -> dict[str, Any]:
+    """Return whether tissue is as it should be: `status` pass or look, `reasons`, `changed`, and all of it in words.
+
+    It rests on the metrics whose limit judges. A reason names the stage that is likely to have done it, and the setting
+    that avoids it.
+    """
+    said, found = [], numbers["change"]["unproven"]
+    for name, limit in limits.items():
+        for sentence in reasons({name: limit} if limit.judges else {}, numbers):
+            bent = [step for step in recipe if step.bends and name.startswith("contrast")]
+            by_size = sorted(recipe, key=lambda step: (found or {}).get(step.kind, 0.0))
+            said.append(
+                "; ".join([sentence, *(f"{step.title}: try {step.avoided_by}" for step in (bent or by_size)[-1:])])
+            )
+    changed = not numbers["change"]["spread"] <= CHANGED
+    if said:
+        words = f"Look: {'. '.join(said)}."
+    elif not changed:
+        words = "Pass: nothing needed correcting, and tissue was not changed."
+    else:
+        proof = "" if found is None else ", and no more was changed than neighbouring planes prove"
+        words = f"Pass: contrast between neighbouring tissue is kept{proof}."
+    return {"status": "look" if said else "pass", "reasons": said, "changed": changed, "sentence": words}
 
 
 def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[str, str]:
-    """Return two sentences: what was done, and whether anything deserves a look."""
+    """Return what was done, in a sentence, and which sections deserve a look."""
     done = [step.title for step in recipe]
     first = "; ".join(done) + "." if done else "nothing was changed: the recipe is empty."
     rows = numbers["sections"]
@@ -145,6 +187,4 @@ def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[
     else:
         named = ", ".join(look[:5]) + (f" and {len(look) - 5} more" if len(look) > 5 else "")
         second = f"{len(rows) - len(look)} of {sections} pass; look at {named}."
-    if numbers["reasons"]:
-        second += " The volume as a whole deserves a look, too." if look else " The volume as a whole deserves a look."
     return first[0].upper() + first[1:], second

@@ -34,7 +34,7 @@ def write_report(path: Path, numbers: Mapping[str, Any], pair: Pair, estimates: 
     path : path
         The HTML file.
     numbers : mapping
-        What `metrics.json` holds: `sample`; `plan`, facts about the input, of which a missing one is not shown;
+        What `metrics.json` holds: `sample`; the `verdict`; `plan`, facts about the input, of which a missing one is not shown;
         `metrics` of the pair; `stages`, the numbers of each task; and `parameters`. Tasks of one stage are shown
         together, stages in the order of their first tasks.
     pair : Pair
@@ -56,6 +56,7 @@ def write_report(path: Path, numbers: Mapping[str, Any], pair: Pair, estimates: 
     page = environment.get_template("report.html.j2").render(
         sample=numbers["sample"],
         version=__version__,
+        verdict=numbers["verdict"],
         headline=headline(pair.recipe, metrics),
         facts=facts(volume, pair, stages, metrics),
         warnings=list(dict.fromkeys([*warned, *metrics["reasons"]])),

@@ -15,6 +15,7 @@ import numpy as np
 
 from n4flow.compute.threads import run_tasks
 from n4flow.n4_bias.otsu_mask import otsu_cut
+from n4flow.report.harm import contrast_kept, tile_products, unproven
 from n4flow.report.kernels import class_sums
 from n4flow.report.pair import MIN_PIXELS, TIMES, Pair, bias_fields, median, middle, weighted_mean
 from n4flow.sections import filled_planes
@@ -106,40 +107,43 @@ class Measurement:
         return class_thresholds(self.pair.sample(own_level=True)[2])
 
     @cached_property
-    def _walk(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _walk(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Go through all planes once.
 
-        Three arrays are returned. (2, Z - 1): how brightness changes from each plane to the next, before and after, as
-        the median over pixels that are tissue in both planes of log(signal of plane z + 1 / signal of plane z); NaN
-        with fewer than `MIN_PIXELS` pixels of positive signal. (3, sections): sums of `_weighted_logs` over the tiles
-        of each section's planes. (2, 3, sections), of the dark and of the bright class: pixels, and sums of the signal
-        before and after.
+        Four arrays are returned. (4, Z - 1): how brightness changes from each plane to the next, before and after, as
+        the median over pixels that are tissue in both planes of log(signal of plane z + 1 / signal of plane z), and
+        the median distance of pixels from that; NaN with fewer than `MIN_PIXELS` pixels of positive signal.
+        (3, sections): sums of `_weighted_logs` over the tiles of each section's planes. (2, 3, sections), of the dark
+        and of the bright class: pixels, and sums of the signal before and after. (3, sections): sums of
+        `tile_products`.
         """
         pair, (lowest, threshold) = self.pair, self.class_thresholds
         owner, n_sections = self.sections.section_of_plane, len(self.sections)
         tiles = math.prod(-(-size // TILE) for size in pair.shape[1:])
 
-        def measure(z: int) -> tuple[tuple[float, float], np.ndarray, np.ndarray]:
-            inside, change = pair.tissue(z), (math.nan, math.nan)
+        def measure(z: int) -> tuple[list[float], np.ndarray, np.ndarray, np.ndarray]:
+            inside, change = pair.tissue(z), [math.nan] * 4
             if z + 1 < pair.shape[0]:
                 both = np.flatnonzero(inside & pair.tissue(z + 1))
                 first, second = pair.signals(z, both), pair.signals(z + 1, both)
                 positive = np.logical_and.reduce([signal > 0 for signal in (*first, *second)])
                 if positive.sum() >= MIN_PIXELS:
-                    logs = (np.log(b[positive] / a[positive]) for a, b in zip(first, second, strict=True))
-                    before, after = (middle(log) for log in logs)
-                    change = before, after
-            sums = np.zeros((2, 3, tiles))
+                    logs = [np.log(b[positive] / a[positive]) for a, b in zip(first, second, strict=True)]
+                    change = [middle(log) for log in logs]
+                    change += [middle(np.abs(log - m)) for log, m in zip(logs, change, strict=True)]
+            sums, signals = np.zeros((2, 3, tiles)), pair.own_signals(z)
             if not math.isnan(threshold):
-                class_sums(*pair.own_signals(z), inside, lowest, threshold, TILE, sums)
-            return change, _weighted_logs(sums, MIN_TILE_PIXELS).sum(axis=1), sums.sum(axis=2)
+                class_sums(*signals, inside, lowest, threshold, TILE, sums)
+            products = tile_products(*signals, inside)
+            return change, _weighted_logs(sums, MIN_TILE_PIXELS).sum(axis=1), sums.sum(axis=2), products
 
         found = pair.over(measure)
-        near, classes = np.zeros((3, n_sections)), np.zeros((2, 3, n_sections))
-        for z, (_change, logs, sums) in enumerate(found):
+        near, classes, local = np.zeros((3, n_sections)), np.zeros((2, 3, n_sections)), np.zeros((3, n_sections))
+        for z, (_change, logs, sums, products) in enumerate(found):
             near[:, owner[z]] += logs
             classes[:, :, owner[z]] += sums
-        return np.array([change for change, _logs, _sums in found[:-1]]).reshape(-1, 2).T, near, classes
+            local[:, owner[z]] += products
+        return np.array([change for change, *_sums in found[:-1]]).reshape(-1, 4).T, near, classes, local
 
     # Steps at cuts between sections
 
@@ -236,6 +240,53 @@ class Measurement:
             return None, None
         number = int(known[place(self.section_kept[known])])
         return float(self.section_kept[number]), self.sections[number].id
+
+    # What the verdict rests on
+
+    @cached_property
+    def local_contrast(self) -> np.ndarray:
+        """(sections,): what is left of the contrast between neighbouring pixels, see `report.harm`."""
+        return contrast_kept(self._walk[3])
+
+    @cached_property
+    def worst_local_contrast(self) -> tuple[float, str | None]:
+        """The number that is farthest from 1, and the id of its section."""
+        known = np.flatnonzero(self.usable_sections & np.isfinite(self.local_contrast))
+        if not known.size:
+            return math.nan, None
+        number = int(known[np.abs(np.log(np.maximum(self.local_contrast[known], 1e-3))).argmax()])
+        return float(self.local_contrast[number]), self.sections[number].id
+
+    def median_local_contrast(self) -> float:
+        """Return the median over usable sections."""
+        return median(self.local_contrast[self.usable_sections])
+
+    def facing(self, time: str, *, cuts: bool) -> float:
+        """Return how far pixels above each other in neighbouring planes differ (log), at cuts or inside sections.
+
+        The median over pairs of planes of the median over pixels, about the change of the whole plane.
+        """
+        usable = self.usable[:-1] & self.usable[1:]
+        return median(self._walk[0][2 + TIMES.index(time)][usable & (self._ordinary != cuts)])
+
+    @cached_property
+    def unproven(self) -> dict[str, float] | None:
+        """See `harm.unproven`; None without evidence."""
+        return None if self.pair.evidence is None else unproven(self.pair.evidence, self.pair.recipe)
+
+    def applied(self) -> dict[str, float]:
+        """Return by kind of correction the mean share of what was found that was applied; see `Correction.shares`."""
+        shares = {step.kind: step.shares(len(self.usable)) for step in self.pair.recipe}
+        known = {kind: found[np.isfinite(found)] for kind, found in shares.items() if found is not None}
+        return {kind: float(found.mean()) for kind, found in known.items() if found.size}
+
+    def section_applied(self, kind: str) -> np.ndarray:
+        """Return (sections,) the same for one kind."""
+        found = np.full(len(self.usable), np.nan)
+        for step in self.pair.recipe:
+            if step.kind == kind:
+                found = step.shares(len(found))
+        return np.array([weighted_mean(found[s.planes], np.ones(s.z_stop - s.z_start)) for s in self.sections])
 
     # The bias field, and what else the recipe did
 

@@ -103,6 +103,32 @@ def _wide_contrast(numbers: Mapping[str, Any]) -> str:
     return first + "moves when shading is removed, and when wide anatomy is flattened"
 
 
+def _local_contrast(numbers: Mapping[str, Any]) -> str:
+    n = numbers["contrast"]
+    if n["local_median"] is None:
+        return ""
+    return f"{percent(n['local_median'])} · {percent(n['local_worst'])} ({escape(n['local_worst_in'])})"
+
+
+def _facing(numbers: Mapping[str, Any]) -> str:
+    inside = (change(numbers["facing"][f"inside_{time}"]) for time in TIMES)
+    return "how far pixels above each other differ across cuts; inside sections {} before, {} after".format(*inside)
+
+
+def _applied(numbers: Mapping[str, Any]) -> str:
+    return " · ".join(f"{kind.replace('_', ' ')} {whole_percent(share)}" for kind, share in numbers["applied"].items())
+
+
+def _change(numbers: Mapping[str, Any]) -> str:
+    return change(numbers["change"]["spread"])
+
+
+def _unproven(numbers: Mapping[str, Any]) -> str:
+    found = numbers["change"]["unproven"]
+    proof = "" if found is None else f"; of it, {change(found['all'])} is not proven by neighbouring planes"
+    return "robust standard deviation of log(signal after / before)" + proof
+
+
 def _agarose(numbers: Mapping[str, Any]) -> str:
     planes = numbers["agarose"]["planes"]
     return f"median of {planes} planes, each in its own units" if planes else "no agarose was found"
@@ -220,8 +246,38 @@ VOLUME_METRICS: tuple[Metric, ...] = (
         "bias_field", lambda m: m.bias[0], title="Bias field in tissue", cell=_bias_field, help=_bias_extremes, row=3
     ),
     Metric("harmonization", M.harmonization),
-    Metric("change.spread", M.change, limit=Limit(0.02, assessment.needless_change)),
-    Metric("change.sections_alike", lambda m: any(step.equalizes for step in m.pair.recipe)),
+    Metric(
+        "contrast.local_median",
+        M.median_local_contrast,
+        title="Contrast kept, median and worst section",
+        cell=_local_contrast,
+        help="log signal after over before in tiles of 8 × 8 pixels, which fields and gains leave alone",
+        limit=Limit(0.05, assessment.contrast_moved, judges=True, urgency=3),
+    ),
+    Metric("contrast.local_worst", lambda m: m.worst_local_contrast[0]),
+    Metric("contrast.local_worst_in", lambda m: m.worst_local_contrast[1]),
+    Metric(
+        "facing.at_cuts_{time}",
+        lambda m, time: m.facing(time, cuts=True),
+        title="Facing pixels at cuts",
+        show=change,
+        help=_facing,
+        limit=Limit(0.02, assessment.facing_differ, judges=True, urgency=3),
+    ),
+    Metric("facing.inside_{time}", lambda m, time: m.facing(time, cuts=False)),
+    Metric(
+        "applied",
+        M.applied,
+        title="Applied of what stages found",
+        cell=_applied,
+        help="what voxels above each other in neighbouring planes prove of it, with trust proven",
+    ),
+    Metric("change.spread", M.change, title="Change of tissue", show=change, cell=_change, help=_unproven),
+    Metric(
+        "change.unproven",
+        lambda m: m.unproven,
+        limit=Limit(0.05, assessment.changed_unproven, judges=True, urgency=3),
+    ),
     Metric(
         "voxels.valid",
         lambda m: int(m.voxels["valid"].sum()),
@@ -307,9 +363,9 @@ def pair_metrics(pair: Pair) -> dict[str, Any]:
         *group, key = name.split(".")
         (numbers.setdefault(group[0], {}) if group else numbers)[key] = value
     numbers |= {"sections": _section_rows(measurement), "planes": measurement.plane_table()}
-    numbers["reasons"] = assessment.reasons(_limits(VOLUME_METRICS), numbers)
-    warned = numbers["reasons"] or any(row["status"] == "warn" for row in numbers["sections"])
-    numbers["status"] = "warn" if warned else "pass"
+    limits = _limits(VOLUME_METRICS)
+    numbers["verdict"] = assessment.verdict(limits, numbers, measurement.pair.recipe)
+    numbers["reasons"] = assessment.reasons({n: limit for n, limit in limits.items() if not limit.judges}, numbers)
     return {name: plain(value) for name, value in numbers.items()}
 
 

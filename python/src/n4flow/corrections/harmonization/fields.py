@@ -54,6 +54,7 @@ class Harmonization(Correction):
 
     kind: ClassVar[str] = "harmonization"
     title: ClassVar[str] = "all sections made even together"
+    avoided_by: ClassVar[str] = "harmonize safe, or off"
     is_field: ClassVar[bool] = True
 
     depth: np.ndarray
