@@ -21,7 +21,7 @@ import json
 import resource
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -31,13 +31,18 @@ from typing import Any
 import numpy as np
 from n4 import machine  # benchmarks/n4.py, not a package
 from quality_volumes import CASES, EVERYWHERE, KEPT, MORE, SEEDS, TUNED, Distorted, distort
+from scipy import ndimage
 
 import n4flow
+from n4flow.corrections.base import Correction
+from n4flow.corrections.proof import Evidence
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import N4flowWarning
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.estimate import Inputs, match_histograms, n4_sections, n4_volume, prove, smooth_z
 from n4flow.pipeline.parameters import resolve
+from n4flow.report.metrics import pair_metrics
+from n4flow.report.pair import Pair
 from n4flow.statistics.measure import plane_histograms, shrink_planes
 
 # ---------------------------------------------------------------------------------------------------------- corrections
@@ -46,11 +51,14 @@ from n4flow.statistics.measure import plane_histograms, shrink_planes
 SETTINGS = {"input": "-", "outdir": "-", "backend": "cpu"}
 
 
-def chain(trust: str, bias: str = "sections") -> Callable[[Distorted], np.ndarray]:
+Made = tuple[np.ndarray, Sequence[Correction], Evidence | None]  # a result, its recipe, and what is proven
+
+
+def chain(trust: str, bias: str = "sections") -> Callable[[Distorted], Made]:
     """Return the default chain without normalisation: N4, what is proven, histogram matching, smoothing along Z."""
     settings = resolve({**SETTINGS, "trust": trust, "bias": bias})
 
-    def run(volume: Distorted) -> np.ndarray:
+    def run(volume: Distorted) -> Made:
         tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
         voxel_um = dict.fromkeys("zyx", 1000.0)
         inputs = Inputs(volume.sections, shrink_planes(volume.observed, 1), tissue, voxel_um=voxel_um)
@@ -62,26 +70,32 @@ def chain(trust: str, bias: str = "sections") -> Callable[[Distorted], np.ndarra
         for stage in (match_histograms, smooth_z):
             inputs = replace(inputs, recipe=Recipe(recipe))
             recipe.append(stage(inputs, settings))
-        return Recipe(recipe).apply(volume.observed, tissue=volume.tissue)
+        return Recipe(recipe).apply(volume.observed, tissue=volume.tissue), recipe, evidence
 
     return run
 
 
-def harmonized(mode: str) -> Callable[[Distorted], Any]:
+def harmonized(mode: str) -> Callable[[Distorted], Made]:
     """Return the harmonisation in one of its modes, as a function of a volume."""
-    return lambda volume: n4flow.harmonize(volume.observed, volume.tissue, volume.sections, mode=mode)
+
+    def run(volume: Distorted) -> Made:
+        corrected, fields = n4flow.harmonize(volume.observed, volume.tissue, volume.sections, mode=mode)
+        return corrected, [fields], None
+
+    return run
 
 
-WAYS: dict[str, Callable[[Distorted], Any]] = {
-    "nothing": lambda volume: volume.observed,
+WAYS: dict[str, Callable[[Distorted], Made]] = {
+    "nothing": lambda volume: (volume.observed, [], None),
     "full": chain("full"),
     "proven": chain("proven"),
     "safe": harmonized("safe"),
     "auto": harmonized("auto"),
-    "oracle": lambda volume: volume.observed / np.exp(volume.log_field),
-    "oracle of safe": lambda volume: volume.observed / np.exp(volume.log_field - volume.shared),
+    "harmonize full": harmonized("full"),
+    "oracle": lambda volume: (volume.observed / np.exp(volume.log_field), [], None),
+    "oracle of safe": lambda volume: (volume.observed / np.exp(volume.log_field - volume.shared), [], None),
 }
-TABLED = ("nothing", "full", "proven", "safe", "oracle of safe", "auto")
+TABLED = ("nothing", "full", "proven", "safe", "auto", "harmonize full")
 
 
 # --------------------------------------------------------------------------------------------------------------- scores
@@ -114,21 +128,33 @@ def score(volume: Distorted, corrected: np.ndarray) -> dict[str, float]:
         "within": float(np.mean(within)),
         "step": float(np.mean(steps)) if steps else 0.0,
         "band": float(np.std(means)),
+        "moved": moved(volume, corrected),
     }
 
 
-def measure(volume: Distorted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the scores of every correction in `WAYS`, and a cut along Z of each result."""
+def moved(volume: Distorted, corrected: np.ndarray) -> float:
+    """Return how far any voxel was moved (log), after a median of 3 x 3 x 3, brightness as a whole aside."""
+    inside = ndimage.binary_erosion(volume.tissue, np.ones((3, 3, 3))) & (volume.observed > 0) & (corrected > 0)
+    ratio = np.log(np.where(inside, corrected, 1)) - np.log(np.where(inside, volume.observed, 1))
+    ratio = np.where(inside, ratio - np.median(ratio[inside]), 0)
+    return float(np.abs(ndimage.median_filter(ratio, 3)[inside]).max()) if inside.any() else 0.0
+
+
+def measure(volume: Distorted, ways: Sequence[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the scores of corrections in `WAYS`, and a cut along Z of each result."""
     rows: dict[str, Any] = {}
-    views = {"truth": view(volume.truth, volume.tissue)}
-    for name, way in WAYS.items():
+    views, before = {"truth": view(volume.truth, volume.tissue)}, shrink_planes(volume.observed, 1)
+    for name in ways:
         started = time.perf_counter()
-        made = way(volume)
+        corrected, recipe, evidence = WAYS[name](volume)
         seconds = time.perf_counter() - started
-        corrected, fields = made if isinstance(made, tuple) else (made, None)
         rows[name] = score(volume, corrected) | {"seconds": round(seconds, 2)}
-        if fields is not None:
-            rows[name]["numbers"] = fields.summary()
+        if recipe:
+            pair = Pair(volume.sections, before, shrink_planes(corrected, 1), volume.tissue, None, recipe, evidence)
+            numbers = pair_metrics(pair)
+            rows[name] |= {part: numbers[part] for part in ("verdict", "applied", "facing", "change")}
+            rows[name]["local_contrast"] = [numbers["contrast"][f"local_{which}"] for which in ("median", "worst")]
+            rows[name]["numbers"] = [step.summary() for step in recipe if step.kind == "harmonization"]
         if name != "oracle of safe":
             views[name] = view(corrected, volume.tissue)
     return rows, views
@@ -208,7 +234,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [f"| anatomy | case | {' | '.join(TABLED)} | oracle r |", "|---" * (len(TABLED) + 3) + "|"]
     for row in results["rows"]:
         cells = [
-            f"{s['r']:.3f} / {s['contrast']:.3f} / {s['step']:.3f}" for s in (row["scores"][name] for name in TABLED)
+            f"{s['r']:.3f} / {s['contrast']:.3f} / {s['step']:.3f}" for s in (row["scores"][name] for name in TABLED if name in row["scores"])
         ]
         name = row["anatomy"] + ("" if row["tuned"] else " (kept apart)")
         case = row["case"] + (f", seed {row['seed']}" if row["anatomy"] in SEEDS else "")
@@ -264,6 +290,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the Markdown of stored results, and stop")
     parser.add_argument("--only", nargs="+", help="anatomies")
     parser.add_argument("--cases", nargs="+", choices=CASES)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="corrections, for a quick look")
     parser.add_argument("--mouse", type=Path, help="a volume of a real brain; no pictures are made of it")
     parser.add_argument("--pictures", type=Path, help="folder for pictures")
     parser.add_argument("--scale", type=int, nargs="*", default=[], help="planes of stacks that are timed")
@@ -290,7 +317,7 @@ def main() -> None:
                 if (name, case, seed) in done:
                     continue
                 with alone(arguments.lock):
-                    scores, views = measure(distort(anatomy, CASES[case], seed))
+                    scores, views = measure(distort(anatomy, CASES[case], seed), arguments.ways)
                 results["rows"].append({"anatomy": name, "case": case, "seed": seed, "tuned": tuned, "scores": scores})
                 print(table({"rows": results["rows"][-1:]}).splitlines()[-1], flush=True)
                 if arguments.pictures and not name.startswith("mouse") and case in EVERYWHERE:

@@ -48,7 +48,8 @@ def run(
     set_threads(threads)
     result = run_chain(image, outdir, threads=threads, dask_scheduler=dask_scheduler, **read_options(context.args))
     for sample in result.samples:
-        typer.echo(f"{sample.store}\n{sample.report}\n{sample.sample}: {sample.numbers['verdict']['sentence']}")
+        verdict = sample.numbers["verdict"]
+        typer.echo(f"{sample.store}\n{sample.report}\n{sample.sample}: {verdict['status']}, {verdict['sentence']}")
     if json_file is not None:
         json_file.write_text(dumps({s.sample: s.numbers["metrics"] for s in result.samples}) + "\n", encoding="utf-8")
 

@@ -161,18 +161,17 @@ def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Seq
         for sentence in reasons({name: limit} if limit.judges else {}, numbers):
             bent = [step for step in recipe if step.bends and name.startswith("contrast")]
             by_size = sorted(recipe, key=lambda step: (found or {}).get(step.kind, 0.0))
-            said.append(
-                "; ".join([sentence, *(f"{step.title}: try {step.avoided_by}" for step in (bent or by_size)[-1:])])
-            )
-    changed = not numbers["change"]["spread"] <= CHANGED
+            guilty = [] if name == "tissue.pixels" else (bent or by_size)[-1:]
+            said.append("; ".join([sentence, *(f"{step.title}: try {step.avoided_by}" for step in guilty)]))
+    changed = numbers["change"]["spread"] > CHANGED
     if said:
-        words = f"Look: {'. '.join(said)}."
+        words = ". ".join(said)
     elif not changed:
-        words = "Pass: nothing needed correcting, and tissue was not changed."
+        words = "nothing needed correcting, and tissue was not changed"
     else:
-        proof = "" if found is None else ", and no more was changed than neighbouring planes prove"
-        words = f"Pass: contrast between neighbouring tissue is kept{proof}."
-    return {"status": "look" if said else "pass", "reasons": said, "changed": changed, "sentence": words}
+        words = "contrast between neighbouring tissue is kept"
+        words += "" if found is None else ", and no more was changed than neighbouring planes prove"
+    return {"status": "look" if said else "pass", "reasons": said, "changed": changed, "sentence": f"{words}."}
 
 
 def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[str, str]:

@@ -34,8 +34,8 @@ def write_report(path: Path, numbers: Mapping[str, Any], pair: Pair, estimates: 
     path : path
         The HTML file.
     numbers : mapping
-        What `metrics.json` holds: `sample`; the `verdict`; `plan`, facts about the input, of which a missing one is not shown;
-        `metrics` of the pair; `stages`, the numbers of each task; and `parameters`. Tasks of one stage are shown
+        What `metrics.json` holds: `sample`; `verdict`; `plan`, facts about the input, of which a missing one is not
+        shown; `metrics` of the pair; `stages`, the numbers of each task; and `parameters`. Tasks of one stage are shown
         together, stages in the order of their first tasks.
     pair : Pair
         The input and the result.

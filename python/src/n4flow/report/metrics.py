@@ -156,7 +156,7 @@ def _section_bias(row: Mapping[str, Any]) -> str:
 M = Measurement  # Its functions compute most metrics.
 VOLUME_METRICS: tuple[Metric, ...] = (
     Metric("tissue.share", M.tissue_share),
-    Metric("tissue.pixels", lambda m: int(m.tissue_pixels.sum()), limit=Limit(1, assessment.no_tissue, urgency=2)),
+    Metric("tissue.pixels", lambda m: int(m.tissue_pixels.sum()), limit=Limit(1, assessment.no_tissue, urgency=4, judges=True)),
     Metric(
         "tissue.mean_{time}",
         M.tissue_mean,
