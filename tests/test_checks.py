@@ -18,6 +18,7 @@ MADE = {
     "SHRINK": "shrunken_*.npz",
     "TISSUE_MASK": "masks.npz",
     "N4_SECTIONS": "20_*.npz",
+    "PROVE": "*/20_*.npz",
     "PLANE_STATISTICS": "histograms_*.npz",
     "NORMALIZE": "40_*.npz",
     "MATCH_HISTOGRAMS": "50_*.npz",

@@ -54,10 +54,10 @@ def test_memory_is_predicted_for_each_stage_that_reads_voxels(tmp_path: Path) ->
     [
         ({}, {"N4_VOLUME", "HARMONIZE"}),
         ({"bias": "two_pass"}, {"HARMONIZE"}),
-        ({"harmonize": "safe"}, {"N4_SECTIONS", "N4_VOLUME", "MATCH_HISTOGRAMS", "SMOOTH_Z"}),
+        ({"harmonize": "safe"}, {"N4_SECTIONS", "N4_VOLUME", "PROVE", "MATCH_HISTOGRAMS", "SMOOTH_Z"}),
         (
             {"harmonize": "safe", "normalize": False},
-            {"N4_SECTIONS", "N4_VOLUME", "PLANE_STATISTICS", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z"},
+            {"N4_SECTIONS", "N4_VOLUME", "PROVE", "PLANE_STATISTICS", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z"},
         ),
     ],
 )
