@@ -216,7 +216,9 @@ def test_the_other_parser_gives_the_same_voxels(phantom_run: PhantomRun):
     assert first == other
 
 
-@pytest.mark.parametrize("process", ["INSPECT", "N4_SECTIONS", "PROVE", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z", "RENDER"])
+@pytest.mark.parametrize(
+    "process", ["INSPECT", "N4_SECTIONS", "PROVE", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z", "RENDER"]
+)
 def test_a_process_is_given_the_parameters_that_the_schema_lists_for_it(phantom_run: PhantomRun, process: str):
     """So that a new parameter changes the schema, nextflow.config and the code that uses it, and no process."""
     settled = json.loads((phantom_run.first.outdir / "pipeline_info" / "parameters.json").read_text())
@@ -293,7 +295,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         (
             "sections",
             [*at, "--backend", "gpu", "--bias", "sections"],
-            "backend gpu is for the field of the whole volume, and bias is sections, which are fitted on CPUs; give bias",
+            "backend gpu is for the field of the whole volume, and bias is sections, which are fitted on CPUs; give",
         ),
         ("gpu", [*at, "--backend", "gpu", "--bias", "volume"], "no working GPU: "),
     ]

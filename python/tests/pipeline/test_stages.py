@@ -75,7 +75,7 @@ def test_a_new_parameter_is_an_entry_of_the_schema_its_default_and_the_code_that
     monkeypatch.setattr(parameters, "schema", lambda: rules)
     for module in ("n4flow.commands.options", "n4flow.pipeline.stages", "n4flow.commands.run"):
         monkeypatch.setattr(f"{module}.schema", lambda: rules)
-    assert settings_of("SMOOTH_Z") == ("sections", "smooth_z", "reach")
+    assert settings_of("SMOOTH_Z") == ("sections", "trust", "smooth_z", "reach")
     volume = np.random.default_rng(0).integers(1, 9, (4, 32, 32)).astype(np.uint16)
     volume[:, 8:24, 8:24] += 90
     write_volume(tmp_path / "v.npy", volume, voxel_um=(20, 4, 5))
