@@ -6,6 +6,7 @@ include { read_samples; sample_of } from './modules/samples'
 include { add; answer; batches_of; gather; inputs; slabs_of } from './modules/channels'
 include { as_json; described; tools } from './modules/run_info'
 include { explain } from './modules/failure'
+include { has_gpu; tell_fallback } from './modules/gpu'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
 include { INSPECT          } from './modules/inspect'
@@ -14,6 +15,7 @@ include { SHRINK           } from './modules/shrink'
 include { TISSUE_MASK      } from './modules/tissue_mask'
 include { N4_SECTIONS      } from './modules/n4_sections'
 include { N4_VOLUME        } from './modules/n4_volume'
+include { PROVE            } from './modules/prove'
 include { HARMONIZE        } from './modules/harmonize'
 include { PLANE_STATISTICS } from './modules/plane_statistics'
 include { NORMALIZE        } from './modules/normalize'
@@ -25,10 +27,10 @@ include { PUBLISH          } from './modules/publish'
 include { PROVENANCE       } from './modules/provenance'
 
 workflow {
-    settings = check_parameters(params)
+    settings = check_parameters(params, workflow.profile)
     // a GPU that was asked for answers before anything else runs
     device = channel.value('cpu')
-    if (params.backend == 'gpu' && settings.bias != 'off') {
+    if (settings.backend == 'gpu' && settings.bias != 'off') {
         PROBE_GPU()
         device = PROBE_GPU.out.map { file -> answer(file).device }
     }
@@ -63,7 +65,12 @@ workflow {
     }
     if (settings.bias in ['volume', 'two_pass']) {
         N4_VOLUME(inputs(samples, 'N4_VOLUME', ['table', 'shrunken', 'masks', 'recipe', 'voxel_um']), options(settings, 'N4_VOLUME'))
+        if (has_gpu(workflow.profile) && settings.backend == 'auto') { N4_VOLUME.out.bias.subscribe { meta, files -> tell_fallback(meta, files) } }
         samples = add(samples, 'recipe', N4_VOLUME.out.bias)
+    }
+    if (settings.bias != 'off' || settings.match != 'off' || settings.smooth_z > 0) {
+        PROVE(inputs(samples, 'PROVE', ['table', 'shrunken', 'masks', 'recipe']), options(settings, 'PROVE'))
+        samples = add(add(samples, 'evidence', PROVE.out.evidence), 'recipe', PROVE.out.proven)
     }
     if (settings.harmonize != 'off') {
         HARMONIZE(inputs(samples, 'HARMONIZE', ['table', 'shrunken', 'masks', 'recipe', 'flat']), options(settings, 'HARMONIZE'))
@@ -80,17 +87,17 @@ workflow {
         samples = add(samples, 'recipe', NORMALIZE.out.correction)
     }
     if (settings.match != 'off') {
-        MATCH_HISTOGRAMS(inputs(samples, 'MATCH_HISTOGRAMS', ['table', 'histograms', 'recipe']), options(settings, 'MATCH_HISTOGRAMS'))
+        MATCH_HISTOGRAMS(inputs(samples, 'MATCH_HISTOGRAMS', ['table', 'histograms', 'recipe', 'evidence']), options(settings, 'MATCH_HISTOGRAMS'))
         samples = add(samples, 'recipe', MATCH_HISTOGRAMS.out.correction)
     }
     if (settings.smooth_z > 0) {
-        SMOOTH_Z(inputs(samples, 'SMOOTH_Z', ['table', 'histograms', 'recipe']), options(settings, 'SMOOTH_Z'))
+        SMOOTH_Z(inputs(samples, 'SMOOTH_Z', ['table', 'histograms', 'recipe', 'evidence']), options(settings, 'SMOOTH_Z'))
         samples = add(samples, 'recipe', SMOOTH_Z.out.correction)
     }
 
     RENDER(inputs(slabs_of(samples), 'RENDER', ['image', 'mask', 'slab', 'masks', 'recipe']), options(settings, 'RENDER'))
     samples = gather(samples, 'slabs', RENDER.out.slab, 'slabs')
-    FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'slabs']), as_json(settings))
+    FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'evidence', 'slabs']), as_json(settings))
 
     // results appear in outdir in one piece, and then what they came from
     PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)

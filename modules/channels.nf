@@ -1,5 +1,4 @@
-// The channel of samples, [meta, sample], and what happens to it between tasks. A sample is a map; whoever adds to it
-// makes another, since several operators may read it at the same time.
+// The channel of samples, [meta, sample]. A sample is a map that nobody changes: several operators may read it at a time.
 
 // What a process takes of each sample: [meta, volume] and the fields that are named, which are the names of its inputs.
 // Of the memory that INSPECT predicted, `volume` gets that of this process alone: a parameter that changes what one
@@ -11,9 +10,11 @@ def inputs(samples, process, fields) {
     }
 }
 
-// Add the files that a process made of each sample to those of a field.
+// Add the files that a process made of each sample to those of a field, where each takes the place of an older one of its name.
 def add(samples, field, made) {
-    return samples.join(made).map { meta, sample, files -> [meta, sample + [(field): sample[field] + files]] }
+    return samples.join(made).map { meta, sample, files ->
+        [meta, sample + [(field): sample[field].findAll { old -> !(old.name in files*.name) } + files]]
+    }
 }
 
 // Add what the tasks for a sample's parts, 'slabs' or 'batches' of its plan, made: in the order of the files' names, once all have come.

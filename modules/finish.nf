@@ -10,7 +10,7 @@ process FINISH {
     tuple val(meta), val(volume),
         path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'),
         path(shrunken, stageAs: 'shrunken/*'), path(masks), path(histograms, stageAs: 'histograms/*'),
-        path(recipe, stageAs: 'recipe/*'), path(slabs, stageAs: 'slabs/*')
+        path(recipe, stageAs: 'recipe/*'), path(evidence), path(slabs, stageAs: 'slabs/*')
     val parameters
 
     output:
@@ -24,7 +24,7 @@ process FINISH {
     END_OF_PARAMETERS
     n4flow-finish ${image} ${volume.options} --sample '${meta.id}' --sections ${table ?: volume.sections} \\
         --parameters parameters.json --before shrunken --masks masks.npz --slabs slabs --numbers histograms \\
-        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} --out 'published/${meta.id}' --threads ${task.cpus}
+        ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} ${mask ? "--mask ${mask}" : ''} --out 'published/${meta.id}' --threads ${task.cpus}
     """
 
     stub:

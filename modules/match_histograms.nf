@@ -6,7 +6,7 @@ process MATCH_HISTOGRAMS {
     input:
     tuple val(meta), val(volume),
         path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'),
-        path(recipe, stageAs: 'recipe/*')
+        path(recipe, stageAs: 'recipe/*'), path(evidence)
     val settings
 
     output:
@@ -15,7 +15,7 @@ process MATCH_HISTOGRAMS {
     script:
     """
     n4flow-match-histograms histograms --sections ${table ?: volume.sections} ${settings} \\
-        ${recipe ? '--recipe recipe' : ''} --out 50_section_lookup.npz --json 50_section_lookup.json
+        ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} --out 50_section_lookup.npz --json 50_section_lookup.json
     """
 
     stub:

@@ -1,9 +1,10 @@
 // Parameters are checked by the head process, before any task: names, types, ranges.
 
+include { check_gpu; has_gpu } from './gpu'
 include { parameter_rules; refuse } from './rules'
 
 // Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
-def check_parameters(params) {
+def check_parameters(params, profile) {
     def rules = parameter_rules()
     params.each { name, value ->
         if (!rules.containsKey(name)) {
@@ -14,7 +15,7 @@ def check_parameters(params) {
     if (params.input == null || params.input.toString() == '') {
         exit(2, "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation")
     }
-    return settle(params, rules)
+    return settle(params, rules, profile)
 }
 
 // Parameters that a process takes, those whose rule in the schema lists it, as options of its command. What a sample may have of
@@ -36,8 +37,8 @@ def nearest(name, names) {
     }
 }
 
-// All parameters, with what depends on harmonize filled in; it takes the place of matching and smoothing.
-def settle(params, rules) {
+// All parameters, with defaults that depend on harmonize, which takes the place of matching and smoothing, or on the gpu profile.
+def settle(params, rules, profile) {
     def harmonized = params.harmonize.toString() != 'off'
     def asked = ['match', 'smooth_z'].find { name -> harmonized && params[name] != null && !(params[name].toString() ==~ /off|0+(\.0*)?/) }
     if (asked) {
@@ -45,7 +46,8 @@ def settle(params, rules) {
         exit(2, "harmonize takes the place of match and smooth_z, ${got}; leave one of them out")
     }
     def filled = rules.findAll { name, rule -> rule.containsKey('usual') && params[name] == null }
-    def settled = params + filled.collectEntries { name, rule -> [name, harmonized ? rule.harmonized : rule.usual] }
+    def kinds = [harmonized ? 'harmonized' : null, has_gpu(profile) ? 'gpu' : null, 'usual']
+    def settled = params + filled.collectEntries { name, rule -> [name, rule[kinds.find { kind -> rule.containsKey(kind) }]] }
     def booleans = rules.findAll { _name, rule -> rule.type == 'boolean' }.collectEntries { name, _rule -> [name, settled[name].toString() == 'true'] }
-    return settled + booleans + [smooth_z: settled.smooth_z.toString().toDouble()]
+    return check_gpu(params, settled + booleans + [smooth_z: settled.smooth_z.toString().toDouble()], profile)
 }

@@ -53,6 +53,6 @@ def sample_of(row, params) {
     ]
     return [[id: row.sample], [
         volume: volume, image: image, mask: mask, table: table, flat: flat,
-        shrunken: [], masks: [], histograms: [], recipe: [], slabs: [],
+        shrunken: [], masks: [], histograms: [], recipe: [], evidence: [], slabs: [],
     ]]
 }

@@ -6,7 +6,7 @@ process SMOOTH_Z {
     input:
     tuple val(meta), val(volume),
         path(table, stageAs: 'sections/*'), path(histograms, stageAs: 'histograms/*'),
-        path(recipe, stageAs: 'recipe/*')
+        path(recipe, stageAs: 'recipe/*'), path(evidence)
     val settings
 
     output:
@@ -15,7 +15,7 @@ process SMOOTH_Z {
     script:
     """
     n4flow-smooth-z histograms --sections ${table ?: volume.sections} ${settings} \\
-        ${recipe ? '--recipe recipe' : ''} --out 60_plane_gain.npz --json 60_plane_gain.json
+        ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} --out 60_plane_gain.npz --json 60_plane_gain.json
     """
 
     stub:

@@ -24,6 +24,7 @@ import pytest
 
 from n4flow.commands import main
 from n4flow.corrections.base import Where
+from n4flow.corrections.proof import Evidence
 from n4flow.corrections.recipe import Recipe, load_correction
 from n4flow.errors import N4flowError
 from n4flow.io.frame import Frame
@@ -172,6 +173,15 @@ def volume_field(case: Case, files: Sequence[Path]) -> None:
     below(0, float(abs(own - itk).max() / itk.std()), 0.01, "difference from ITK's field in shares of its spread")
 
 
+def prove(case: Case, files: Sequence[Path]) -> None:
+    """Gains of sections and planes are proven, and what is kept of each field is the true one still."""
+    evidence = Evidence.load(files[0].parents[1] / "evidence.npz")
+    proven = np.exp(evidence.levels(evidence.proven))[:, None, None]
+    left = case.unevenness(case.observed / proven) / case.unevenness(case.observed)
+    below(0, left, 0.5, "what is left of the gains")
+    fields(case, files)
+
+
 def harmonize(case: Case, files: Sequence[Path]) -> None:
     """Gains of sections and planes are mostly taken out."""
     (correction,) = [load_correction(file) for file in files]
@@ -212,13 +222,11 @@ def match_histograms(case: Case, files: Sequence[Path]) -> None:
 
 
 def smooth_z(case: Case, files: Sequence[Path]) -> None:
-    """Each gain brings the plane's mean to the Gaussian of the means along Z."""
-    from scipy.ndimage import gaussian_filter1d
-
+    """The planes come nearer to the truth."""
     (correction,) = [load_correction(file) for file in files]
-    before, tissue = _after(files[0], case), _mask(case)
-    means = np.array([plane[inside & (plane != 0)].mean() for plane, inside in zip(before, tissue, strict=True)])
-    np.testing.assert_allclose(correction.gain, gaussian_filter1d(means, 2) / means, rtol=2e-3)
+    before = _after(files[0], case)
+    after = case.after(Recipe([*Recipe.load(files[0].parent / "recipe"), correction]))
+    below(0, case.unevenness(after) / case.unevenness(before), 0.8, "what is left of the unevenness of planes")
 
 
 def render(case: Case, files: Sequence[Path]) -> None:
@@ -273,6 +281,7 @@ CHECKS: dict[str, Callable[[Case, Sequence[Path]], None]] = {
     "TISSUE_MASK": tissue_mask,
     "N4_SECTIONS": fields,
     "N4_VOLUME": volume_field,
+    "PROVE": prove,
     "HARMONIZE": harmonize,
     "PLANE_STATISTICS": plane_statistics,
     "NORMALIZE": normalize,
@@ -294,7 +303,7 @@ def make(folder: Path) -> None:
     plan = f"--sections {table} --shrink 2 --sections-per-task 2 --slab-planes {PLANES}"
     steps.append(f"inspect {image} --sample phantom {plan} --answer {folder}/plan.json")
     slabs = [(f"{z:06d}", f"--planes {z}:{min(z + PLANES, 40)}") for z in range(0, 40, PLANES)]
-    for name in ("shrunken", "histograms", "slabs", "1", "2", "3", "4"):
+    for name in ("shrunken", "histograms", "slabs", "0", "1", "2", "3", "4"):
         (folder / name).mkdir()
     for name, planes in slabs:
         out = folder / "shrunken" / f"shrunken_{name}"
@@ -305,8 +314,11 @@ def make(folder: Path) -> None:
     common = f"--masks {folder}/masks.npz --sections {table} --voxel-um '50 25 25'"
     common += " --iterations 50,50,50,50 --tolerance 0.001 --backend cpu"
     for batch in ("0:2", "2:4", "4:5"):
-        out = folder / "1" / f"20_bias_sections.{int(batch[0]):06d}"
-        steps.append(f"n4-sections {folder}/shrunken {common} --batch {batch} --out {out}.npz --json {out}.json")
+        name = f"20_bias_sections.{int(batch[0]):06d}"
+        to = f"--out {folder}/0/{name}.npz --json {folder}/1/{name}.json"  # PROVE writes what is kept of the field to 1
+        steps.append(f"n4-sections {folder}/shrunken {common} --batch {batch} {to}")
+    given = f"{folder}/shrunken --masks {folder}/masks.npz --sections {table} --recipe {folder}/0"
+    steps.append(f"prove {given} --out {folder}/evidence.npz --recipe-out {folder}/1 --json {folder}/1/prove.json")
     for name, planes in slabs:
         out = folder / "histograms" / f"histograms_{name}"
         given = f"--masks {folder}/masks.npz --recipe {folder}/1 --out {out}.npz --json {out}.json"
@@ -318,7 +330,7 @@ def make(folder: Path) -> None:
     ]:
         command, name, *options = step.split()
         out = folder / str(number) / name
-        recipe = f"--recipe {folder}/{number - 1}" if number > 2 else ""
+        recipe = f"--recipe {folder}/{number - 1} --evidence {folder}/evidence.npz" if number > 2 else ""
         given = f"{folder}/histograms --sections {table} {recipe} {' '.join(options)}"
         steps.append(f"{command} {given} --out {out}.npz --json {out}.json")
     for step in steps:
@@ -333,6 +345,7 @@ def make(folder: Path) -> None:
     (folder / "parameters.json").write_text(json.dumps({"input": "phantom", "shrink": 2, "slab_planes": PLANES}))
     given = f"--sample phantom --sections {table} --parameters {folder}/parameters.json --before {folder}/shrunken"
     given += f" --masks {folder}/masks.npz --slabs {folder}/slabs --numbers {folder}/histograms --recipe {folder}/4"
+    given += f" --evidence {folder}/evidence.npz"
     _run(f"finish {image} {given} --out {folder}/results/phantom")
 
 
@@ -342,12 +355,6 @@ def _run(step: str) -> None:
     except SystemExit as end:
         if end.code:
             sys.exit(f"{step} ends with {end.code}")
-
-
-def _mask(case: Case) -> np.ndarray:
-    """Return the mask of the phantom that every stage after it was given."""
-    masks = TissueSource.load(case.folder / "masks.npz")
-    return _expanded(masks, np.asarray(masks.small), case)
 
 
 def _expanded(masks: TissueSource, small: np.ndarray, case: Case) -> np.ndarray:

@@ -18,6 +18,7 @@ MADE = {
     "SHRINK": "shrunken_*.npz",
     "TISSUE_MASK": "masks.npz",
     "N4_SECTIONS": "20_*.npz",
+    "PROVE": "proven/20_*.npz",
     "PLANE_STATISTICS": "histograms_*.npz",
     "NORMALIZE": "40_*.npz",
     "MATCH_HISTOGRAMS": "50_*.npz",
@@ -33,9 +34,9 @@ def case(phantom_run: PhantomRun) -> Case:
     """Return the phantom of the run, beside which lies what its processes were given."""
     folder, run = phantom_run.phantom.parent, phantom_run.first
     (folder / "1").mkdir()
-    for task in run.folders("N4_SECTIONS"):
-        for file in task.glob("20_*.npz"):
-            (folder / "1" / file.name).symlink_to(file)
+    (task,) = run.folders("PROVE")
+    for file in task.glob("proven/20_*.npz"):
+        (folder / "1" / file.name).symlink_to(file)
     (folder / "masks.npz").symlink_to(run.folders("TISSUE_MASK")[0] / "masks.npz")
     return Case(folder)
 

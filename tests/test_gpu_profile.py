@@ -74,6 +74,28 @@ def test_slurm_and_apptainer(workflow: Run, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.engine
+def test_the_profile_alone_asks_for_the_field_of_the_volume_by_a_gpu(workflow: Run):
+    run = workflow("-stub-run", profile="gpu,test")
+    assert run.ran() >= GPU_TASKS
+    assert "N4_SECTIONS" not in run.ran()
+    assert "no task uses a GPU" not in run.output
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (["--bias", "sections"], "bias is sections, which are fitted on CPUs"),
+        (["--harmonize", "auto"], "bias is off with harmonize"),
+        (["--backend", "cpu"], "backend is cpu"),
+    ],
+)
+def test_what_is_asked_for_goes_before_the_profile_and_is_said(workflow: Run, asked: list[str], reason: str):
+    run = workflow("-preview", *asked, profile="gpu,test")
+    assert [line for line in run.output.splitlines() if "GPU" in line] == [f"no task uses a GPU: {reason}"]
+
+
+@pytest.mark.engine
 def test_docker_on_one_machine(workflow: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", docker=CONTAINER))
     workflow("-stub-run", "--bias", "two_pass", "--backend", "gpu", profile="gpu,docker,test")

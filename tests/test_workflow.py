@@ -25,6 +25,7 @@ PROCESSES = {
     "SHRINK",
     "TISSUE_MASK",
     "N4_SECTIONS",
+    "PROVE",
     "PLANE_STATISTICS",
     "NORMALIZE",
     "MATCH_HISTOGRAMS",
@@ -181,6 +182,15 @@ def test_two_pass_fits_sections_and_volume(phantom_run: PhantomRun):
     checks.CHECKS["N4_VOLUME"](checks.Case(phantom_run.phantom.parent), fields)
 
 
+def test_auto_that_takes_the_cpu_with_the_gpu_profile_says_so(phantom_run: PhantomRun):
+    skip_with_gpu()
+    outdir = phantom_run.first.outdir.parent / "fallback"
+    run = phantom_run.workflow("-resume", "--backend", "auto", "--iterations", "5", profile="gpu,test", outdir=outdir)
+    assert "N4_VOLUME" in run.ran()
+    assert "PROBE_GPU" not in run.ran()
+    assert "sample phantom: backend auto took the CPU, as no GPU works in its task" in run.output
+
+
 def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phantom_run: PhantomRun, tmp_path: Path):
     sections = phantom_run.phantom.parent / "phantom.sections.tsv"
     height, width = n4flow.open_volume(phantom_run.phantom).shape[1:]
@@ -188,7 +198,7 @@ def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phan
     np.save(flat, np.linspace(0.8, 1.2, width, dtype=np.float32) * np.ones((1, height, 1), np.float32))
     given = ["--sections", sections, "--harmonize", "auto", "--flat_field", flat]
     run = workflow("--input", phantom_run.phantom, *given)
-    assert run.ran() == PROCESSES - {"N4_SECTIONS", "MATCH_HISTOGRAMS", "SMOOTH_Z"} | {"HARMONIZE"}
+    assert run.ran() == PROCESSES - {"N4_SECTIONS", "PROVE", "MATCH_HISTOGRAMS", "SMOOTH_Z"} | {"HARMONIZE"}
     harmonized = sorted(run.folders("HARMONIZE")[0].glob("35*.npz"))
     checks.CHECKS["HARMONIZE"](checks.Case(phantom_run.phantom.parent), harmonized)
     recipe = json.loads((run.outdir / "phantom" / "recipe.json").read_text())
@@ -206,7 +216,9 @@ def test_the_other_parser_gives_the_same_voxels(phantom_run: PhantomRun):
     assert first == other
 
 
-@pytest.mark.parametrize("process", ["INSPECT", "N4_SECTIONS", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z", "RENDER"])
+@pytest.mark.parametrize(
+    "process", ["INSPECT", "N4_SECTIONS", "PROVE", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z", "RENDER"]
+)
 def test_a_process_is_given_the_parameters_that_the_schema_lists_for_it(phantom_run: PhantomRun, process: str):
     """So that a new parameter changes the schema, nextflow.config and the code that uses it, and no process."""
     settled = json.loads((phantom_run.first.outdir / "pipeline_info" / "parameters.json").read_text())
@@ -280,16 +292,21 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
             [*at, "--harmonize", "safe", "--smooth_z", "2"],
             "harmonize takes the place of match and smooth_z, got harmonize safe with smooth_z 2; leave one of",
         ),
+        (
+            "sections",
+            [*at, "--backend", "gpu", "--bias", "sections"],
+            "backend gpu is for the field of the whole volume, and bias is sections, which are fitted on CPUs; give",
+        ),
         ("gpu", [*at, "--backend", "gpu", "--bias", "volume"], "no working GPU: "),
     ]
 
 
 # What the head process finds ends with 2, what a task finds with 1, as tasks of other samples are stopped first.
-EARLY = "unknown,range,choice,missing,two files,harmonize,name,shell,inside,not ours"
+EARLY = "unknown,range,choice,missing,two files,harmonize,sections,name,shell,inside,not ours"
 CODES = dict.fromkeys(EARLY.split(","), 2) | {"gpu": 3}
 FAULTS = (
     "unknown,range,choice,missing,two files,no volume,no size,gap,overlap,twice,short,mask,name,shell,inside,"
-    "not ours,harmonize,gpu"
+    "not ours,harmonize,sections,gpu"
 )
 
 
@@ -301,7 +318,7 @@ def test_a_mistake_stops_the_run_before_its_first_task_in_one_sentence(workflow:
     run = workflow(*arguments, code=CODES.get(name, 1))
     said = [line for line in run.output.splitlines() if sentence in line]
     assert len(said) == 1, run.output
-    assert run.ran() <= {"INSPECT", "PROBE_GPU"}
+    assert run.ran() <= (set() if name in EARLY.split(",") else {"INSPECT", "PROBE_GPU"})
     assert not re.search(r"Traceback|\bat [\w.$]+\(|Exception", run.output), run.output
     assert not (tmp_path / "elsewhere" / "good").exists()
     assert not list(tmp_path.rglob("owned"))
@@ -329,6 +346,7 @@ def test_the_workflow_reads_top_to_bottom():
         "TISSUE_MASK",
         "N4_SECTIONS",
         "N4_VOLUME",
+        "PROVE",
         "HARMONIZE",
         "PLANE_STATISTICS",
         "NORMALIZE",

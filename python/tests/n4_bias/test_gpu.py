@@ -12,7 +12,7 @@ from emulated_gpu import Stream
 from n4_examples import phantom
 
 from n4flow.compute.simd import LANES
-from n4flow.errors import InputError
+from n4flow.errors import GpuError, InputError
 from n4flow.n4_bias import engine
 from n4flow.n4_bias import reference as plain
 from n4flow.n4_bias.cpu import fit as cpu
@@ -365,6 +365,23 @@ def test_the_engine_fits_by_the_gpu(device, caplog):
     assert [r.message for r in caplog.records if "auto" in r.message] == ["backend auto takes the gpu: emulated"]
     expected = engine.fit(small, backend="cpu", **options)
     assert np.abs(field.lattice - expected.lattice).max() < 1e-5
+
+
+@pytest.mark.parametrize("driver", [False, True])
+def test_auto_is_silent_without_a_gpu_and_says_why_it_takes_none_that_is_there(monkeypatch, caplog, tmp_path, driver):
+    def broken():
+        raise GpuError(fault)
+
+    fault = "no working GPU: the driver is too old"
+    monkeypatch.setattr(engine, "probe_gpu", broken)
+    monkeypatch.setattr(engine, "DRIVER", tmp_path if driver else tmp_path / "none")
+    with caplog.at_level("DEBUG", "n4flow"):
+        engine._automatic.cache_clear()
+        chosen = engine.choose_backend("auto")
+        engine._automatic.cache_clear()
+    assert chosen == "cpu"
+    said = [f"backend auto takes the cpu ({fault})"] if driver else []
+    assert [record.message for record in caplog.records] == said
 
 
 # -------------------------------------------------------------------------------------------------- the real compiler

@@ -92,7 +92,7 @@ def test_the_schema_at_the_top_is_the_package_s():
 
 def test_every_default_is_allowed_by_its_own_rule():
     given = {name: value for name, value in defaults().items() if value is not None}
-    usual = {"bias": "sections", "match": "section", "smooth_z": 2.0}
+    usual = {"bias": "sections", "backend": "auto", "match": "section", "smooth_z": 2.0}
     assert resolve(given) == defaults() | usual
     assert resolve(given | usual) == resolve(given)
 

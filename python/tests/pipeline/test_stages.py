@@ -54,10 +54,10 @@ def test_memory_is_predicted_for_each_stage_that_reads_voxels(tmp_path: Path) ->
     [
         ({}, {"N4_VOLUME", "HARMONIZE"}),
         ({"bias": "two_pass"}, {"HARMONIZE"}),
-        ({"harmonize": "safe"}, {"N4_SECTIONS", "N4_VOLUME", "MATCH_HISTOGRAMS", "SMOOTH_Z"}),
+        ({"harmonize": "safe"}, {"N4_SECTIONS", "N4_VOLUME", "PROVE", "MATCH_HISTOGRAMS", "SMOOTH_Z"}),
         (
             {"harmonize": "safe", "normalize": False},
-            {"N4_SECTIONS", "N4_VOLUME", "PLANE_STATISTICS", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z"},
+            {"N4_SECTIONS", "N4_VOLUME", "PROVE", "PLANE_STATISTICS", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z"},
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_new_parameter_is_an_entry_of_the_schema_its_default_and_the_code_that
     monkeypatch.setattr(parameters, "schema", lambda: rules)
     for module in ("n4flow.commands.options", "n4flow.pipeline.stages", "n4flow.commands.run"):
         monkeypatch.setattr(f"{module}.schema", lambda: rules)
-    assert settings_of("SMOOTH_Z") == ("sections", "smooth_z", "reach")
+    assert settings_of("SMOOTH_Z") == ("sections", "trust", "smooth_z", "reach")
     volume = np.random.default_rng(0).integers(1, 9, (4, 32, 32)).astype(np.uint16)
     volume[:, 8:24, 8:24] += 90
     write_volume(tmp_path / "v.npy", volume, voxel_um=(20, 4, 5))

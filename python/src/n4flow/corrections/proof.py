@@ -31,6 +31,7 @@ from n4flow.corrections.section_lookup import SectionLookup
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.field import BiasField
 from n4flow.statistics.plane_file import PieceFile, codec, write_pieces
+from n4flow.statistics.shrunken import runs
 
 LEAST = 0.02  # A field whose proven part is smaller, as an rms of the log, is not divided out.
 FEWEST = 20  # Samples that a mode, and the contrast of a plane, are measured from at least.
@@ -40,7 +41,6 @@ CONTROLS = 4  # Control points along an axis of a spline that is one cubic polyn
 LEAST_PIVOT = 1e-6  # Of the largest; with less the tissue is too narrow to tell modes apart.
 SMOOTHINGS = 6  # Passes along Z.
 MOST_SAMPLES = 20000  # Of a section, from which its modes are made orthogonal.
-RUN_PLANES = 16  # Planes whose field is evaluated at a time.
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Evidence:
     def log_field(self, correction: Correction, start: int, stop: int) -> np.ndarray:
         """Return (z, y, x) the log of the field that a correction divides planes by."""
         parts = [
-            block_means(correction.shrunken_log_field(slice(z, min(z + RUN_PLANES, stop)), self.small), self.step)
-            for z in range(start, stop, RUN_PLANES)
+            block_means(correction.shrunken_log_field(slice(*planes), self.small), self.step)
+            for planes in runs(start, stop)
         ]
         return np.concatenate(parts)
 
@@ -174,11 +174,11 @@ class Modes:
         ]
         return sorted(found, key=sum)
 
-    def at(self, inside: np.ndarray) -> np.ndarray:
-        """Return the (samples, modes) values at the samples inside."""
+    def at(self, inside: np.ndarray, first: int = 0) -> np.ndarray:
+        """Return the (samples, modes) values at the samples inside, of planes from `first` on."""
         z, y, x = np.nonzero(inside)
         depth, rows, columns = self._at_samples()
-        return np.stack([depth[z, k] * rows[y, i] * columns[x, j] for k, i, j in self.orders], axis=1)
+        return np.stack([depth[z + first, k] * rows[y, i] * columns[x, j] for k, i, j in self.orders], axis=1)
 
     def field(self, coefficients: np.ndarray) -> np.ndarray:
         """Return the sum of modes at all samples; the last of the (modes + 1,) coefficients is that of the constant."""
@@ -252,24 +252,33 @@ def _proven_modes(
     anatomy, and levels are for the stages that come after.
     """
     proven, inside = evidence.proven[start:stop], evidence.inside[start:stop]
-    nothing = np.zeros(len(modes.orders) + 1)
-    if inside.sum() < FEWEST * len(nothing):
+    n, count = len(modes.orders), int(inside.sum())
+    nothing = np.zeros(n + 1)
+    if count < FEWEST * len(nothing):
         return nothing, 0.0
-    values = modes.at(inside)
-    middle = values.mean(axis=0)
-    triangle = np.asarray(np.linalg.qr((values - middle)[:: max(1, len(values) // MOST_SAMPLES)], mode="r"))
+    products, some, seen, stride = np.zeros((n + 3, n + 3)), [], 0, max(1, count // MOST_SAMPLES)
+    for first, last in runs(0, len(inside)):  # the values of all modes at all samples would take most of the memory
+        part, planes = inside[first:last], slice(first, last)
+        values = [modes.at(part, first), change[planes][part], proven[planes][part], np.ones(int(part.sum()))]
+        rows = np.column_stack(values)
+        products += rows.T @ rows
+        some.append(rows[-seen % stride :: stride, :n])
+        seen += len(rows)
+    means = products[-1] / count
+    products -= count * np.outer(means, means)
+    triangle = np.asarray(np.linalg.qr(np.concatenate(some) - means[:n], mode="r"))
     pivots = np.abs(np.diag(triangle))
     if pivots.min() < LEAST_PIVOT * pivots.max():
         return nothing, 0.0
-    orthogonal = np.linalg.solve(triangle.T, (values - middle).T)
-    sizes = (orthogonal**2).sum(axis=1)
-    does, asked = (orthogonal @ (v[inside] - v[inside].mean()).astype(float) / sizes for v in (change, proven))
+    orthogonal = np.linalg.inv(triangle).T
+    sizes = np.diag(orthogonal @ products[:n, :n] @ orthogonal.T)
+    does, asked = (orthogonal @ products[:n, column] / sizes for column in (n, n + 1))
     kept = towards(does, asked)
-    size, whole = float(sizes @ kept**2), len(values) * float(change[inside].var(dtype=float))
-    if size < LEAST**2 * len(values):
+    size, whole = float(sizes @ kept**2), float(products[n, n])
+    if size < LEAST**2 * count:
         return nothing, 0.0
     coefficients = np.linalg.solve(triangle, kept)
-    return np.append(coefficients, -middle @ coefficients), min(float(np.sqrt(size / whole)), 1.0)
+    return np.append(coefficients, -means[:n] @ coefficients), min(float(np.sqrt(size / whole)), 1.0)
 
 
 def proven_lookup(lookup: SectionLookup, evidence: Evidence) -> SectionLookup:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from n4flow.n4_bias.settings import FitSettings
 
 log = logging.getLogger("n4flow")
 
+DRIVER = Path("/dev/nvidiactl")  # Is there where a driver for NVIDIA's GPUs is, also in a container that is given one.
 # Each backend has a function that prepares the image and one that fits it.
 ENGINES: dict[str, tuple[Callable[..., Any], Callable[..., Solution]]] = {
     "cpu": (pack, cpu.fit),
@@ -34,7 +36,9 @@ ENGINES: dict[str, tuple[Callable[..., Any], Callable[..., Solution]]] = {
 
 
 def choose_backend(backend: str) -> str:
-    """Return the backend to use: `cpu`, `gpu` or `itk`. `auto` is `gpu` if one works, else `cpu`, and is logged once.
+    """Return the backend to use: `cpu`, `gpu` or `itk`. `auto` is `gpu` if one works, else `cpu`.
+
+    A GPU that `auto` takes is logged once, and so is one that does not work; a machine without one is not.
 
     Raises
     ------
@@ -56,7 +60,8 @@ def _automatic() -> str:
     try:
         info = probe_gpu()
     except GpuError as error:
-        log.info("backend auto takes the cpu (%s)", error)
+        if DRIVER.exists():
+            log.warning("backend auto takes the cpu (%s)", error)
         return "cpu"
     log.info("backend auto takes the gpu: %s", info.name)
     return "gpu"

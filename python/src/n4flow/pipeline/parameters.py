@@ -75,7 +75,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(msg)
     for name, rule in rules.items():
         if "usual" in rule and resolved[name] is None:
-            resolved[name] = rule["harmonized" if harmonized else "usual"]
+            resolved[name] = rule["harmonized" if harmonized and "harmonized" in rule else "usual"]
     return resolved
 
 

@@ -106,7 +106,9 @@ def run(
             n: str(Path(v).absolute()) if n in ("mask", "flat_field") and v else v for n, v in parameters.items()
         }
     resolved = resolve({**parameters, "input": str(input), "outdir": str(outdir)})
-    backend = choose_backend(resolved["backend"]) if resolved["bias"] != "off" else resolved["backend"]
+    backend = resolved["backend"]
+    if resolved["bias"] in ("volume", "two_pass"):  # sections are fitted on CPUs
+        backend = choose_backend(backend)
     asked = []
     for sample, image, own in read_samples(Path(input)):
         plan = make_plan(image, resolved | own, sample)
