@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from scipy import ndimage
 
 import n4flow
 from n4flow.corrections.base import Correction
-from n4flow.corrections.proof import Evidence
+from n4flow.corrections.proof import Evidence, proven_bias
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import N4flowWarning
 from n4flow.masks.tissue_source import TissueSource
@@ -48,28 +49,33 @@ from n4flow.statistics.measure import plane_histograms, shrink_planes
 # ---------------------------------------------------------------------------------------------------------- corrections
 
 
-SETTINGS = {"input": "-", "outdir": "-", "backend": "cpu"}
-
+SETTINGS = resolve({"input": "-", "outdir": "-", "backend": "cpu"})
 
 Made = tuple[np.ndarray, Sequence[Correction], Evidence | None]  # a result, its recipe, and what is proven
 
 
+@lru_cache(1)
+def fitted(volume: Distorted, bias: str) -> tuple[Inputs, Evidence]:
+    """Return what the stages after N4 take of a volume, with whole bias fields, and what is proven."""
+    tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
+    inputs = Inputs(volume.sections, shrink_planes(volume.observed, 1), tissue, voxel_um=dict.fromkeys("zyx", 1000.0))
+    fit = {"sections": n4_sections, "volume": n4_volume}[bias]
+    inputs = replace(inputs, recipe=Recipe([fit(inputs, SETTINGS)]))
+    return inputs, prove(inputs, {**SETTINGS, "trust": "full"})[0]
+
+
 def chain(trust: str, bias: str = "sections") -> Callable[[Distorted], Made]:
     """Return the default chain without normalisation: N4, what is proven, histogram matching, smoothing along Z."""
-    settings = resolve({**SETTINGS, "trust": trust, "bias": bias})
+    settings = {**SETTINGS, "trust": trust}
 
     def run(volume: Distorted) -> Made:
-        tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
-        voxel_um = dict.fromkeys("zyx", 1000.0)
-        inputs = Inputs(volume.sections, shrink_planes(volume.observed, 1), tissue, voxel_um=voxel_um)
-        fit = {"sections": n4_sections, "volume": n4_volume}[bias]
-        inputs = replace(inputs, recipe=Recipe([fit(inputs, settings)]))
-        evidence, recipe, _numbers = prove(inputs, settings)
-        even = Recipe(recipe).apply(volume.observed)
-        inputs = replace(inputs, evidence=evidence, histograms=plane_histograms(even, volume.tissue))
+        inputs, evidence = fitted(volume, bias)
+        recipe = proven_bias(inputs.recipe, evidence) if trust == "proven" else list(inputs.recipe)
+        histograms = plane_histograms(Recipe(recipe).apply(volume.observed), volume.tissue)
         for stage in (match_histograms, smooth_z):
-            inputs = replace(inputs, recipe=Recipe(recipe))
-            recipe.append(stage(inputs, settings))
+            recipe.append(
+                stage(replace(inputs, recipe=Recipe(recipe), evidence=evidence, histograms=histograms), settings)
+            )
         return Recipe(recipe).apply(volume.observed, tissue=volume.tissue), recipe, evidence
 
     return run
@@ -91,11 +97,10 @@ WAYS: dict[str, Callable[[Distorted], Made]] = {
     "proven": chain("proven"),
     "safe": harmonized("safe"),
     "auto": harmonized("auto"),
-    "harmonize full": harmonized("full"),
     "oracle": lambda volume: (volume.observed / np.exp(volume.log_field), [], None),
     "oracle of safe": lambda volume: (volume.observed / np.exp(volume.log_field - volume.shared), [], None),
 }
-TABLED = ("nothing", "full", "proven", "safe", "auto", "harmonize full")
+TABLED = ("nothing", "full", "proven", "safe", "oracle of safe", "auto")
 
 
 # --------------------------------------------------------------------------------------------------------------- scores
@@ -234,7 +239,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [f"| anatomy | case | {' | '.join(TABLED)} | oracle r |", "|---" * (len(TABLED) + 3) + "|"]
     for row in results["rows"]:
         cells = [
-            f"{s['r']:.3f} / {s['contrast']:.3f} / {s['step']:.3f}" for s in (row["scores"][name] for name in TABLED if name in row["scores"])
+            f"{s['r']:.3f} / {s['contrast']:.3f} / {s['step']:.3f}"
+            for s in (row["scores"][name] for name in TABLED if name in row["scores"])
         ]
         name = row["anatomy"] + ("" if row["tuned"] else " (kept apart)")
         case = row["case"] + (f", seed {row['seed']}" if row["anatomy"] in SEEDS else "")

@@ -174,7 +174,7 @@ MORE = {
 SEEDS = {"mouse, seeds": (11, 12, 13, 14, 15), "mouse with stripes": (11, 12, 13, 14, 15)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Distorted:
     """A volume with truth: `observed` = `truth` exp(`log_field`) speckle, 0 in padding; `log_field` has `shared`."""
 
