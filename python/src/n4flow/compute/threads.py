@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 _limit: list[int] = []  # holds one number once `limit_threads` was called
 
@@ -79,6 +80,15 @@ def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int |
         return list(_local.pool.map(function, tasks))
     with thread_pool(count) as pool:
         return list(pool.map(function, tasks))
+
+
+def serial_algebra() -> threadpool_limits:
+    """Return a context or decorator in which NumPy's linear algebra takes one thread.
+
+    On many small matrices the threads of BLAS wait for each other, at full load: where others work on the machine, or a
+    job owns fewer cores than it sees, that takes eight times the CPU time.
+    """
+    return threadpool_limits(1, user_api="blas")
 
 
 def parallel_planes(work: Callable[[int, int], None], n: int, threads: int | None = None) -> None:

@@ -56,7 +56,8 @@ def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> dict[str, floa
 
     Brightness as a whole is no matter.
     """
-    found, total, left = {}, np.zeros_like(evidence.logs), evidence
+    found: dict[str, float] = {}
+    total, left = np.zeros_like(evidence.logs), evidence
     for correction in recipe:
         if (correction.is_field or correction.is_map) and not correction.zeroes_agarose:
             change = left.divided_out(correction)

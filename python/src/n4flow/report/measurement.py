@@ -282,11 +282,10 @@ class Measurement:
 
     def section_applied(self, kind: str) -> np.ndarray:
         """Return (sections,) the same for one kind."""
-        found = np.full(len(self.usable), np.nan)
-        for step in self.pair.recipe:
-            if step.kind == kind:
-                found = step.shares(len(found))
-        return np.array([weighted_mean(found[s.planes], np.ones(s.z_stop - s.z_start)) for s in self.sections])
+        n_planes = len(self.usable)
+        known = [step.shares(n_planes) for step in self.pair.recipe if step.kind == kind]
+        share = known[0] if known and known[0] is not None else np.full(n_planes, np.nan)
+        return np.array([weighted_mean(share[s.planes], np.ones(s.z_stop - s.z_start)) for s in self.sections])
 
     # The bias field, and what else the recipe did
 

@@ -156,7 +156,11 @@ def _section_bias(row: Mapping[str, Any]) -> str:
 M = Measurement  # Its functions compute most metrics.
 VOLUME_METRICS: tuple[Metric, ...] = (
     Metric("tissue.share", M.tissue_share),
-    Metric("tissue.pixels", lambda m: int(m.tissue_pixels.sum()), limit=Limit(1, assessment.no_tissue, urgency=4, judges=True)),
+    Metric(
+        "tissue.pixels",
+        lambda m: int(m.tissue_pixels.sum()),
+        limit=Limit(1, assessment.no_tissue, urgency=4, judges=True),
+    ),
     Metric(
         "tissue.mean_{time}",
         M.tissue_mean,
@@ -328,6 +332,8 @@ SECTION_METRICS: tuple[Metric, ...] = (
         help="contrast is what is left of the contrast between neighbouring tissue of two classes",
         limit=Limit(0.10, moved("contrast between neighbouring tissue is {:.0%} of what it was")),
     ),
+    Metric("bias_share", lambda m: m.section_applied("bias_field"), title="of field", show=whole_percent),
+    Metric("match_share", lambda m: m.section_applied("section_lookup"), title="of match", show=whole_percent),
     Metric("bias_p1", lambda m: m.bias[1][0], title="bias p1 to p99", cell=_section_bias),
     Metric("bias_p50", lambda m: m.bias[1][1]),
     Metric("bias_p99", lambda m: m.bias[1][2], limit=Limit(4.0, assessment.wide_field)),
