@@ -23,7 +23,7 @@ include { MATCH_HISTOGRAMS } from './modules/match_histograms'
 include { SMOOTH_Z         } from './modules/smooth_z'
 include { RENDER           } from './modules/render'
 include { FINISH           } from './modules/finish'
-include { PUBLISH          } from './modules/publish'
+include { PUBLISH; tell_verdict } from './modules/publish'
 include { PROVENANCE       } from './modules/provenance'
 
 workflow {
@@ -101,6 +101,7 @@ workflow {
 
     // results appear in outdir in one piece, and then what they came from
     PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)
+    PUBLISH.out.published.subscribe { meta, folder -> tell_verdict(meta, folder) }
     done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
     PROVENANCE(done, described(workflow, given), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 

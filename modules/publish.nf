@@ -22,6 +22,14 @@ process PUBLISH {
     published = "${outdir}/${meta.id}"
 }
 
+// Say on the terminal what the verdict on a published sample is; a stub run has none.
+def tell_verdict(meta, folder) {
+    def metrics = file("${folder}/metrics.json")
+    def verdict = metrics.exists() ? new groovy.json.JsonSlurper().parseText(metrics.text).verdict : null
+    if (verdict?.status == 'look') { log.warn("sample ${meta.id}: look, ${verdict.sentence}") }
+    else if (verdict) { log.info("sample ${meta.id}: ${verdict.status}, ${verdict.sentence}") }
+}
+
 // Copy or link a folder beside its place, then put it there in one step; what is there already is left alone if equal.
 def publish(source, outdir, name, mode) {
     def target = outdir.resolve(name)
