@@ -107,7 +107,8 @@ def report(path, arrays, sample="brain 1", stages=STAGES, parameters=None, warni
     numbers = {
         "sample": sample,
         "plan": {**facts, "warnings": list(warnings), **volume},
-        "metrics": pair_metrics(pair),
+        "metrics": (metrics := pair_metrics(pair)),
+        "verdict": metrics["verdict"],
         "stages": stages,
         "parameters": parameters if parameters is not None else {"bias": "volume", "spline_um": None, "smooth_z": 2.0},
     }
@@ -195,7 +196,7 @@ def test_a_metric_is_one_entry(tmp_path, monkeypatch):
     assert [row["reasons"] for row in numbers["sections"]][::2] == [[], ["75% are toys"]]
     assert "Toy height (px) 1.235 40 rows of toys" in page.words()
     assert "<b>of toys</b>" in text
-    assert "neighbouring tissue of two classes; toys are counted twice." in page.words()
+    assert "that were applied; toys are counted twice." in page.words()
     assert "toys (of all)" in page.words()
     assert "75.0% warn 75% are toys" in page.words()
 

@@ -215,7 +215,8 @@ def test_what_cannot_be_measured_is_none(name):
         assert contrast["kept"] is None
         assert steps["median_before"] is None
         assert not numbers["units"]["common"]
-        assert numbers["status"] == "warn"
+        assert numbers["verdict"]["reasons"] == ["no usable section has tissue, so nothing could be judged"]
+        assert numbers["verdict"]["status"] == "look"
     if name in ("no tissue", "all NaN"):
         assert "no tissue was found, so nothing could be measured" in numbers["reasons"]
     if name == "no agarose":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -156,14 +157,15 @@ def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Seq
     It rests on the metrics whose limit judges. A reason names the stage that is likely to have done it, and the setting
     that avoids it.
     """
-    said, found = [], numbers["change"]["unproven"]
+    spread, found = numbers["change"]["spread"], numbers["change"]["unproven"]
+    said = ["no usable section has tissue, so nothing could be judged"] if math.isnan(spread) else []
     for name, limit in limits.items():
         for sentence in reasons({name: limit} if limit.judges else {}, numbers):
             bent = [step for step in recipe if step.bends and name.startswith("contrast")]
             by_size = sorted(recipe, key=lambda step: (found or {}).get(step.kind, 0.0))
-            guilty = [] if name == "tissue.pixels" else (bent or by_size)[-1:]
+            guilty = (bent or by_size)[-1:]
             said.append("; ".join([sentence, *(f"{step.title}: try {step.avoided_by}" for step in guilty)]))
-    changed = numbers["change"]["spread"] > CHANGED
+    changed = spread > CHANGED
     if said:
         words = ". ".join(said)
     elif not changed:

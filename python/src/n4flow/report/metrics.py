@@ -159,7 +159,7 @@ VOLUME_METRICS: tuple[Metric, ...] = (
     Metric(
         "tissue.pixels",
         lambda m: int(m.tissue_pixels.sum()),
-        limit=Limit(1, assessment.no_tissue, urgency=4, judges=True),
+        limit=Limit(1, assessment.no_tissue, urgency=2),
     ),
     Metric(
         "tissue.mean_{time}",
