@@ -13,7 +13,7 @@ from skimage.morphology import disk
 
 from n4flow.compute.threads import limit_threads
 from n4flow.errors import GpuError, InputError, N4flowWarning
-from n4flow.masks import morphology, smoothed_sections
+from n4flow.masks import smoothed_sections
 from n4flow.masks.agarose import agarose_levels, get_agarose_mask, projection
 from n4flow.masks.morphology import Norms, close_along_z, close_plane, smooth_planes, smooth_valid
 from n4flow.masks.otsu import Scale, otsu_split
@@ -357,17 +357,22 @@ def test_thresholds_are_found_without_holding_what_grows_along_z(tmp_path, monke
     assert peaks[1] - peaks[0] < 0.25 * held  # three quarters of which belong to the planes that were added
 
 
-@pytest.mark.parametrize("planes", [1, 3, 20, 64])
-def test_gaps_of_a_packed_mask_are_bridged_in_runs_of_planes(monkeypatch, planes: int) -> None:
-    monkeypatch.setattr(morphology, "CLOSED_PLANES", planes)
-    rng = np.random.default_rng(planes)
+@pytest.mark.parametrize("seed", [1, 3, 20, 64])
+def test_gaps_are_bridged_column_by_column_in_arrays_and_packed_masks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
     for reach in (1, 2, 5):
         inside = rng.random((70, 9, 13)) > 0.9
         ends = np.sort(rng.choice(np.arange(1, 70), 16, replace=False)).tolist()
         table = SectionTable([Section(str(a), a, b) for a, b in itertools.pairwise([0, *ends, 70])], 70)
         packed = PackedMask.of(inside)
         closed = close_along_z(packed, table, reach)
-        np.testing.assert_array_equal(closed[:], close_along_z(inside, table, reach))
+        sizes = np.array([section.z_stop - section.z_start for section in table])
+        depth, expected = np.concatenate([[0.0], np.cumsum(np.repeat(1 / sizes, sizes))]), inside.copy()
+        for y, x in np.ndindex(inside.shape[1:]):
+            for below, above in itertools.pairwise(np.flatnonzero(inside[:, y, x])):
+                expected[below:above, y, x] |= depth[above] - depth[below + 1] <= reach + 1e-6
+        np.testing.assert_array_equal(close_along_z(inside, table, reach), expected)
+        np.testing.assert_array_equal(closed[:], expected)
         np.testing.assert_array_equal(packed[:], inside)
         assert closed.mean() > inside.mean()
 

@@ -146,27 +146,3 @@ def dilate(mask: Any, radius: int, out: Any) -> None:
             half = int(np.sqrt(radius**2 - (other - y) ** 2))
             for x in range(n_x):
                 out[y, x] |= near[other, x] <= half
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def ends_of_gaps(bits: Any, first: Any, edges: Any, reach: Any, below: Any, last: Any) -> None:
-    """Replace packed planes (z, bytes) uint8 by the bits at which a gap along Z ends that is to be filled.
-
-    Such a voxel is inside, and the gap below it is at most `reach` long. `edges` (Z + 1,) are the limits of planes in
-    the unit of `reach`; `first` is the index of the first plane. `below` (bytes,) is the plane below, and `last`
-    (bytes, 8) the plane in which each voxel was last inside before a gap; both are updated for the planes above.
-    """
-    for i_z in range(bits.shape[0]):
-        z = first + i_z
-        for i in range(bits.shape[1]):
-            here, before = bits[i_z, i], below[i]
-            bits[i_z, i] = 0
-            if here == before:
-                continue
-            below[i] = here
-            for k in range(8):
-                bit = np.uint8(1) << np.uint8(k)
-                if before & bit and not here & bit:
-                    last[i, k] = z - 1
-                elif here & bit and not before & bit and last[i, k] >= 0 and edges[z] - edges[last[i, k] + 1] <= reach:
-                    bits[i_z, i] |= bit

@@ -14,10 +14,8 @@ from n4flow.compute.arrays import array_module
 from n4flow.compute.threads import run_tasks
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.sections import SectionTable
-from n4flow.statistics.shrunken import runs
 
 SMOOTH_REACH = 4.0  # The Gaussian kernel ends at this many sigma.
-CLOSED_PLANES = 64  # Planes of a packed mask that are closed at a time.
 
 
 def _ndimage(xp: ModuleType) -> Any:
@@ -150,46 +148,17 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int, filled: slice =
     sizes, steps = np.diff(cuts), np.zeros(len(mask))
     steps[cuts[0] : cuts[-1]] = np.repeat(1 / np.maximum(sizes, 1), sizes)
     edges = np.concatenate([[0.0], np.cumsum(steps)])
-    most = reach + 1e-6
-    if isinstance(mask, PackedMask):
-        return _close_packed(mask, edges, most)
-    if array_module(mask) is np:
-        return _close_packed(PackedMask.of(mask), edges, most)[:]
     xp = array_module(mask)
-    edges = xp.asarray(edges)
-    n_planes = mask.shape[0]
-    last = xp.full(mask.shape, -1, xp.int32)  # the last plane at or below each voxel that is in the mask
-    running = xp.full(mask.shape[1:], -1, xp.int32)
-    for z in range(n_planes):
-        running = xp.where(mask[z], xp.int32(z), running)
-        last[z] = running
-    closed = mask.copy()
-    following = xp.full(mask.shape[1:], n_planes, xp.int32)
-    for z in range(n_planes - 1, -1, -1):
-        following = xp.where(mask[z], xp.int32(z), following)
-        gap = edges[xp.minimum(following, n_planes)] - edges[last[z] + 1]
-        closed[z] |= (last[z] >= 0) & (following < n_planes) & (gap <= most)
-    return closed
-
-
-def _close_packed(mask: PackedMask, edges: np.ndarray, most: float) -> PackedMask:
-    """Fill the gaps of a packed mask, a few planes at a time: forwards to find their ends, backwards to fill them."""
-    from n4flow.masks import kernels as tissue_kernels
-
-    stretches = list(runs(0, len(mask), CLOSED_PLANES))
-    found, closed = PackedMask.empty(mask.shape), PackedMask.empty(mask.shape)
-    width = mask.bits(0, 1).shape[1]
-    below, last = np.zeros(width, np.uint8), np.full((width, 8), -1, np.int32)
-    for start, stop in stretches:
-        bits = mask.bits(start, stop)
-        tissue_kernels.ends_of_gaps(bits, start, edges, most, below, last)
-        found.set_bits(start, bits)
-    filling = np.zeros(width, np.uint8)
-    for start, stop in reversed(stretches):
-        bits, ends = mask.bits(start, stop), found.bits(start, stop)
-        for inside, end in zip(bits[::-1], ends[::-1], strict=True):
-            following = filling & ~inside | end
-            inside |= filling
-            filling = following
-        closed.set_bits(start, bits)
-    return closed
+    ends, closed = (PackedMask.empty(mask.shape) if xp is np else xp.zeros_like(mask) for _each in range(2))
+    last = xp.full(mask.shape[1:], -1, xp.int32)  # the last plane before in which each voxel is in the mask
+    for z in range(len(mask)):
+        first = int(np.argmax(edges[z] - edges[: z + 1] <= reach + 1e-6))  # of the longest gap that may end here
+        inside = mask[z]
+        ends[z] = inside & (last >= max(first - 1, 0)) & (last < z - 1)  # of gaps below that are to be filled
+        last[inside] = z
+    filling = xp.zeros(mask.shape[1:], bool)
+    for z in range(len(mask) - 1, -1, -1):
+        inside = mask[z]
+        closed[z] = inside | filling
+        filling = filling & ~inside | ends[z]
+    return closed if xp is not np or isinstance(mask, PackedMask) else closed[:]

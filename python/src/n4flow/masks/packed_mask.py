@@ -60,10 +60,6 @@ class PackedMask:
             codec().decode(plane, row)
         return found
 
-    def set_bits(self, z_start: int, bits: np.ndarray) -> None:
-        """Replace planes from `z_start` on by those of `bits`."""
-        self.planes[z_start : z_start + len(bits)] = _compress(bits)
-
     def __getitem__(self, planes: int | slice) -> np.ndarray:
         """Return a plane (y, x), or successive planes (z, y, x), as bool."""
         if not isinstance(planes, slice):
@@ -81,7 +77,7 @@ class PackedMask:
         if mask.shape != (stop - start, *self.shape[1:]):
             msg = f"planes {start} to {stop} of a mask of shape {self.shape} cannot be set to an array of {mask.shape}"
             raise ValueError(msg)
-        self.set_bits(start, pack(mask))
+        self.planes[start:stop] = _compress(pack(mask))
 
     def _run(self, planes: slice) -> tuple[int, int]:
         start, stop, step = planes.indices(len(self))

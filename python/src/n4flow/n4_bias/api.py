@@ -112,28 +112,17 @@ def fit_bias(
     return engine.fit(small, controls=controls, settings=settings, backend=chosen)
 
 
-def n4(
-    image: Any,
-    mask: Any = None,
-    *,
-    iters: Sequence[int] | int = DEFAULT_ITERATIONS,
-    over_relax: float = 1.0,
-    conv_threshold: float = 1e-3,
-    nbins: int = 200,
-    fwhm: float = 0.15,
-    wiener: float = 0.01,
-    control_points: int | Sequence[int] = 4,
-    weights: Any = None,
-    shrink: Factors = 1,
-    convergence: str = "itk",
-    backend: str = "auto",
-    threads: int | None = None,
-    return_bias: bool = False,
-) -> Any:
+def n4(image: Any, mask: Any = None, *, return_bias: bool = False, **options: Any) -> Any:
     """Correct an image with N4; a drop-in replacement of n4ax.n4.
 
-    Parameters are those of `fit_bias` and mean what n4ax means by them. Defaults are ITK's; n4ax has others
-    (`iters=(8, 12, 12, 8)`, `over_relax=1.8`, threshold 0).
+    Parameters
+    ----------
+    image, mask
+        See `fit_bias`.
+    return_bias : bool
+    **options
+        Options of `fit_bias`, which mean what n4ax means by them. Defaults are ITK's; n4ax has others
+        (`iters=(8, 12, 12, 8)`, `over_relax=1.8`, threshold 0).
 
     Returns
     -------
@@ -141,22 +130,7 @@ def n4(
     log_bias : float32 array
         Only with `return_bias`.
     """
-    bias = fit_bias(
-        image,
-        mask,
-        iters=iters,
-        over_relax=over_relax,
-        conv_threshold=conv_threshold,
-        nbins=nbins,
-        fwhm=fwhm,
-        wiener=wiener,
-        control_points=control_points,
-        weights=weights,
-        shrink=shrink,
-        convergence=convergence,
-        backend=backend,
-        threads=threads,
-    )
+    bias, threads = fit_bias(image, mask, **options), options.get("threads")
     if bias.backend == "gpu" and not on_device(image):
         corrected = np.empty(bias.shape, np.float32)
         bias.apply_through_gpu(np.asarray(image), corrected)

@@ -6,7 +6,6 @@ in a fixed order, and histograms are integers.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -119,7 +118,7 @@ class PlaneShrinker(BlockMeans):
             np.concatenate(rows, out=values[0], casting="unsafe")
         means = self.mean[plane : plane + 1], self.valid[plane : plane + 1]
         place = at, self.shape[1:], self.k, *means, *kernels.NO_EDGES
-        kernels.shrink_tile(values, values.view(np.int32), *place, counts, extremes)
+        kernels.shrink_tile(values, *place, counts, extremes)
         if self._top is not None and extremes[0, 1] >= self._top:
             counts[0, PLANE_COUNTS.index("n_saturated")] += sum(np.count_nonzero(part == self._top) for part in rows)
 
@@ -146,15 +145,17 @@ class Tile:
     """
 
     def __init__(self, means: TileShrinker, at: tuple[int, int, int], shape: tuple[int, ...]) -> None:
-        self.means, self.at, self.shape, k = means, at, shape, means.k
-        rows, columns = (-(-(a + n) // k) - a // k for a, n in zip(at[1:], shape[1:], strict=True))
-        self.blocks = rows, columns
+        from n4flow.statistics import block_mean_kernels as kernels
+
+        self.means, self.at, self.shape = means, at, shape
         axes = zip(at[1:], shape[1:], means.shape[1:], strict=True)
-        inside = math.prod(_whole_blocks(*axis, k) for axis in axes)
-        self.edges = (
-            np.empty((shape[0], rows * columns - inside)),
-            np.empty((shape[0], rows * columns - inside), np.int32),
-        )
+        rows, columns = (kernels.blocks_of(*axis, means.k) for axis in axes)
+        shared = np.ones((rows[1], columns[1]), bool)  # the blocks that other tiles touch, too
+        shared[slice(*rows[2:]), slice(*columns[2:])] = False
+        down, across = np.nonzero(shared)
+        self.places = (rows[0] + down) * means.mean.shape[2] + columns[0] + across  # among the blocks of a plane
+        self.edges = np.empty((shape[0], down.size)), np.empty((shape[0], down.size), np.int32)
+        self._own_places = np.flatnonzero(shared)  # the same among those of the tile
         self.counts = np.zeros((shape[0], len(PLANE_COUNTS)), np.int64)
         self.extremes = np.tile([np.inf, -np.inf], (shape[0], 1))
 
@@ -166,13 +167,7 @@ class Tile:
         inside = slice(self.at[0] + first, self.at[0] + first + len(values))
         place = self.at[1:], self.means.shape[1:], self.means.k, self.means.mean[inside], self.means.valid[inside]
         state = (part[planes] for part in (*self.edges, self.counts, self.extremes))
-        kernels.shrink_tile(values, values.view(np.int32), *place, *state)
-
-
-def _whole_blocks(start: int, extent: int, size: int, k: int) -> int:
-    """Return the number of blocks along an axis that lie within a tile."""
-    stop = start + extent
-    return max(0, (-(-size // k) if stop == size else stop // k) - -(-start // k))
+        kernels.shrink_tile(values, *place, self._own_places, *state)
 
 
 class TileShrinker(BlockMeans):
@@ -184,8 +179,9 @@ class TileShrinker(BlockMeans):
     def __init__(self, shape: tuple[int, int, int], k: int) -> None:
         super().__init__(shape, k)
         self._open: slice | None = None
-        self._shared = np.zeros((2, max(self.mean.shape[1:])), bool)
-        self._sums, self._lost = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
+        # blocks that several tiles touch, by their index in a plane: which they are, sums, and invalid voxels
+        self._shared = np.zeros(self.mean[0].size, bool)
+        self._sums, self._lost = np.zeros((0, self._shared.size)), np.zeros((0, self._shared.size), np.int32)
 
     def merge(self, planes: slice, tiles: Iterable[Tile]) -> None:
         """Merge complete tiles of the same planes; tiles of other planes end the planes before."""
@@ -194,27 +190,28 @@ class TileShrinker(BlockMeans):
         if self._open != planes:
             self.finish()
             self._open = planes
-            depth = planes.stop - planes.start
-            if len(self._sums) < depth:
-                shape = (depth, *self.mean.shape[1:])
+            shape = planes.stop - planes.start, self._shared.size
+            if len(self._sums) < shape[0]:
                 self._sums, self._lost = np.zeros(shape), np.zeros(shape, np.int32)
         for tile in sorted(tiles, key=lambda tile: tile.at):
             first = tile.at[0] - planes.start
-            held = self._sums[first : first + tile.shape[0]], self._lost[first : first + tile.shape[0]]
-            place = tile.at[1:], tile.shape[1:], self.shape[1:], self.k, tile.blocks
-            kernels.add_edges(*tile.edges, *place, *held, self._shared)
+            inside = slice(first, first + tile.shape[0])
+            kernels.add_edges(*tile.edges, tile.places, self._sums[inside], self._lost[inside])
+            self._shared[tile.places] = True
             self._count(slice(tile.at[0], tile.at[0] + tile.shape[0]), tile.counts, tile.extremes)
 
     def finish(self) -> None:
         """Write the means of the planes that were merged last."""
-        from n4flow.statistics import block_mean_kernels as kernels
-
         if self._open is not None:
-            depth = self._open.stop - self._open.start
-            into = self.mean[self._open], self.valid[self._open]
-            kernels.settle_edges(self._sums[:depth], self._lost[:depth], self.shape[1:], self.k, self._shared, *into)
-            self._open = None
-            self._shared[:] = False
+            down, across = (np.minimum(n - np.arange(0, n, self.k), self.k) for n in self.shape[1:])
+            places, depth = np.flatnonzero(self._shared), self._open.stop - self._open.start
+            voxels = np.outer(down, across).reshape(-1)[places]
+            n = voxels - self._lost[:depth, places]
+            means, shares = (part[self._open].reshape(depth, -1) for part in (self.mean, self.valid))
+            means[:, places] = self._sums[:depth, places] / np.where(n > 0, n, 1)
+            shares[:, places] = n / voxels
+            self._sums[:depth, places], self._lost[:depth, places] = 0, 0
+            self._open, self._shared[:] = None, False
 
 
 class PlaneCounter:

@@ -12,12 +12,10 @@ import numpy as np
 from n4flow.compute import simd as v
 from n4flow.compute.jit import row_kernel
 from n4flow.compute.numba_cache import njit
-from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE
 
 N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE = range(4)  # columns of the counts of `shrink_tile`
-NO_EDGES = np.empty((1, 0)), np.empty((1, 0), np.int32)  # for tiles of complete blocks
+NO_EDGES = np.empty(0, np.int64), np.empty((1, 0)), np.empty((1, 0), np.int32)  # for tiles of complete blocks
 MOST_MEASURED = 1 << 24  # voxels counted at a time, since float32 is exact up to here
-PLAIN, ZEROS, BROKEN = range(3)  # all voxels are valid; some are zero; some are not finite
 
 
 @row_kernel
@@ -57,13 +55,6 @@ def add_blocks(column, k, ahead, whole, totals, start):  # type: ignore[no-untyp
 
 
 @row_kernel
-def mean_of(total, lost, voxels):  # type: ignore[no-untyped-def]
-    """Return the mean of a block and its share of valid voxels."""
-    n = np.float64(voxels - lost)
-    return total / (n if n > 0.0 else 1.0), n / np.float64(voxels)
-
-
-@row_kernel
 def _add_measures(value, sums):  # type: ignore[no-untyped-def]
     """Add a vector of voxels to the counts of finite, valid and negative voxels, and to the extremes."""
     finite, valid, negative, low, high = sums
@@ -78,8 +69,8 @@ def _add_measures(value, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def measure(voxels: Any, counts: Any, extremes: Any) -> int:
-    """Count float32 voxels (n,), at most MOST_MEASURED, and update the extremes; return PLAIN, ZEROS or BROKEN."""
+def measure(voxels: Any, counts: Any, extremes: Any) -> bool:
+    """Count float32 voxels (n,), at most MOST_MEASURED, and update the extremes; return whether all are valid."""
     none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
     sums = (none, none, none, infinity, v.subtract(none, infinity))
     whole = voxels.size - voxels.size % v.LANES
@@ -95,109 +86,84 @@ def measure(voxels: Any, counts: Any, extremes: Any) -> int:
     counts[N_NEGATIVE] += int(v.sum_of(negative))
     extremes[0] = min(extremes[0], v.lowest_of(low))
     extremes[1] = max(extremes[1], v.highest_of(high))
-    if n == voxels.size:
-        return PLAIN
-    return ZEROS if int(v.sum_of(finite)) == voxels.size else BROKEN
+    return n == voxels.size
 
 
 @row_kernel
-def usable(bits):  # type: ignore[no-untyped-def]
-    """Return whether a float32, given by its bits as int32, is finite, and whether it is valid."""
-    magnitude = bits & np.int32(MAGNITUDE)
-    finite = magnitude < np.int32(INFINITY_BITS)
-    return finite, finite & (magnitude != 0)
-
-
-@row_kernel
-def _sum_blocks(tile, bits, z, y_start, x_start, k, sums, lost, counts, extremes, column, gone):  # type: ignore[no-untyped-def]
-    """Add a plane of a tile to the sums (blocks down, blocks across) of its blocks; return PLAIN, ZEROS or BROKEN."""
+def _sum_blocks(tile, z, y_start, x_start, k, sums, lost, counts, extremes, column, gone):  # type: ignore[no-untyped-def]
+    """Add a plane of a tile to sums and invalid voxels of its blocks (down, across); return whether all are valid."""
     n_y, n_x = tile.shape[1:]
     ahead = -x_start % k  # columns before the first block that begins in the tile
     whole = max(0, n_x - ahead) // k
     all_sums, all_lost = sums.reshape(-1), lost.reshape(-1)
-    voxels, state, i = tile[z].reshape(-1), PLAIN, 0
+    voxels, plain, i = tile[z].reshape(-1), True, 0
     for start in range(0, voxels.size, MOST_MEASURED):
         part = voxels[start : start + MOST_MEASURED]
-        state = max(state, measure(part, counts, extremes))
+        plain &= measure(part, counts, extremes)
     while i < n_y:
         r = (y_start + i) // k - y_start // k
         stop = min(n_y, (r + 1 + y_start // k) * k - y_start)
-        if state == BROKEN:
-            _add_valid_rows(tile, bits, z, i, stop, column, gone)
-        else:
-            _add_rows(voxels, n_x, i, stop, column, gone)
+        _add_rows(voxels, n_x, i, stop, column, gone)
         i = stop
         at = r * sums.shape[1]
         add_blocks(column[:n_x], k, ahead, whole, all_sums, at)
-        if state != PLAIN:
+        if not plain:
             add_blocks(gone[:n_x], k, ahead, whole, all_lost, at)
-    return state
+    return plain
 
 
 @row_kernel
-def _add_values(value, total, zeros):  # type: ignore[no-untyped-def]
-    """Add a vector of voxels to a vector of sums, and their zeros to a vector of counts."""
-    none, one = v.splat(np.float32(0)), v.splat(np.float32(1))
-    return v.add(total, v.widen(value)), v.add(zeros, v.where_zero(value, one, none))
+def _add_values(value, total, gone):  # type: ignore[no-untyped-def]
+    """Add a vector of voxels to a vector of sums, and its invalid voxels, which count as 0, to a vector of counts."""
+    none, one, infinity = v.splat(np.float32(0)), v.splat(np.float32(1)), v.splat(np.float32(np.inf))
+    finite = v.where_below(v.maximum(value, v.subtract(none, value)), infinity, value, none)
+    return v.add(total, v.widen(finite)), v.add(gone, v.where_zero(finite, one, none))
 
 
 @row_kernel
 def _add_rows(voxels, n_x, start, stop, column, gone):  # type: ignore[no-untyped-def]
-    """Write the sums of the columns of some rows (y * n_x,), added in order, and the numbers of zeros."""
+    """Write the sums of the columns of some rows (y * n_x,), added in order, and the numbers of invalid voxels."""
     whole = n_x - n_x % v.LANES
     for x in range(0, whole, v.LANES):
-        total, zeros = v.splat(np.float64(0)), v.splat(np.float32(0))
+        total, lost = v.splat(np.float64(0)), v.splat(np.float32(0))
         for i in range(start, stop):
-            total, zeros = _add_values(v.load(voxels, i * n_x + x), total, zeros)
+            total, lost = _add_values(v.load(voxels, i * n_x + x), total, lost)
         v.store(column, x, total)
-        v.store(gone, x, zeros)
+        v.store(gone, x, lost)
     if whole < n_x:
-        total, zeros = v.splat(np.float64(0)), v.splat(np.float32(0))
+        total, lost = v.splat(np.float64(0)), v.splat(np.float32(0))
         for i in range(start, stop):
-            total, zeros = _add_values(v.load_first(voxels, i * n_x + whole, n_x - whole), total, zeros)
+            total, lost = _add_values(v.load_first(voxels, i * n_x + whole, n_x - whole), total, lost)
         v.store(column, whole, total)
-        v.store(gone, whole, zeros)
+        v.store(gone, whole, lost)
 
 
-@row_kernel
-def _add_valid_rows(tile, bits, z, start, stop, column, gone):  # type: ignore[no-untyped-def]
-    """Write the sums of the finite voxels of columns, and the numbers of invalid voxels."""
-    column[:] = 0.0
-    gone[:] = np.float32(0)
-    for i in range(start, stop):
-        for x in range(tile.shape[2]):
-            finite, good = usable(bits[z, i, x])
-            column[x] += np.float64(tile[z, i, x] if finite else np.float32(0))
-            gone[x] += np.float32(not good)
+@njit(nogil=True, cache=True)
+def blocks_of(start: int, extent: int, size: int, k: int) -> tuple[int, int, int, int]:
+    """Return which blocks of `k` a tile touches along an axis of `size`: the first, and how many.
 
-
-@row_kernel
-def _whole(block: int, k: int, start: int, extent: int, size: int) -> bool:
-    """Return whether a block of `k` along an axis of `size` lies within a tile of `extent` that begins at `start`."""
-    return (block * k >= start) & (min((block + 1) * k, size) <= start + extent)
-
-
-@row_kernel
-def _extent(block: int, k: int, size: int) -> int:
-    """Return how many voxels a block has along an axis of `size`."""
-    return min((block + 1) * k, size) - block * k
+    Then which of these lie within the tile: the first, counted from there, and the one after the last.
+    """
+    stop, first = start + extent, start // k
+    begin, end = -(-start // k), -(-size // k) if stop == size else stop // k
+    return first, -(-stop // k) - first, begin - first, max(begin, end) - first
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def shrink_tile(
     tile: Any,
-    bits: Any,
     at: Any,
     size: Any,
     k: int,
     mean: Any,
     valid: Any,
+    places: Any,
     edges: Any,
     edges_lost: Any,
     counts: Any,
     extremes: Any,
 ) -> None:
-    """Write means and valid shares of the k x k blocks within a float32 tile (z, y, x); `bits` is its view as int32.
+    """Write means and valid shares of the k x k blocks within a float32 tile (z, y, x).
 
     Parameters
     ----------
@@ -205,103 +171,43 @@ def shrink_tile(
         Row and column of the tile's first voxel in the plane; rows and columns of the plane.
     mean, valid : (z, blocks down, blocks across) array
         Those of whole planes.
+    places : (n,) int64 array
+        Blocks, among all that the tile touches, that other tiles touch, too; row by row.
     edges, edges_lost : (z, n) float64 and int32 array
-        Written: sums, and numbers of invalid voxels, of the tile in blocks that other tiles touch, too.
+        Written: sums, and numbers of invalid voxels, of the tile in these blocks.
     counts, extremes : (z, 5) and (z, 2) array
         Updated.
     """
-    extent = tile.shape[1:]
-    first_r, first_c = at[0] // k, at[1] // k
-    n_r, n_c = -(-(at[0] + extent[0]) // k) - first_r, -(-(at[1] + extent[1]) // k) - first_c
-    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
-    # one block that reaches beyond the tile on both sides is left out once
-    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
+    n_y, n_x = tile.shape[1:]
+    first_r, n_r, r_begin, r_end = blocks_of(at[0], n_y, size[0], k)
+    first_c, n_c, c_begin, c_end = blocks_of(at[1], n_x, size[1], k)
     sums, lost = np.zeros((n_r, n_c)), np.zeros((n_r, n_c))
-    room = extent[1] + v.LANES  # the last vector may reach beyond the columns
+    inside = slice(c_begin, c_end)
+    widths = np.minimum(size[1] - (first_c + np.arange(c_begin, c_end)) * k, k).astype(np.float64)
+    room = n_x + v.LANES  # the last vector may reach beyond the columns
     column, gone = np.zeros(room, np.float64), np.zeros(room, np.float32)
     for z in range(tile.shape[0]):
-        state = _sum_blocks(tile, bits, z, at[0], at[1], k, sums, lost, counts[z], extremes[z], column, gone)
-        edge = 0
-        for r in range(n_r):
-            row = first_r + r
-            inside = _whole(row, k, at[0], extent[0], size[0])
-            if inside:
-                height = _extent(row, k, size[0])
-                means, shares, totals = mean[z, row, first_c:], valid[z, row, first_c:], sums[r]
-                most = np.float64(height * k)
-                if state == PLAIN:
-                    for c in range(begin, end - 1):
-                        means[c] = totals[c] / most
-                        shares[c] = 1.0
-                else:
-                    for c in range(begin, end - 1):
-                        n = most - lost[r, c]
-                        means[c] = totals[c] / (n if n > 0.0 else 1.0)
-                        shares[c] = n / most
-                for c in range(max(begin, end - 1), end):  # the last block may be narrower
-                    voxels = height * _extent(first_c + c, k, size[1])
-                    means[c], shares[c] = mean_of(totals[c], lost[r, c], voxels)
-            # blocks within the tile are no edges
-            for c in range(begin if inside else n_c):
-                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
-                edge += 1
-            for c in range(end if inside else n_c, n_c):
-                edges[z, edge], edges_lost[z, edge] = sums[r, c], lost[r, c]
-                edge += 1
+        plain = _sum_blocks(tile, z, at[0], at[1], k, sums, lost, counts[z], extremes[z], column, gone)
+        for r in range(r_begin, r_end):
+            height = np.float64(min(size[0] - (first_r + r) * k, k))
+            means, shares = mean[z, first_r + r, first_c:][inside], valid[z, first_r + r, first_c:][inside]
+            totals, gaps = sums[r, inside], lost[r, inside]
+            for c in range(widths.size):
+                voxels = height * widths[c]
+                n = voxels - gaps[c]
+                means[c] = totals[c] / (n if n > 0.0 else 1.0)
+                shares[c] = 1.0 if plain else n / voxels
+        for i in range(places.size):
+            r, c = places[i] // n_c, places[i] % n_c
+            edges[z, i], edges_lost[z, i] = sums[r, c], lost[r, c]
         sums[:] = 0.0
-        if state != PLAIN:
-            lost[:] = 0.0
+        lost[:] = 0.0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def add_edges(
-    edges: Any,
-    edges_lost: Any,
-    at: Any,
-    extent: Any,
-    size: Any,
-    k: int,
-    blocks: Any,
-    sums: Any,
-    lost: Any,
-    open_: Any,
-) -> None:
-    """Add the edges of a tile (see `shrink_tile`) that touches `blocks` (down, across) to sums of planes (z, y, x).
-
-    `open_` (2, n) marks the rows and the columns of blocks that several tiles may touch.
-    """
-    first_r, first_c = at[0] // k, at[1] // k
-    n_c = blocks[1]
-    begin = 0 if _whole(first_c, k, at[1], extent[1], size[1]) else 1
-    # one block that reaches beyond the tile on both sides is left out once
-    end = n_c if _whole(first_c + n_c - 1, k, at[1], extent[1], size[1]) else max(begin, n_c - 1)
-    for r in range(first_r, first_r + blocks[0]):
-        open_[0, r] |= not _whole(r, k, at[0], extent[0], size[0])
-    for c in range(n_c):
-        open_[1, first_c + c] |= c < begin or c >= end
+@njit(nogil=True, cache=True)
+def add_edges(edges: Any, edges_lost: Any, places: Any, sums: Any, lost: Any) -> None:
+    """Add the edges of a tile (see `shrink_tile`) to sums of blocks of whole planes (z, blocks) at `places`."""
     for z in range(edges.shape[0]):
-        edge = 0
-        for r in range(first_r, first_r + blocks[0]):
-            c, inside = 0, _whole(r, k, at[0], extent[0], size[0])
-            while c < n_c:
-                if inside and c == begin and begin < end:
-                    c = end
-                    continue
-                sums[z, r, first_c + c] += edges[z, edge]
-                lost[z, r, first_c + c] += edges_lost[z, edge]
-                edge += 1
-                c += 1
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def settle_edges(sums: Any, lost: Any, size: Any, k: int, open_: Any, mean: Any, valid: Any) -> None:
-    """Write the means of blocks that several tiles may have touched, and set their sums and counts to zero."""
-    every, some = np.arange(sums.shape[2]), np.flatnonzero(open_[1, : sums.shape[2]])
-    for z in range(sums.shape[0]):
-        for r in range(sums.shape[1]):
-            height = _extent(r, k, size[0])
-            for c in every if open_[0, r] else some:
-                voxels = height * _extent(c, k, size[1])
-                mean[z, r, c], valid[z, r, c] = mean_of(sums[z, r, c], lost[z, r, c], voxels)
-                sums[z, r, c] = 0.0
-                lost[z, r, c] = 0
+        for i in range(places.size):
+            sums[z, places[i]] += edges[z, i]
+            lost[z, places[i]] += edges_lost[z, i]

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute import simd as v
-from n4flow.compute.jit import row_kernel
 from n4flow.compute.numba_cache import njit
 from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT
 
@@ -22,58 +20,21 @@ PIECE_VOXELS = 1 << 25  # voxels that such a word can count
 up: Any = np.uintp
 
 
-@row_kernel
-def _add_ends(value, ends):  # type: ignore[no-untyped-def]
-    """Update the ranges of positive finite values, and of the magnitudes of negative ones, by a vector."""
-    none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
-    size = v.maximum(value, v.subtract(none, value))
-    above = v.where_below(none, value, v.where_below(size, infinity, size, none), none)
-    below = v.where_below(value, none, v.where_below(size, infinity, size, none), none)
-    return (
-        v.minimum(ends[0], v.where_below(none, above, above, infinity)),
-        v.maximum(ends[1], above),
-        v.minimum(ends[2], v.where_below(none, below, below, infinity)),
-        v.maximum(ends[3], below),
-    )
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
-def _touch(voxels: Any, touched: Any) -> None:
-    """Update `touched` (2, 2), the ranges of bins in use of positive and of negative values, by float32 voxels (n,)."""
-    none, infinity = v.splat(np.float32(0)), v.splat(np.float32(np.inf))
-    ends = (infinity, none, infinity, none)
-    whole = voxels.size - voxels.size % v.LANES
-    for i in range(0, whole, v.LANES):
-        ends = _add_ends(v.load(voxels, i), ends)
-    few = np.zeros(v.LANES, np.float32)
-    few[: voxels.size - whole] = voxels[whole:]
-    ends = _add_ends(v.load(few, 0), ends)
-    found = np.array(
-        [v.lowest_of(ends[0]), v.highest_of(ends[1]), v.lowest_of(ends[2]), v.highest_of(ends[3])], np.float32
-    )
-    for sign in range(2):
-        if found[2 * sign + 1] > 0:
-            bins = found[2 * sign : 2 * sign + 2].view(np.int32) >> np.int32(SHIFT)
-            touched[sign, 0] = min(touched[sign, 0], bins[0])
-            touched[sign, 1] = max(touched[sign, 1], bins[1])
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def histogram_rows(rows: Any, bits: Any, classes: Any, table: Any, touched: Any) -> None:
-    """Add rows (y, X) of a float32 plane, and their view as int32, to a table of packed counts and sums.
+def histogram_rows(bits: Any, classes: Any, table: Any) -> tuple[Any, Any]:
+    """Add rows (y, X) of a float32 plane to a table of packed counts and sums; return the first and last bin in use.
 
     Parameters
     ----------
-    rows, bits : (y * X,) float32 and int32 array
+    bits : (y * X,) int32 array
+        A view of the voxels.
     classes : (y, X) uint8 array
         0 tissue, 1 agarose, 2 the rest.
     table : (3 * 2 * N_BINS + 1, 2) int64 array
         By class, sign and bin; the last row counts invalid voxels. Every other voxel is counted in the second column,
         because neighbours often share a bin, and an addition to a word has to wait for the one before.
-    touched : (2, 2) int32 array
-        Bins in use, of positive and of negative values; see `_touch`.
     """
-    _touch(rows, touched)
+    low, high = np.int32(N_BINS), np.int32(-1)
     n_x = up(classes.shape[1])
     place = np.empty(n_x + up(1), np.uint32)
     one, nowhere = np.int64(1) << COUNT_SHIFT, np.uint32(table.shape[0] - 1)
@@ -84,9 +45,12 @@ def histogram_rows(rows: Any, bits: Any, classes: Any, table: Any, touched: Any)
             word = bits[at + x]
             magnitude = word & np.int32(MAGNITUDE)
             usable = (magnitude > 0) & (magnitude < np.int32(INFINITY_BITS))
+            index = magnitude >> np.int32(SHIFT)
+            low = min(low, index if usable else np.int32(N_BINS))
+            high = max(high, index if usable else np.int32(-1))
             start = np.int32(classes[y, x]) * np.int32(2 * N_BINS)
             start += np.int32(N_BINS) if word < 0 else np.int32(0)
-            place[x] = np.uint32(start + (magnitude >> np.int32(SHIFT))) if usable else nowhere
+            place[x] = np.uint32(start + index) if usable else nowhere
         # unsigned indices need no test for negative ones
         for x in range(up(1), n_x, up(2)):
             first, second = up(place[x - up(1)]) * up(2), up(place[x]) * up(2) + up(1)
@@ -96,6 +60,7 @@ def histogram_rows(rows: Any, bits: Any, classes: Any, table: Any, touched: Any)
             x = n_x - up(1)
             words[up(place[x]) * up(2)] += one + np.int64(bits[at + x] & np.int32(RESIDUAL))
     table[nowhere] = 0
+    return low, high
 
 
 @njit(nogil=True, cache=True)
@@ -148,9 +113,8 @@ def count_planes(
     """
     n_z, n_y, n_x = source.shape
     step, n = values.shape[1], 0
-    touched = np.empty((2, 2), np.int32)
     for z in range(n_z):
-        touched[:, 0], touched[:, 1] = np.int32(N_BINS), np.int32(-1)
+        low, high = np.int32(N_BINS), np.int32(-1)
         for start in range(0, n_y, step):
             stop = min(n_y, start + step)
             rows = stop - start
@@ -159,13 +123,12 @@ def count_planes(
                     values[0, y, x] = np.float32(source[z, start + y, x])
             flat = values.reshape(-1)[: rows * n_x]
             expand_rows(small[z : z + 1], k, y_start + start, 0, classes[:, :rows])
-            histogram_rows(flat, flat.view(np.int32), classes[0, :rows], table, touched)
+            first, last = histogram_rows(flat.view(np.int32), classes[0, :rows], table)
+            low, high = min(low, first), max(high, last)
         for c in range(3):
             for sign in range(2):
-                low, high = touched[sign]
-                if low <= high:
-                    first = (2 * c + sign) * N_BINS
-                    n += _drain(table, first + low, first + high + 1, 2 * c * N_BINS, out[:, n:])
+                start = (2 * c + sign) * N_BINS
+                n += _drain(table, start + low, start + high + 1, 2 * c * N_BINS, out[:, n:])
                 ends[z, c, sign] = n
 
 
@@ -187,25 +150,6 @@ def _drain(table: Any, start: int, stop: int, shift: int, out: Any) -> int:
             table[place, 1] = 0
             n += 1
     return n
-
-
-@njit(nogil=True, cache=True)
-def add_pieces(bins: Any, counts: Any, sums: Any, first: int, span: int) -> tuple[Any, Any, Any]:
-    """Add counts and sums of equal bins, which are `first` to `first + span`; return bins in use, counts and sums."""
-    added = np.zeros((span, 2), np.int64)
-    for i in range(bins.size):
-        added[bins[i] - first, 0] += counts[i]
-        added[bins[i] - first, 1] += sums[i]
-    n = 0
-    for i in range(span):
-        n += added[i, 0] > 0
-    found = np.empty((3, n), np.int64)
-    n = 0
-    for i in range(span):
-        if added[i, 0] > 0:
-            found[0, n], found[1, n], found[2, n] = first + i, added[i, 0], added[i, 1]
-            n += 1
-    return found[0], found[1], found[2]
 
 
 @njit(nogil=True, cache=True)

@@ -75,22 +75,13 @@ def normal_equations(w, target, fy, wy, fx, wx, gram, right):
                 continue
             some = True
             value, i, v = np.float64(w[y, x]), fx[x], np.float64(target[y, x])
-            w0, w1, w2, w3 = wx[x, 0], wx[x, 1], wx[x, 2], wx[x, 3]
-            v0, v1, v2, v3 = value * w0, value * w1, value * w2, value * w3
-            row[i, 0] += v0 * w0
-            row[i, 1] += v0 * w1
-            row[i, 2] += v0 * w2
-            row[i, 3] += v0 * w3
-            row[i, 4] += v1 * w1
-            row[i, 5] += v1 * w2
-            row[i, 6] += v1 * w3
-            row[i, 7] += v2 * w2
-            row[i, 8] += v2 * w3
-            row[i, 9] += v3 * w3
-            line[i, 0] += v0 * v
-            line[i, 1] += v1 * v
-            line[i, 2] += v2 * v
-            line[i, 3] += v3 * v
+            pair = 0
+            for k in range(4):
+                part = value * wx[x, k]
+                line[i, k] += part * v
+                for m in range(k, 4):
+                    row[i, pair] += part * wx[x, m]
+                    pair += 1
         if not some:
             continue
         j, pair = fy[y], 0
