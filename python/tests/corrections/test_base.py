@@ -118,6 +118,7 @@ def test_a_new_correction_is_a_class_and_nothing_else(tmp_path):
     found = pair_metrics(pair)
     assert found["bias_field"] is None
     numbers = {"sample": "brain", "plan": {"shape": list(SHAPE)}, "metrics": found, "stages": [], "parameters": {}}
+    numbers["verdict"] = found["verdict"]
     write_report(tmp_path / "report.html", numbers, pair, {})
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Stripes taken out." in text

@@ -188,6 +188,7 @@ def test_run_leaves_the_input_alone_and_writes_its_numbers(image):
     assert stages == [
         "SHRINK",
         "TISSUE_MASK",
+        "PROVE",
         "PLANE_STATISTICS",
         "NORMALIZE",
         "MATCH_HISTOGRAMS",

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,13 +26,15 @@ from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization.fields import Harmonization
 from n4flow.corrections.harmonization.geometry import block_means
-from n4flow.corrections.harmonization.prepare import Samples
 from n4flow.corrections.plane_gain import PlaneGain, TissueMeans
 from n4flow.corrections.section_lookup import SectionLookup
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.field import BiasField
 from n4flow.statistics.plane_file import PieceFile, codec, write_pieces
 from n4flow.statistics.shrunken import runs
+
+if TYPE_CHECKING:
+    from n4flow.corrections.harmonization.prepare import Samples
 
 LEAST = 0.02  # A field whose proven part is smaller, as an rms of the log, is not divided out.
 FEWEST = 20  # Samples that a mode, and the contrast of a plane, are measured from at least.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization import Harmonization
-from n4flow.corrections.harmonization.prepare import Samples, harmonization_of
 from n4flow.corrections.histogram_matching import estimate_lookup
 from n4flow.corrections.plane_gain import PlaneGain, TissueMeans
 from n4flow.corrections.plane_range import PlaneRange, estimate_plane_range
@@ -38,6 +37,9 @@ from n4flow.pipeline.stages import Stage
 from n4flow.sections import Section, SectionTable, filled_planes
 from n4flow.statistics.accumulate import PLANE_COUNTS
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
+
+if TYPE_CHECKING:
+    from n4flow.corrections.harmonization.prepare import Samples
 
 TISSUE_THRESHOLD = 0.0  # Matching leaves voxels at or below this intensity, the agarose level, as they are.
 LEAST_VALID = 0.5  # A shrunken voxel enters the fit of a bias field where at least this share of its voxels is valid.
@@ -105,6 +107,8 @@ def n4_volume(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
 
 def harmonize(inputs: Inputs, parameters: Mapping[str, Any]) -> Harmonization:
     """Estimate all sections together, after the bias fields of the recipe; see `estimate_harmonization`."""
+    from n4flow.corrections.harmonization.prepare import harmonization_of
+
     samples = _samples(inputs, inputs.recipe, inputs.flat_field)
     options: dict[str, Any] = {"mode": parameters["harmonize"], "flat": inputs.flat_field}
     found = harmonization_of(samples, inputs.sections, shrink=inputs.shrunken.shrink, **options)
@@ -123,6 +127,8 @@ def prove(inputs: Inputs, parameters: Mapping[str, Any]) -> tuple[Evidence, list
     numbers : dict
         What the evidence rests on.
     """
+    from n4flow.corrections.harmonization.prepare import harmonization_of
+
     samples = _samples(inputs, Recipe())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", N4flowWarning)  # they speak of a stage that the user did not ask for
@@ -209,6 +215,8 @@ def _evidence(inputs: Inputs, parameters: Mapping[str, Any]) -> Evidence | None:
 
 def _samples(inputs: Inputs, previous: Recipe, flat: np.ndarray | None = None) -> Samples:
     """Return samples of the shrunken volume, divided by fields that were estimated before, a few planes at a time."""
+    from n4flow.corrections.harmonization.prepare import Samples
+
     shrunken, tissue = inputs.shrunken, inputs.tissue
 
     def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STEP_GROWTH = 0.02  # The log ratio by which a section's step may grow.
 WORST_CONTRAST = 0.12  # How far from 1 the share of contrast that is left may be in a single section.
+LEAST_UNPROVEN = 0.02  # Change without proof (rms log) that counts where next to nothing was needed.
 CHANGED = 0.005  # Robust standard deviation (log) of tissue below which it counts as unchanged.
 
 # Such a function takes a metric's value, its limit and all numbers of the section or volume. It returns a sentence, or
@@ -146,7 +147,7 @@ def facing_differ(after: float, limit: float, numbers: Mapping[str, Any]) -> str
 
 def changed_unproven(found: Mapping[str, float] | None, limit: float, _numbers: Mapping[str, Any]) -> str:
     """Return words on what was changed without proof."""
-    if found is None or found["all"] <= limit:
+    if found is None or found["all"] <= min(limit, LEAST_UNPROVEN + 0.1 * found["needed"]):
         return ""
     return f"tissue was changed by {found['all']:.1%} (rms) that neighbouring planes do not prove"
 
@@ -172,7 +173,7 @@ def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Seq
         words = "nothing needed correcting, and tissue was not changed"
     else:
         words = "contrast between neighbouring tissue is kept"
-        words += "" if found is None else ", and no more was changed than neighbouring planes prove"
+        words += "" if found is None else ", and next to nothing was changed that neighbouring planes do not prove"
     return {"status": "look" if said else "pass", "reasons": said, "changed": changed, "sentence": f"{words}."}
 
 

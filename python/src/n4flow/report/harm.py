@@ -54,7 +54,7 @@ def contrast_kept(products: np.ndarray) -> np.ndarray:
 def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> dict[str, float]:
     """Return the rms in tissue of the log of what was divided out and is not proven: by kind of correction, and `all`.
 
-    Brightness as a whole is no matter.
+    `needed` is the rms of all that is proven. Brightness as a whole is no matter.
     """
     found: dict[str, float] = {}
     total, left = np.zeros_like(evidence.logs), evidence
@@ -64,7 +64,8 @@ def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> dict[str, floa
             total += change
             found[correction.kind] = math.hypot(found.get(correction.kind, 0.0), _excess(left, change))
         left = left.after([correction])
-    return {"all": _excess(evidence, total), **found}
+    needed = evidence.proven[evidence.inside]
+    return {"needed": float(needed.std()) if needed.size else 0.0, "all": _excess(evidence, total), **found}
 
 
 def _excess(evidence: Evidence, change: np.ndarray) -> float:
