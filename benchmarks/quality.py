@@ -277,6 +277,27 @@ def poorer(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def verdicts(results: dict[str, Any]) -> str:
+    """Return as Markdown how often the verdict is right, over all rows.
+
+    A result is right with an r of at least the distorted volume's, and contrast within 5 % of truth or nearer to it.
+    """
+    lines = ["| correction | rows | right | of these, pass | wrong | of these, look |", "|---" * 6 + "|"]
+    for way in WAYS:
+        judged: dict[bool, list[str]] = {True: [], False: []}
+        for row in results["rows"]:
+            found, nothing = row["scores"].get(way, {}), row["scores"]["nothing"]
+            if "verdict" in found:
+                off, before = abs(found["contrast"] - 1), abs(nothing["contrast"] - 1)
+                right = found["r"] > nothing["r"] - ROUNDING and off < max(0.05, before) + ROUNDING
+                judged[right].append(found["verdict"]["status"])
+        right, wrong = judged[True], judged[False]
+        if right + wrong:
+            counts = len(right) + len(wrong), len(right), right.count("pass"), len(wrong), wrong.count("look")
+            lines.append(f"| {way} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
 @contextmanager
 def alone(lock: Path | None) -> Any:
     """Hold a lock file, so that benchmarks with the same lock file run one at a time."""
@@ -304,7 +325,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.table:
         stored = json.loads(arguments.table.read_text())
-        print(table(stored), poorer(stored), sep="\n\n")
+        print(table(stored), poorer(stored), verdicts(stored), sep="\n\n")
         return
     warnings.simplefilter("ignore", N4flowWarning)  # sections without tissue
     results: dict[str, Any] = {"machine": machine(), "rows": []}

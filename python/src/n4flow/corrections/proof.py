@@ -6,9 +6,8 @@ it, with its own doubts inside: gains, jitter, attenuation and shared shading en
 what a stage divides out, the part is kept that lies between nothing and this proven field. So where nothing is proven
 nothing is done, and no stage takes the volume farther from what is proven than it was, or than the whole stage would.
 
-The parts of a field are its modes, polynomials of the place in a section; those of a map are its level and what it does
-to contrast; and a gain has one part for each plane. What a map does to contrast is proven where contrast between
-neighbouring planes changes at cuts as the maps say.
+The parts of a field are its modes, polynomials of the place in a section; of a map it is its level; and a gain has one
+part for each plane.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
     from n4flow.corrections.harmonization.prepare import Samples
 
 LEAST = 0.02  # A field whose proven part is smaller, as an rms of the log, is not divided out.
-FEWEST = 20  # Samples that a mode, and the contrast of a plane, are measured from at least.
-SURE = 2.6  # Standard errors that are taken off the share of what maps do to contrast.
+FEWEST = 20  # Samples for each mode of a field at least.
 IN_PLANE, IN_DEPTH = 3, 1  # Degrees of the polynomials that are taken for an instrument's unevenness.
 CONTROLS = 4  # Control points along an axis of a spline that is one cubic polynomial.
 LEAST_PIVOT = 1e-6  # Of the largest; with less the tissue is too narrow to tell modes apart.
@@ -285,7 +283,11 @@ def _proven_modes(
 
 
 def proven_lookup(lookup: SectionLookup, evidence: Evidence) -> SectionLookup:
-    """Return the maps as far as they are proven, with the share of each one's level and that of all contrast.
+    """Return the maps as far as they are proven, gains of their levels, with the share of each.
+
+    What a map does to contrast stays out. Contrast between neighbouring planes, the slope of the log ratio of samples
+    above each other over their mean log, also changes at cuts with shading that is left, and proves maps that are
+    wrong.
 
     Parameters
     ----------
@@ -310,56 +312,10 @@ def proven_lookup(lookup: SectionLookup, evidence: Evidence) -> SectionLookup:
     weights = weights / max(weights.sum(), 1e-9)
     about = levels - weights @ levels  # what all have in common is no unevenness
     kept = np.where(some, towards(about, wanted - weights @ wanted), 0)
-    contrast = _contrast_share(evidence, -change)
-    x, y = lookup.knots_x, lookup.knots_y.copy()
-    for number in range(count):
-        part = slice(lookup.offsets[number], lookup.offsets[number + 1])
-        positive = (x[part] > 0) & (y[part] > 0)
-        ratio = np.divide(y[part], x[part], out=np.ones_like(x[part]), where=positive)
-        own = np.where(positive, np.log(ratio) + levels[number], 0)
-        y[part] = x[part] * np.exp(contrast * own - kept[number])
+    gain = np.exp(-kept)
+    knots = lookup.threshold + (lookup.knots_x - lookup.threshold) * np.repeat(gain, np.diff(lookup.offsets))
     share = np.divide(kept, about, out=np.zeros(count), where=some & (np.abs(about) > 1e-6))
-    return replace(lookup, knots_y=y, share=share, contrast_share=contrast)
-
-
-def _contrast_share(evidence: Evidence, change: np.ndarray) -> float:
-    """Return the share of what maps do to contrast that the contrast at cuts asks for.
-
-    Contrast between neighbouring planes is the slope of the log ratio of samples above each other over their mean log.
-    Between planes of one section it shows what anatomy and noise do.
-
-    Parameters
-    ----------
-    change : (Z, y, x) float32 array
-        What the maps add to the log.
-    """
-    even = np.where(evidence.inside, evidence.logs - evidence.proven, 0)
-    slopes, predicted, cut = [], [], []
-    for z in range(len(even) - 1):
-        both = evidence.inside[z] & evidence.inside[z + 1]
-        if both.sum() < FEWEST:
-            continue
-        low, high = even[z][both], even[z + 1][both]
-        middle = (low + high) / 2
-        middle = middle - np.median(middle)
-        ratio = high - low
-        ratio = ratio - np.median(ratio)
-        width = 1.4826 * np.median(np.abs(ratio)) + 1e-6
-        weights = np.exp(-0.5 * (ratio / (1.5 * width)) ** 2)
-        size = float((weights * middle**2).sum()) + 1e-9
-        slopes.append(float((weights * middle * ratio).sum()) / size)
-        added = change[z + 1][both] - change[z][both]
-        predicted.append(float((weights * middle * (added - added.mean())).sum()) / size)
-        cut.append(evidence.section[z] != evidence.section[z + 1])
-    at = np.array(cut, bool)
-    if at.sum() < 3 or at.all():
-        return 0.0
-    slope, added = np.array(slopes), np.array(predicted)
-    slope, added = slope[at] - np.median(slope[~at]), added[at]
-    size = max(float(added @ added), 1e-12)
-    share = -float(slope @ added) / size
-    error = np.sqrt(float(((slope + share * added) ** 2).mean()) / size)
-    return float(np.clip(share - SURE * error, 0, 1))
+    return replace(lookup, knots_y=knots, share=share)
 
 
 def proven_plane_gain(means: TissueMeans, sigma: float, evidence: Evidence) -> PlaneGain:

@@ -35,9 +35,7 @@ class SectionLookup(Correction):
     knots_x, knots_y : float64 arrays
         Knots of all maps, strictly ascending in x and never descending in y within a map.
     share : (maps,) float64 array or None
-        Of the level of each map, what is applied, see `proof`; None: all of it.
-    contrast_share : float
-        The same of what all maps do to contrast.
+        Of the level of each map, what is applied, see `proof`; None: the whole map.
     """
 
     kind: ClassVar[str] = "section_lookup"
@@ -53,7 +51,6 @@ class SectionLookup(Correction):
     knots_x: np.ndarray
     knots_y: np.ndarray
     share: np.ndarray | None = None
-    contrast_share: float = 1.0
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the mapped block; zeros and non-finite voxels stay as they are. NumPy or CuPy, in place."""
@@ -154,7 +151,7 @@ class SectionLookup(Correction):
         return (segments,)
 
     def shares(self, n_planes: int) -> np.ndarray:
-        """See `Correction.shares`: those of the levels."""
+        """See `Correction.shares`; of a map's level, where that alone is applied."""
         share = np.ones(len(self.offsets) - 1) if self.share is None else self.share
         return np.where(self.map_of_plane < 0, np.nan, np.append(share, np.nan)[self.map_of_plane])
 
@@ -172,7 +169,6 @@ class SectionLookup(Correction):
             "gain_min": float(min(ratios, default=1.0)),
             "gain_max": float(max(ratios, default=1.0)),
             "share": float(1 if self.share is None or not self.share.size else self.share.mean()),
-            "contrast_share": float(self.contrast_share),
         }
 
 

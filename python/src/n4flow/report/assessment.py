@@ -168,7 +168,7 @@ def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Seq
             said.append("; ".join([sentence, *(f"{step.title}: try {step.avoided_by}" for step in guilty)]))
     changed = spread > CHANGED
     if said:
-        words = ". ".join(said)
+        words = ". ".join([said[0], *(sentence[0].upper() + sentence[1:] for sentence in said[1:])])
     elif not changed:
         words = "nothing needed correcting, and tissue was not changed"
     else:
