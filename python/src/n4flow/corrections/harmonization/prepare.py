@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from n4flow.compute.threads import serial_algebra
+from n4flow.compute.threads import reuse_threads, serial_algebra
 from n4flow.corrections.harmonization.estimator import Estimator
 from n4flow.corrections.harmonization.fields import Harmonization
 from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, Geometry, block_means, fit_step
@@ -161,7 +161,7 @@ def harmonization_of(
         warnings.warn(f"harmonize leaves the volume as it is: {reason}", N4flowWarning, stacklevel=2)
         still = (np.zeros((DEGREES, *shape)), np.zeros((len(table), *shape)), np.zeros(shape), np.zeros(n_planes))
         return Harmonization(*still, edges, grid, step, mode, nothing, nothing, {}, reason, flat)
-    with serial_algebra():
+    with serial_algebra(), reuse_threads():
         estimator = Estimator(logs, inside, Geometry(inside.shape, edges - within.start), FEWEST)
         for sentence in doubts(estimator):
             warnings.warn(sentence, N4flowWarning, stacklevel=2)
