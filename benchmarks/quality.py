@@ -40,7 +40,7 @@ from n4flow.corrections.proof import Evidence, proven_bias
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import N4flowWarning
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.pipeline.estimate import Inputs, match_histograms, n4_sections, n4_volume, prove, smooth_z
+from n4flow.pipeline.estimate import Inputs, match_histograms, n4_sections, prove, smooth_z
 from n4flow.pipeline.parameters import resolve
 from n4flow.report.metrics import pair_metrics
 from n4flow.report.pair import Pair
@@ -55,21 +55,20 @@ Made = tuple[np.ndarray, Sequence[Correction], Evidence | None]  # a result, its
 
 
 @lru_cache(1)
-def fitted(volume: Distorted, bias: str) -> tuple[Inputs, Evidence]:
+def fitted(volume: Distorted) -> tuple[Inputs, Evidence]:
     """Return what the stages after N4 take of a volume, with whole bias fields, and what is proven."""
     tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
     inputs = Inputs(volume.sections, shrink_planes(volume.observed, 1), tissue, voxel_um=dict.fromkeys("zyx", 1000.0))
-    fit = {"sections": n4_sections, "volume": n4_volume}[bias]
-    inputs = replace(inputs, recipe=Recipe([fit(inputs, SETTINGS)]))
+    inputs = replace(inputs, recipe=Recipe([n4_sections(inputs, SETTINGS)]))
     return inputs, prove(inputs, {**SETTINGS, "trust": "full"})[0]
 
 
-def chain(trust: str, bias: str = "sections") -> Callable[[Distorted], Made]:
+def chain(trust: str) -> Callable[[Distorted], Made]:
     """Return the default chain without normalisation: N4, what is proven, histogram matching, smoothing along Z."""
     settings = {**SETTINGS, "trust": trust}
 
     def run(volume: Distorted) -> Made:
-        inputs, evidence = fitted(volume, bias)
+        inputs, evidence = fitted(volume)
         recipe = proven_bias(inputs.recipe, evidence) if trust == "proven" else list(inputs.recipe)
         histograms = plane_histograms(Recipe(recipe).apply(volume.observed), volume.tissue)
         for stage in (match_histograms, smooth_z):

@@ -1,7 +1,10 @@
+include { predicted } from './memory'
+
 // Look-up table of each section, or plane, that brings its tissue to the pooled distribution.
 process MATCH_HISTOGRAMS {
     tag "${meta.id}"
-    label 'small'
+    label 'memory'
+    ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
     tuple val(meta), val(volume),

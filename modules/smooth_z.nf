@@ -1,7 +1,10 @@
+include { predicted } from './memory'
+
 // Gain of each plane that smooths the tissue profile along Z.
 process SMOOTH_Z {
     tag "${meta.id}"
-    label 'small'
+    label 'memory'
+    ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:
     tuple val(meta), val(volume),

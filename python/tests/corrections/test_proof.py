@@ -101,15 +101,46 @@ def test_of_a_field_the_proven_modes_are_kept() -> None:
 
 
 def test_a_margin_around_the_grid_changes_no_field_inside() -> None:
-    modes = Modes(SHAPE)
+    modes, inside = Modes(SHAPE), np.ones(SHAPE, bool)
     coefficients = np.random.default_rng(1).normal(size=len(modes.orders) + 1)
-    lattice = modes.lattice(coefficients, (SHAPE[0], SHAPE[1] + 8, SHAPE[2] + 12))
+    expected = (modes.at(inside) @ coefficients[:-1] + coefficients[-1]).reshape(SHAPE)
+    lattice = modes.lattice(coefficients, inside, (SHAPE[0], SHAPE[1] + 8, SHAPE[2] + 12), (4, 11, 11))
     wide = BiasField(lattice, (SHAPE[0], 38, 52), (SHAPE[0], 38, 52), (1, 1, 1)).log_field()
-    np.testing.assert_allclose(wide[:, 4:-4, 6:-6], modes.field(coefficients), atol=5e-4)
-    coarse = Modes(SHAPE, 3).field(coefficients)
-    middles = modes.field(coefficients)[:, 1::3, 1::3]
-    np.testing.assert_allclose(coarse[:, :, : middles.shape[2]], middles, atol=1e-9)
-    assert Modes((1, 30, 40)).lattice(coefficients[: len(Modes((1, 30, 40)).orders) + 1], (1, 38, 52)).shape[0] == 1
+    np.testing.assert_allclose(wide[:, 6:-6, 8:-8], expected[:, 2:-2, 2:-2], atol=0.03)  # it ends at the tissue's box
+    coarse = Modes(SHAPE, 3)
+    samples = coarse.at(np.ones((SHAPE[0], 10, 14), bool)) @ coefficients[:-1] + coefficients[-1]
+    np.testing.assert_allclose(samples.reshape(SHAPE[0], 10, 14)[:, :, :13], expected[:, 1::3, 1::3], atol=1e-9)
+    flat = Modes((1, 30, 40))
+    one = flat.lattice(coefficients[: len(flat.orders) + 1], np.ones((1, 30, 40), bool), (1, 38, 52), (1, 4, 4))
+    assert one.shape == (1, 4, 4)
+
+
+def test_far_from_tissue_a_proven_field_does_not_grow() -> None:
+    y, x = np.mgrid[-1 : 1 : SHAPE[1] * 1j, -1 : 1 : SHAPE[2] * 1j]
+    corner = np.broadcast_to(np.hypot(y + 0.6, x + 0.6) < 0.35, SHAPE).copy()
+    observed, _tissue = volume()
+    kept, shares = kept_of(fields(0.6), evidence(observed, corner, log_fields(fields(0.6))))
+    assert min(shares) > 0.5
+    found = np.abs(log_fields(kept))
+    assert found.max() < 2.5 * found[corner].max()
+
+
+def test_a_section_with_tissue_in_one_plane_keeps_its_field() -> None:
+    observed, tissue = volume()
+    tissue[:DEEP] = False
+    tissue[2] = volume()[1][2]
+    whole = fields()
+    _kept, shares = kept_of(whole, evidence(observed, tissue, log_fields(whole)))
+    assert shares[0] == pytest.approx(shares[1], abs=0.05)  # all modes but those in depth are told apart
+
+
+def test_one_section_has_no_cuts() -> None:
+    observed, tissue = volume()
+    samples = Samples.of([(observed, np.ones(SHAPE, np.float32), tissue)], np.ones(SHAPE[0], bool))
+    alone = SectionTable.equal(SHAPE[0], 1)
+    proof = Evidence.of(samples, alone.section_of_plane, harmonization_of(samples, alone, mode="auto"))
+    assert proof.reason is not None
+    assert "one section alone has no cuts" in proof.reason
 
 
 def test_of_maps_the_proven_levels_are_kept_and_contrast_stays() -> None:

@@ -7,9 +7,10 @@ import pytest
 from report_examples import LEVEL, SHAPE, case, field, measured
 
 from n4flow.corrections.bias_field import BiasCorrection
+from n4flow.corrections.proof import Evidence
 from n4flow.corrections.section_lookup import SectionLookup
 from n4flow.n4_bias.field import BiasField
-from n4flow.report.assessment import headline
+from n4flow.report.assessment import facing_differ, headline
 from n4flow.report.metrics import pair_metrics
 from n4flow.report.pair import Pair
 from n4flow.sections import Section, SectionTable
@@ -102,6 +103,27 @@ def test_the_verdict_names_what_did_harm_and_what_avoids_it():
     assert measured(before, shaded, tissue, 0 * agarose, table)["verdict"]["status"] == "pass"  # no contrast moved
 
 
+def test_one_restored_section_is_a_change_and_missing_proof_is_said():
+    before, *_rest = case(gains=(1, 1, 0.7))
+    _seen, truth, tissue, agarose, table = case()
+    assert measured(before, truth, tissue, agarose, table)["verdict"]["changed"]
+    logs = np.zeros((12, 4, 4), np.float32)
+    inside, section = np.ones(logs.shape, bool), np.repeat([0, 1, 2], 4)
+    evidence = Evidence(logs, logs, inside, section, 10, SHAPE[1:], "one section alone has no cuts")
+    volumes = [shrink_planes(truth.astype(np.float32), 1)] * 2
+    verdict = pair_metrics(Pair(table, *volumes, tissue, agarose, [], evidence))["verdict"]
+    assert verdict["status"] == "look"
+    (reason,) = verdict["reasons"]
+    assert reason.startswith(
+        "nothing could be proven, as one section alone has no cuts: bias, match and smooth_z did no"
+    )
+
+
+def test_steps_at_cuts_of_thin_sections_are_compared_too():
+    found = {"at_cuts_before": 0.0, "at_cuts_after": 0.5, "inside_before": math.nan, "inside_after": math.nan}
+    assert "facing pixels differ" in facing_differ(0.5, 0.02, {"facing": found})
+
+
 def test_facing_pixels_that_differ_more_at_cuts_are_named():
     before, _after, tissue, agarose, table = case(gains=(1, 1, 1))
     x = np.linspace(-1, 1, SHAPE[2])
@@ -109,7 +131,5 @@ def test_facing_pixels_that_differ_more_at_cuts_are_named():
     correction = BiasCorrection(((0, 12, field(0.0, SHAPE)),))
     verdict = measured(before, LEVEL + (before - LEVEL) * tilt, tissue, agarose, table, [correction])["verdict"]
     assert verdict["status"] == "look"
-    assert verdict["reasons"][0].startswith("facing pixels differ by +")
-    assert verdict["reasons"][0].endswith(
-        "at cuts, +0.0% before; bias field divided out: try trust proven, or bias off"
-    )
+    (reason,) = (said for said in verdict["reasons"] if said.startswith("facing pixels differ by +"))
+    assert reason.endswith("at cuts, +0.0% before; bias field divided out: try trust proven, or bias off")

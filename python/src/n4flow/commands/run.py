@@ -51,7 +51,10 @@ def run(
         verdict = sample.numbers["verdict"]
         typer.echo(f"{sample.store}\n{sample.report}\n{sample.sample}: {verdict['status']}, {verdict['sentence']}")
     if json_file is not None:
-        json_file.write_text(dumps({s.sample: s.numbers["metrics"] for s in result.samples}) + "\n", encoding="utf-8")
+        json_file.write_text(
+            dumps({s.sample: {"verdict": s.numbers["verdict"], **s.numbers["metrics"]} for s in result.samples}) + "\n",
+            encoding="utf-8",
+        )
 
 
 def read_options(arguments: list[str]) -> dict[str, Any]:

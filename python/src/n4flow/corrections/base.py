@@ -101,10 +101,6 @@ class Correction(ABC):
         that were counted before can be pushed through `map`.
     zeroes_agarose : bool
         Whether the agarose is at 0 afterwards.
-    bends : bool
-        Whether it changes contrast between neighbouring voxels, as no smooth field and no gain does.
-    avoided_by : str
-        The setting that a reader tries where the correction did harm.
     """
 
     kind: ClassVar[str]
@@ -116,8 +112,6 @@ class Correction(ABC):
     is_field: ClassVar[bool] = False
     is_map: ClassVar[bool] = False
     zeroes_agarose: ClassVar[bool] = False
-    bends: ClassVar[bool] = False
-    avoided_by: ClassVar[str] = "a run without it"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -198,6 +192,16 @@ class Correction(ABC):
         return np.asarray(mapped[0, 0])
 
     @property
+    def bends(self) -> bool:
+        """Whether it changes contrast between neighbouring voxels, as no smooth field and no gain does."""
+        return False
+
+    @property
+    def avoided_by(self) -> str:
+        """The setting that a reader tries where the correction did harm."""
+        return "a run without it"
+
+    @property
     def divisor(self) -> float:
         """The number by which the whole volume is divided; an integer result is multiplied by it."""
         return 1.0
@@ -205,6 +209,10 @@ class Correction(ABC):
     def not_estimated(self) -> list[tuple[int, int, str]]:
         """Return (z_start, z_stop, reason in words) of planes for which there was nothing to estimate from."""
         return []
+
+    def covered(self, n_planes: int) -> slice:
+        """Return the planes that it changes at most."""
+        return slice(0, n_planes)
 
     def shares(self, n_planes: int) -> np.ndarray | None:
         """Return the (Z,) share of what the stage found for each plane that is applied, from 0 to 1; see `proof`.

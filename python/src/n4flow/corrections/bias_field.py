@@ -35,7 +35,6 @@ class BiasCorrection(Correction):
 
     kind: ClassVar[str] = "bias_field"
     title: ClassVar[str] = "bias field divided out"
-    avoided_by: ClassVar[str] = "trust proven, or bias off"
     fused: ClassVar[str] = "field"
     is_field: ClassVar[bool] = True
 
@@ -61,6 +60,18 @@ class BiasCorrection(Correction):
     def joined(self, other: Self) -> Self:
         """Return one correction of the fields of two, which cover different planes."""
         return replace(self, fields=self.fields + other.fields)
+
+    def covered(self, n_planes: int) -> slice:
+        """See `Correction.covered`."""
+        starts, stops = zip(*(part[:2] for part in self.fields), strict=True) if self.fields else ((0,), (0,))
+        return slice(min(starts), max(stops))
+
+    @property
+    def avoided_by(self) -> str:
+        """See `Correction.avoided_by`."""
+        return (
+            "trust proven, or bias off" if all(field.share == 1 for _start, _stop, field in self.fields) else "bias off"
+        )
 
     def shares(self, n_planes: int) -> np.ndarray:
         """See `Correction.shares`."""

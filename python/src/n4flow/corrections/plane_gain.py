@@ -43,7 +43,6 @@ class PlaneGain(Correction):
 
     kind: ClassVar[str] = "plane_gain"
     title: ClassVar[str] = "brightness of tissue smoothed along Z"
-    avoided_by: ClassVar[str] = "trust proven, or smooth_z 0"
     needs_tissue: ClassVar[bool] = True
     fused: ClassVar[str] = "gain"
     is_map: ClassVar[bool] = True
@@ -84,6 +83,11 @@ class PlaneGain(Correction):
     def plane_gains(self) -> np.ndarray:
         """Return the gains."""
         return self.gain
+
+    @property
+    def avoided_by(self) -> str:
+        """See `Correction.avoided_by`."""
+        return "trust proven, or smooth_z 0" if self.share == 1 else "smooth_z 0"
 
     def shares(self, n_planes: int) -> np.ndarray:
         """See `Correction.shares`."""

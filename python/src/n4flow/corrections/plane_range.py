@@ -55,6 +55,16 @@ class PlaneRange(Correction):
     source: np.ndarray
     confidence: np.ndarray
 
+    @property
+    def bends(self) -> bool:
+        """See `Correction.bends`: what is brighter than the upper limit is clipped."""
+        return True
+
+    @property
+    def avoided_by(self) -> str:
+        """See `Correction.avoided_by`."""
+        return "a higher percentile_max, or normalize false"
+
     def apply(self, block: Any, where: Where) -> Any:
         """Return the block with agarose at 0; exact zeros and non-finite voxels stay. NumPy or CuPy, in place."""
         xp, (_stop, (lower, upper, span)) = array_module(block), self.fused_arguments(block, where)(0, len(block))

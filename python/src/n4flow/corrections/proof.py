@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 LEAST = 0.02  # A field whose proven part is smaller, as an rms of the log, is not divided out.
 FEWEST = 20  # Samples for each mode of a field at least.
 IN_PLANE, IN_DEPTH = 3, 1  # Degrees of the polynomials that are taken for an instrument's unevenness.
-CONTROLS = 4  # Control points along an axis of a spline that is one cubic polynomial.
 LEAST_PIVOT = 1e-6  # Of the largest; with less the tissue is too narrow to tell modes apart.
+OUTSIDE = 0.03  # Weight of places beyond the box around tissue, where a field only must not grow.
 SMOOTHINGS = 6  # Passes along Z.
 MOST_SAMPLES = 20000  # Of a section, from which its modes are made orthogonal.
 
@@ -62,6 +62,8 @@ class Evidence:
         Shrunken voxels to a sample.
     small : tuple of int
         (y, x) of the shrunken volume.
+    reason : str, optional
+        Why nothing can be proven.
     """
 
     logs: np.ndarray
@@ -70,19 +72,23 @@ class Evidence:
     section: np.ndarray
     step: int
     small: tuple[int, int]
+    reason: str | None = None
 
     @classmethod
     def of(cls, samples: Samples, section: np.ndarray, found: Harmonization) -> Evidence:
         """Return the evidence about a volume of which these are samples, and what harmonizes it."""
-        proven = np.zeros_like(samples.logs)
-        if found.reason is None:
+        proven, reason = np.zeros_like(samples.logs), found.reason
+        if reason is None:
             proven = found.shrunken_log_field(slice(0, len(proven)), proven.shape[1:])
-        return cls(samples.logs, proven, samples.inside, section, samples.step, samples.small)
+            if len(np.unique(section[samples.inside.any(axis=(1, 2))])) < 2:
+                reason = "one section alone has no cuts, at which gains and shading of sections show"
+        return cls(samples.logs, proven, samples.inside, section, samples.step, samples.small, reason)
 
     def save(self, path: str | Path) -> None:
         """Write to a file for `load`."""
         shape, small = np.array(self.logs.shape), np.array(self.small)
         head = {"shape": shape, "section": self.section, "step": np.array(self.step), "small": small}
+        head["reason"] = np.array(self.reason or "")
         planes = [p for three in zip(self.logs, self.proven, self.inside.view(np.uint8), strict=True) for p in three]
         write_pieces(path, head, run_tasks(codec().encode, planes))
 
@@ -102,7 +108,8 @@ class Evidence:
             for piece, plane in zip(file.read(3 * z, 3 * z + 3), (logs[z], proven[z], inside[z]), strict=True):
                 codec().decode(piece, plane)
         y, x = file.head["small"].tolist()
-        return cls(logs, proven, inside, file.head["section"], int(file.head["step"]), (y, x))
+        reason = str(file.head["reason"]) or None
+        return cls(logs, proven, inside, file.head["section"], int(file.head["step"]), (y, x), reason)
 
     def log_field(self, correction: Correction, start: int, stop: int) -> np.ndarray:
         """Return (z, y, x) the log of the field that a correction divides planes by."""
@@ -117,9 +124,13 @@ class Evidence:
 
         Agarose that is put at 0 is no such thing: a gain of tissue and agarose is one of tissue above agarose, too.
         """
-        if correction.is_field:
-            return np.where(self.inside, self.log_field(correction, 0, len(self.logs)), np.float32(0))
         found = np.zeros_like(self.logs)
+        if correction.is_field:
+            planes = correction.covered(len(found))
+            if planes.stop > planes.start:
+                field = self.log_field(correction, planes.start, planes.stop)
+                found[planes] = np.where(self.inside[planes], field, 0)
+            return found
 
         def work(z: int) -> None:
             logs = self.logs[z][self.inside[z]]
@@ -139,6 +150,12 @@ class Evidence:
                 found = replace(found, logs=found.logs - change, proven=asked)
         return found
 
+    def by_section(self, values: np.ndarray) -> np.ndarray:
+        """Return (Z, 1, 1) the mean of (Z, y, x) values inside each plane's section."""
+        counts = np.bincount(self.section, self.inside.sum(axis=(1, 2)))
+        sums = np.bincount(self.section, np.where(self.inside, values, 0).sum(axis=(1, 2), dtype=float))
+        return (sums / np.maximum(counts, 1))[self.section, None, None].astype(np.float32)
+
     def levels(self, values: np.ndarray) -> np.ndarray:
         """Return the (Z,) means of (Z, y, x) values inside; 0 in planes without samples."""
         counts = self.inside.sum(axis=(1, 2))
@@ -150,7 +167,7 @@ class Modes:
     """Polynomials of a section: of the place in plane and in depth; each a way in which an instrument is uneven.
 
     Products of Legendre polynomials, of degree `IN_PLANE` at most together in plane and `IN_DEPTH` at most along Z,
-    without the constant. Cubic splines hold them exactly.
+    without the constant.
 
     Parameters
     ----------
@@ -178,36 +195,48 @@ class Modes:
     def at(self, inside: np.ndarray, first: int = 0) -> np.ndarray:
         """Return the (samples, modes) values at the samples inside, of planes from `first` on."""
         z, y, x = np.nonzero(inside)
-        depth, rows, columns = self._at_samples()
+        depth, rows, columns = (_polynomials(self._middles(axis)) for axis in range(3))
         return np.stack([depth[z + first, k] * rows[y, i] * columns[x, j] for k, i, j in self.orders], axis=1)
 
-    def field(self, coefficients: np.ndarray) -> np.ndarray:
-        """Return the sum of modes at all samples; the last of the (modes + 1,) coefficients is that of the constant."""
-        return self._sum(coefficients, self._at_samples())
+    def lattice(
+        self, coefficients: np.ndarray, inside: np.ndarray, wide: Sequence[int], controls: Sequence[int]
+    ) -> np.ndarray:
+        """Return the lattice of the sum of modes over a shrunken grid that is wider by a margin on either side.
 
-    def lattice(self, coefficients: np.ndarray, wide: Sequence[int]) -> np.ndarray:
-        """Return the lattice that holds the sum over a shrunken grid that is wider by a margin on either side."""
+        A cubic grows without bounds where there is no tissue. So it ends at the box around it: what lies beyond has the
+        value at the nearest side.
+
+        Parameters
+        ----------
+        coefficients : (modes + 1,) array
+            The last is that of the constant.
+        inside : (z, y, x) bool array
+            Samples of tissue.
+        wide : tuple of int
+            (z, y, x) of that grid.
+        controls : tuple of int
+            Control points along each axis.
+        """
         axes = []
-        for n, total in zip(self.shape, wide, strict=True):
-            controls, end = CONTROLS if total > 1 else 1, (total - 1) / max(n - 1, 1)
-            weights = bspline.weight_matrix(bspline.sample_coordinates(total, controls), controls)
-            axes.append(np.linalg.pinv(weights) @ _polynomials(np.linspace(-end, end, total)))
-        return self._sum(coefficients, axes)
-
-    def _at_samples(self) -> list[np.ndarray]:
-        """Return the polynomials along each axis: at planes, and at the middle of every sample."""
-        found = []
-        for n, step in zip(self.shape, (1, self.step, self.step), strict=True):
-            first = np.arange(0, n, step)
-            middle = (first + np.minimum(first + step, n) - 1) / 2
-            found.append(_polynomials(2 * middle / max(n - 1, 1) - 1))
-        return found
-
-    def _sum(self, coefficients: np.ndarray, axes: Sequence[np.ndarray]) -> np.ndarray:
+        for axis, (n, total, count) in enumerate(zip(self.shape, wide, controls, strict=True)):
+            used = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+            low, high = self._middles(axis)[used[[0, -1]]]
+            end = (total - 1) / max(n - 1, 1)
+            places = np.linspace(-end, end, total)
+            believed = np.where((places >= low) & (places <= high), 1, OUTSIDE)[:, None]
+            splines = bspline.weight_matrix(bspline.sample_coordinates(total, count), count)
+            values = _polynomials(np.clip(places, low, high))
+            axes.append(np.linalg.lstsq(believed * splines, believed * values, rcond=None)[0])
         cube = np.zeros((IN_PLANE + 1,) * 3)
         for order, value in zip([*self.orders, (0, 0, 0)], coefficients, strict=True):
             cube[order] = value
         return np.asarray(np.einsum("kij,zk,yi,xj->zyx", cube, *axes, optimize=True))
+
+    def _middles(self, axis: int) -> np.ndarray:
+        """Return the places of planes, or of the middles of samples, along an axis: -1 to 1 over the shrunken grid."""
+        n, step = self.shape[axis], self.step if axis else 1
+        first = np.arange(0, n, step)
+        return (first + np.minimum(first + step, n) - 1) / max(n - 1, 1) - 1
 
 
 def _polynomials(places: np.ndarray) -> np.ndarray:
@@ -240,7 +269,10 @@ def _proven_field(
         return part
     modes = Modes((stop - start, *evidence.small), evidence.step)
     coefficients, share = _proven_modes(evidence, start, stop, evidence.log_field(correction, start, stop), modes)
-    lattice = modes.lattice(coefficients, field.grid_shape).astype(np.float32)
+    lattice = np.zeros_like(field.lattice)
+    if share > 0:
+        inside = evidence.inside[start:stop]
+        lattice[...] = modes.lattice(coefficients, inside, field.grid_shape, field.lattice.shape)
     return start, stop, replace(field, lattice=lattice, share=share)
 
 
@@ -254,9 +286,9 @@ def _proven_modes(
     """
     proven, inside = evidence.proven[start:stop], evidence.inside[start:stop]
     n, count = len(modes.orders), int(inside.sum())
-    nothing = np.zeros(n + 1)
-    if count < FEWEST * len(nothing):
-        return nothing, 0.0
+    found = np.zeros(n + 1)
+    if count < FEWEST * len(found):
+        return found, 0.0
     products, some, seen, stride = np.zeros((n + 3, n + 3)), [], 0, max(1, count // MOST_SAMPLES)
     for first, last in runs(0, len(inside)):  # the values of all modes at all samples would take most of the memory
         part, planes = inside[first:last], slice(first, last)
@@ -267,19 +299,20 @@ def _proven_modes(
         seen += len(rows)
     means = products[-1] / count
     products -= count * np.outer(means, means)
-    triangle = np.asarray(np.linalg.qr(np.concatenate(some) - means[:n], mode="r"))
-    pivots = np.abs(np.diag(triangle))
-    if pivots.min() < LEAST_PIVOT * pivots.max():
-        return nothing, 0.0
+    centred = np.concatenate(some) - means[:n]
+    pivots = np.abs(np.diag(np.linalg.qr(centred, mode="r")))
+    told = np.flatnonzero(pivots >= LEAST_PIVOT * pivots.max())  # from those before them, in this tissue
+    triangle = np.asarray(np.linalg.qr(centred[:, told], mode="r"))
     orthogonal = np.linalg.inv(triangle).T
-    sizes = np.diag(orthogonal @ products[:n, :n] @ orthogonal.T)
-    does, asked = (orthogonal @ products[:n, column] / sizes for column in (n, n + 1))
+    sizes = np.diag(orthogonal @ products[np.ix_(told, told)] @ orthogonal.T)
+    does, asked = (orthogonal @ products[told, column] / sizes for column in (n, n + 1))
     kept = towards(does, asked)
     size, whole = float(sizes @ kept**2), float(products[n, n])
     if size < LEAST**2 * count:
-        return nothing, 0.0
-    coefficients = np.linalg.solve(triangle, kept)
-    return np.append(coefficients, -means[:n] @ coefficients), min(float(np.sqrt(size / whole)), 1.0)
+        return found, 0.0
+    found[told] = np.linalg.solve(triangle, kept)
+    found[n] = -means[:n] @ found[:n]
+    return found, min(float(np.sqrt(size / whole)), 1.0)
 
 
 def proven_lookup(lookup: SectionLookup, evidence: Evidence) -> SectionLookup:
@@ -343,6 +376,9 @@ def proven_plane_gain(means: TissueMeans, sigma: float, evidence: Evidence) -> P
         gain = means.times(np.exp(-kept)).smoothed(sigma).gain.astype(float)
         level = -np.log(np.where(known, gain, 1))  # what is divided out
         kept += np.where(known, towards(level - weights @ level, wanted - kept), 0)
+    if known.any():  # planes with too little tissue to compare are as their neighbours
+        bare = np.flatnonzero(whole.measured & ~known)
+        kept[bare] = np.interp(bare, np.flatnonzero(known), kept[known])
     size = float(np.std(np.log(whole.gain[known]))) if known.any() else 0.0
     share = min(float(np.std(kept[known])) / size, 1.0) if size > 0 else 0.0
     return replace(whole, gain=np.exp(-kept).astype(np.float32), share=share)

@@ -40,10 +40,8 @@ class SectionLookup(Correction):
 
     kind: ClassVar[str] = "section_lookup"
     title: ClassVar[str] = "sections matched to the pooled histogram of tissue"
-    avoided_by: ClassVar[str] = "trust proven, or match off"
     fused: ClassVar[str] = "lookup"
     is_map: ClassVar[bool] = True
-    bends: ClassVar[bool] = True
     threshold: float
     map_of_plane: np.ndarray
     status: np.ndarray
@@ -149,6 +147,16 @@ class SectionLookup(Correction):
                 return segments, segments.T.reshape(-1, 2).copy(), starts.astype(np.float32)
             n_steps *= 2
         return (segments,)
+
+    @property
+    def bends(self) -> bool:
+        """See `Correction.bends`; where only its level is applied, a map is a gain."""
+        return self.share is None
+
+    @property
+    def avoided_by(self) -> str:
+        """See `Correction.avoided_by`."""
+        return "trust proven, or match off" if self.share is None else "match off"
 
     def shares(self, n_planes: int) -> np.ndarray:
         """See `Correction.shares`; of a map's level, where that alone is applied."""

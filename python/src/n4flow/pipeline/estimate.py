@@ -135,8 +135,8 @@ def prove(inputs: Inputs, parameters: Mapping[str, Any]) -> tuple[Evidence, list
         found = harmonization_of(samples, inputs.sections, shrink=inputs.shrunken.shrink, mode="auto")
     evidence = Evidence.of(samples, inputs.sections.section_of_plane, found)
     trusted = parameters["trust"] == "full"
-    if found.reason is not None and not trusted:
-        msg = f"nothing can be proven, {found.reason}: bias, match and smooth_z leave tissue as it is; see trust"
+    if evidence.reason is not None and not trusted:
+        msg = f"nothing can be proven: {evidence.reason}; give the sections, or look at trust full"
         warnings.warn(msg, N4flowWarning, stacklevel=2)
     return evidence, list(inputs.recipe) if trusted else proven_bias(inputs.recipe, evidence), found.summary()
 

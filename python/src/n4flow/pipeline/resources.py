@@ -27,6 +27,7 @@ HISTOGRAM = 3 * 8 * 8192  # Bytes of a plane's histograms: values and counts of 
 DISTRIBUTIONS = HELD_BYTES + 8 * 8 * N_BINS  # Bytes of the sections' distributions that are cached, and of pooled ones.
 PAIR = 12  # Bytes of a histogram's bin that has at least one voxel: its value and its count.
 SHRUNKEN_FILE = 8  # Bytes of a shrunken voxel in a file, where neither mean nor share of valid voxels compresses.
+SAMPLE_FILE = 9  # Bytes of a sample of the evidence in a file: log, proven log and whether it is inside.
 PLANE_FILE = 160  # Bytes of a plane's counts in a file, and of the headers of what is compressed.
 ARCHIVE = 8192  # Bytes of the headers and names of the arrays in one file.
 
@@ -96,8 +97,8 @@ def shrunken_bytes(
 ) -> dict[str, int]:
     """Return the peak memory of a task of each process that works on the shrunken volume, in bytes.
 
-    TISSUE_MASK and FINISH hold a few planes and the packed masks, PROVE and HARMONIZE also the samples that they
-    compare; N4_SECTIONS one section, N4_VOLUME the whole shrunken volume.
+    TISSUE_MASK holds a few planes and the packed masks, and so do all that read the evidence, beside the samples that
+    it compares; N4_SECTIONS holds one section, N4_VOLUME the whole shrunken volume.
 
     Parameters
     ----------
@@ -123,13 +124,15 @@ def shrunken_bytes(
         "N4_VOLUME": shape[0] * fitted,
         "PROVE": planes + compared,
         "HARMONIZE": planes + compared,
-        "FINISH": planes,
+        "MATCH_HISTOGRAMS": planes + compared,
+        "SMOOTH_Z": planes + compared,
+        "FINISH": planes + compared,
     }
     return {name: int(INTERPRETER + MARGIN * size) for name, size in sizes.items()}
 
 
 def work_needs(shape: tuple[int, int, int], shrink: int, slabs: int) -> tuple[int, int]:
-    """Return the bytes and files that lie between the stages at most: shrunken volumes, histograms and masks.
+    """Return the bytes and files that lie between the stages at most: shrunken volumes, histograms, masks, evidence.
 
     Parameters
     ----------
@@ -140,10 +143,11 @@ def work_needs(shape: tuple[int, int, int], shrink: int, slabs: int) -> tuple[in
     slabs : int
         Each of which has a file of the shrunken input, one of the shrunken result and one of histograms.
     """
-    small = math.prod(-(-n // shrink) for n in shape[1:])
+    blocks = [-(-n // shrink) for n in shape[1:]]
+    small, samples = math.prod(blocks), math.prod(-(-n // fit_step(*blocks)) for n in blocks)
     histograms = min(HISTOGRAM, PAIR * math.prod(shape[1:]))
-    plane = 2 * (SHRUNKEN_FILE * small + PLANE_FILE) + histograms + -(-small // 8)
-    return shape[0] * plane + small + 3 * slabs * ARCHIVE, 3 * slabs + 1
+    plane = 2 * (SHRUNKEN_FILE * small + PLANE_FILE) + histograms + -(-small // 8) + SAMPLE_FILE * samples
+    return shape[0] * plane + small + (3 * slabs + 1) * ARCHIVE, 3 * slabs + 2
 
 
 def _writer_bytes(layout: StoreLayout, blocks: Blocks, shape: tuple[int, int, int], threads: int) -> int:

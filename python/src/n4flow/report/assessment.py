@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STEP_GROWTH = 0.02  # The log ratio by which a section's step may grow.
 WORST_CONTRAST = 0.12  # How far from 1 the share of contrast that is left may be in a single section.
 LEAST_UNPROVEN = 0.02  # Change without proof (rms log) that counts where next to nothing was needed.
-CHANGED = 0.005  # Robust standard deviation (log) of tissue below which it counts as unchanged.
+CHANGED = 0.005  # Change of tissue (rms log) below which it counts as unchanged.
 
 # Such a function takes a metric's value, its limit and all numbers of the section or volume. It returns a sentence, or
 # "" if the value is within its limit. An unknown number is NaN, and comparisons with it are false: no sentence either.
@@ -142,7 +142,7 @@ def facing_differ(after: float, limit: float, numbers: Mapping[str, Any]) -> str
     found = numbers["facing"]
     before, inside = found["at_cuts_before"], found["inside_after"] - found["inside_before"]
     words = f"facing pixels differ by {signed_change(after)} at cuts, {signed_change(before)} before"
-    return words if after - before - max(inside, 0.0) > limit else ""
+    return words if after - before - max(0.0, inside) > limit else ""
 
 
 def changed_unproven(found: Mapping[str, float] | None, limit: float, _numbers: Mapping[str, Any]) -> str:
@@ -158,28 +158,39 @@ def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Seq
     It rests on the metrics whose limit judges. A reason names the stage that is likely to have done it, and the setting
     that avoids it.
     """
-    spread, found = numbers["change"]["spread"], numbers["change"]["unproven"]
-    said = ["no usable section has tissue, so nothing could be judged"] if math.isnan(spread) else []
+    size, found, shares = numbers["change"]["rms"], numbers["change"]["unproven"], numbers["applied"]
+    said = ["no usable section has tissue, so nothing could be judged"] if math.isnan(size) else []
+    if numbers["change"]["reason"]:
+        what = "did nothing" if max(shares.values(), default=0.0) == 0 else "rest on no proof where they did something"
+        said.append(
+            f"nothing could be proven, as {numbers['change']['reason']}: bias, match and smooth_z {what}; "
+            "give the sections, or look at trust full"
+        )
     for name, limit in limits.items():
         for sentence in reasons({name: limit} if limit.judges else {}, numbers):
             bent = [step for step in recipe if step.bends and name.startswith("contrast")]
-            by_size = sorted(recipe, key=lambda step: (found or {}).get(step.kind, 0.0))
+            smooth = [step for step in recipe if not step.zeroes_agarose]
+            by_size = sorted(smooth, key=lambda step: (found or {}).get(step.kind, 0.0))
             guilty = (bent or by_size)[-1:]
             said.append("; ".join([sentence, *(f"{step.title}: try {step.avoided_by}" for step in guilty)]))
-    changed = spread > CHANGED
+    changed = size > CHANGED
     if said:
         words = ". ".join([said[0], *(sentence[0].upper() + sentence[1:] for sentence in said[1:])])
     elif not changed:
         words = "nothing needed correcting, and tissue was not changed"
     else:
-        words = "contrast between neighbouring tissue is kept"
+        known = not math.isnan(numbers["contrast"]["local_median"])
+        words = f"contrast between neighbouring tissue {'is kept' if known else 'could not be measured'}"
         words += "" if found is None else ", and next to nothing was changed that neighbouring planes do not prove"
     return {"status": "look" if said else "pass", "reasons": said, "changed": changed, "sentence": f"{words}."}
 
 
 def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[str, str]:
     """Return what was done, in a sentence, and which sections deserve a look."""
-    done = [step.title for step in recipe]
+    shares = numbers["applied"]
+    done = [
+        step.title + (f" ({shares[step.kind]:.0%} of it)" if shares.get(step.kind, 1) < 1 else "") for step in recipe
+    ]
     first = "; ".join(done) + "." if done else "nothing was changed: the recipe is empty."
     rows = numbers["sections"]
     look = [row["id"] for row in rows if row["status"] == "warn"]

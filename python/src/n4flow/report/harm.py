@@ -54,7 +54,8 @@ def contrast_kept(products: np.ndarray) -> np.ndarray:
 def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> dict[str, float]:
     """Return the rms in tissue of the log of what was divided out and is not proven: by kind of correction, and `all`.
 
-    `needed` is the rms of all that is proven. Brightness as a whole is no matter.
+    `needed` is the rms of all that is proven. Brightness as a whole is no matter, and that of a section is no matter of
+    a field, which leaves it to later stages.
     """
     found: dict[str, float] = {}
     total, left = np.zeros_like(evidence.logs), evidence
@@ -62,18 +63,19 @@ def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> dict[str, floa
         if (correction.is_field or correction.is_map) and not correction.zeroes_agarose:
             change = left.divided_out(correction)
             total += change
-            found[correction.kind] = math.hypot(found.get(correction.kind, 0.0), _excess(left, change))
+            asked = left.proven - (left.by_section(left.proven) - left.by_section(change) if correction.is_field else 0)
+            found[correction.kind] = math.hypot(found.get(correction.kind, 0.0), _excess(left.inside, change, asked))
         left = left.after([correction])
     needed = evidence.proven[evidence.inside]
-    return {"needed": float(needed.std()) if needed.size else 0.0, "all": _excess(evidence, total), **found}
+    whole = _excess(evidence.inside, total, evidence.proven)
+    return {"needed": float(needed.std()) if needed.size else 0.0, "all": whole, **found}
 
 
-def _excess(evidence: Evidence, change: np.ndarray) -> float:
-    inside = evidence.inside
+def _excess(inside: np.ndarray, change: np.ndarray, asked: np.ndarray) -> float:
     if not inside.any():
         return 0.0
-    does, asked = (values[inside] - values[inside].mean(dtype=float) for values in (change, evidence.proven))
-    return float(np.sqrt(((does - towards(does, asked)) ** 2).mean()))
+    does, wanted = (values[inside] - values[inside].mean(dtype=np.float32) for values in (change, asked))
+    return float(np.sqrt(np.mean((does - towards(does, wanted)) ** 2, dtype=float)))
 
 
 def _tiles(plane: np.ndarray) -> np.ndarray:

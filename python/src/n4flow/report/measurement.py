@@ -276,15 +276,20 @@ class Measurement:
 
     def applied(self) -> dict[str, float]:
         """Return by kind of correction the mean share of what was found that was applied; see `Correction.shares`."""
-        shares = {step.kind: step.shares(len(self.usable)) for step in self.pair.recipe}
-        known = {kind: found[np.isfinite(found)] for kind, found in shares.items() if found is not None}
-        return {kind: float(found.mean()) for kind, found in known.items() if found.size}
+        kinds = dict.fromkeys(step.kind for step in self.pair.recipe)
+        shares = {kind: self._shares(kind) for kind in kinds}
+        return {kind: float(np.nanmean(found)) for kind, found in shares.items() if np.isfinite(found).any()}
+
+    def _shares(self, kind: str) -> np.ndarray:
+        """Return (Z,) the share of each plane for a kind of correction, the mean where there are several."""
+        found = [step.shares(len(self.usable)) for step in self.pair.recipe if step.kind == kind]
+        known = np.array([np.full(len(self.usable), np.nan), *(shares for shares in found if shares is not None)])
+        counts = np.isfinite(known).sum(axis=0)
+        return np.divide(np.nansum(known, axis=0), counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
     def section_applied(self, kind: str) -> np.ndarray:
         """Return (sections,) the same for one kind."""
-        n_planes = len(self.usable)
-        known = [step.shares(n_planes) for step in self.pair.recipe if step.kind == kind]
-        share = known[0] if known and known[0] is not None else np.full(n_planes, np.nan)
+        share = self._shares(kind)
         return np.array([weighted_mean(share[s.planes], np.ones(s.z_stop - s.z_start)) for s in self.sections])
 
     # The bias field, and what else the recipe did
@@ -318,12 +323,21 @@ class Measurement:
         found = (step.summary() | gains for step in self.pair.recipe if (gains := step.section_gains()) is not None)
         return next(found, None)
 
-    def change(self) -> float:
-        """Return the robust standard deviation of log(signal after / before) in tissue."""
+    @cached_property
+    def _changes(self) -> np.ndarray:
+        """(n,) log(signal after / before) of tissue about its median; none with too few pixels."""
         _planes, first, second = self.pair.sample()
         both = (first > 0) & (second > 0)
         logs = np.log(second[both].astype(np.float64) / first[both])
-        return 1.4826 * median(np.abs(logs - median(logs))) if logs.size >= MIN_PIXELS else math.nan
+        return np.asarray(logs - median(logs) if logs.size >= MIN_PIXELS else logs[:0])
+
+    def change(self) -> float:
+        """Return the robust standard deviation of log(signal after / before) in tissue."""
+        return 1.4826 * median(np.abs(self._changes))
+
+    def change_rms(self) -> float:
+        """Return the rms of the same, to which a single section counts, too."""
+        return float(np.sqrt(np.mean(self._changes**2))) if self._changes.size else math.nan
 
     # Sections
 

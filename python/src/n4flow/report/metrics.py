@@ -208,7 +208,7 @@ VOLUME_METRICS: tuple[Metric, ...] = (
             f"{n['steps']['measured']} of {n['steps']['cuts']} cuts measured, "
             "against the change that is usual inside sections"
         ),
-        limit=Limit(0.01, assessment.steps_grew),
+        limit=Limit(0.01, assessment.steps_grew, judges=True),
     ),
     Metric(
         "steps.largest_{time}", M.largest_step, title="Step between sections, largest", show=change, help=_largest_steps
@@ -277,6 +277,8 @@ VOLUME_METRICS: tuple[Metric, ...] = (
         help="what voxels above each other in neighbouring planes prove of it, with trust proven",
     ),
     Metric("change.spread", M.change, title="Change of tissue", show=change, cell=_change, help=_unproven),
+    Metric("change.rms", M.change_rms),
+    Metric("change.reason", lambda m: m.pair.evidence and m.pair.evidence.reason),
     Metric(
         "change.unproven",
         lambda m: m.unproven,
@@ -367,7 +369,8 @@ def pair_metrics(pair: Pair) -> dict[str, Any]:
     Returns
     -------
     dict
-        What `metrics.json` has under `metrics`: JSON types only; a number that cannot be given is None, never NaN.
+        What `metrics.json` has under `metrics`, and its `verdict`: JSON types only; a number that cannot be given is
+        None, never NaN.
     """
     measurement = Measurement(pair)
     numbers: dict[str, Any] = {}

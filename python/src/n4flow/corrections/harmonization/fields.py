@@ -54,7 +54,6 @@ class Harmonization(Correction):
 
     kind: ClassVar[str] = "harmonization"
     title: ClassVar[str] = "all sections made even together"
-    avoided_by: ClassVar[str] = "harmonize safe, or off"
     is_field: ClassVar[bool] = True
 
     depth: np.ndarray
@@ -136,6 +135,11 @@ class Harmonization(Correction):
         found["gain_min"], found["gain_max"] = float(gains.min()), float(gains.max())
         found["gain_sd_median"] = float(np.median(self.gain_sd[known]))
         return found
+
+    @property
+    def avoided_by(self) -> str:
+        """See `Correction.avoided_by`."""
+        return "harmonize safe, or off"
 
     def section_gains(self) -> dict[str, np.ndarray]:
         """Return the gain of every section and the uncertainty of its log."""

@@ -74,13 +74,14 @@ class Samples:
         flat : (Y, X) array, optional
             By which the volume is divided.
         """
+        shading = None if flat is None else block_means(flat[None], shrink)
         logs: list[np.ndarray] = []
         inside: list[np.ndarray] = []
         filled, z = [], 0
         for mean, valid, tissue in parts:
             step = fit_step(*mean.shape[1:])
-            if flat is not None:
-                mean = mean / block_means(flat[None].astype(np.float64), shrink)
+            if shading is not None:
+                mean = mean / shading
             compared = (valid >= LEAST_VALID) & tissue & usable[z : z + len(mean), None, None]
             for found, part in zip((logs, inside), _sampled(mean, compared, step), strict=True):
                 found.append(part)
