@@ -46,7 +46,7 @@ def test_settings_are_of_processes_that_exist() -> None:
 def test_memory_is_predicted_for_each_stage_that_reads_voxels(tmp_path: Path) -> None:
     write_volume(tmp_path / "v.ome.zarr", np.ones((4, 32, 32), np.uint16), voxel_um=(20, 4, 5))
     predicted = make_plan(tmp_path / "v.ome.zarr", defaults() | {"bias": "off"}).summary()["memory_bytes"]
-    assert set(predicted) == {stage.name for stage in STAGES if {"volume", "shrunken"} & set(stage.reads)}
+    assert set(predicted) == {stage.name for stage in STAGES if {"volume", "shrunken", "evidence"} & set(stage.reads)}
 
 
 @pytest.mark.parametrize(
