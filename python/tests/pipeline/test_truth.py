@@ -38,7 +38,9 @@ class Case:
 def shaded(tmp_path_factory):
     """Shading, depth and texture, nothing else: what the bias field alone must find."""
     quiet = {"gain": 0, "drift": 0, "jitter": 0, "speckle": 0, "section_shading": 0.1}
-    return Case(tmp_path_factory.mktemp("shaded"), quiet, {"match": "off", "smooth_z": 0, "normalize": False})
+    return Case(
+        tmp_path_factory.mktemp("shaded"), quiet, {"match": "off", "smooth_z": 0, "normalize": False, "trust": "full"}
+    )
 
 
 @pytest.fixture(scope="module")

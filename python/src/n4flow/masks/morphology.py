@@ -149,7 +149,7 @@ def close_along_z(mask: Any, sections: SectionTable, reach: int, filled: slice =
     steps[cuts[0] : cuts[-1]] = np.repeat(1 / np.maximum(sizes, 1), sizes)
     edges = np.concatenate([[0.0], np.cumsum(steps)])
     xp = array_module(mask)
-    ends, closed = (PackedMask.empty(mask.shape) if xp is np else xp.zeros_like(mask) for _each in range(2))
+    ends, closed = (PackedMask.empty(mask.shape) if xp is np else xp.zeros(mask.shape, bool) for _each in range(2))
     last = xp.full(mask.shape[1:], -1, xp.int32)  # the last plane before in which each voxel is in the mask
     for z in range(len(mask)):
         first = int(np.argmax(edges[z] - edges[: z + 1] <= reach + 1e-6))  # of the longest gap that may end here
