@@ -145,10 +145,13 @@ class Evidence:
         found = self
         for correction in corrections:
             if correction.is_field or correction.is_map:
-                change = found.divided_out(correction)
-                asked = found.proven if correction.zeroes_agarose else found.proven - change
-                found = replace(found, logs=found.logs - change, proven=asked)
+                found = found.without(correction, found.divided_out(correction))
         return found
+
+    def without(self, correction: Correction, change: np.ndarray) -> Evidence:
+        """Return the evidence about what is left once a correction took off the log `change` (Z, y, x)."""
+        proven = self.proven if correction.zeroes_agarose else self.proven - change
+        return replace(self, logs=self.logs - change, proven=proven)
 
     def by_section(self, values: np.ndarray) -> np.ndarray:
         """Return (Z, 1, 1) the mean of (Z, y, x) values inside each plane's section."""
@@ -252,10 +255,10 @@ def proven_bias(recipe: Iterable[Correction], evidence: Evidence) -> list[Correc
     """Return a recipe with its bias fields as far as they are proven, each with the share of it that is kept."""
     found: list[Correction] = []
     for correction in recipe:
+        evidence = evidence.after(found[-1:])
         if isinstance(correction, BiasCorrection):
             fields = [_proven_field(correction, part, evidence) for part in correction.fields]
             correction = replace(correction, fields=tuple(fields))
-        evidence = evidence.after([correction])
         found.append(correction)
     return found
 

@@ -60,12 +60,14 @@ def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> dict[str, floa
     found: dict[str, float] = {}
     total, left = np.zeros_like(evidence.logs), evidence
     for correction in recipe:
-        if (correction.is_field or correction.is_map) and not correction.zeroes_agarose:
-            change = left.divided_out(correction)
+        if not (correction.is_field or correction.is_map):
+            continue
+        change = left.divided_out(correction)
+        if not correction.zeroes_agarose:
             total += change
             asked = left.proven - (left.by_section(left.proven) - left.by_section(change) if correction.is_field else 0)
             found[correction.kind] = math.hypot(found.get(correction.kind, 0.0), _excess(left.inside, change, asked))
-        left = left.after([correction])
+        left = left.without(correction, change)
     needed = evidence.proven[evidence.inside]
     whole = _excess(evidence.inside, total, evidence.proven)
     return {"needed": float(needed.std()) if needed.size else 0.0, "all": whole, **found}

@@ -119,10 +119,6 @@ def _applied(numbers: Mapping[str, Any]) -> str:
     return " · ".join(f"{kind.replace('_', ' ')} {whole_percent(share)}" for kind, share in numbers["applied"].items())
 
 
-def _change(numbers: Mapping[str, Any]) -> str:
-    return change(numbers["change"]["spread"])
-
-
 def _unproven(numbers: Mapping[str, Any]) -> str:
     found = numbers["change"]["unproven"]
     proof = "" if found is None else f"; of it, {change(found['all'])} is not proven by neighbouring planes"
@@ -156,11 +152,7 @@ def _section_bias(row: Mapping[str, Any]) -> str:
 M = Measurement  # Its functions compute most metrics.
 VOLUME_METRICS: tuple[Metric, ...] = (
     Metric("tissue.share", M.tissue_share),
-    Metric(
-        "tissue.pixels",
-        lambda m: int(m.tissue_pixels.sum()),
-        limit=Limit(1, assessment.no_tissue, urgency=2),
-    ),
+    Metric("tissue.pixels", lambda m: int(m.tissue_pixels.sum()), limit=Limit(1, assessment.no_tissue, urgency=2)),
     Metric(
         "tissue.mean_{time}",
         M.tissue_mean,
@@ -276,7 +268,7 @@ VOLUME_METRICS: tuple[Metric, ...] = (
         cell=_applied,
         help="what voxels above each other in neighbouring planes prove of it, with trust proven",
     ),
-    Metric("change.spread", M.change, title="Change of tissue", show=change, cell=_change, help=_unproven),
+    Metric("change.spread", M.change, title="Change of tissue", show=change, help=_unproven),
     Metric("change.rms", M.change_rms),
     Metric("change.reason", lambda m: m.pair.evidence and m.pair.evidence.reason),
     Metric(
