@@ -56,7 +56,7 @@ workflow {
 
     SHRINK(inputs(slabs_of(samples), 'SHRINK', ['image', 'mask', 'slab', 'recipe']))
     samples = gather(samples, 'shrunken', SHRINK.out.shrunken, 'slabs')
-    TISSUE_MASK(inputs(samples, 'TISSUE_MASK', ['table', 'shrunken']))
+    TISSUE_MASK(inputs(samples, 'TISSUE_MASK', ['table', 'shrunken', 'voxel_um']), options(settings, 'TISSUE_MASK'))
     samples = add(samples, 'masks', TISSUE_MASK.out.masks)
 
     if (settings.bias in ['sections', 'two_pass']) {

@@ -182,6 +182,7 @@ class Job:
         from n4flow.corrections.plane_range import estimate_plane_range
         from n4flow.corrections.recipe import Recipe, save_correction
         from n4flow.pipeline.estimate import Inputs, find_masks, n4_sections
+        from n4flow.pipeline.parameters import resolve
         from n4flow.pipeline.passes import shrink_pass, statistics_pass
         from n4flow.statistics.shrunken import ShrunkenFiles
 
@@ -191,10 +192,12 @@ class Job:
         measured, _given = shrink_pass(self.volume, *whole, plan.shrink, recipe=Recipe(), frame=plan.frame)
         measured.save(work / "shrunken.npz")
         shrunken = ShrunkenFiles([work / "shrunken.npz"])
-        tissue, _numbers = find_masks(shrunken, plan.sections)
+        asked = resolve(
+            {"input": str(self.volume.source), "outdir": str(work), "iterations": "1,1,1", "backend": "cpu"}
+        )
+        tissue, _numbers = find_masks(shrunken, plan.sections, parameters=asked, voxel_um=self.volume.voxel_um or {})
         tissue.save(work / "masks.npz")
-        settings = {"spline_um": None, "iterations": "1,1,1", "tolerance": 0.001, "backend": "cpu"}
-        bias = n4_sections(Inputs(plan.sections, shrunken, tissue, voxel_um=self.volume.voxel_um or {}), settings)
+        bias = n4_sections(Inputs(plan.sections, shrunken, tissue, voxel_um=self.volume.voxel_um or {}), asked)
         found: list[Any] = []
         histograms = statistics_pass(self.volume, *whole, recipe=Recipe([bias]), tissue=tissue)
         histograms.save(work / "histograms.npz")

@@ -8,14 +8,15 @@ process TISSUE_MASK {
 
     input:
     tuple val(meta), val(volume),
-        path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*')
+        path(table, stageAs: 'sections/*'), path(shrunken, stageAs: 'shrunken/*'), val(voxel_um)
+    val settings
 
     output:
     tuple val(meta), path('masks.*'), emit: masks
 
     script:
     """
-    n4flow-tissue-mask shrunken --sections ${table ?: volume.sections} \\
+    n4flow-tissue-mask shrunken --sections ${table ?: volume.sections} --voxel-um '${voxel_um}' ${settings} \\
         --out masks.npz --json masks.json --threads ${task.cpus}
     """
 

@@ -31,6 +31,7 @@ from n4flow.io.frame import Frame
 from n4flow.io.open import open_volume
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.estimate import Inputs, n4_volume
+from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.verify import verify
 from n4flow.sections import SectionTable
 from n4flow.statistics.histograms import HistogramFiles
@@ -158,7 +159,7 @@ def volume_field(case: Case, files: Sequence[Path]) -> None:
     iterations = re.search(r"--iterations (\S+)", asked)[1]
     shrunken = ShrunkenFiles(sorted(task.glob("shrunken/*.npz")))
     before = Recipe.load(task / "recipe") if (task / "recipe").exists() else Recipe()
-    settings = {"spline_um": None, "iterations": iterations, "tolerance": 1e-3, "backend": "itk"}
+    settings = resolve({"input": "-", "outdir": "-", "iterations": iterations, "backend": "itk"})
     masks, table = (
         TissueSource.load(task / "masks.npz"),
         SectionTable.coerce(str(case.sections_file), len(case.observed)),

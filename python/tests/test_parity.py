@@ -11,7 +11,7 @@ from skimage.filters import threshold_otsu
 
 import n4flow
 from n4flow.compute.arrays import probe_gpu
-from n4flow.errors import GpuError, N4flowWarning
+from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.sections import Section, SectionTable
 
 TABLE = Path(__file__).parents[2] / "docs" / "parity.md"
@@ -58,6 +58,38 @@ def test_n4_correct_voxel_size_belongs_to_its_axis() -> None:
         left[sizes] = np.std(np.log(field) - log_field)
     assert left[0.1, 0.1, 0.4] < 0.3 * left[0.4, 0.1, 0.1]  # only a fine mesh along X can follow
     assert left[0.4, 0.1, 0.1] == pytest.approx(left[0.1, 0.1, 0.1], rel=0.1)
+
+
+def test_n4_correct_counts_control_points_as_the_peer_and_knows_thin_axes() -> None:
+    import SimpleITK as sitk
+
+    volume, _log_field = shaded((20, 40, 60))  # 2 x 4 x 6 mm
+    mask = np.ones(volume.shape, np.uint8)
+    correction = sitk.N4BiasFieldCorrectionImageFilter()
+    correction.SetMaximumNumberOfIterations([5, 5])
+    correction.SetNumberOfControlPoints([7, 4, 4])  # x, y, z: max(4, round(extent / 0.9 mm))
+    correction.Execute(sitk.GetImageFromArray(volume), sitk.GetImageFromArray(mask))
+    expected = sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(sitk.GetImageFromArray(volume)))
+    options = {"n_iterations": (5, 5), "spline_distance_mm": 0.9, "voxel_size_mm": (0.1,) * 3, "shrink_factor": 1}
+    _corrected, field = n4flow.n4_correct(volume, mask, **options)
+    np.testing.assert_allclose(np.log(field), expected - expected.mean(), atol=1e-4)
+    thin = volume[:3]  # two steps between samples: a cubic with 2 spans at the second level, where ITK has 4
+    _corrected, field = n4flow.n4_correct(thin, np.ones(thin.shape), **options)
+    assert np.isfinite(field).all()
+    assert np.ptp(np.log(field), axis=0).max() < 0.1
+
+
+def test_n4_correct_without_a_mask_fits_the_whole_volume() -> None:
+    volume, log_field = shaded()
+    for correct in (n4flow.n4_correct, lambda v, **o: n4flow.n4_correct_per_section(v, 1, **o)):
+        _corrected, field = correct(volume, **FAST)
+        assert np.std(np.log(field) - log_field) < 0.3 * np.std(log_field)
+        np.testing.assert_array_equal(correct(volume, mask=np.ones(volume.shape), **FAST)[1], field)
+        otsu = correct(volume, mask=n4flow.otsu_mask(volume), **FAST)[1]
+        assert np.abs(np.log(otsu / field)).max() > 0.01
+    sharpened = n4flow.sharpen_residual(np.log(volume))
+    np.testing.assert_array_equal(sharpened, n4flow.sharpen_residual(np.log(volume), np.ones(volume.shape)))
+    assert np.std(sharpened) != np.std(np.log(volume))
 
 
 def test_n4_correct_leaves_no_uncorrected_rim() -> None:
@@ -170,6 +202,20 @@ def test_n4_takes_any_mask_and_one_plane() -> None:
     corrected, log_bias = n4flow.n4(volume[0], mask[0], iters=(8, 8), return_bias=True)
     assert corrected.shape == log_bias.shape == (30, 31)
     np.testing.assert_allclose(corrected * np.exp(log_bias), volume[0], rtol=1e-5)
+
+
+def test_n4_raises_to_tiny_where_that_is_asked_for() -> None:
+    volume, _log_field = shaded()
+    dark = volume.copy()
+    dark[::4, ::5, ::6] = 0.5  # below `tiny`, above 0
+    mask, options = np.ones(volume.shape), {"iters": (4, 4), "return_bias": True}
+    raised = n4flow.n4(np.maximum(dark, 20), mask, **options)[1]
+    np.testing.assert_array_equal(n4flow.n4(dark, mask, tiny=20, **options)[1], raised)
+    assert np.abs(n4flow.n4(dark, mask, **options)[1] - raised).max() > 1e-3
+    corrected = n4flow.n4(dark, mask, tiny=20, iters=(4, 4))
+    np.testing.assert_allclose(corrected, dark / np.exp(raised), rtol=1e-5)  # what was raised for the fit is kept
+    with pytest.raises(InputError, match="tiny must be above 0"):
+        n4flow.n4(dark, mask, tiny=0)
 
 
 def test_n4_excludes_what_has_no_logarithm() -> None:

@@ -17,6 +17,12 @@ def test_equal_sections_cover_every_plane_once_and_differ_by_at_most_one():
         assert len({section.id for section in table}) == count
 
 
+def test_a_count_cuts_where_linumpy_cuts():
+    table = SectionTable.equal(76, 50)
+    assert [section.z_start for section in table] == np.rint(np.arange(50) * (76 / 50)).tolist()
+    assert [section.z_start for section in table][:5] == [0, 2, 3, 5, 6]  # 0, 1.52, 3.04, 4.56, 6.08
+
+
 def test_a_table_survives_writing_and_reading(tmp_path):
     table = SectionTable([Section("b", 4, 9, "damaged"), Section("a", 0, 4), Section("c", 9, 12)], 12)
     assert [section.id for section in table] == ["a", "b", "c"]

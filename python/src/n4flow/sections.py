@@ -89,11 +89,11 @@ class SectionTable(Sequence[Section]):
 
     @classmethod
     def equal(cls, n_planes: int, count: int) -> SectionTable:
-        """Split `n_planes` into `count` sections of equal size; a remainder is spread over the stack."""
+        """Split `n_planes` into `count` sections that begin at round(i * n_planes / count), as linumpy cuts them."""
         if not 1 <= count <= n_planes:
             msg = f"sections must be a count from 1 to the number of planes ({n_planes}), got {count}"
             raise InputError(msg)
-        cuts = [i * n_planes // count for i in range(count + 1)]
+        cuts = [round(i * (n_planes / count)) for i in range(count + 1)]
         digits = max(3, len(str(count - 1)))
         return cls([Section(f"s{i:0{digits}d}", cuts[i], cuts[i + 1]) for i in range(count)], n_planes)
 

@@ -241,8 +241,8 @@ def test_images_must_be_planes_or_volumes_of_numbers(image):
 
 
 def test_knot_distances():
-    assert first_controls((193e3, 229e3, 193e3), 200e3, (193, 229, 193)) == (4, 5, 4)
-    assert first_controls((30.0, 31.0), 10.0, (30, 31)) == (6, 7)
+    assert first_controls((193e3, 229e3, 193e3), 200e3, (193, 229, 193)) == (4, 4, 4)
+    assert first_controls((100.0, 130.0, 46.0), 10.0, (100, 130, 46)) == (10, 13, 5)
     assert first_controls((30.0, 31.0), None, (30, 31)) == (4, 4)
     first_controls((500.0, 500.0), 100.0, (10, 10))
     with pytest.raises(InputError, match="must be above 0 micrometres, got -1"):
@@ -286,13 +286,36 @@ def test_out_may_be_the_volume(phantom):
     assert np.array_equal(bias, field)
 
 
+@pytest.mark.parametrize("name", ["out", "bias_out"])
+def test_either_result_may_overwrite_the_volume(phantom, name):
+    image, mask, _truth = phantom
+    expected = n4flow.n4_correct(image, mask, n_iterations=(4, 4))
+    for correct, among in ((n4flow.n4_correct, ()), (n4flow.n4_correct_per_section, (1,))):
+        volume = image.copy()
+        results = correct(volume, *among, mask, n_iterations=(4, 4), **{name: volume})
+        assert results[name == "bias_out"] is volume
+        for result, wanted in zip(results, expected, strict=True):
+            assert np.array_equal(result, wanted)
+
+
+def test_results_that_would_overwrite_each_other_are_refused(phantom):
+    image, mask, _truth = phantom
+    volume = image.copy()
+    for correct, among in ((n4flow.n4_correct, ()), (n4flow.n4_correct_per_section, (1,))):
+        with pytest.raises(InputError, match="out and bias_out share memory"):
+            correct(volume, *among, mask, out=volume, bias_out=volume)
+        with pytest.raises(InputError, match="bias_out shares memory with vol, but is another view"):
+            correct(volume, *among, mask, bias_out=volume[::-1])
+    assert np.array_equal(volume, image)
+
+
 def test_voxel_size_is_in_the_order_of_the_axes():
     image, mask, _truth = brain((20, 40, 60))
     small, options = FitInput(image, mask, None, image.shape, (1, 1, 1)), {"settings": fit_settings((2,))}
-    bias = fit_spaced(small, voxel_um=(3000.0, 1000.0, 500.0), spline_um=20_000, **options)
-    assert bias.lattice.shape == (3 + 3, 2 + 3, 2 + 3)
-    bias = fit_spaced(small, voxel_um=(500.0, 1000.0, 3000.0), spline_um=20_000, **options)
-    assert bias.lattice.shape == (1 + 3, 2 + 3, 9 + 3)
+    bias = fit_spaced(small, voxel_um=(3000.0, 1000.0, 500.0), spline_um=6_000, **options)
+    assert bias.lattice.shape == (60 / 6, round(40 / 6), round(30 / 6))
+    bias = fit_spaced(small, voxel_um=(500.0, 1000.0, 3000.0), spline_um=6_000, **options)
+    assert bias.lattice.shape == (4, round(40 / 6), 180 / 6)
 
 
 def test_gpu_call_on_the_cpu_is_the_cpu(phantom):
@@ -412,7 +435,7 @@ def test_the_correction_of_a_recipe(phantom, tmp_path):
     assert [f["z_start"] for f in facts] == [0, 14]
     assert facts[0]["p1"] < facts[0]["p50"] < facts[0]["p99"]
     assert facts[0]["iterations"] == [level.iterations for level in fields[0][2].levels]
-    assert facts[0]["knot_um"] == pytest.approx([9 * 50 / 4, 29 * 20 / 4, 35 * 20 / 4])
+    assert facts[0]["knot_um"] == pytest.approx([9 * 50 / 2, 29 * 20 / 2, 35 * 20 / 2])
 
 
 def test_field_of_a_shrunken_section_is_centred(phantom, monkeypatch):

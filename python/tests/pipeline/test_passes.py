@@ -69,7 +69,7 @@ def estimated():
     background = Recipe([SpatialMeanBackground((40.0, 30.0))])
     shrunken = shrink_planes(values, SHRINK)
     source = TissueSource(tissue[:, 1::SHRINK, 1::SHRINK], ~tissue[0, 1::SHRINK, 1::SHRINK], SHRINK)
-    settings = {"spline_um": None, "iterations": "4,4", "tolerance": 0.001, "backend": "cpu"}
+    settings = resolve({"input": "-", "outdir": "-", "iterations": "4,4", "backend": "cpu"})
     bias = n4_sections(Inputs(table, shrunken, source, voxel_um=VOXEL), settings)
     histograms = statistics_pass(volume, 0, SHAPE[0], recipe=Recipe([bias]), tissue=source)
     found = [estimate_plane_range(histograms, table, 99.5)]

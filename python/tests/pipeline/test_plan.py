@@ -67,10 +67,17 @@ def test_faults_name_the_sample(image, tmp_path):
 
 
 def test_knots_finer_than_the_voxels_are_refused_with_what_would_do(image):
-    with pytest.raises(InputError, match=r"40 with 4 levels ends at knots 5 micrometres apart.*give at least 80"):
-        plan(image, spline_um=40)
-    assert plan(image, spline_um=80).shrink == 1
-    with pytest.raises(InputError, match=r"one span of 200 micrometres with 6 levels.*or fewer levels"):
+    with pytest.raises(
+        InputError, match=r"spline_um 30 with 4 levels ends at knots 6.25 micrometres apart.*least 40 or"
+    ):
+        plan(image, spline_um=30)
+    assert plan(image, spline_um=40).shrink == 1
+    with pytest.raises(InputError, match=r"spline_section_um 30 with 4 levels"):
+        plan(image, spline_um=40, spline_section_um=30)
+    assert plan(image, spline_um=40, spline_volume_um=30).shrink == 1  # no field of the volume is asked for
+    with pytest.raises(InputError, match=r"spline_volume_um 30 with 4 levels"):
+        plan(image, spline_um=40, spline_volume_um=30, bias="two_pass")
+    with pytest.raises(InputError, match=r"one span of 200 micrometres with 6 levels.*give fewer levels"):
         plan(image, iterations="9,9,9,9,9,9")
     assert plan(image, spline_um=40, bias="off").shrink == 1
 

@@ -40,7 +40,7 @@ def _finish(
     from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_shards
     from n4flow.pipeline.finish import finish as finish_sample
     from n4flow.pipeline.parameters import resolve
-    from n4flow.pipeline.plan import make_plan
+    from n4flow.pipeline.plan import completed, make_plan
 
     resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
     own = {name: settings[name] for name in settings_of("FINISH")}
@@ -57,7 +57,7 @@ def _finish(
         before=whole(parts(before, "shrunken"), plan.volume.shape, before),
         after=whole([piece / "after.npz" for piece in pieces], plan.volume.shape, slabs),
         tissue=replace(tissue, given=plan.mask),
-        recipe=Recipe.load(recipe) if recipe else Recipe(),
+        recipe=completed(Recipe.load(recipe) if recipe else Recipe(), resolved),
         evidence=proof.Evidence.load(evidence) if evidence else None,
         checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
         stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(folders or [])]),

@@ -95,7 +95,7 @@ def _render_slab(
     from n4flow.io.disk_space import check_space, store_needs
     from n4flow.masks.tissue_source import TissueSource
     from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores
-    from n4flow.pipeline.plan import make_plan
+    from n4flow.pipeline.plan import completed, make_plan
     from n4flow.pipeline.render import render_slab
 
     tissue = TissueSource.load(masks)
@@ -106,7 +106,7 @@ def _render_slab(
     check_space(out, *store_needs((plan.layout, plan.mask_layout), start, stop))
     slab = render_slab(
         plan.volume,
-        Recipe.load(recipe) if recipe else Recipe(),
+        completed(Recipe.load(recipe) if recipe else Recipe(), settings),
         start,
         stop,
         stores=create_stores(out, plan),

@@ -22,6 +22,7 @@ def _tissue_mask(
 ) -> None:
     from n4flow.masks.packed_mask import PackedMask
     from n4flow.pipeline.estimate import find_masks
+    from n4flow.pipeline.parameters import voxel_size
     from n4flow.sections import SectionTable
     from n4flow.statistics.shrunken import ShrunkenFiles
 
@@ -29,9 +30,11 @@ def _tissue_mask(
     table = SectionTable.coerce(settings["sections"], shrunken.shape[0])
     given = sorted(slabs.glob(SLAB_FILES["given"]))
     user = PackedMask.concatenate([PackedMask.of(np.load(slab)) for slab in given]) if given else None
-    tissue, found = find_masks(shrunken, table, user)
+    tissue, found = find_masks(
+        shrunken, table, user, parameters=settings, voxel_um=voxel_size(settings["voxel_um"]) or {}
+    )
     tissue.save(out)
     numbers.update(found)
 
 
-tissue_mask = as_step("TISSUE_MASK", _tissue_mask, settings_of("TISSUE_MASK"), required=("sections",))
+tissue_mask = as_step("TISSUE_MASK", _tissue_mask, settings_of("TISSUE_MASK"), required=("sections", "voxel_um"))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from n4flow.errors import GpuError, InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 BACKENDS = ("auto", "cpu", "gpu", "itk")
 
@@ -75,6 +79,81 @@ def to_numpy(array: Any) -> np.ndarray:
     if array_module(array) is not np:
         return array.get()  # synchronize
     return np.asarray(array)
+
+
+def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a public function take every kind of array that people hold.
+
+    Its first argument may be anything that NumPy can read: a list, a zarr or HDF5 array, a tensor on the host. Any
+    argument may be an array of xarray; results of its shape then keep its dims and coords. What has voxels and is no
+    array gets a sentence.
+
+    Raises
+    ------
+    InputError
+        An argument is an image of nibabel or SimpleITK or a `Volume`, or the first is no array at all.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = [*args, *kwargs.values()]
+        labelled: Any = next((a for a in given if _module(a) == "xarray"), None)
+        plain = [_unwrapped(a) for a in given]
+        if plain:
+            plain[0] = _read(plain[0])
+        keywords = dict(zip(kwargs, plain[len(args) :], strict=True))
+        result: Any = function(*plain[: len(args)], **keywords)
+        if labelled is None:
+            return result
+
+        def label(a: Any) -> Any:
+            same = getattr(a, "shape", None) == labelled.shape and a is not keywords.get("out")
+            return labelled.copy(data=a) if same else a
+
+        found: Any = tuple(map(label, result)) if isinstance(result, tuple) else label(result)
+        return found  # type: ignore[no-any-return]
+
+    return call
+
+
+def _module(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return the array that an array of xarray holds; refuse what has voxels and is no array."""
+    remedy = None
+    if hasattr(value, "dataobj") and hasattr(value, "affine"):
+        remedy = "np.asarray(img.dataobj), with .T if the axes are to be (Z, Y, X)"
+    elif hasattr(value, "GetPixelIDTypeAsString"):
+        remedy = "sitk.GetArrayFromImage(image)"
+    elif _module(value) == "n4flow" and hasattr(value, "voxel_um") and hasattr(value, "data"):
+        remedy = "volume.data, a dask array, or volume.read(slice(None))"
+    elif _module(value) == "xarray":
+        if hasattr(value, "data"):
+            return value.data
+        remedy = "one of its variables"
+    if remedy is None:
+        return value
+    msg = f"expected an array, got {type(value).__name__}; give {remedy}"
+    raise InputError(msg)
+
+
+def _read(value: Any) -> Any:
+    """Return what NumPy can read as its array; arrays of NumPy, CuPy and dask, and n4flow's own, as they are."""
+    if not isinstance(value, (list, tuple, str, bytes)) and not hasattr(value, "__array__"):
+        return value
+    if isinstance(value, np.ndarray) or array_module(value) is not np or is_dask(value):
+        return value
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:  # rows of different length; a tensor on a device
+        msg = f"expected an array of numbers, got {type(value).__name__} that NumPy cannot read ({error})"
+        raise InputError(msg) from error
+    if array.dtype.kind not in "buif" or array.ndim == 0:
+        msg = f"expected an array of numbers, got {type(value).__name__} of {array.dtype}"
+        raise InputError(msg)
+    return array
 
 
 def import_cupy() -> Any:

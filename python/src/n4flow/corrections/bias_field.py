@@ -61,6 +61,20 @@ class BiasCorrection(Correction):
         """Return one correction of the fields of two, which cover different planes."""
         return replace(self, fields=self.fields + other.fields)
 
+    def weakened(self, strength: float) -> Self:
+        """Return the correction with each field to the power of `strength`, from 0 (nothing) to 1."""
+        return replace(
+            self,
+            fields=tuple(
+                (
+                    start,
+                    stop,
+                    replace(field, lattice=field.lattice * np.float32(strength), share=field.share * strength),
+                )
+                for start, stop, field in self.fields
+            ),
+        )
+
     def covered(self, n_planes: int) -> slice:
         """See `Correction.covered`."""
         starts, stops = zip(*(part[:2] for part in self.fields), strict=True) if self.fields else ((0,), (0,))

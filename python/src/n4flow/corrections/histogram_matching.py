@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import as_block, as_mask, is_dask, probe_gpu, to_numpy
+from n4flow.compute.arrays import as_block, as_mask, is_dask, probe_gpu, takes_arrays, to_numpy
 from n4flow.compute.gpu import as_float32, on_device, run_on_gpu, stream_planes
 from n4flow.corrections.base import Correction, Where, map_through
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
@@ -186,6 +186,7 @@ def estimate_lookup(
     )
 
 
+@takes_arrays
 def apply_histogram_matching(
     vol: Any,
     n_serial_slices: Any,

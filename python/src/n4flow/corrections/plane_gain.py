@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, to_numpy
+from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, takes_arrays, to_numpy
 from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, map_through
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
@@ -198,6 +198,7 @@ def estimate_plane_gain(
     return TissueMeans.of(histograms, previous, sections, min_tissue_voxels).smoothed(sigma)
 
 
+@takes_arrays
 def apply_zprofile_smoothing(
     vol: Any, mask: Any, sigma: float, min_tissue_voxels: int = MIN_TISSUE_VOXELS, *, sections: Any = None
 ) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_block, is_dask
+from n4flow.compute.arrays import array_module, as_block, is_dask, takes_arrays
 from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
@@ -152,6 +152,7 @@ def estimate_plane_range(
     return PlaneRange(lower, upper.astype(np.float32), float(span), levels.source, levels.confidence)
 
 
+@takes_arrays
 def normalize_volume(
     vol: Any, agarose_mask: Any, percentile_max: float = PERCENTILE_MAX, *, sections: Any = None
 ) -> tuple[Any, Any]:
@@ -190,6 +191,7 @@ def normalize_volume(
     return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape))), correction.lower
 
 
+@takes_arrays
 def compute_scale_factors(
     vol: Any, n_serial_slices: Any, smooth_sigma: float, percentile: float, min_scale: float, max_scale: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:

@@ -17,6 +17,7 @@ from n4flow.corrections import (  # noqa: F401  a kind is known once its module 
     background,
     bias_field,
     harmonization,
+    outside,
     plane_gain,
     plane_range,
     section_lookup,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_block
+from n4flow.compute.arrays import array_module, as_block, takes_arrays
 from n4flow.compute.threads import run_tasks
 from n4flow.errors import N4flowWarning
 from n4flow.masks.agarose_levels import SOURCES, fill_levels, has_evidence
@@ -22,6 +22,7 @@ from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, ShrunkenVolume, 
 STRIP = 64  # Rows that are projected at a time, so that their sums stay in the cache of a core.
 
 
+@takes_arrays
 def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float]:
     """Return where the agarose around the tissue is, and the threshold.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from n4flow.compute.arrays import array_module, as_block, probe_gpu
+from n4flow.compute.arrays import array_module, as_block, probe_gpu, takes_arrays
 from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.compute.threads import run_tasks
 from n4flow.errors import N4flowWarning
@@ -150,6 +150,7 @@ def _inside(smoother: Smoother, smooth: Any, threshold: float | None, radius: in
     return array_module(planes[0]).stack(planes)
 
 
+@takes_arrays
 def compute_tissue_mask(
     vol: Any,
     smoothing_sigma: float = 2.0,

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_mask, is_dask
+from n4flow.compute.arrays import array_module, as_mask, is_dask, takes_arrays
 from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.errors import InputError
 from n4flow.n4_bias import engine, sharpening
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.gpu import sharpen as gpu_sharpen
 from n4flow.n4_bias.inputs import FitInput, prepare
+from n4flow.n4_bias.otsu_mask import otsu_mask
 from n4flow.n4_bias.problem import first_controls, level_controls
 from n4flow.n4_bias.settings import DEFAULT_ITERATIONS, FitSettings, fit_settings
 from n4flow.n4_bias.shrink import Factors
 
 
+@takes_arrays
 def fit_bias(
     image: Any,
     mask: Any = None,
@@ -112,7 +114,8 @@ def fit_bias(
     return engine.fit(small, controls=controls, settings=settings, backend=chosen)
 
 
-def n4(image: Any, mask: Any = None, *, return_bias: bool = False, **options: Any) -> Any:
+@takes_arrays
+def n4(image: Any, mask: Any = None, *, return_bias: bool = False, tiny: float | None = None, **options: Any) -> Any:
     """Correct an image with N4; a drop-in replacement of n4ax.n4.
 
     Parameters
@@ -120,6 +123,9 @@ def n4(image: Any, mask: Any = None, *, return_bias: bool = False, **options: An
     image, mask
         See `fit_bias`.
     return_bias : bool
+    tiny : float, optional
+        n4ax's: intensities below it enter the fit as `tiny`. Without it, voxels not above 0 are left out of the fit,
+        which is better: many voxels of one small value are a spike in the histogram of log intensity.
     **options
         Options of `fit_bias`, which mean what n4ax means by them. Defaults are ITK's; n4ax has others
         (`iters=(8, 12, 12, 8)`, `over_relax=1.8`, threshold 0).
@@ -130,7 +136,12 @@ def n4(image: Any, mask: Any = None, *, return_bias: bool = False, **options: An
     log_bias : float32 array
         Only with `return_bias`.
     """
-    bias, threads = fit_bias(image, mask, **options), options.get("threads")
+    if tiny is not None and not tiny > 0:
+        msg = f"tiny must be above 0, the least intensity that has a logarithm, got {tiny}"
+        raise InputError(msg)
+    raised = image if tiny is None else array_module(image).maximum(image, np.float32(tiny))
+    mask = otsu_mask(image) if mask is None and tiny is not None else mask
+    bias, threads = fit_bias(raised, mask, **options), options.get("threads")
     if bias.backend == "gpu" and not on_device(image):
         corrected = np.empty(bias.shape, np.float32)
         bias.apply_through_gpu(np.asarray(image), corrected)
@@ -176,6 +187,7 @@ def fit_spaced(
     return bias.centred(small.mask & (small.image > 0))
 
 
+@takes_arrays
 def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
     """Return vol / bias_field as float32.
 
@@ -210,9 +222,10 @@ def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
     return vol.astype(np.float32) / xp.maximum(bias_field, floor).astype(np.float32)
 
 
+@takes_arrays
 def sharpen_residual(
     log_v: Any,
-    mask: Any,
+    mask: Any = None,
     *,
     n_bins: int = 200,
     fwhm_log: float = 0.15,
@@ -228,8 +241,9 @@ def sharpen_residual(
     ----------
     log_v : array of any shape, NumPy or CuPy
         Log intensity.
-    mask : array of the same shape
-        Voxels where it is not 0 are inside. Voxels that are not finite are excluded and returned unchanged.
+    mask : array of the same shape, optional
+        Voxels where it is not 0 are inside; by default all of them. Voxels that are not finite are excluded and
+        returned unchanged.
     n_bins, fwhm_log, wiener_noise : int, float, float
         See `fit_bias`.
     use_gpu : bool
@@ -254,7 +268,7 @@ def sharpen_residual(
     if mask_weights is not None and tuple(mask_weights.shape) != tuple(log_v.shape):
         msg = f"mask_weights must have the shape of log_v, {tuple(log_v.shape)}, got {tuple(mask_weights.shape)}"
         raise InputError(msg)
-    inside = as_mask(mask, log_v.shape)
+    inside = array_module(log_v).ones(log_v.shape, bool) if mask is None else as_mask(mask, log_v.shape)
     settings = (n_bins, fwhm_log, wiener_noise)
     if on_device(log_v):
         return run_on_gpu(lambda _voxels: gpu_sharpen.sharpen(log_v, inside, mask_weights, settings), release=False)

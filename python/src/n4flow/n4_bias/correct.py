@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_mask, to_numpy
+from n4flow.compute.arrays import array_module, as_mask, takes_arrays, to_numpy
 from n4flow.compute.gpu import on_device
 from n4flow.compute.jit import thread_count
 from n4flow.errors import InputError
@@ -21,6 +21,7 @@ from n4flow.n4_bias.shrink import Factors
 from n4flow.sections import Section, SectionTable
 
 
+@takes_arrays
 def n4_correct(
     vol: Any,
     mask: Any = None,
@@ -41,19 +42,20 @@ def n4_correct(
     ----------
     vol : (Z, Y, X) or (Y, X) array, real or integer, NumPy or CuPy
     mask : array of the same shape, optional
-        See `fit_bias`.
+        Voxels where it is not 0 are fitted; by default all of them.
     shrink_factor : int or sequence of int
         See `fit_bias`.
     n_iterations : sequence of int, optional
         Maximum number of iterations at each level; four levels of 50 by default.
     spline_distance_mm : float
-        Distance of the first level's knots: ceil(extent / distance) + 3 control points along each axis. The spans of an
-        axis double at each level as long as they are not finer than its samples: a thin section has few along Z.
+        Distance of the first level's control points: max(4, round(extent / distance)) of them along each axis. The
+        spans of an axis double at each level as long as they are not finer than its samples: a thin section has few
+        along Z.
     voxel_size_mm : sequence of float
         Voxel size in the order of the axes, (z, y, x). A 2-D image uses the last two.
     backend : {'cpu', 'gpu', 'auto', 'itk'}
     out, bias_out : float arrays of the shape of `vol`, optional
-        Arrays for the results; `out` may be `vol`.
+        Arrays for the results, which share no memory; either may be `vol`.
     threads : int, optional
         By default every core that this process may use. The result does not depend on it.
     name : str
@@ -74,6 +76,7 @@ def n4_correct(
     return _corrected(vol, mask, *lattice, settings, backend, out, bias_out, name)
 
 
+@takes_arrays
 def n4_correct_gpu(
     vol: Any,
     mask: Any = None,
@@ -104,8 +107,9 @@ def n4_correct_gpu(
     return _corrected(vol, mask, *lattice, settings, "gpu" if use_gpu else "cpu", out, bias_out)
 
 
+@takes_arrays
 def n4_correct_per_section(
-    vol: Any, n_serial_slices: Any, mask: Any = None, *, n_processes: int = 1, **options: Any
+    vol: Any, n_serial_slices: Any, mask: Any = None, *, n_processes: int | None = 1, **options: Any
 ) -> tuple[Any, Any]:
     """Correct each section of a volume by itself.
 
@@ -113,13 +117,13 @@ def n4_correct_per_section(
     ----------
     vol : (Z, Y, X) array
     n_serial_slices : int or section table
-        A count (equal split, a remainder spread over the stack), a SectionTable, a path to one, or a sequence of
+        A count (cuts at round(i * Z / count)), a SectionTable, a path to one, or a sequence of
         Section. A section whose flag is not `ok` keeps its intensities.
     mask : array of the same shape, optional
-        By default Otsu's mask of each section.
-    n_processes : int
-        Number of sections that are fitted in parallel, by threads (compiled code releases the GIL). The result does not
-        depend on it.
+        Voxels where it is not 0 are fitted; by default all of them.
+    n_processes : int, optional
+        Number of sections that are fitted in parallel, by threads (compiled code releases the GIL); None takes every
+        core that this process may use. The result does not depend on it.
     **options
         Options of `n4_correct`.
 
@@ -130,8 +134,11 @@ def n4_correct_per_section(
     values = to_numpy(vol)
     sections = SectionTable.coerce(n_serial_slices, values.shape[0])
     selected = None if mask is None else as_mask(to_numpy(mask), values.shape)
-    corrected, field = (_result(options.pop(name, None), values.shape, name) for name in ("out", "bias_out"))
+    given = options.pop("out", None), options.pop("bias_out", None)
+    check_results(values, *given)
+    corrected, field = (_result(a, values.shape, name) for a, name in zip(given, ("out", "bias_out"), strict=True))
 
+    n_processes = thread_count(n_processes)
     if n_processes > 1:
         options.setdefault("threads", max(1, thread_count(None) // n_processes))
 
@@ -144,7 +151,7 @@ def n4_correct_per_section(
         results: dict[str, Any] = {"out": corrected[planes], "bias_out": field[planes]}
         n4_correct(values[planes], part, **results, name=f"section {section.id}", **options)
 
-    with ThreadPoolExecutor(max(1, n_processes)) as pool:
+    with ThreadPoolExecutor(n_processes) as pool:
         list((pool.map if n_processes > 1 else map)(correct, sections))
     xp = array_module(vol)
     return xp.asarray(corrected), xp.asarray(field)
@@ -164,6 +171,8 @@ def _corrected(
 ) -> tuple[Any, Any]:
     """Return the corrected image and the field at full size, fitted with knots `distance_mm` apart and centred."""
     chosen = engine.choose_backend(backend)
+    check_results(vol, out, bias_out)
+    mask = np.ones(vol.shape, bool) if mask is None else mask
     small = prepare(vol, mask, None, shrink, chosen, settings.threads)
     voxel_um = [1000.0 * float(mm) for mm in voxel_mm][-len(small.shape) :]
     if len(voxel_um) != len(small.shape) or min(voxel_um) <= 0:
@@ -172,14 +181,41 @@ def _corrected(
     spline_um, threads = 1000.0 * distance_mm, settings.threads
     bias = fit_spaced(small, voxel_um=voxel_um, spline_um=spline_um, settings=settings, backend=chosen, name=name)
     if on_device(vol):
-        return bias.apply(vol, out), bias.field(out=bias_out, gpu=True)
+        return bias.apply(vol, out), bias.field(out=bias_out, gpu=True)  # in this order, as below
     corrected, field = _result(out, bias.shape, "out"), _result(bias_out, bias.shape, "bias_out")
     if bias.backend == "gpu":
         bias.apply_through_gpu(np.asarray(vol), corrected, field)
     else:
-        bias.field(out=field, threads=threads)
         bias.apply(np.asarray(vol), corrected, threads=threads)
+        bias.field(out=field, threads=threads)  # last, because `bias_out` may be `vol`
     return corrected, field
+
+
+def check_results(vol: Any, out: Any, bias_out: Any) -> None:
+    """Check that results which are written piece by piece do not overwrite what is still read.
+
+    Raises
+    ------
+    InputError
+        `out` and `bias_out` share memory, or one of them shares a part of the memory of `vol` and is not `vol`.
+    """
+    if _share(out, bias_out):
+        msg = "out and bias_out share memory, so that one result would overwrite the other; give two arrays"
+        raise InputError(msg)
+    for name, result in (("out", out), ("bias_out", bias_out)):
+        if _share(vol, result) and (_address(vol), vol.strides) != (_address(result), result.strides):
+            msg = f"{name} shares memory with vol, but is another view of it; give vol itself or another array"
+            raise InputError(msg)
+
+
+def _share(a: Any, b: Any) -> bool:
+    """Return whether two arrays on the same side, host or device, share memory."""
+    xp = array_module(a)
+    return isinstance(a, xp.ndarray) and isinstance(b, xp.ndarray) and bool(xp.shares_memory(a, b))
+
+
+def _address(array: Any) -> int:
+    return int((array.__cuda_array_interface__ if on_device(array) else array.__array_interface__)["data"][0])
 
 
 def _result(given: Any, shape: Sequence[int], name: str) -> np.ndarray:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, to_numpy
+from n4flow.compute.arrays import array_module, takes_arrays, to_numpy
 from n4flow.errors import InputError
 
 
+@takes_arrays
 def otsu_mask(volume: Any, nbins: int = 200) -> Any:
     """Return the voxels above Otsu's threshold of the whole volume, the default mask of `n4`.
 

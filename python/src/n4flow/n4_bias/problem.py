@@ -100,9 +100,12 @@ def degenerate(survey: Survey, shape: Sequence[int]) -> str | None:
 
 
 def first_controls(extents_um: Sequence[float], distance_um: float | None, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the number of control points along each axis for knots `distance_um` apart: ceil(extent / distance) + 3.
+    """Return the number of control points along each axis: one for each `distance_um`, and at least 4 (one span).
 
-    A distance larger than the extent, or None, gives one span. `shape` is that of the fitted image.
+    round(extent / distance) control points have round(extent / distance) - 3 spans between them. This is linumpy's
+    rule. ANTs counts spans by the distance, which is three more; the levels double both, and a fit as fine as ANTs'
+    rule makes it at distances that suit linumpy's takes anatomy for bias. None gives one span. `shape` is that of the
+    fitted image.
 
     Raises
     ------
@@ -115,8 +118,7 @@ def first_controls(extents_um: Sequence[float], distance_um: float | None, shape
     if not distance_um > 0:
         msg = f"the spline distance must be above 0 micrometres, got {distance_um:g}"
         raise InputError(msg)
-    # The subtraction keeps 30 / 10 at three spans, whatever the rounding of the two numbers.
-    first = tuple(max(1, math.ceil(extent / distance_um - 1e-9)) + 3 for extent in extents_um)
+    first = tuple(max(4, round(extent / distance_um)) for extent in extents_um)
     voxels = [extent / n for extent, n in zip(extents_um, shape, strict=True) if n > 1]
     if voxels and distance_um < min(voxels):
         msg = (

@@ -32,7 +32,7 @@ from n4flow.n4_bias.api import fit_spaced
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.inputs import FitInput
 from n4flow.n4_bias.settings import fit_settings
-from n4flow.pipeline.parameters import iteration_list
+from n4flow.pipeline.parameters import iteration_list, spline_distance
 from n4flow.pipeline.stages import Stage
 from n4flow.sections import Section, SectionTable, filled_planes
 from n4flow.statistics.accumulate import PLANE_COUNTS
@@ -41,7 +41,6 @@ from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 if TYPE_CHECKING:
     from n4flow.corrections.harmonization.prepare import Samples
 
-TISSUE_THRESHOLD = 0.0  # Matching leaves voxels at or below this intensity, the agarose level, as they are.
 LEAST_VALID = 0.5  # A shrunken voxel enters the fit of a bias field where at least this share of its voxels is valid.
 
 
@@ -93,7 +92,11 @@ def n4_sections(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection
 
     Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
     """
-    settings = {**parameters, "backend": "itk" if parameters["backend"] == "itk" else "cpu"}
+    settings = {
+        **parameters,
+        "backend": "itk" if parameters["backend"] == "itk" else "cpu",
+        "spline_um": spline_distance(parameters, "section")[1],
+    }
     chosen = [section for section in inputs.sections[slice(*(inputs.batch or (None,)))] if section.usable]
     fields = [_fit(inputs, settings, section.planes, f"section {section.id}") for section in chosen]
     return BiasCorrection(tuple(fields), _field_frame(inputs.shrunken))
@@ -101,7 +104,8 @@ def n4_sections(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection
 
 def n4_volume(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
     """Fit one bias field to the whole volume, after those of the recipe; flagged sections are left out."""
-    field = _fit(inputs, parameters, slice(0, inputs.shrunken.shape[0]), "the whole volume")
+    settings = {**parameters, "spline_um": spline_distance(parameters, "volume")[1]}
+    field = _fit(inputs, settings, slice(0, inputs.shrunken.shape[0]), "the whole volume")
     return BiasCorrection((field,), _field_frame(inputs.shrunken))
 
 
@@ -123,7 +127,7 @@ def prove(inputs: Inputs, parameters: Mapping[str, Any]) -> tuple[Evidence, list
     evidence : Evidence
     recipe : list of Correction
         The corrections so far, with as much of bias fields as is proven; all of them with `trust` = 'full', where the
-        evidence is for the verdict alone.
+        evidence is for the verdict alone. Of either, `bias_strength`.
     numbers : dict
         What the evidence rests on.
     """
@@ -138,7 +142,13 @@ def prove(inputs: Inputs, parameters: Mapping[str, Any]) -> tuple[Evidence, list
     if evidence.reason is not None and not trusted:
         msg = f"nothing can be proven: {evidence.reason}; give the sections, or look at trust full"
         warnings.warn(msg, N4flowWarning, stacklevel=2)
-    return evidence, list(inputs.recipe) if trusted else proven_bias(inputs.recipe, evidence), found.summary()
+    kept, strength = (
+        list(inputs.recipe) if trusted else proven_bias(inputs.recipe, evidence),
+        parameters["bias_strength"],
+    )
+    if strength < 1:
+        kept = [each.weakened(strength) if isinstance(each, BiasCorrection) else each for each in kept]
+    return evidence, kept, found.summary()
 
 
 def normalize(inputs: Inputs, parameters: Mapping[str, Any]) -> PlaneRange:
@@ -150,7 +160,9 @@ def match_histograms(inputs: Inputs, parameters: Mapping[str, Any]) -> SectionLo
     """Match the tissue of each section (or plane, with `match` = 'plane') to the pooled distribution."""
     table = inputs.sections if parameters["match"] == "section" else by_plane(inputs.sections)
     evidence = _evidence(inputs, parameters)
-    found = estimate_lookup(inputs.histograms, inputs.recipe, table, parameters["n_bins"], TISSUE_THRESHOLD)
+    found = estimate_lookup(
+        inputs.histograms, inputs.recipe, table, parameters["n_bins"], parameters["tissue_threshold"]
+    )
     return found if evidence is None else proven_lookup(found, evidence)
 
 
@@ -168,7 +180,12 @@ def voxel_counts(planes: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 @reuse_threads()
 def find_masks(
-    shrunken: Shrunken, sections: SectionTable, given: PackedMask | None = None
+    shrunken: Shrunken,
+    sections: SectionTable,
+    given: PackedMask | None = None,
+    *,
+    parameters: Mapping[str, Any],
+    voxel_um: Mapping[str, float],
 ) -> tuple[TissueSource, dict[str, Any]]:
     """Return tissue and agarose masks on the shrunken grid, and their numbers.
 
@@ -178,10 +195,22 @@ def find_masks(
     sections : SectionTable
     given : (Z, y, x) PackedMask, optional
         The user's mask on the shrunken grid, in place of the estimated one.
+    parameters : mapping
+        Resolved; those of the estimated mask are lengths in the planes.
+    voxel_um : mapping
+        Micrometres by axis name, at full size.
     """
     numbers: dict[str, Any] = {"mask": "given" if given is not None else "estimated"}
     if given is None:
-        estimated = tissue_mask_with_levels(shrunken, sections)
+        step_um = shrunken.shrink * (voxel_um["y"] + voxel_um["x"]) / 2
+        lengths = {name: parameters[f"mask_{name}_um"] for name in ("smoothing", "closing")}
+        voxels = {name: um / step_um for name, um in lengths.items() if um is not None}
+        options: dict[str, Any] = {}
+        if "smoothing" in voxels:
+            options["smoothing_sigma"] = voxels["smoothing"]
+        if "closing" in voxels:
+            options["closing_radius"] = round(voxels["closing"])
+        estimated = tissue_mask_with_levels(shrunken, sections, **options)
         tissue = estimated.mask
         numbers.update(
             thresholds=list(estimated.thresholds),

@@ -120,6 +120,13 @@ def iteration_list(text: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in numbers(text, "iterations"))
 
 
+def spline_distance(parameters: Mapping[str, Any], kind: str) -> tuple[str, float | None]:
+    """Return the parameter that says how fine the fields of a `section` or the `volume` are, and its value."""
+    own = f"spline_{kind}_um"
+    name = "spline_um" if parameters[own] is None else own
+    return name, parameters[name]
+
+
 def _checked(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     from jsonschema import Draft202012Validator
 

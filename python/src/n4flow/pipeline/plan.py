@@ -13,6 +13,8 @@ import numpy as np
 
 from n4flow.corrections.background import SpatialMeanBackground
 from n4flow.corrections.harmonization.flat import read_flat
+from n4flow.corrections.outside import Outside
+from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError
 from n4flow.io.disk_space import store_needs
 from n4flow.io.formats import name_without_suffix
@@ -23,12 +25,15 @@ from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
-from n4flow.pipeline.parameters import iteration_list, sample_sheet, voxel_size
+from n4flow.n4_bias.bspline import spans
+from n4flow.n4_bias.problem import first_controls
+from n4flow.pipeline.parameters import iteration_list, sample_sheet, spline_distance, voxel_size
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import runs
 
+BIAS_FIELDS = {"off": (), "sections": ("section",), "volume": ("volume",), "two_pass": ("section", "volume")}
 BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
 
 
@@ -126,6 +131,11 @@ class Plan:
         longest = max(section.z_stop - section.z_start for section in self.sections)
         others = shrunken_bytes(self._framed_shape, self.shrink, longest, self.backend)
         return {name: size + flat for name, size in needs.items()} | others
+
+
+def completed(recipe: Recipe, parameters: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that is rendered: what was estimated and, last, what resolved parameters add to it."""
+    return Recipe([*recipe, Outside()]) if parameters["outside"] == "zero" else recipe
 
 
 def background(parameters: Mapping[str, Any], voxel_um: Mapping[str, float] | None) -> SpatialMeanBackground | None:
@@ -274,18 +284,22 @@ def _check_combinations(parameters: Mapping[str, Any]) -> None:
 def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> None:
     """Refuse knots that would end finer than the voxels."""
     voxel_um, levels = volume.voxel_um, len(iteration_list(parameters["iterations"]))
-    if parameters["bias"] == "off" or voxel_um is None:
+    if voxel_um is None:
         return
     extent = min(n * voxel_um[axis] for n, axis in zip(frame.shape, "yx", strict=True))
-    first = parameters["spline_um"] or extent
-    last = first / 2 ** (levels - 1)
     finest = 2 * max(voxel_um["y"], voxel_um["x"])
-    if last < finest:
-        asked = f"spline_um {first:g}" if parameters["spline_um"] else f"one span of {first:g} micrometres"
-        if frame != Frame.whole(volume.shape):
-            asked += f" (valid voxels lie in rows and columns {frame} alone)"
-        msg = (
-            f"{asked} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
-            f"voxels ({finest:g}); give at least {finest * 2 ** (levels - 1):g} or fewer levels"
-        )
-        raise InputError(msg)
+    most = int(extent / finest / 2 ** (levels - 1))  # spans of the first level
+    for kind in BIAS_FIELDS[parameters["bias"]]:
+        name, distance = spline_distance(parameters, kind)
+        (first,) = first_controls([extent], distance, [1])
+        last = extent / spans(first) / 2 ** (levels - 1)
+        if last < finest:
+            asked = f"{name} {distance:g}" if distance else f"one span of {extent:g} micrometres"
+            if frame != Frame.whole(volume.shape):
+                asked += f" (valid voxels lie in rows and columns {frame} alone)"
+            remedy = f"give at least {extent / (most + 3):.4g} or fewer levels" if most else "give fewer levels"
+            msg = (
+                f"{asked} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
+                f"voxels ({finest:g}); {remedy}"
+            )
+            raise InputError(msg)

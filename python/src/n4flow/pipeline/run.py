@@ -26,7 +26,7 @@ from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
-from n4flow.pipeline.plan import Plan, background, make_plan
+from n4flow.pipeline.plan import Plan, background, completed, make_plan
 from n4flow.pipeline.provenance import Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, read_samples
@@ -205,7 +205,13 @@ class _Sample:
     def tissue_mask(self) -> None:
         """Find tissue and agarose."""
         with self.clocked("TISSUE_MASK") as numbers:
-            tissue, said = find_masks(self.inputs.shrunken, self.plan.sections, self.given)
+            tissue, said = find_masks(
+                self.inputs.shrunken,
+                self.plan.sections,
+                self.given,
+                parameters=self.parameters,
+                voxel_um=self.inputs.voxel_um,
+            )
             self.inputs = replace(self.inputs, tissue=replace(tissue, given=self.plan.mask))
             numbers.update(said)
 
@@ -229,6 +235,7 @@ class _Sample:
 
     def render(self) -> None:
         """Render every slab into the stores."""
+        self.inputs = replace(self.inputs, recipe=completed(self.inputs.recipe, self.parameters))
         render = partial(_render, self.plan, self.inputs.recipe, create_stores(self.folder, self.plan), self.threads)
         found = self.by_slab(render, self.tissue_of_slabs(), self.plan.slabs, self.files("after"))
         self.checksums = [checksums for checksums, _numbers in found]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import as_block, as_mask, is_dask, to_numpy
+from n4flow.compute.arrays import as_block, as_mask, is_dask, takes_arrays, to_numpy
 from n4flow.corrections.base import Where
 from n4flow.corrections.dask import apply_lazily, mask_parts, whole_planes
 from n4flow.corrections.harmonization.flat import check_flat
@@ -17,6 +17,7 @@ from n4flow.statistics.measure import LEAST_COVER, choose_shrink, shrink_planes
 from n4flow.statistics.shrunken import ShrunkenVolume
 
 
+@takes_arrays
 def harmonize(
     vol: Any,
     mask: Any,
