@@ -98,6 +98,11 @@ def parallel_planes(work: Callable[[int, int], None], n: int, threads: int | Non
     run_tasks(lambda part: work(*part), pairwise([n * i // parts for i in range(parts + 1)]), threads)
 
 
+def over_planes(kernel: Callable[..., Any], n: int, *arguments: Any) -> None:
+    """Call kernel(*arguments, start, stop) for ranges of `n` planes; see `parallel_planes`."""
+    parallel_planes(lambda start, stop: kernel(*arguments, start, stop), n)
+
+
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return a buffer that this thread reuses from call to call: fresh memory costs more than the arithmetic on it."""
     buffers = _local.buffers

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import over_planes
 from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.geometry import block_sums
 
@@ -38,10 +38,12 @@ class Classes:
         Tissue.
     noise : float
         Standard deviation of the log intensity of a voxel.
+    stride : int
+        Planes from one to the next.
     """
 
-    def __init__(self, inside: np.ndarray, noise: float) -> None:
-        self.inside = inside
+    def __init__(self, inside: np.ndarray, noise: float, stride: int = 1) -> None:
+        self.inside, self._reach_z = inside, REACH_Z / stride
         self.mixture: Mixture | None = None
         self.sigma_z, self.sigma = (1.5, 0.5) if noise > NOISY else (0.8, 0.0)
         weights = inside.astype(np.float32)
@@ -51,9 +53,8 @@ class Classes:
             self._share = np.maximum(ndimage.gaussian_filter(weights, (0, self.sigma, self.sigma)), 1e-3)
         self._around = self._smooth(block_sums(weights, TILE))
         self._proportions: np.ndarray | None = None
-        shape = (CLASSES, *inside.shape)
-        self.posterior = np.zeros(shape, np.float32)
-        self.weight, self.target = np.zeros(shape[1:], np.float32), np.zeros(shape[1:], np.float32)
+        self._sums = np.zeros((CLASSES, *self._around.shape), np.float32)
+        self.weight, self.target = np.zeros(inside.shape, np.float32), np.zeros(inside.shape, np.float32)
 
     def denoised(self, logs: np.ndarray) -> np.ndarray:
         """Return log intensities smoothed over tissue; `logs` is 0 outside."""
@@ -64,7 +65,10 @@ class Classes:
 
     def update(self, logs: np.ndarray) -> None:
         """Take corrected log intensities (0 outside tissue): fit the mixture, the proportions, the posteriors."""
-        t = self.denoised(logs)
+        self.learn(self.denoised(logs))
+
+    def learn(self, t: np.ndarray) -> None:
+        """Take corrected log intensities that are denoised; see `update`."""
         values = t[self.inside]
         low, high = np.quantile(values[::7], [0.002, 0.998]) + np.array([-0.1, 0.1])
         step = (high - low) / BINS
@@ -80,22 +84,15 @@ class Classes:
             prior = np.broadcast_to(prior, (CLASSES, *self._around.shape)).astype(np.float32, order="C")
             arguments = (float(low), float(step), table, OUTLIER, means, sds**2)
 
-            def work(z: int, prior: np.ndarray = prior, arguments: tuple[object, ...] = arguments) -> None:
-                place = (self.posterior[:, z], self.weight[z], self.target[z])
-                kernels.class_plane(t[z], self.inside[z], prior[:, z], TILE, *arguments, *place)
-
-            run_tasks(work, range(len(t)))
-            tiles = np.stack([self._smooth(block_sums(p, TILE)) for p in self.posterior])
-            voxels = (2 * np.pi) ** 1.5 * REACH_Z * (REACH * TILE) ** 2
+            places = self._sums, self.weight, self.target
+            over_planes(kernels.class_planes, len(t), t, self.inside, prior, TILE, *arguments, *places)
+            tiles = np.stack([self._smooth(sums) for sums in self._sums])
+            voxels = (2 * np.pi) ** 1.5 * self._reach_z * (REACH * TILE) ** 2
             pseudo = PSEUDO_VOXELS / voxels * TILE**2
             self._proportions = (tiles + pseudo * shares[:, None, None, None]) / (self._around + pseudo)
 
     def _smooth(self, tiles: np.ndarray) -> np.ndarray:
-        return np.asarray(ndimage.gaussian_filter(tiles, (REACH_Z, REACH, REACH), truncate=2.5))
-
-    def restart(self) -> None:
-        """Forget mixture and proportions."""
-        self.mixture, self._proportions = None, None
+        return np.asarray(ndimage.gaussian_filter(tiles, (self._reach_z, REACH, REACH), truncate=2.5))
 
 
 def fit_mixture(counts: np.ndarray, centres: np.ndarray, start: Mixture | None, passes: int) -> Mixture:

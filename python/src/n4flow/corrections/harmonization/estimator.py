@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import over_planes
 from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, Classes
 from n4flow.corrections.harmonization.evidence import PROVEN
@@ -83,19 +83,11 @@ class Estimator:
         self.passes = 0
 
     def _level_equations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        planes, (rows, columns) = self.chain.planes, self.geometry.matrices
-        h, n, level = np.zeros((len(planes), N)), np.zeros(len(planes)), np.zeros(len(planes))
-
-        def work(k: int) -> None:
-            z = planes[k]
-            weights = np.float32(CLASS_WEIGHT) * self.classes.weight[z]
-            h[k] = np.asarray(rows.T @ weights.astype(float) @ columns).reshape(-1)
-            n[k] = weights.sum(dtype=float)
-            distance = np.where(self.inside[z], self.logs[z] - self.shared - self.classes.target[z], 0)
-            level[k] = (weights * distance).sum(dtype=float) / max(n[k], 1e-12)
-
-        run_tasks(work, range(len(planes)))
-        return h, n, level
+        planes, classes = self.chain.planes, self.classes
+        found = np.zeros((len(planes), N)), np.zeros(len(planes)), np.zeros(len(planes))
+        what = self.logs, self.shared, classes.weight, classes.target, self.inside, planes, np.float32(CLASS_WEIGHT)
+        over_planes(kernels.level_equations, len(planes), *what, *self.geometry.axes, *found)
+        return found
 
     def sections(self, pair_passes: int, level_passes: int) -> None:
         """Fit every term except F: `pair_passes` from pairs alone, then with levels until nothing moves."""
@@ -185,15 +177,8 @@ class Estimator:
         lattice += self.depth @ terms.depth
         self.lattice += step * (lattice - self.lattice)
         change = np.zeros(len(lattice))
-
-        def work(k: int) -> None:
-            z = self.chain.planes[k]
-            plane = np.empty(self.logs.shape[1:], np.float32)
-            kernels.plane_field(self.lattice[k].reshape(CONTROLS, CONTROLS), *self.geometry.axes, plane)
-            change[k] = ((plane - self.log_field[z])[self.inside[z]] ** 2).sum(dtype=float)
-            self.log_field[z] = plane
-
-        run_tasks(work, range(len(lattice)))
+        lattices, what = self.lattice.reshape(-1, CONTROLS, CONTROLS), (self.inside, self.chain.planes, self.log_field)
+        over_planes(kernels.move_planes, len(lattice), lattices, *self.geometry.axes, *what, change)
         return float(np.sqrt(change.sum() / self.counts.sum()))
 
     @property

@@ -1,8 +1,9 @@
 # mypy: ignore-errors
 # (numba gives these functions their types)
-"""Compiled loops of the harmonisation, one plane or one pair of planes a call.
+"""Compiled loops of the harmonisation, over runs of planes or of pairs of planes.
 
-Sums are in float64, over the voxels of one plane in one order, so results do not depend on the number of threads.
+Sums are in float64, over the voxels of one plane in one order, so results do not depend on the number of threads. A
+call takes a run of planes, since there are many passes over few voxels, and a call costs more than a plane.
 A lattice of a plane has c x c controls; the weights of its cubic B-spline are four along each axis.
 """
 
@@ -30,29 +31,122 @@ def plane_field(lattice, fy, wy, fx, wx, out):
 
 
 @kernel
-def pair_weights(a, b, inside, middle, scale, factor, out):
-    """Write the weight of the log ratio of every voxel of a pair of planes.
+def move_planes(lattices, fy, wy, fx, wx, inside, planes, fields, changes, start, stop):
+    """Write the splines of planes `start` to `stop` of a chain over `fields`; sum the squares of changes in tissue."""
+    spline = np.empty(fields.shape[1:], np.float32)
+    for k in range(start, stop):
+        z = planes[k]
+        plane_field(lattices[k], fy, wy, fx, wx, spline)
+        total = 0.0
+        for y in range(spline.shape[0]):
+            for x in range(spline.shape[1]):
+                if inside[z, y, x]:
+                    change = np.float64(spline[y, x] - fields[z, y, x])
+                    total += change * change
+                fields[z, y, x] = spline[y, x]
+        changes[k] = total
 
-    factor exp(-(b - a - middle)^2 / (2 (1.5 scale)^2)) / scale^2.
+
+@kernel
+def log_ratio(a, b, inside_a, inside_b, most):
+    """Return median and robust sd of b - a over tissue of both, of at most about `most` voxels; 0 without any."""
+    count = 0
+    for y in range(a.shape[0]):
+        for x in range(a.shape[1]):
+            count += inside_a[y, x] and inside_b[y, x]
+    stride = max(1, count // most)
+    values = np.empty((count + stride - 1) // stride, np.float32)
+    if values.size == 0:
+        return 0.0, 0.0
+    seen, n = 0, 0
+    for y in range(a.shape[0]):
+        for x in range(a.shape[1]):
+            if inside_a[y, x] and inside_b[y, x]:
+                if seen % stride == 0:
+                    values[n] = b[y, x] - a[y, x]
+                    n += 1
+                seen += 1
+    middle = np.median(values)
+    for i in range(values.size):
+        values[i] = abs(values[i] - middle)
+    return middle, 1.4826 * np.median(values)
+
+
+@kernel
+def look_at_pairs(corrected, logs, inside, upper, lower, how, fy, wy, fx, wx, scatter, grams, rights, start, stop):
+    """Write the scatter and the normal equations of the log ratios of pairs `start` to `stop`.
+
+    A voxel has the weight factor exp(-(b - a - middle)^2 / (2 (1.5 scatter)^2)) / (scatter^2 gap), for the corrected
+    log intensities a and b of the upper and the lower plane.
 
     Parameters
     ----------
-    a, b : (y, x) float32 arrays
-        Corrected log intensity of the upper and lower plane.
-    inside : (y, x) bool array
-        Tissue in both.
-    middle, scale, factor : float
-    out : (y, x) float32 array
+    corrected, logs : (Z, y, x) float32 arrays
+    inside : (Z, y, x) bool array
+    upper, lower : (k,) int arrays
+        Planes of each pair.
+    how : (bool, int, float, float)
+        Whether the middle is the median, or 0; voxels of a pair to take it from; the least scatter; factor.
     """
-    spread = -0.5 / (1.5 * scale) ** 2
-    height = factor / scale**2
-    for y in range(out.shape[0]):
-        for x in range(out.shape[1]):
-            weight = 0.0
-            if inside[y, x]:
-                difference = np.float64(b[y, x]) - np.float64(a[y, x]) - middle
-                weight = height * np.exp(max(spread * difference * difference, -20.0))
-            out[y, x] = weight
+    medians, most, least, factor = how
+    weights, target = np.empty(logs.shape[1:], np.float32), np.empty(logs.shape[1:], np.float32)
+    for k in range(start, stop):
+        a, b = upper[k], lower[k]
+        middle, scale = log_ratio(corrected[a], corrected[b], inside[a], inside[b], most)
+        scale += least
+        scatter[k] = scale
+        middle = middle if medians else 0.0
+        spread, height = -0.5 / (1.5 * scale) ** 2, factor / (scale**2 * (b - a))
+        for y in range(weights.shape[0]):
+            for x in range(weights.shape[1]):
+                weight = 0.0
+                if inside[a, y, x] and inside[b, y, x]:
+                    difference = np.float64(corrected[b, y, x]) - np.float64(corrected[a, y, x]) - middle
+                    weight = height * np.exp(max(spread * difference * difference, -20.0))
+                weights[y, x] = weight
+                target[y, x] = logs[b, y, x] - logs[a, y, x]
+        normal_equations(weights, target, fy, wy, fx, wx, grams[k], rights[k])
+
+
+@kernel
+def shared_equations(even, weight, target, inside, planes, factor, fy, wy, fx, wx, grams, rights, start, stop):
+    """Write the normal equations of the distances of planes `start` to `stop` of a chain to their classes."""
+    weights, distance = np.empty(even.shape[1:], np.float32), np.empty(even.shape[1:], np.float32)
+    for k in range(start, stop):
+        z = planes[k]
+        for y in range(weights.shape[0]):
+            for x in range(weights.shape[1]):
+                weights[y, x] = factor * weight[z, y, x]
+                distance[y, x] = even[z, y, x] - target[z, y, x] if inside[z, y, x] else np.float32(0)
+        normal_equations(weights, distance, fy, wy, fx, wx, grams[k], rights[k])
+
+
+@kernel
+def level_equations(
+    logs, shared, weight, target, inside, planes, factor, fy, wy, fx, wx, sums, counts, levels, start, stop
+):
+    """Write of planes `start` to `stop` of a chain: weights of controls, of the plane, and its distance to classes."""
+    controls = int(np.sqrt(sums.shape[1]) + 0.5)
+    row = np.empty(controls)
+    for k in range(start, stop):
+        z, total, distance = planes[k], 0.0, 0.0
+        sums[k] = 0.0
+        for y in range(logs.shape[1]):
+            row[:] = 0.0
+            for x in range(logs.shape[2]):
+                w = np.float64(factor * weight[z, y, x])
+                if w == 0:
+                    continue
+                total += w
+                if inside[z, y, x]:
+                    distance += w * np.float64(logs[z, y, x] - shared[y, x] - target[z, y, x])
+                for q in range(4):
+                    row[fx[x] + q] += w * wx[x, q]
+            for q in range(4):
+                for c in range(controls):
+                    sums[k, (fy[y] + q) * controls + c] += wy[y, q] * row[c]
+        counts[k] = total
+        levels[k] = distance / max(total, 1e-12)
 
 
 @kernel
@@ -128,15 +222,17 @@ def _add(gram, r, c, value):
 
 
 @kernel
-def class_plane(t, inside, prior, tile, low, step, table, outlier, means, variances, posterior, weight, target):
-    """Write what the classes say of one plane: posteriors, and the precision and place of the class a voxel is near.
+def class_planes(
+    t, inside, prior, tile, low, step, table, outlier, means, variances, sums, weight, target, start, stop
+):
+    """Write what the classes say of planes: their sums in tiles, and precision and place of the class a voxel is near.
 
     Parameters
     ----------
-    t : (y, x) float32 array
+    t : (Z, y, x) float32 array
         Denoised corrected log intensity.
-    inside : (y, x) bool array
-    prior : (K, rows, columns) float32 array
+    inside : (Z, y, x) bool array
+    prior : (K, Z, rows, columns) float32 array
         Proportions of the classes around the centres of tiles; between them, linear.
     tile : int
         Voxels along a side of a tile.
@@ -147,40 +243,47 @@ def class_plane(t, inside, prior, tile, low, step, table, outlier, means, varian
     outlier : float
         Density of what belongs to no class.
     means, variances : (K,) float64 arrays
-    posterior : (K, y, x) float32 array
-    weight, target : (y, x) float32 arrays
+    sums : (K, Z, rows, columns) float32 array
+        Sums of the posteriors P over tiles.
+    weight, target : (Z, y, x) float32 arrays
         sum P / variance, and its weighted mean of `means`.
+    start, stop : int
     """
     n_k, last = means.size, table.shape[0] - 1
-    rows, columns = prior.shape[1:]
-    p = np.empty(n_k)
-    for y in range(t.shape[0]):
-        at = min(max((y + 0.5) / tile - 0.5, 0.0), rows - 1.0)
-        j = min(int(at), max(rows - 2, 0))
-        below = min(j + 1, rows - 1)
-        fy = np.float32(at - j)
-        for x in range(t.shape[1]):
-            if not inside[y, x]:
+    rows, columns = prior.shape[2:]
+    p, totals = np.empty(n_k), np.empty((n_k, columns))
+    for z in range(start, stop):
+        for y in range(t.shape[1]):
+            if y % tile == 0:
+                totals[:] = 0.0
+            at = min(max((y + 0.5) / tile - 0.5, 0.0), rows - 1.0)
+            j = min(int(at), max(rows - 2, 0))
+            below = min(j + 1, rows - 1)
+            fy = np.float32(at - j)
+            for x in range(t.shape[2]):
+                if not inside[z, y, x]:
+                    weight[z, y, x], target[z, y, x] = 0.0, 0.0
+                    continue
+                i = min(max(int((t[z, y, x] - low) / step), 0), last)
+                at = min(max((x + 0.5) / tile - 0.5, 0.0), columns - 1.0)
+                c = min(int(at), max(columns - 2, 0))
+                right = min(c + 1, columns - 1)
+                fx = np.float32(at - c)
+                total = outlier
                 for k in range(n_k):
-                    posterior[k, y, x] = 0.0
-                weight[y, x], target[y, x] = 0.0, 0.0
-                continue
-            i = min(max(int((t[y, x] - low) / step), 0), last)
-            at = min(max((x + 0.5) / tile - 0.5, 0.0), columns - 1.0)
-            c = min(int(at), max(columns - 2, 0))
-            right = min(c + 1, columns - 1)
-            fx = np.float32(at - c)
-            total = outlier
-            for k in range(n_k):
-                upper = prior[k, j, c] + fx * (prior[k, j, right] - prior[k, j, c])
-                lower = prior[k, below, c] + fx * (prior[k, below, right] - prior[k, below, c])
-                p[k] = (upper + fy * (lower - upper)) * table[i, k]
-                total += p[k]
-            precision, place = 0.0, 0.0
-            for k in range(n_k):
-                share = p[k] / total
-                posterior[k, y, x] = share
-                precision += share / variances[k]
-                place += share * means[k] / variances[k]
-            weight[y, x] = precision
-            target[y, x] = place / precision if precision > 1e-9 else 0.0
+                    upper = prior[k, z, j, c] + fx * (prior[k, z, j, right] - prior[k, z, j, c])
+                    lower = prior[k, z, below, c] + fx * (prior[k, z, below, right] - prior[k, z, below, c])
+                    p[k] = (upper + fy * (lower - upper)) * table[i, k]
+                    total += p[k]
+                precision, place = 0.0, 0.0
+                for k in range(n_k):
+                    share = p[k] / total
+                    totals[k, x // tile] += share
+                    precision += share / variances[k]
+                    place += share * means[k] / variances[k]
+                weight[z, y, x] = precision
+                target[z, y, x] = place / precision if precision > 1e-9 else 0.0
+            if y % tile == tile - 1 or y == t.shape[1] - 1:
+                for k in range(n_k):
+                    for c in range(columns):
+                        sums[k, z, y // tile, c] = totals[k, c]

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import over_planes
 from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.evidence import Components, Shifts, components
 from n4flow.corrections.harmonization.geometry import Geometry, N
@@ -35,15 +35,13 @@ class Pairs:
         count = len(self.chain.pairs)
         self.gram, self.right, self.scatter = np.zeros((count, N, N)), np.zeros((count, N)), np.zeros(count)
 
-    def ratio(self, i: int, logs: np.ndarray | None = None) -> tuple[float, float]:
+    def ratio(self, i: int) -> tuple[float, float]:
         """Return median and robust sd of the log ratio of plane i + 1 of the chain to plane i."""
-        logs = self.logs if logs is None else logs
         a, b = self.chain.planes[i : i + 2]
-        both = self.inside[a] & self.inside[b]
-        ratio = logs[b][both] - logs[a][both]
-        ratio = ratio[:: max(1, ratio.size // SAMPLES)]
-        middle = np.median(ratio)
-        return float(middle), 1.4826 * float(np.median(np.abs(ratio - middle)))
+        found: tuple[float, float] = kernels.log_ratio(
+            self.logs[a], self.logs[b], self.inside[a], self.inside[b], SAMPLES
+        )
+        return found
 
     def noise(self) -> float:
         """Return the sd of a voxel's log intensity, from the differences of neighbouring planes."""
@@ -54,18 +52,9 @@ class Pairs:
     def look(self, corrected: np.ndarray, *, middles: bool) -> None:
         """Set up the normal equations, weighted by how near log ratios are to 0, or with `middles` to the median."""
         pairs, planes = self.chain.pairs, self.chain.planes
-
-        def work(k: int) -> None:
-            a, b = planes[pairs[k] : pairs[k] + 2]
-            both = self.inside[a] & self.inside[b]
-            middle, scale = self.ratio(pairs[k], corrected)
-            self.scatter[k] = scale + LEAST_SCATTER
-            weights = np.empty(both.shape, np.float32)
-            around, factor = middle if middles else 0.0, WEIGHT / float(b - a)
-            kernels.pair_weights(corrected[a], corrected[b], both, around, self.scatter[k], factor, weights)
-            kernels.normal_equations(weights, self.logs[b] - self.logs[a], *self.axes, self.gram[k], self.right[k])
-
-        run_tasks(work, range(len(pairs)))
+        what = corrected, self.logs, self.inside, planes[pairs], planes[pairs + 1]
+        how = middles, SAMPLES, LEAST_SCATTER, WEIGHT
+        over_planes(kernels.look_at_pairs, len(pairs), *what, how, *self.axes, self.scatter, self.gram, self.right)
 
     def judge(self) -> Components | None:
         """Return what the shifts between planes say of gains, jitter and anatomy; None without a pair."""

@@ -17,15 +17,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import over_planes
 from n4flow.corrections.harmonization import kernels
 from n4flow.corrections.harmonization.acceleration import Anderson
-from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, structure
+from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, Classes, structure
 from n4flow.corrections.harmonization.estimator import SETTLED, Estimator, Terms
 from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, N
 from n4flow.corrections.harmonization.pairs import LEVEL
 
 PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 60  # iterations: from pairs alone, with levels, of F
+SHARED_SAMPLES = 150_000  # voxels from which F is fitted: it is the same in every plane
 SECOND_PASSES = 15  # iterations with levels once F is taken off
 ROUNDS = 3  # fits of F, with levels fitted again in between
 WORTH_A_ROUND = 0.1  # share of F from which another round follows
@@ -51,23 +52,19 @@ class Estimate:
 
 def shared_field(estimator: Estimator, lattice: np.ndarray, variance: float) -> tuple[np.ndarray, float]:
     """Fit F from the distance of voxels to their classes; each section's own level is projected out."""
-    planes, row, n_s = estimator.chain.planes, estimator.chain.row, estimator.chain.n_sections
-    even = estimator.even()
-    weight, steps = estimator.inside.sum(axis=0), Anderson()
-    estimator.classes.restart()
+    stride = max(1, estimator.counts.sum() // SHARED_SAMPLES)
+    chosen, row = estimator.chain.planes[::stride], estimator.chain.row[::stride]
+    even, inside = estimator.even(), estimator.inside[chosen]
+    t, even = estimator.classes.denoised(even)[chosen], even[chosen]
+    classes, factor = Classes(inside, estimator.noise, stride), np.float32(CLASS_WEIGHT * stride)
+    weight, steps, planes = inside.sum(axis=0), Anderson(), np.arange(len(chosen))
     for number in range(SHARED_PASSES):
-        estimator.classes.update(np.where(estimator.inside, even - estimator.evaluated(lattice), np.float32(0)))
+        classes.learn(t - estimator.evaluated(lattice))  # denoising leaves what all planes share as it is
         grams, rights = np.zeros((len(planes), N, N)), np.zeros((len(planes), N))
-
-        def work(k: int, grams: np.ndarray = grams, rights: np.ndarray = rights) -> None:
-            z = planes[k]
-            weights = np.float32(CLASS_WEIGHT) * estimator.classes.weight[z]
-            distance = np.where(estimator.inside[z], even[z] - estimator.classes.target[z], np.float32(0))
-            kernels.normal_equations(weights, distance, *estimator.geometry.axes, grams[k], rights[k])
-
-        run_tasks(work, range(len(planes)))
+        what = even, classes.weight, classes.target, inside, planes, factor
+        over_planes(kernels.shared_equations, len(planes), *what, *estimator.geometry.axes, grams, rights)
         gram, right = np.zeros((N, N)), np.zeros(N)
-        for s in range(n_s):
+        for s in range(estimator.chain.n_sections):
             own, target = grams[row == s].sum(axis=0), rights[row == s].sum(axis=0)
             h = own.sum(axis=1)
             n = max(h.sum(), 1e-9)
