@@ -111,7 +111,7 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
             return labelled.copy(data=a) if same else a
 
         found: Any = tuple(map(label, result)) if isinstance(result, tuple) else label(result)
-        return found  # type: ignore[no-any-return]
+        return found
 
     return call
 
