@@ -2,60 +2,221 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
+import typer.core
 
-from n4flow.commands.options import as_step
+from n4flow.commands import ants
+from n4flow.commands.options import as_step, spelled
+from n4flow.errors import InputError, N4flowWarning
+
+
+class Command(typer.core.TyperCommand):
+    """A command that reads ANTs' spelling, and lists ANTs' options in its help."""
+
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments; a bracketed value may be split at its spaces, and --apply-to takes several files."""
+        return super().parse_args(ctx, ants.normalized(args))
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """List ANTs' options."""
+        with formatter.section("Options of ANTs' N4BiasFieldCorrection, and what they are here"):
+            formatter.write_dl(list(ants.TABLE))
 
 
 def _n4(
-    image: Annotated[Path, typer.Argument(metavar="INPUT", help="The image, in any format that n4flow reads.")],
-    output: Annotated[Path, typer.Argument(help="The corrected image; its suffix says the format.")],
+    context: typer.Context,
     settings: Mapping[str, Any],
     numbers: dict[str, Any],
-    mask: Annotated[Path | None, typer.Option("--mask", help="Voxels to fit: not 0. Otsu's mask without it.")] = None,
+    image: Annotated[
+        Path | None, typer.Argument(metavar="INPUT", help="The image, in any format that n4flow reads.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Argument(metavar="OUTPUT", help="The corrected image; its suffix says the format.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", "-x", "--mask-image", help="Voxels to fit: not 0. Otsu's mask without it."),
+    ] = None,
+    mask_label: Annotated[
+        int | None, typer.Option("--mask-label", metavar="N", help="Fit where the mask is N, and nowhere else.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", "-w", "--weight-image", help="Confidence in each voxel, 0 or above.")
+    ] = None,
     bias: Annotated[Path | None, typer.Option("--bias", help="Write the bias field: INPUT = OUTPUT x field.")] = None,
     shrink: Annotated[
-        str, typer.Option("--shrink", metavar="N", help="Fit on means of N voxels along each axis, or Z,Y,X of them.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            "--shrink",
+            "-s",
+            "--shrink-factor",
+            metavar="N",
+            help="Fit on means of N voxels along each axis, or Z,Y,X of them; 1.",
+        ),
+    ] = None,
     control_points: Annotated[
         str | None, typer.Option("--control-points", metavar="N", help="Of the first level, each axis or Z,Y,X; 4.")
     ] = None,
+    fit_channel: Annotated[
+        str | None,
+        typer.Option(
+            "--fit-channel",
+            metavar="N|mean",
+            help="Fit this channel, or volume of a 4-D image, or the mean of all; correct all of them by that field.",
+        ),
+    ] = None,
+    apply_to: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--apply-to",
+            metavar="FILE...",
+            help="Correct these files by the same field, too: each is written beside OUTPUT as NAME_corrected, with "
+            "the ending of OUTPUT. Give them last.",
+        ),
+    ] = None,
+    keep_level: Annotated[
+        bool, typer.Option("--keep-level", help="Keep the mean of the fitted voxels; N4 lets the level drift.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+    dimensions: Annotated[int | None, typer.Option("-d", "--image-dimensionality", hidden=True)] = None,
+    ants_image: Annotated[Path | None, typer.Option("-i", "--input-image", hidden=True)] = None,
+    ants_output: Annotated[str | None, typer.Option("-o", "--output", hidden=True)] = None,
+    convergence: Annotated[str | None, typer.Option("-c", "--convergence", hidden=True)] = None,
+    mesh: Annotated[str | None, typer.Option("-b", "--bspline-fitting", hidden=True)] = None,
+    sharpening: Annotated[str, typer.Option("-t", "--histogram-sharpening", hidden=True)] = "[0.15,0.01,200]",
+    rescale: Annotated[str | None, typer.Option("-r", "--rescale-intensities", hidden=True)] = None,
+    verbose: Annotated[str, typer.Option("-v", "--verbose", hidden=True)] = "0",
     threads: int | None = None,
 ) -> str:
     """Correct the bias field of one image with N4: any format to any format, voxel size and orientation kept."""
+    from n4flow.io.open import open_volume
+    from n4flow.n4_bias.ants import AntsHabits
     from n4flow.n4_bias.files import correct_file
     from n4flow.pipeline.parameters import iteration_list, voxel_size
 
+    source = _one(image, ants_image, "INPUT", "-i")
+    named, ants_bias = (None, None) if ants_output is None else ants.output_files(ants_output)
+    result = _one(output, named, "OUTPUT", "-o")
+    like_ants, typed = ants_image is not None, _typed(context)
+    for option, value, replaced in (
+        ("-c", convergence, {"iterations", "tolerance"}),
+        ("-b", mesh, {"spline_um", "control_points"}),
+    ):
+        if value is not None and typed & replaced:
+            msg = f"{option} and {spelled(min(typed & replaced))} say the same; give one of them"
+            raise InputError(msg)
+    if bias is not None and ants_bias is not None:
+        msg = f"--bias {bias} and -o {ants_output} both name the bias field; give one of them"
+        raise InputError(msg)
+
+    iterations, tolerance = iteration_list(settings["iterations"]), settings["tolerance"]
+    if convergence is not None:
+        iterations, tolerance = ants.convergence(convergence)
+    elif like_ants and "tolerance" not in typed:
+        tolerance = 0.0
+    lattice = ants.mesh(mesh) if mesh is not None else ants.Mesh(None, None)
+    points = None if control_points is None else _counts(control_points, "control-points")
+    if lattice.spans is not None or dimensions is not None:
+        shape = open_volume(source, channel=settings["channel"] or 0, require_voxel_um=False).shape
+        if dimensions is not None:
+            ants.check_dimensions(dimensions, shape, source)
+        if lattice.spans is not None:
+            points = ants.control_points(lattice.spans, ants.dimensions(shape))
+    ranged = like_ants and mask is not None and not keep_level
+    if rescale is not None:
+        ranged = ants.switch(rescale, "-r")
+        if ranged and mask is None:
+            warnings.warn("-r 1 changes nothing without a mask, as in ANTs; give one with -x", N4flowWarning, 2)
+            ranged = False
+    talks = ants.switch(verbose, "-v")
     facts = correct_file(
-        image,
-        output,
+        source,
+        result,
         mask=mask,
-        bias=bias,
-        iterations=iteration_list(settings["iterations"]),
-        shrink=_counts(shrink, "shrink"),
+        mask_label=mask_label,
+        weights=weights,
+        bias=bias if ants_bias is None else Path(ants_bias),
+        iterations=iterations,
+        shrink=_counts(shrink or ("4" if like_ants else "1"), "shrink"),
         spline_um=settings["spline_um"],
-        control_points=None if control_points is None else _counts(control_points, "control-points"),
-        tolerance=settings["tolerance"],
+        control_points=points,
+        tolerance=tolerance,
+        sharpening=ants.sharpening(sharpening),
         backend=settings["backend"],
         voxel_um=voxel_size(settings["voxel_um"]),
         channel=settings["channel"],
+        fit_channel=fit_channel,
+        apply_to=apply_to or (),
+        keep_level=keep_level,
+        dtype=settings["dtype"],
+        ants=AntsHabits(
+            spline_mm=lattice.spline_mm,
+            pick_voxels=like_ants,
+            whole_image=like_ants,
+            keep_outside=like_ants and mask is not None,
+            rescale=ranged,
+        ),
+        overwrite=overwrite,
         threads=threads,
     )
     numbers.update(facts)
-    made = ", ".join(str(count) for count in numbers["iterations"]) or numbers["reason"]
-    return f"{output}: iterations {made}; fitted in {numbers['fit_seconds']:.3g} s by {numbers['backend']}"
+    return "\n".join([*(_measures(facts) if talks else ()), *_summary(facts)])
+
+
+def _one(place: Path | None, option: str | Path | None, name: str, flag: str) -> Path:
+    """Return the file that is given by its place or by ANTs' option."""
+    if (place is None) == (option is None):
+        fault = "both name a file; give one of them" if place is not None else "are missing; give one of them"
+        msg = f"{name} and {flag} {fault}: n4flow n4 INPUT OUTPUT, or n4flow n4 -i INPUT -o OUTPUT"
+        raise InputError(msg)
+    return Path(place or option or "")
+
+
+def _typed(context: typer.Context) -> set[str]:
+    """Return the options that stand on the command line, rather than having their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _measures(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Say how each level went, for -v."""
+    for number, measures in enumerate(facts["convergence"], start=1):
+        yield f"level {number} of {len(facts['convergence'])}"
+        yield from (f"  iteration {i}: convergence {measure:.6g}" for i, measure in enumerate(measures, start=1))
+
+
+def _summary(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Say for each result what was done."""
+    made = ", ".join(str(count) for count in facts["iterations"]) or facts["reason"]
+    fitted = f"iterations {made}; fitted in {facts['fit_seconds']:.3g} s by {facts['backend']}"
+    for number, result in enumerate(facts["results"]):
+        said = [fitted if number == 0 else "corrected by the same field"]
+        if result["channels"] > 1:
+            said.append(f"{result['channels']} channels")
+        if result["voxels_clipped"]:
+            said.append(f"{result['voxels_clipped']} voxels clipped to the range of {result['dtype']}")
+        if result["voxels_undefined"]:
+            said.append(f"{result['voxels_undefined']} voxels that were no number are 0")
+        yield f"{result['path']}: {'; '.join(said)}"
 
 
 def _counts(text: str, name: str) -> int | tuple[int, ...]:
     """Read one number, or one for each axis."""
     from n4flow.pipeline.parameters import numbers
 
-    values = tuple(int(value) for value in numbers(text, name))
-    return values[0] if len(values) == 1 else values
+    values = numbers(text, name)
+    if not all(value.is_integer() for value in values):
+        msg = f"{name} must be a whole number, or one for each axis, got {text}"
+        raise InputError(msg)
+    counts = tuple(map(int, values))
+    return counts[0] if len(counts) == 1 else counts
 
 
-n4 = as_step("N4", _n4, ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel"))
+n4 = as_step("N4", _n4, ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel", "dtype"))

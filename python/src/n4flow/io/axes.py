@@ -26,10 +26,13 @@ class Selection:
         Axis of the array that is Z, Y, X; None for an axis it lacks.
     fixed : tuple
         Pairs of another axis and the index taken along it.
+    channels : int
+        Number of channels of which one is taken.
     """
 
     positions: tuple[int | None, int | None, int | None]
     fixed: tuple[tuple[int, int], ...]
+    channels: int = 1
 
     def volume(self, sizes: Sequence[int], clip: Triple | None = None) -> Triple:
         """Return the (Z, Y, X) part of sizes per axis of the array, no larger than `clip`."""
@@ -95,7 +98,7 @@ def select(
     if 0 in shape:
         msg = f"{path} has shape {tuple(shape)}: there are no voxels in it"
         raise InputError(msg)
-    return Selection((z, y, x), tuple(fixed))
+    return Selection((z, y, x), tuple(fixed), sizes.get("c", 1))
 
 
 def _channel(path: Path, count: int, channel: int | str | None, labels: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ A format is added there, with the names of its reader and its writer; nothing el
 * `name` is how messages call it,
 * `suffixes` end the names of its files and are no part of a sample's name,
 * `written` are those under which it is written; none without a writer,
+* `channels` says whether several channels, (C, Z, Y, X), can be written to one file,
 * `zipped` are suffixes of files that hold a store of this format, whatever stands before them,
 * `voxels_beside` are headers whose voxels lie in another file, and the suffix of the same format in one file,
 * `reader` and `writer` are `module:name`, imported when they are needed.
@@ -32,6 +33,7 @@ class Format:
     reader: str
     writer: str = ""
     written: Sequence[str] = ()
+    channels: bool = False
     zipped: Sequence[str] = ()
     voxels_beside: Mapping[str, str] = field(default_factory=dict)
 

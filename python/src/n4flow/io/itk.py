@@ -45,6 +45,7 @@ class ItkReader(Reader):
             axes, shape = [*axes, "c"], [*shape, reader.GetNumberOfComponents()]
         self._select = select(path, axes, shape, channel, [])
         self.shape = self._select.volume(shape)
+        self.channels = self._select.channels
         self.dtype = _dtype(path, reader.GetPixelID())
         self.chunks = plane_chunks(self.shape, self.dtype)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
@@ -78,10 +79,11 @@ class ItkReader(Reader):
 
 
 def write_itk(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
-    """Write a (Z, Y, X) array with spacing, origin and directions in millimetres."""
+    """Write a (Z, Y, X) array, or channels (C, Z, Y, X) of it, with spacing, origin and directions in millimetres."""
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(array)
+    several = array.ndim == 4
+    image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if several else array, isVector=several)
     image.SetSpacing([voxel_um[axis] / 1e3 for axis in "xyz"])
     if like is not None:
         image.SetOrigin([like.origin_um[axis] / 1e3 for axis in "xyz"])

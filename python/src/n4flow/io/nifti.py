@@ -61,6 +61,7 @@ class NiftiReader(Reader):
         named = ["c", "z", "y", "x"][-len(shape) :]
         self._select = select(path, [""] * (len(shape) - len(named)) + named, shape, channel, [])
         self.shape = self._select.volume(shape)
+        self.channels = self._select.channels
         self.chunks = plane_chunks(self.shape, self.dtype)
         self._describe(image)
 
@@ -92,6 +93,8 @@ class NiftiReader(Reader):
             "affine_codes": [int(header["qform_code"]), int(header["sform_code"])],
             "qform": _qform(header, affine).tolist(),
         }
+        if len(image.shape) == 4:
+            self.metadata["time_step"] = [float(header.get_zooms()[3]), header.get_xyzt_units()[1]]
 
     def _check_length(self, asked: int) -> None:
         """Compare the length of the file with what its header asks for, without reading it where possible."""
@@ -133,7 +136,7 @@ class NiftiReader(Reader):
 
 
 def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
-    """Write a (Z, Y, X) array as NIfTI, with the affines, codes and unit of the NIfTI file that `like` came from.
+    """Write a (Z, Y, X) array, or volumes (T, Z, Y, X), with affines, codes and units of the NIfTI file of `like`.
 
     Without one the affine is diagonal, in millimetres, with the origin of `like`. An axis longer than NIfTI-1 can
     count makes it NIfTI-2.
@@ -160,7 +163,10 @@ def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like:
     image = kind(array.T, affine, dtype=array.dtype)
     image.set_qform(qform, int(codes[0]))
     image.set_sform(affine, int(codes[1]))
-    image.header.set_xyzt_units(unit)
+    step, time_unit = metadata.get("time_step", (0.0, None))
+    if array.ndim == 4 and step > 0:
+        image.header.set_zooms((*image.header.get_zooms()[:3], step))
+    image.header.set_xyzt_units(unit, time_unit if array.ndim == 4 else None)
     image.header.set_slope_inter(1.0, 0.0)
     nibabel.save(image, path)
 

@@ -69,6 +69,15 @@ def open_volume(
     return Volume(reader, voxel, reader.origin_um, reader.metadata, path)
 
 
+def open_channels(path: str | Path, **options: Any) -> list[Volume]:
+    """Open every channel of a file, or every volume of a NIfTI series; `options` are those of `open_volume`.
+
+    Their readers may `share` what one of them has decoded.
+    """
+    first = open_volume(path, channel=0, **options)
+    return [first, *(open_volume(path, channel=number, **options) for number in range(1, first.reader.channels))]
+
+
 def _existing(path: Path) -> Path:
     if not path.exists():
         if scheme := re.match(r"(\w{2,}):/", str(path)):  # of the two slashes of an address a path keeps one

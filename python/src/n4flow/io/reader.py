@@ -37,6 +37,8 @@ class Reader(ABC):
         Rows of the first chunk that lie before the first row of the volume.
     planes : (int, int) or None
         The planes that may be read; None if all may.
+    channels : int
+        Number of channels, or of volumes of a series, that the file holds.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Reader(ABC):
     borrowed: bool = False
     lead: int = 0
     planes: tuple[int, int] | None = None
+    channels: int = 1
     _handle: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,6 +62,10 @@ class Reader(ABC):
     def release(self) -> None:
         """Release the voxels of a file that is decoded as a whole; the next read opens it again."""
         self._handle = None
+
+    def share(self, other: Reader) -> None:
+        """Take over what another reader has decoded of the same file."""
+        self._handle = other._handle
 
     @abstractmethod
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:

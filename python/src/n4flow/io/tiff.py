@@ -48,6 +48,7 @@ class TiffReader(Reader):
         self.origin_um = dict.fromkeys("zyx", 0.0)
         self._select = select(path, axes, shape, channel, labels)
         self.shape = self._select.volume(shape)
+        self.channels = self._select.channels
         self.chunks = plane_chunks(self.shape, self.dtype)
         self.metadata = {"format": "tiff", "tiff": flavour, "axes": axes, "channels": labels}
 
@@ -198,10 +199,10 @@ def _imagej_size(tif: Any, metadata: dict[str, Any]) -> tuple[dict[str, float], 
 
 
 def write_tiff(path: Path, array: np.ndarray, voxel_um: dict[str, float], _like: Volume | None) -> None:
-    """Write a (Z, Y, X) array as OME-TIFF with its voxel size; BigTIFF near 4 GB and above."""
+    """Write a (Z, Y, X) array, or channels (C, Z, Y, X) of it, as OME-TIFF with its voxel size; BigTIFF near 4 GB."""
     from tifffile import imwrite
 
-    metadata: dict[str, Any] = {"axes": "ZYX"}
+    metadata: dict[str, Any] = {"axes": "CZYX"[-array.ndim :]}
     for axis in "ZYX":
         metadata[f"PhysicalSize{axis}"] = voxel_um[axis.lower()]
         metadata[f"PhysicalSize{axis}Unit"] = "µm"

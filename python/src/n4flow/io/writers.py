@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io.formats import WRITTEN, ZARR, written_as
+from n4flow.io.formats import FORMATS, WRITTEN, ZARR, Format, written_as
 from n4flow.io.omezarr.layout import by_axis
 from n4flow.io.omezarr.planning import DTYPES
 from n4flow.io.omezarr.reader import MARKERS
@@ -30,7 +30,7 @@ def write_volume(
     voxel_um: Mapping[str, float] | Sequence[float] | None = None,
     ome_zarr_version: str = "0.5",
 ) -> None:
-    """Write a (Z, Y, X) array, in the format that the ending of `path` names.
+    """Write a (Z, Y, X) array, or several channels (C, Z, Y, X) of it, in the format that the ending of `path` names.
 
     The file appears under its name when it is complete, and takes the place of one that was there.
 
@@ -38,8 +38,9 @@ def write_volume(
     ----------
     path : path
         Its ending is one of `n4flow.io.formats.WRITTEN`.
-    array : (Z, Y, X) array
-        Bool is written as uint8, and as labels to OME-Zarr.
+    array : (Z, Y, X) or (C, Z, Y, X) array
+        Several channels, or volumes of a series, go to NIfTI, NRRD, MetaImage and TIFF. Bool is written as uint8, and
+        as labels to OME-Zarr.
     like : Volume, optional
         Gives voxel size and origin, and the affines and codes of a NIfTI file.
     voxel_um : dict by axis name, or (z, y, x), optional
@@ -56,12 +57,11 @@ def write_volume(
         Space, inodes or a quota are used up.
     """
     path = Path(path)
-    kind = written_as(path)
-    if kind is None:
-        msg = f"{path} has no ending that n4flow writes; expected one of {', '.join(WRITTEN)}"
-        raise InputError(msg)
     array = np.asarray(array)
-    if array.ndim != 3 or 0 in array.shape:
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    kind = _format(path, len(array) if array.ndim == 4 else 1)
+    if array.ndim not in (3, 4) or 0 in array.shape:
         msg = f"a volume (Z, Y, X) is needed to write {path.name}, got an array of shape {array.shape}"
         raise InputError(msg)
     labels = array.dtype == np.bool_
@@ -85,6 +85,42 @@ def write_volume(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def check_destination(path: Path, channels: int = 1, *, overwrite: bool = False) -> None:
+    """Judge, before anything is computed, whether `write_volume` could write to a path.
+
+    Raises
+    ------
+    InputError
+        Its ending is none of a format that is written, or of one without room for several channels; it exists and
+        `overwrite` is not given; or its folder cannot be made or written to.
+    """
+    _format(path, channels)
+    if os.path.lexists(path):
+        _store_at(path)
+        if not overwrite:
+            msg = f"{path} exists; choose another name, or replace it with --overwrite"
+            raise InputError(msg)
+    folder = next(place for place in path.absolute().parents if os.path.lexists(place))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        fault = "may not be written to" if folder.is_dir() else "is no folder"
+        msg = f"{path} cannot be written, because {folder} {fault}; choose another folder"
+        raise InputError(msg)
+
+
+def _format(path: Path, channels: int) -> Format:
+    """Return the format that a path's ending names; it has room for so many channels."""
+    kind = written_as(path)
+    if kind is None:
+        msg = f"{path} has no ending that n4flow writes; expected one of {', '.join(WRITTEN)}"
+        raise InputError(msg)
+    if channels > 1 and not kind.channels:
+        endings = [suffix for other in FORMATS if other.channels for suffix in other.written]
+        held = f"{path} would hold {channels} channels, and {kind.name} is written with one"
+        msg = f"{held}; choose one of {', '.join(endings)}"
+        raise InputError(msg)
+    return kind
+
+
 def keeps_without_size(path: Path, like: Volume | None) -> bool:
     """Return whether a file needs no voxel size: .npy has none, NIfTI keeps the affine of a NIfTI as it is."""
     kind = written_as(path)
@@ -96,9 +132,16 @@ def _put_in_place(scratch: Path, path: Path) -> None:
     """Move everything in `scratch` beside `path`; the file of that name last, so that it never points nowhere."""
     for made in sorted(scratch.iterdir(), key=lambda item: item.name == path.name):
         target = path.parent / made.name
-        if target.is_dir() and not target.is_symlink():
-            if not any((target / marker).exists() for marker in MARKERS):
-                msg = f"{target} is a folder and not a Zarr store; remove it or choose another name"
-                raise InputError(msg)
+        if _store_at(target):
             os.replace(target, scratch / f"{made.name}.old")
         os.replace(made, target)
+
+
+def _store_at(target: Path) -> bool:
+    """Return whether a Zarr store is in the way; another folder is an error."""
+    if not target.is_dir() or target.is_symlink():
+        return False
+    if not any((target / marker).exists() for marker in MARKERS):
+        msg = f"{target} is a folder and not a Zarr store; remove it or choose another name"
+        raise InputError(msg)
+    return True

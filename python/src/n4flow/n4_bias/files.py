@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io.open import open_volume
-from n4flow.io.writers import keeps_without_size, write_volume
+from n4flow.io.open import open_channels, open_volume
+from n4flow.io.volume import Volume
+from n4flow.io.writers import check_destination, keeps_without_size, write_volume
+from n4flow.n4_bias.ants import AntsHabits, Domain, follow, spline_domain
 from n4flow.n4_bias.api import fit_bias
+from n4flow.n4_bias.field import BiasField
+from n4flow.n4_bias.file_inputs import mean_of, read_channel, read_mask, read_weights
+from n4flow.n4_bias.intensity import converted, level_kept, result_dtype
 from n4flow.n4_bias.problem import first_controls
+from n4flow.n4_bias.results import Named, applied_name, check_distinct, check_grid
+from n4flow.n4_bias.shrink import shrink_factors
+
+NO_HABITS = AntsHabits()
 
 
 def correct_file(
@@ -20,37 +30,64 @@ def correct_file(
     output: str | Path,
     *,
     mask: str | Path | None = None,
+    mask_label: int | None = None,
+    weights: str | Path | None = None,
     bias: str | Path | None = None,
     iterations: Sequence[int] = (50, 50, 50, 50),
     shrink: int | Sequence[int] = 1,
     spline_um: float | None = None,
     control_points: int | Sequence[int] | None = None,
     tolerance: float = 1e-3,
+    sharpening: tuple[float, float, int] = (0.15, 0.01, 200),
     backend: str = "auto",
     voxel_um: Mapping[str, float] | None = None,
     channel: int | None = None,
+    fit_channel: int | str | None = None,
+    apply_to: Sequence[str | Path] = (),
+    keep_level: bool = False,
+    dtype: str = "float32",
+    ants: AntsHabits = NO_HABITS,
+    overwrite: bool = False,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Correct the bias field of one image, from any format to any format; voxel size and orientation are kept.
 
-    The overall level of the field is ITK's, as with `fit_bias`.
+    Every file and option is judged before the fit.
 
     Parameters
     ----------
     image, output : path
-        The corrected image is float32.
     mask : path, optional
         Voxels where it is not 0 are fitted. By default Otsu's mask.
+    mask_label : int, optional
+        Fit voxels where the mask has this value, and no others.
+    weights : path, optional
+        Confidence in each voxel, 0 or above; see `fit_bias`.
     bias : path, optional
-        File for the bias field; image = output x field.
+        File for the bias field; image = output x field, unless `ants` or `dtype` change the intensities further.
     iterations, shrink, tolerance, backend, threads
         See `fit_bias`.
     spline_um : float, optional
-        Distance of the first level's knots in micrometres: ceil(extent / distance) + 3 control points along each axis.
+        Distance of the first level's knots in micrometres; `first_controls` says how many control points that makes.
     control_points : int or sequence of int, optional
-        Control points of the first level, 4 by default; not together with `spline_um`.
+        Control points of the first level, 4 by default. Of these two and `ants.spline_mm`, one can be given.
+    sharpening : (float, float, int)
+        `fwhm`, `wiener` and `nbins` of `fit_bias`.
     voxel_um, channel
         See `open_volume`.
+    fit_channel : int or 'mean', optional
+        Fit this channel, or this volume of a 4-D NIfTI, or the mean of all; correct all of them by the one field.
+    apply_to : sequence of path
+        Files on the image's grid whose channels are corrected by the same field, each written beside `output` as
+        NAME_corrected with the ending of `output`.
+    keep_level : bool
+        Scale the field so that the mean of the fitted voxels is kept; otherwise its level is ITK's, as with `fit_bias`.
+    dtype : {'float32', 'input', 'uint16', 'uint8'}
+        Type of the results. Integers are rounded and clipped.
+    ants : AntsHabits, optional
+        What to do as ANTs does.
+    overwrite : bool
+        Replace files that exist.
 
     Returns
     -------
@@ -60,49 +97,167 @@ def correct_file(
     Raises
     ------
     InputError
-        A file is missing or is no volume, shapes do not match, or an option is out of range.
+        A file is missing or is no volume, shapes do not match, an option is out of range, two files are the same, or a
+        result exists or cannot be written.
     """
-    if spline_um is not None and control_points is not None:
-        msg = "spline_um and control_points both say how fine the lattice is; give one of them"
-        raise InputError(msg)
-    written = [Path(path) for path in (output, bias) if path is not None]
-    volume = open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=spline_um is not None)
-    if volume.voxel_um is None and not all(keeps_without_size(path, volume) for path in written):
-        open_volume(image, channel=channel)  # raises the error that says that the voxel size is missing
-    values = volume.read(slice(None))
-    selected = None
-    if mask is not None:
-        selected = open_volume(mask, require_voxel_um=False).read(slice(None))
-    points: int | Sequence[int] = 4 if control_points is None else control_points
-    if spline_um is not None and volume.voxel_um is not None:
-        extents = [n * volume.voxel_um[axis] for n, axis in zip(volume.shape, "zyx", strict=True)]
-        points = first_controls(extents, spline_um, volume.shape)
+    lattice = {"spline_um": spline_um, "control_points": control_points, "ANTs' -b": ants.spline_mm}
+    named = [name for name, option in lattice.items() if option is not None]
+    _refuse(
+        (len(named) > 1, f"{' and '.join(named)} both say how fine the lattice is; give one of them"),
+        (mask_label is not None and mask is None, f"mask-label {mask_label} needs a mask; give it with --mask"),
+        (
+            channel is not None and fit_channel is not None,
+            "channel and fit-channel exclude each other; give one of them",
+        ),
+        (ants.rescale and keep_level, "-r 1 and --keep-level both set the level; leave one out, or give -r 0"),
+    )
+    image, output = Path(image), Path(output)
+    sources = [Path(path) for path in apply_to]
+    applied = [applied_name(output, source) for source in sources]
+    inputs = [("the input", image), ("the mask", mask), ("the weights", weights)]
+    results = [("the output", output), ("the bias field", bias)]
+    check_distinct(
+        [
+            *(Named(role, Path(path)) for role, path in inputs if path is not None),
+            *(Named("the file to apply to", path) for path in sources),
+            *(Named(role, Path(path), written=True) for role, path in results if path is not None),
+            *(Named("the result of apply-to", path, written=True) for path in applied),
+        ]
+    )
+    sized = spline_um is not None or ants.spline_mm is not None
+    if fit_channel is None:
+        channels = [open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=sized)]
+    else:
+        channels = open_channels(image, voxel_um=voxel_um, require_voxel_um=sized)
+    series = [channels, *(open_channels(path, voxel_um=voxel_um, require_voxel_um=False) for path in sources)]
+    volume = channels[_index(fit_channel, len(channels))]
+    made = list(zip([output, *applied], series, strict=True))
+    kinds = [result_dtype(dtype, volumes[0].dtype) for volumes in series]
+    for volumes in series[1:]:
+        check_grid(volumes[0], volume)
+    for path, volumes in [*made, *([(Path(bias), [volume])] if bias is not None else [])]:
+        check_destination(path, len(volumes), overwrite=overwrite)
+        if (volumes[0].voxel_um or volume.voxel_um) is None and not keeps_without_size(path, volumes[0]):
+            open_volume(volumes[0].source, channel=0)  # raises the error that says that the voxel size is missing
+
+    values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
+    inside = read_mask(mask, mask_label, values, whole=ants.whole_image)
+    confidence = None if weights is None else read_weights(weights, volume.shape)
+    domain = _domain(volume, spline_um, control_points, ants)
+    factors = shrink_factors(shrink, domain.padded_shape)
+    if ants.pick_voxels:
+        domain, shrink = replace(domain, steps=factors), 1
+    fwhm, wiener, bins = sharpening
     field = fit_bias(
-        values,
-        selected,
+        domain.samples(values),
+        domain.samples(inside),
+        weights=None if confidence is None else domain.samples(confidence),
         iters=iterations,
         conv_threshold=tolerance,
-        control_points=points,
+        control_points=domain.control_points,
         shrink=shrink,
+        fwhm=fwhm,
+        wiener=wiener,
+        nbins=bins,
         backend=backend,
         threads=threads,
     )
+    field = domain.over_all(field)
+    if keep_level:
+        fitted = inside & np.isfinite(values) & (values > 0)
+        fitted = fitted if confidence is None else fitted & (confidence > 0)
+        field = level_kept(field, values, fitted, domain.image, threads)
     if bias is not None:
-        write_volume(bias, field.field(threads=threads), like=volume)
-    corrected = values if values.dtype == np.float32 and values.flags.writeable else np.empty(values.shape, np.float32)
-    write_volume(output, field.apply(values, corrected, threads=threads), like=volume)
+        write_volume(bias, field.field(where=domain.image, threads=threads), like=volume)
+    writer = _Corrector(field, domain, inside, ants, threads)
+    facts = [
+        writer.write(path, volumes, kind, volume, values if volumes == [volume] else None)
+        for (path, volumes), kind in zip(made, kinds, strict=True)
+    ]
     return {
         "shape": list(volume.shape),
-        "mask": "otsu" if mask is None else str(mask),
+        "mask": str(mask) if mask is not None else "all" if ants.whole_image else "otsu",
         "iterations": [level.iterations for level in field.levels],
         "measures": [level.measures[-1] if level.measures else None for level in field.levels],
+        "convergence": [list(level.measures) for level in field.levels],
         "converged": [level.converged for level in field.levels],
         "control_points": list(field.lattice.shape),
-        "shrink": list(field.shrink),
+        "shrink": list(factors),
         "voxels": field.voxels.masked,
         "voxels_nonfinite": field.voxels.nonfinite,
         "voxels_nonpositive": field.voxels.nonpositive,
         "reason": field.reason,
         "backend": field.backend,
         "fit_seconds": field.seconds,
+        "results": facts,
     }
+
+
+@dataclass(frozen=True)
+class _Corrector:
+    """Corrects the channels of files by one field, and writes them."""
+
+    field: BiasField
+    domain: Domain
+    mask: np.ndarray
+    ants: AntsHabits
+    threads: int | None
+
+    def write(
+        self, path: Path, volumes: list[Volume], dtype: np.dtype, like: Volume, values: np.ndarray | None
+    ) -> dict[str, Any]:
+        """Write the corrected channels of a file; `values` are those of its only one, where they were read already."""
+        result = np.empty((len(volumes) if len(volumes) > 1 else 0, *like.shape), dtype)
+        counts = np.zeros(2, int)
+        for number, volume in enumerate(volumes):
+            given = read_channel(volume, volumes) if values is None else values
+            corrected, *lost = converted(self._correct(given), dtype)
+            counts += lost
+            if len(volumes) == 1:
+                result = corrected
+            else:
+                result[number] = corrected
+        write_volume(path, result, like=volumes[0], voxel_um=volumes[0].voxel_um or like.voxel_um)
+        facts = {"path": str(path), "channels": len(volumes), "dtype": dtype.name}
+        return facts | {"voxels_clipped": int(counts[0]), "voxels_undefined": int(counts[1])}
+
+    def _correct(self, values: np.ndarray) -> np.ndarray:
+        needed = self.ants.keep_outside or self.ants.rescale
+        reusable = values.dtype == np.float32 and values.flags.writeable and not needed
+        corrected = values if reusable else np.empty(values.shape, np.float32)
+        self.field.apply(values, corrected, where=self.domain.image, threads=self.threads)
+        follow(self.ants, corrected, values, self.mask)
+        return corrected
+
+
+def _refuse(*faults: tuple[bool, str]) -> None:
+    """Raise the first sentence that is the case."""
+    for wrong, msg in faults:
+        if wrong:
+            raise InputError(msg)
+
+
+def _index(fit_channel: int | str | None, count: int) -> int:
+    """Return which channel is fitted; the first one stands for the mean."""
+    if fit_channel in (None, "mean"):
+        return 0
+    number = int(str(fit_channel)) if str(fit_channel).isdecimal() else count
+    if number >= count:
+        msg = f"fit-channel must be a number from 0 to {count - 1} or mean, got {fit_channel}"
+        raise InputError(msg)
+    return number
+
+
+def _domain(
+    volume: Volume, spline_um: float | None, control_points: int | Sequence[int] | None, ants: AntsHabits
+) -> Domain:
+    """Return the domain of the spline: the image, or with ANTs' distance a whole number of spans."""
+    points: int | Sequence[int] = 4 if control_points is None else control_points
+    if volume.voxel_um is not None:
+        sizes = [volume.voxel_um[axis] for axis in "zyx"]
+        if ants.spline_mm is not None:
+            return spline_domain(volume.shape, sizes, ants.spline_mm)
+        if spline_um is not None:
+            extents = [n * um for n, um in zip(volume.shape, sizes, strict=True)]
+            points = first_controls(extents, spline_um, volume.shape)
+    return Domain(points, volume.shape)

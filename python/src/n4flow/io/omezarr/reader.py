@@ -43,6 +43,7 @@ class ZarrReader(Reader):
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self._select = select(path, axes, array.shape, channel, described["labels"])
         self.shape = self._select.volume(array.shape)
+        self.channels = self._select.channels
         self.chunks = self._select.volume(array.chunks, clip=self.shape)
         self.shards = self._select.volume(array.shards) if array.shards is not None else None
         with _well_formed(path):

@@ -1,0 +1,79 @@
+"""The files that a correction reads and writes: their names, and whether they are on the grid of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from n4flow.errors import InputError
+from n4flow.io.formats import WRITTEN, name_without_suffix, suffix_of
+from n4flow.io.volume import Volume
+
+
+class Named(NamedTuple):
+    """A file, what it is to the correction, and whether it is written."""
+
+    role: str
+    path: Path
+    written: bool = False
+
+
+def applied_name(output: Path, file: Path) -> Path:
+    """Return the result of another file that the field is applied to: beside `output`, in its format.
+
+    >>> applied_name(Path("out/t1.nii.gz"), Path("scans/t2.mha")).as_posix()
+    'out/t2_corrected.nii.gz'
+    """
+    return output.parent / f"{name_without_suffix(file)}_corrected{suffix_of(output, WRITTEN)}"
+
+
+def check_distinct(files: Sequence[Named]) -> None:
+    """Refuse files of which two are the same one, or of which one that is written lies in another, which is a store.
+
+    Raises
+    ------
+    InputError
+        With what the two are.
+    """
+    for first, second in combinations(files, 2):
+        one, other = first.path.resolve(), second.path.resolve()
+        nested = (first.written or second.written) and (one in other.parents or other in one.parents)
+        if one == other or nested:
+            relation = "lie one in the other" if nested else "are the same file"
+            msg = f"{first.role} {first.path} and {second.role} {second.path} {relation}; give each a path of its own"
+            raise InputError(msg)
+
+
+def check_grid(volume: Volume, like: Volume) -> None:
+    """Refuse a volume that is on another grid than `like`: other shape or, where both state it, other geometry.
+
+    Raises
+    ------
+    InputError
+        With what differs.
+    """
+    known: list[tuple[str, Any, Any, float]] = [("shape", volume.shape, like.shape, 0.0)]
+    step = min(like.voxel_um.values()) if like.voxel_um is not None else 0.0
+    if volume.voxel_um is not None and like.voxel_um is not None:
+        known.append(("voxel size", tuple(volume.voxel_um.values()), tuple(like.voxel_um.values()), 0.0))
+    one, other = volume.metadata, like.metadata
+    if "affine" in one and "affine" in other and one.get("affine_unit") == other.get("affine_unit"):
+        edges = np.linalg.norm(np.array(other["affine"])[:3, :3], axis=0)
+        known.append(("affine", one["affine"], other["affine"], float(edges.min())))
+    elif "direction" in one and "direction" in other:
+        known.append(("direction", one["direction"], other["direction"], 1.0))
+        known.append(("origin", one["origin"], other["origin"], step / 1e3))
+    elif one["format"] == other["format"]:
+        known.append(("origin", tuple(volume.origin_um.values()), tuple(like.origin_um.values()), step))
+    for name, found, expected, unit in known:
+        # Headers hold float32, and a thousandth of a voxel is no other grid.
+        if np.shape(found) != np.shape(expected) or not np.allclose(found, expected, rtol=1e-4, atol=1e-3 * unit):
+            msg = (
+                f"{volume.source} has the {name} {found}, and {like.source}, whose field is applied to it, has "
+                f"{expected}; resample it to that grid"
+            )
+            raise InputError(msg)
