@@ -440,8 +440,6 @@ def machine() -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Return the results as Markdown."""
-    if not results["timed"]:
-        return survey_table(results["survey"])
     lines = [
         "| volume | voxels in mask | n4flow | SimpleITK | n4ax | faster than both | from SimpleITK | iterations |",
         "|---|---|---|---|---|---|---|---|",
@@ -461,16 +459,12 @@ def table(results: dict[str, Any]) -> str:
             f"| {row['volume']} | {row['masked_voxels']} | {row['n4flow']['difference_percent']:.5f} % "
             f"| {_counts(row['n4flow'], row['simpleitk'])} |"
         )
-    return "\n".join(lines)
-
-
-def survey_table(found: dict[str, Any]) -> str:
-    """Return the summary of the survey as Markdown."""
-    lines = [
+    lines += [
+        "",
         "| voxels in mask | from SimpleITK | masks | same counts | median | nine in ten | largest | largest voxel |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for line in found["summary"]:
+    for line in results.get("survey", {"summary": []})["summary"]:
         for tool, name in (("n4flow", "n4flow"), ("simpleitk_moved", "SimpleITK, input moved")):
             row = line[tool]
             shares = (row.get(key, float("nan")) for key in SUMMARY)
