@@ -65,7 +65,8 @@ lock: | $(VENV)/bin/python ## Renew the lock files from pyproject.toml and jgo.t
 	'$(VENV)/bin/python' conf/engine/install.py $(STATE)/engine --lock
 
 bench: set-up ## Measure speed and memory; results go to benchmarks/results
-	@$(USE) python benchmarks/n4.py --out benchmarks/results/n4.json $(ARGS)
+	@$(USE) python benchmarks/n4.py --skip survey --out benchmarks/results/n4.json $(ARGS)
+	@$(USE) python benchmarks/n4.py --skip timed compared rest --out benchmarks/results/n4_survey.json
 
 images: ## Build both container images with docker
 	docker build --tag n4flow:cpu --file containers/cpu/Dockerfile .

@@ -2,6 +2,7 @@
 
     python benchmarks/n4.py --out benchmarks/results/n4.json          # everything; SimpleITK takes minutes
     python benchmarks/n4.py --sizes half --skip n4ax                  # a quick look
+    python benchmarks/n4.py --skip timed compared rest --brain BRAIN.tif --out benchmarks/results/n4_survey.json
     python benchmarks/n4.py --table benchmarks/results/n4.json        # the results as Markdown
 
 n4flow does not require n4ax, which also runs on Python 3.11: `pip install "jax[cpu]"` and
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,10 @@ import n4flow
 
 LEVELS, THRESHOLD = (50, 50, 50, 50), 1e-3
 SIZES = {"half": 2, "full": 1}
+SKIPPED = ("simpleitk", "n4ax", "timed", "compared", "survey", "rest")
+MASKS = ("ellipsoid", "slab", "patches")
+SUMMARY = ("median_percent", "percent_of_nine_in_ten", "largest_percent", "largest_voxel_percent")
+SURVEY_SIZES = (200, 1000, 10_000, 30_000)  # numbers of voxels between which masks are summed up
 
 Volume = tuple[np.ndarray, np.ndarray]  # image, mask
 
@@ -202,29 +208,97 @@ def summary(taken: list[float]) -> dict[str, Any]:
     return {"median_seconds": statistics.median(taken), "best_seconds": min(taken), "calls": len(taken)}
 
 
+def anatomies(brain: Path | None) -> dict[str, np.ndarray]:
+    """Return the images of the survey: template, phantom, and the brain in a TIFF where one is given."""
+    from n4flow.phantom.options import PhantomOptions
+    from n4flow.phantom.volume import PhantomVolume
+
+    phantom = PhantomVolume(PhantomOptions())
+    images = {"template": shaded(template(2)), "phantom": phantom.observed(0, phantom.shape[0]).astype(np.float32)}
+    if brain:
+        import tifffile
+
+        images["brain"] = tifffile.imread(brain)[::2, ::2, ::2].astype(np.float32)
+    return images
+
+
+def random_mask(tissue: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Return 200 to 30,000 voxels of the tissue around a random one: an ellipsoid, a slab or scattered patches."""
+    from scipy.ndimage import gaussian_filter
+
+    wanted = int(np.exp(rng.uniform(np.log(200), np.log(30_000))))
+    voxels = np.argwhere(tissue)
+    stretch = rng.uniform(0.5, 1.5, 3)
+    if kind == "slab":
+        stretch[rng.integers(3)] = 6
+    distance = np.linalg.norm((voxels - voxels[rng.integers(len(voxels))]) * stretch, axis=1)
+    chosen = voxels[np.argsort(distance)[: wanted if kind != "patches" else 3 * wanted]]
+    if kind == "patches":
+        smooth = gaussian_filter(rng.standard_normal(tissue.shape), 1.5)[tuple(chosen.T)]
+        chosen = chosen[np.argsort(smooth)[:wanted]]
+    mask = np.zeros(tissue.shape, bool)
+    mask[tuple(chosen.T)] = True
+    return mask
+
+
 def survey(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return how often iterations and images agree with SimpleITK over random fields and masks at quarter size."""
-    image = template(4)
-    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in image.shape], indexing="ij", sparse=True)
+    """Return how fields and iterations agree with SimpleITK on random masks, and SimpleITK with itself.
+
+    SimpleITK runs a second time on the image moved by one unit in the last place of float32, up or down at random:
+    what that changes is decided by rounding alone.
+    """
+    images = anatomies(arguments.brain)
+    tissues = {name: n4flow.otsu_mask(image) for name, image in images.items()}
     rows = []
     for seed in range(arguments.survey):
         rng = np.random.default_rng(100 + seed)
-        z, y, x = axes
-        a = rng.uniform(-0.2, 0.2, 6)
-        log_field = a[0] * x + a[1] * y + a[2] * z + a[3] * x * y + a[4] * y * z + a[5] * x * x
-        volume = (image * np.exp(log_field) * (1 + 0.01 * rng.standard_normal(image.shape))).astype(np.float32)
-        mask = volume > rng.uniform(40, 100)
-        ours, counts = run_n4flow(volume, mask, arguments.threads)[1]()
-        reference, theirs, _seconds = run_simpleitk(volume, mask, arguments.threads)
-        difference = difference_percent(ours, reference, mask)[0]
-        rows.append({"iterations": counts, "simpleitk_iterations": theirs, "difference_percent": difference})
-    equal = [row["difference_percent"] for row in rows if row["iterations"] == row["simpleitk_iterations"]]
+        name, kind = list(images)[seed % len(images)], MASKS[seed // len(images) % len(MASKS)]
+        mask = random_mask(tissues[name], kind, rng)
+        margin = rng.integers(2, 9, (3, 2))
+        box = tuple(
+            slice(max(int(found.min() - before), 0), int(found.max() + after) + 1)
+            for found, (before, after) in zip(mask.nonzero(), margin, strict=True)
+        )
+        image, mask = np.ascontiguousarray(images[name][box]), np.ascontiguousarray(mask[box])
+        moved = np.nextafter(image, np.where(rng.random(image.shape) < 0.5, 0, np.inf).astype(np.float32))
+        ours, counts = run_n4flow(image, mask, arguments.threads)[1]()
+        reference, theirs, _seconds = run_simpleitk(image, mask, arguments.threads)
+        again, again_counts, _seconds = run_simpleitk(moved, mask, arguments.threads)
+        rows.append({"image": name, "mask": kind, "shape": list(image.shape), "masked_voxels": int(mask.sum())})
+        rows[-1] |= {"simpleitk_iterations": theirs}
+        rows[-1] |= {"n4flow": {"iterations": counts} | differences(ours, reference, mask)}
+        rows[-1] |= {"simpleitk_moved": {"iterations": again_counts} | differences(again, reference, mask)}
+        print(json.dumps(rows[-1]), flush=True)
+    return {"masks": len(rows), "summary": summary_of(rows), "rows": rows}
+
+
+def differences(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Return mean, root mean square and largest relative difference in percent, with the global scale removed."""
+    d = (a.astype(np.float64) - b)[mask]
+    off = 100 * np.abs(np.expm1(d - d.mean()))
     return {
-        "volumes": len(rows),
-        "equal_iterations": len(equal),
-        "largest_difference_percent_of_those": max(equal, default=None),
-        "rows": rows,
+        "mean_percent": float(off.mean()),
+        "rms_percent": float(np.sqrt((off**2).mean())),
+        "largest_percent": float(off.max()),
     }
+
+
+def summary_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the distribution of the mean differences of masks of similar size whose iterations are SimpleITK's."""
+    lines = []
+    for low, high in pairwise(SURVEY_SIZES):
+        some = [row for row in rows if low <= row["masked_voxels"] < high]
+        line: dict[str, Any] = {"voxels": [low, high], "masks": len(some)}
+        for tool in ("n4flow", "simpleitk_moved"):
+            equal = [row[tool] for row in some if row[tool]["iterations"] == row["simpleitk_iterations"]]
+            line[tool] = {"equal_iterations": len(equal)}
+            if equal:
+                means = [row["mean_percent"] for row in equal]
+                worst = max(row["largest_percent"] for row in equal)
+                shares = (float(np.median(means)), float(np.quantile(means, 0.9)), max(means), worst)
+                line[tool] |= dict(zip(SUMMARY, shares, strict=True))
+        lines.append(line)
+    return lines
 
 
 def over_relaxed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -385,6 +459,18 @@ def table(results: dict[str, Any]) -> str:
             f"| {row['volume']} | {row['masked_voxels']} | {row['n4flow']['difference_percent']:.5f} % "
             f"| {_counts(row['n4flow'], row['simpleitk'])} |"
         )
+    lines += [
+        "",
+        "| voxels in mask | from SimpleITK | masks | same counts | median | nine in ten | largest | largest voxel |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in results.get("survey", {"summary": []})["summary"]:
+        for tool, name in (("n4flow", "n4flow"), ("simpleitk_moved", "SimpleITK, input moved")):
+            row = line[tool]
+            shares = (row.get(key, float("nan")) for key in SUMMARY)
+            cells = ["{} to {}".format(*line["voxels"]), name, line["masks"], row["equal_iterations"]]
+            cells += [f"{share:.5f} %" for share in shares]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
@@ -400,10 +486,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the results go, as JSON")
     parser.add_argument("--table", type=Path, help="print the Markdown of stored results, and stop")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--skip", nargs="+", choices=("simpleitk", "n4ax", "compared", "survey", "rest"), default=[])
+    parser.add_argument("--skip", nargs="+", choices=SKIPPED, default=[])
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--survey", type=int, default=20, help="volumes of the survey")
+    parser.add_argument("--survey", type=int, default=100, help="masks of the survey")
+    parser.add_argument("--brain", type=Path, help="a TIFF volume for the survey, beside template and phantom")
     parser.add_argument("--apply-size", type=int, default=640, help="voxels along each axis of the volume corrected")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -415,7 +502,7 @@ def main() -> None:
         arguments.skip = [*arguments.skip, "n4ax"]
     settings = {"iterations": list(LEVELS), "threshold": THRESHOLD, "threads": arguments.threads}
     results: dict[str, Any] = {"machine": machine(), "settings": settings, "timed": [], "compared": []}
-    for size in arguments.sizes:
+    for size in arguments.sizes if "timed" not in arguments.skip else ():
         for name, volume in timed_volumes(SIZES[size]).items():
             results["timed"].append({"size": size} | compare(name, volume, arguments, timed=True))
     if not {"compared", "simpleitk"} & set(arguments.skip):
@@ -423,7 +510,7 @@ def main() -> None:
             results["compared"].append(compare(name, volume, arguments, timed=False))
     if not {"survey", "simpleitk"} & set(arguments.skip):
         results["survey"] = survey(arguments)
-        print(json.dumps({"survey": results["survey"]}), flush=True)
+        print(json.dumps(results["survey"]["summary"], indent=1), flush=True)
     if "rest" not in arguments.skip:
         for name, measure in (
             ("over_relax_1.8", over_relaxed),

@@ -63,7 +63,7 @@ def test_options_reach_the_fit(tmp_path, image, capsys):
     write_volume(mask, ((image > 150) * 255).astype(np.uint8), voxel_um=VOXEL_UM)
     files = [str(source), str(tmp_path / "out.npy")]
     files += ["--mask", str(mask), "--bias", str(tmp_path / "bias.npy"), "--json", str(tmp_path / "facts.json")]
-    options = "--iterations 5 4 --shrink 1,2,2 --spline-um 20000 --tolerance 0 --backend cpu --threads 2"
+    options = "--iterations 5 4 --shrink 1,2,2 --spline-um 6000 --tolerance 0 --backend cpu --threads 2"
     cores = available_threads()
     with pytest.raises(SystemExit) as end:
         main(["n4", *files, *options.split()])
@@ -71,8 +71,8 @@ def test_options_reach_the_fit(tmp_path, image, capsys):
     assert "iterations 5, 4; fitted in" in capsys.readouterr().out
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["iterations"] == [5, 4]
-    # 30, 40, 25 mm: 2, 2, 2 spans of 20 mm, doubled once
-    assert facts["control_points"] == [7, 7, 7]
+    # 30, 40, 25 mm: 5, 7 and 4 control points 6 mm apart are 2, 4 and 1 spans, doubled once
+    assert facts["control_points"] == [7, 11, 5]
     assert (facts["backend"], facts["shrink"], facts["threads"]) == ("cpu", [1, 2, 2], min(2, cores))
     field = n4flow.fit_bias(
         (image * 100).astype(np.uint16), image > 150, iters=(5, 4), shrink=(1, 2, 2), control_points=5, conv_threshold=0

@@ -22,6 +22,12 @@ def test_histogram_shares_a_voxel_between_two_bins():
     assert weighted.tolist() == [2, 3, 1, 0]
 
 
+def test_the_brightest_voxel_is_counted():
+    for low, spread in RNG.uniform(1, 4, (200, 2)):  # rounding would put about one in twenty beyond the last bin
+        counts = sharpening.histogram(np.array([low, low + spread]), low, low + spread, 200)
+        assert counts[[0, -1]].tolist() == [1, 1]
+
+
 def test_expectation_is_the_deconvolution_written_out():
     values = two_classes()
     low, high, bins, fwhm, noise = values.min(), values.max(), 50, 0.3, 0.02

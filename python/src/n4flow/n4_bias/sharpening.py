@@ -30,8 +30,11 @@ def fourier_table(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bin_position(values: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
-    """Return the positions of values in the histogram, in bins: `low` is at 0, `high` at bins - 1."""
-    return (np.asarray(values, np.float64) - low) * ((bins - 1) / (high - low))
+    """Return the positions of values in the histogram, in bins: `low` is at 0, `high` at bins - 1.
+
+    The division comes first, so that `high` is at bins - 1 without rounding: beyond it, it would not be counted.
+    """
+    return (np.asarray(values, np.float64) - low) / (high - low) * (bins - 1)
 
 
 def histogram(values: np.ndarray, low: float, high: float, bins: int, weights: np.ndarray | None = None) -> np.ndarray:

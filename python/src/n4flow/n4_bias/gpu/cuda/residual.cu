@@ -24,8 +24,9 @@ extern "C" __global__ void find_range(
     atomicMax(words + 2, ordered(heaviest));
 }
 
-// Divide each voxel between the two nearest bins. Weights are integers in units of 2^-30 `unit`, so that their sum does
-// not depend on the order. With `in_shared`, a block counts in shared memory first.
+// Divide each voxel between the two nearest bins; the brightest lies at the last, whatever rounding makes of it. Weights
+// are integers in units of 2^-30 `unit`, so that their sum does not depend on the order. With `in_shared`, a block counts
+// in shared memory first.
 extern "C" __global__ void split_histogram(
     const float *values, const unsigned char *mask, const float *weights, long long n, double low, double per_unit,
     int bins, double unit, int in_shared, u64 *counts
@@ -36,8 +37,8 @@ extern "C" __global__ void split_histogram(
     __syncthreads();
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += (long long)gridDim.x * blockDim.x) {
         if (!counts_for(mask, values[i], i)) continue;
-        double position = ((double)values[i] - low) * per_unit, weight = weights ? weights[i] / unit : 1.0;
-        if (!(position >= 0.0 && position <= bins - 1)) continue;
+        double position = fmin(((double)values[i] - low) * per_unit, bins - 1.0);
+        double weight = weights ? weights[i] / unit : 1.0;
         int first = min((int)position, bins - 2);
         double upper = position - first;
         atomicAdd(mine + first, (u64)(long long)rint(weight * (1.0 - upper) * 1073741824.0));
