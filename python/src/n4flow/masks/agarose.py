@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import parallel_planes, reuse_threads
 from n4flow.errors import N4flowWarning
 from n4flow.masks.agarose_levels import SOURCES, fill_levels, has_evidence
 from n4flow.masks.morphology import smooth_valid
@@ -18,8 +18,6 @@ from n4flow.masks.packed_mask import PackedMask
 from n4flow.sections import SectionTable, filled_planes
 from n4flow.statistics.measure import plane_histograms
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, ShrunkenVolume, runs
-
-STRIP = 64  # Rows that are projected at a time, so that their sums stay in the cache of a core.
 
 
 def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float]:
@@ -62,6 +60,7 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
     return (smooth < split.threshold) & (smooth != 0), threshold
 
 
+@reuse_threads()
 def projection(vol: Any) -> Any:
     """Return the mean along Z of the valid voxels of a (Z, Y, X) array or shrunken volume; 0 where there are none.
 
@@ -69,7 +68,7 @@ def projection(vol: Any) -> Any:
     """
     shrunken = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
     xp = np if shrunken else array_module(vol)
-    total, count = xp.zeros(vol.shape[1:], xp.float64), xp.zeros(vol.shape[1:], xp.int64)
+    total, count = xp.zeros(vol.shape[1:], xp.float64), xp.zeros(vol.shape[1:], xp.int32)
     for start, stop in runs(0, vol.shape[0]):
         planes = vol.part(start, stop).mean if shrunken else vol[start:stop]
         if xp is np:
@@ -84,14 +83,12 @@ def projection(vol: Any) -> Any:
 
 def _add_valid(planes: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
     """Add the valid voxels of planes (z, Y, X) to their sums and numbers (Y, X), in order of Z."""
-    from n4flow.masks import kernels as tissue_kernels
+    from n4flow.statistics import histogram_kernels as kernels
 
-    planes = planes if planes.dtype == np.float32 else planes.astype(np.float64)
-
-    def add(rows: slice) -> None:
-        tissue_kernels.add_valid(planes[:, rows], total[rows], count[rows])
-
-    run_tasks(add, [slice(start, stop) for start, stop in runs(0, len(total), STRIP)])
+    lines = (planes if planes.dtype == np.float32 else planes.astype(np.float64)).reshape(len(planes), -1)
+    everywhere = np.ones((1, lines.shape[1]), bool)
+    sums = total.reshape(-1), count.reshape(-1)
+    parallel_planes(lambda start, stop: kernels.add_valid(lines, everywhere, start, stop, *sums), lines.shape[1])
 
 
 def agarose_levels(

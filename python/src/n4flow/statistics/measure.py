@@ -97,6 +97,48 @@ def plane_histograms(
     return PlaneHistograms.of_planes(run_tasks(count, range(shape[0]), threads if xp is np else 1), z_start)
 
 
+def plane_means(
+    block: Any, tissue: Any, agarose: Any = None, z_start: int = 0, *, threads: int | None = None
+) -> PlaneHistograms:
+    """Return the mean of the valid tissue of every plane, as histograms with one bin, which is all that a gain needs.
+
+    Parameters and devices are those of `plane_histograms`. A plane with valid voxels but no tissue has one voxel of the
+    rest, so that it counts as filled.
+    """
+    block = as_block(block, "block")
+    xp = array_module(block)
+    mask = as_mask(tissue, tuple(block.shape), "tissue mask")
+    mask = xp.asarray(mask if xp is not np else to_numpy(mask))
+    nothing = np.empty(0, np.float32), np.empty(0, np.uint32)
+
+    def measure(z: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        total, number = (_plane_sum if xp is np else _plane_sum_arrays)(block[z], mask[z])
+        if number:
+            return [(np.float32([total / number]), np.uint32([number])), nothing, nothing]
+        filled = bool((xp.isfinite(block[z]) & (block[z] != 0)).any())
+        return [nothing, nothing, (np.ones(1, np.float32), np.ones(1, np.uint32)) if filled else nothing]
+
+    return PlaneHistograms.of_planes(run_tasks(measure, range(len(block)), threads if xp is np else 1), z_start)
+
+
+def _plane_sum(plane: np.ndarray, inside: np.ndarray) -> tuple[float, int]:
+    """Return the sum and number of the valid voxels inside."""
+    from n4flow.statistics import histogram_kernels as kernels
+
+    columns = plane.shape[1]
+    total, count = np.zeros(columns), np.zeros(columns, np.int32)
+    lines = np.ascontiguousarray(plane, np.float32)
+    kernels.add_valid(lines, np.ascontiguousarray(inside), 0, columns, total, count)
+    return float(total.sum()), int(count.sum())
+
+
+def _plane_sum_arrays(plane: Any, inside: Any) -> tuple[float, int]:
+    """Do what `_plane_sum` does on the device that holds `plane`."""
+    xp = array_module(plane)
+    valid = inside & xp.isfinite(plane) & (plane != 0)
+    return float(xp.where(valid, plane, 0).sum(dtype=xp.float64)), int(valid.sum())
+
+
 def _count_plane(plane: Any, tissue: Any, agarose: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """Count as `PlaneCounter` does, by array operations on the device that holds `plane`."""
     xp = array_module(plane)
