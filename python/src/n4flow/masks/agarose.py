@@ -12,7 +12,7 @@ from n4flow.compute.arrays import array_module, as_block
 from n4flow.compute.threads import parallel_planes, reuse_threads
 from n4flow.errors import N4flowWarning
 from n4flow.masks.agarose_levels import SOURCES, fill_levels, has_evidence
-from n4flow.masks.morphology import smooth_valid
+from n4flow.masks.morphology import Norms, smooth_planes, smooth_valid
 from n4flow.masks.otsu import Scale, choose_scale, otsu_split
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.sections import SectionTable, filled_planes
@@ -43,14 +43,14 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
     mean = projection(vol if isinstance(vol, (ShrunkenVolume, ShrunkenFiles)) else as_block(vol))
     xp = array_module(mean)
     scale = Scale()
-    smooth = smooth_valid(mean, (smoothing_sigma, smoothing_sigma))
+    smooth = _smooth(mean, smoothing_sigma)
     pairs = plane_histograms(smooth[None]).pairs(0)
     split = otsu_split(*pairs)
     if (
         split is not None and split.one_class
     ):  # little agarose beside much tissue may show on the logarithmic scale only
         scale = choose_scale([pairs], pairs, split.separability)
-        smooth = smooth_valid(scale.forward(mean), (smoothing_sigma, smoothing_sigma))
+        smooth = _smooth(scale.forward(mean), smoothing_sigma)
         split = otsu_split(*plane_histograms(smooth[None]).pairs(0), scale=scale)
     threshold = scale.back(split.threshold) if split else float(pairs[0][0]) if len(pairs[0]) else 0.0
     if split is None or split.one_class:
@@ -58,6 +58,13 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
         warnings.warn(msg, N4flowWarning, stacklevel=2)
         return xp.zeros(smooth.shape, bool), threshold
     return (smooth < split.threshold) & (smooth != 0), threshold
+
+
+def _smooth(mean: Any, sigma: float) -> Any:
+    """Return the Gaussian mean of the valid values of a plane (Y, X) around each, float32; 0 at the others."""
+    if array_module(mean) is not np:
+        return smooth_valid(mean, (sigma, sigma))
+    return smooth_planes(mean.astype(np.float32)[None], (0.0, sigma, sigma), None, slice(0, 1), Norms())[0]
 
 
 @reuse_threads()
