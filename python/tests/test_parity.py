@@ -328,7 +328,8 @@ def test_normalize_volume_limits_a_percentile_of_spans() -> None:
     assert ratio == pytest.approx(0.2 * spans.max() / np.median(spans), rel=0.05)
     for fraction in (0.0, 0.1, 0.9):
         np.testing.assert_array_equal(
-            n4flow.normalize_volume(volume, ~tissue[0], 99.9, fraction)[0], n4flow.normalize_volume(volume, ~tissue[0])[0]
+            n4flow.normalize_volume(volume, ~tissue[0], 99.9, fraction)[0],
+            n4flow.normalize_volume(volume, ~tissue[0])[0],
         )
 
 

@@ -114,7 +114,9 @@ def test_fewer_than_three_planes_are_no_trend(planes: list[int]) -> None:
     volume, tissue = stack(SLOW * JITTER)
     some = np.zeros_like(tissue)
     some[planes] = tissue[planes]
-    with pytest.warns(N4flowWarning, match=f"{len(planes)} planes have enough tissue, fewer than 3: .* changes nothing"):
+    with pytest.warns(
+        N4flowWarning, match=f"{len(planes)} planes have enough tissue, fewer than 3: .* changes nothing"
+    ):
         np.testing.assert_array_equal(apply_zprofile_smoothing(volume, some, 2.0), volume)
     some[12] = tissue[12]
     some[14] = tissue[14]
@@ -135,7 +137,9 @@ def test_means_of_planes_are_those_of_their_tissue() -> None:
         assert found.mean(z, "tissue") == pytest.approx(inside.mean(dtype=np.float64), rel=1e-6)
         assert found.count(z) == inside.size
     assert found.filled.tolist() == [True, True, True, False, True]
-    np.testing.assert_array_equal(plane_means(volume, tissue).counts[0], plane_means(volume.astype(float), tissue).counts[0])
+    np.testing.assert_array_equal(
+        plane_means(volume, tissue).counts[0], plane_means(volume.astype(float), tissue).counts[0]
+    )
 
 
 def test_invalid_and_negative_tissue() -> None:

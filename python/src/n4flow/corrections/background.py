@@ -2,8 +2,9 @@
 
 The mean at a voxel is sum_k G(k) w v / sum_k G(k) w over the voxels under the kernel, with w = 1 for those that count
 and 0 for the rest (normalised convolution): beside padding it is a mean too. G is separable, the integral of a normal
-density over each voxel, with sigma = radius / 2, cut where 99 % of the density lies within. A camera image, which has no
-padding, goes on beyond its border with the values there (arrlp does the same), so that a slope is followed up to it.
+density over each voxel, with sigma = radius / 2, cut where 99 % of the density lies within. A camera image has no
+padding, and goes on beyond its border with the values there, as for arrlp: a slope is followed better than by a
+truncated mean.
 """
 
 from __future__ import annotations
@@ -152,9 +153,9 @@ def bkgd_spatial_mean(
     channels : sequence of (planes, Y, X) arrays
         NumPy or CuPy, any real type; never modified. Camera images have no padding: exact zeros count as data here.
     channels_mean_radii_pix : float, pair or sequence
-        Radius in pixels, by default 7: one number for all, a (y, x) pair of numbers for all, or one pair (or number) for
-        each channel. Two numbers are always a pair for all; for two channels with a radius each, give two pairs. Sigma
-        is half the radius.
+        Radius in pixels, by default 7: one number for all, a (y, x) pair of numbers for all, or one pair (or number)
+        for each channel. Two numbers are always a pair for all; for two channels with a radius each, give two pairs.
+        Sigma is half the radius.
     bkgds : sequence of arrays, optional
         Buffers that the backgrounds are written to, cut to the planes of their channel.
     noise_corrections : sequence of float, optional

@@ -149,7 +149,7 @@ def estimate_lookup(
         keep = np.isfinite(values) & (values != 0) & (values > tissue_threshold)
         return values[keep], counts[keep]
 
-    def highest(z: int) -> float:
+    def top(z: int) -> float:
         return float(map_through(previous, np.array([histograms.highest(z)], np.float32), z)[0])
 
     def distribution(section: Section) -> Pairs:
@@ -179,7 +179,7 @@ def estimate_lookup(
         reference.add(*distribution(section))
     target = _Target.of(reference.pairs(), float(tissue_threshold), n_bins)
     maps = [target.knots(distribution(section)) for section in measured]
-    tops = np.array([highest(z) for z in range(histograms.n_planes)])
+    tops = np.array([top(z) for z in range(histograms.n_planes)])
     own = [tops[section.planes].max() for section in measured]
     edges = table.edges(filled_planes(histograms.filled))
     centre = (edges[:-1] + edges[1:]) / 2
@@ -195,7 +195,7 @@ def estimate_lookup(
         offsets,
         knots_x,
         knots_y,
-        slope_above=np.array([target.slope_above(m, top, max(own)) for m, top in zip(maps, own, strict=True)]),
+        slope_above=np.array([target.slope_above(*each, max(own)) for each in zip(maps, own, strict=True)]),
         most=float(tops.max()),
     )
 

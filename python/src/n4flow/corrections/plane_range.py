@@ -178,8 +178,8 @@ def normalize_volume(
 ) -> tuple[Any, Any]:
     """Put the agarose at exactly 0 and the volume into [0, 1], keeping brightness between sections.
 
-    Per plane: clip at the percentile and at the agarose median, subtract the median; then divide the volume by one span,
-    the largest of a plane. A plane without agarose borrows its level from its neighbours; none anywhere means level 0
+    Per plane: clip at the percentile and at the agarose median, subtract the median; then divide the volume by the
+    largest span of a plane. A plane without agarose borrows its level from its neighbours; none anywhere means level 0
     and a warning, never NaN. Exact zeros (mosaic padding) and non-finite voxels count for nothing and stay as they are.
 
     Parameters
