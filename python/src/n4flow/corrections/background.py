@@ -17,7 +17,7 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, probe_gpu, to_numpy
 from n4flow.compute.gpu import run_on_gpu
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import run_tasks, scratch
 from n4flow.corrections.base import Correction, Where
 from n4flow.errors import InputError
 
@@ -58,23 +58,41 @@ def local_mean(plane: Any, sigmas: tuple[float, float], zeros_count: bool) -> An
     order wherever the plane was cut, as long as the cut is a kernel's reach away.
     """
     xp = array_module(plane)
-    if xp is np:
-        from scipy.ndimage import correlate1d
-    else:
-        from cupyx.scipy.ndimage import correlate1d
+    kernels = [gaussian_kernel(sigma) for sigma in sigmas]
+    smooth = _smooth if xp is np else _smooth_arrays
     counted = xp.isfinite(plane) if zeros_count else xp.isfinite(plane) & (plane != 0)
-
-    def smooth(values: Any) -> Any:
-        for axis, sigma in enumerate(sigmas):
-            kernel = xp.asarray(gaussian_kernel(sigma))
-            values = correlate1d(values, kernel, axis=axis, mode="nearest" if zeros_count else "constant")
-        return values
-
     if zeros_count and counted.all():  # the weights are 1
-        return smooth(plane.astype(xp.float64)).astype(xp.float32)
-    total = smooth(xp.where(counted, plane, 0).astype(xp.float64))
-    weight = smooth(counted.astype(xp.float64))
-    return xp.where(weight > 0, total / xp.where(weight > 0, weight, 1), 0).astype(xp.float32)
+        return smooth(plane, kernels, goes_on=True)
+    total = smooth(xp.where(counted, plane, 0), kernels, goes_on=zeros_count)
+    weight = smooth(counted, kernels, goes_on=zeros_count)
+    return xp.where(weight > 0, total / xp.where(weight > 0, weight, 1), 0)
+
+
+def _smooth(plane: np.ndarray, kernels: Sequence[np.ndarray], goes_on: bool) -> np.ndarray:
+    """Return a plane filtered along Y and X, float32, beyond whose border there are its border's values, or zeros."""
+    from n4flow.masks import kernels as tissue_kernels
+
+    margins = [len(kernel) // 2 if goes_on else 0 for kernel in kernels]
+    wide = np.pad(plane, [(n, n) for n in margins], mode="edge")
+    height, width = wide.shape
+    rows = scratch("rows", (height + 1, -(-width // tissue_kernels.COLUMNS) * tissue_kernels.COLUMNS), np.float32)
+    rows[:-1, :width] = wide
+    rows[-1], rows[:, width:] = 0, 0
+    out = np.empty(wide.shape, np.float32)
+    halves = [kernel[len(kernel) // 2 :] for kernel in kernels]
+    tissue_kernels.smooth(rows, 0, np.ones(1), *halves, out)
+    return out[margins[0] : height - margins[0], margins[1] : width - margins[1]]
+
+
+def _smooth_arrays(plane: Any, kernels: Sequence[np.ndarray], goes_on: bool) -> Any:
+    """Do what `_smooth` does on the device that holds `plane`."""
+    from cupyx.scipy.ndimage import correlate1d
+
+    xp = array_module(plane)
+    values = plane.astype(xp.float64)
+    for axis, kernel in enumerate(kernels):
+        values = correlate1d(values, xp.asarray(kernel), axis=axis, mode="nearest" if goes_on else "constant")
+    return values.astype(xp.float32)
 
 
 @dataclass

@@ -75,27 +75,27 @@ def projection(vol: Any) -> Any:
     """
     shrunken = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
     xp = np if shrunken else array_module(vol)
-    total, count = xp.zeros(vol.shape[1:], xp.float64), xp.zeros(vol.shape[1:], xp.int32)
+    total, gone = xp.zeros(vol.shape[1:], xp.float64), xp.zeros(vol.shape[1:], xp.float32)
     for start, stop in runs(0, vol.shape[0]):
         planes = vol.part(start, stop).mean if shrunken else vol[start:stop]
         if xp is np:
-            _add_valid(planes, total, count)
+            _add_valid(planes, total.reshape(-1), gone.reshape(-1))
             continue
         for plane in planes:
             valid = xp.isfinite(plane) & (plane != 0)
             total += xp.where(valid, plane, 0)
-            count += valid
+            gone += ~valid
+    count = vol.shape[0] - gone
     return xp.where(count > 0, total / xp.maximum(count, 1), 0)
 
 
-def _add_valid(planes: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
-    """Add the valid voxels of planes (z, Y, X) to their sums and numbers (Y, X), in order of Z."""
-    from n4flow.statistics import histogram_kernels as kernels
+def _add_valid(planes: np.ndarray, total: np.ndarray, gone: np.ndarray) -> None:
+    """Add planes (z, Y, X) to the sums of their valid voxels and the numbers of the others (Y * X,), in order of Z."""
+    from n4flow.statistics import block_mean_kernels as kernels
 
-    lines = (planes if planes.dtype == np.float32 else planes.astype(np.float64)).reshape(len(planes), -1)
-    everywhere = np.ones((1, lines.shape[1]), bool)
-    sums = total.reshape(-1), count.reshape(-1)
-    parallel_planes(lambda start, stop: kernels.add_valid(lines, everywhere, start, stop, *sums), lines.shape[1])
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
+        voxels, n = np.ascontiguousarray(planes, np.float32).reshape(-1), total.size
+    parallel_planes(lambda start, stop: kernels.add_lines(voxels, n, start, stop, total, gone), n)
 
 
 def agarose_levels(

@@ -16,7 +16,6 @@ from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, S
 # The count of a bin and the sum of its residuals share a 64-bit word: 26 bits of count above 38 bits of sum.
 COUNT_SHIFT = 38
 PIECE_VOXELS = 1 << 25  # voxels that such a word can count
-SUM_COLUMNS = 2048  # columns that are added up at a time
 
 up: Any = np.uintp
 
@@ -159,22 +158,3 @@ def add_pairs(index: Any, values: Any, counts: Any, total: Any, moment: Any) -> 
     for i in range(index.size):
         total[index[i]] += np.float64(counts[i])
         moment[index[i]] += np.float64(counts[i]) * np.float64(values[i])
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def add_valid(lines: Any, inside: Any, start: int, stop: int, total: Any, count: Any) -> None:
-    """Add valid values to the sums and numbers (m,) of their columns, in order, for columns from `start` to `stop`.
-
-    `lines` (n, m) are float32 or float64; `inside`, which are chosen, has as many lines, or one for all. A few columns
-    are added at a time, whose sums stay in the cache.
-    """
-    for first in range(start, stop, SUM_COLUMNS):
-        part = slice(first, min(first + SUM_COLUMNS, stop))
-        sums, numbers = total[part], count[part]
-        for i in range(lines.shape[0]):
-            line, chosen = lines[i, part], inside[i if inside.shape[0] > 1 else 0, part]
-            for x in range(line.size):
-                value = line[x]
-                valid = chosen[x] & (abs(value) < np.inf) & (value != 0)
-                sums[x] += np.float64(value) if valid else 0.0
-                numbers[x] += np.int32(valid)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, as_mask, to_numpy
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import run_tasks, scratch
 from n4flow.errors import InputError
 from n4flow.statistics.accumulate import PlaneCounter, PlaneShrinker, class_rows
 from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT, pairs_of_bins
@@ -114,7 +114,7 @@ def plane_means(
     def measure(z: int) -> list[tuple[np.ndarray, np.ndarray]]:
         total, number = (_plane_sum if xp is np else _plane_sum_arrays)(block[z], mask[z])
         if number:
-            return [(np.float32([total / number]), np.uint32([number])), nothing, nothing]
+            return [(np.array([total / number], np.float32), np.array([number], np.uint32)), nothing, nothing]
         filled = bool((xp.isfinite(block[z]) & (block[z] != 0)).any())
         return [nothing, nothing, (np.ones(1, np.float32), np.ones(1, np.uint32)) if filled else nothing]
 
@@ -123,13 +123,15 @@ def plane_means(
 
 def _plane_sum(plane: np.ndarray, inside: np.ndarray) -> tuple[float, int]:
     """Return the sum and number of the valid voxels inside."""
-    from n4flow.statistics import histogram_kernels as kernels
+    from n4flow.statistics import block_mean_kernels as kernels
 
-    columns = plane.shape[1]
-    total, count = np.zeros(columns), np.zeros(columns, np.int32)
-    lines = np.ascontiguousarray(plane, np.float32)
-    kernels.add_valid(lines, np.ascontiguousarray(inside), 0, columns, total, count)
-    return float(total.sum()), int(count.sum())
+    values, width = scratch("tissue", plane.shape, np.float32), plane.shape[1]
+    values.fill(0)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
+        np.copyto(values, plane, casting="unsafe", where=inside)
+    total, gone = np.zeros(width), np.zeros(width, np.float32)
+    kernels.add_lines(values.reshape(-1), width, 0, width, total, gone)
+    return float(total.sum()), plane.size - int(gone.sum(dtype=np.float64))
 
 
 def _plane_sum_arrays(plane: Any, inside: Any) -> tuple[float, int]:
