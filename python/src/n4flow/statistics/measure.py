@@ -126,9 +126,8 @@ def _plane_sum(plane: np.ndarray, inside: np.ndarray) -> tuple[float, int]:
     from n4flow.statistics import block_mean_kernels as kernels
 
     values, width = scratch("tissue", plane.shape, np.float32), plane.shape[1]
-    values.fill(0)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
-        np.copyto(values, plane, casting="unsafe", where=inside)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite, in float32 or outside, is not valid
+        np.multiply(plane, inside, out=values, dtype=np.float32, casting="unsafe")
     total, gone = np.zeros(width), np.zeros(width, np.float32)
     kernels.add_lines(values.reshape(-1), width, 0, width, total, gone)
     return float(total.sum()), plane.size - int(gone.sum(dtype=np.float64))
