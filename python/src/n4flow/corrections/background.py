@@ -89,10 +89,10 @@ def _smooth_arrays(plane: Any, kernels: Sequence[np.ndarray], goes_on: bool) -> 
     from cupyx.scipy.ndimage import correlate1d
 
     xp = array_module(plane)
-    values = plane.astype(xp.float64)
+    values = plane.astype(xp.float32)
     for axis, kernel in enumerate(kernels):
         values = correlate1d(values, xp.asarray(kernel), axis=axis, mode="nearest" if goes_on else "constant")
-    return values.astype(xp.float32)
+    return values
 
 
 @dataclass
