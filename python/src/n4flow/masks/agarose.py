@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block
-from n4flow.compute.threads import parallel_planes, reuse_threads
+from n4flow.compute.threads import available_threads, parallel_planes, reuse_threads
 from n4flow.errors import N4flowWarning
 from n4flow.masks.agarose_levels import SOURCES, fill_levels, has_evidence
 from n4flow.masks.morphology import Norms, smooth_planes, smooth_valid
@@ -85,17 +85,25 @@ def projection(vol: Any) -> Any:
             valid = xp.isfinite(plane) & (plane != 0)
             total += xp.where(valid, plane, 0)
             gone += ~valid
-    count = vol.shape[0] - gone
-    return xp.where(count > 0, total / xp.maximum(count, 1), 0)
+    total /= xp.maximum(vol.shape[0] - gone, 1)
+    return total
 
 
 def _add_valid(planes: np.ndarray, total: np.ndarray, gone: np.ndarray) -> None:
     """Add planes (z, Y, X) to the sums of their valid voxels and the numbers of the others (Y * X,), in order of Z."""
+    from n4flow.compute.jit import useful_threads
     from n4flow.statistics import block_mean_kernels as kernels
 
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
         voxels, n = np.ascontiguousarray(planes, np.float32).reshape(-1), total.size
-    parallel_planes(lambda start, stop: kernels.add_lines(voxels, n, start, stop, total, gone), n)
+
+    def add(start: int, stop: int) -> None:
+        kernels.add_lines(voxels, n, start, stop, total, gone)
+
+    if useful_threads(available_threads(), voxels.size) > 1:
+        parallel_planes(add, n)
+    else:
+        add(0, n)
 
 
 def agarose_levels(
