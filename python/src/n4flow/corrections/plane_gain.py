@@ -152,9 +152,10 @@ class TissueMeans:
         for z in np.flatnonzero(table.usable_planes).tolist():
             values, counts = histograms.pairs(z, "tissue")
             values = map_through(previous, values, z).astype(np.float64)
-            counts = np.where(np.isfinite(values) & (values != 0), counts, 0)  # what became 0 is background
-            if counts.sum() >= max(1, min_tissue_voxels):
-                means[z] = max(counts @ np.nan_to_num(values) / counts.sum(), 0.0)
+            known = np.isfinite(values) & (values != 0)  # what became 0 is background
+            number = counts[known].sum()
+            if number >= max(1, min_tissue_voxels):
+                means[z] = max(counts[known] @ values[known] / number, 0.0)
         return cls(means, filled_planes(histograms.filled))
 
     def times(self, gain: np.ndarray) -> TissueMeans:
