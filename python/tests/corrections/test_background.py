@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.special import erf
 
+from n4flow.compute import threads
 from n4flow.compute.arrays import probe_gpu
 from n4flow.corrections.background import SpatialMeanBackground, bkgd_spatial_mean, gaussian_kernel, local_mean
 from n4flow.corrections.base import Where
@@ -144,6 +146,20 @@ def test_buffers_are_written_and_cut() -> None:
         assert (buffer[3:] == -1).all()
     assert given == [2, 3]
     assert corrections[1] != 3
+
+
+def test_parallel_works_on_two_planes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "thread_limit", lambda: 2)
+    together = threading.Barrier(2)
+
+    class Waiting(np.ndarray):
+        def __getitem__(self, z: int) -> np.ndarray:
+            together.wait(timeout=20)  # for another thread that reads a plane
+            return self.view(np.ndarray)[z]
+
+    stack = image((4, 31, 37))
+    found = bkgd_spatial_mean([stack.view(Waiting)], parallel=True)[0][0]
+    np.testing.assert_array_equal(found, bkgd_spatial_mean([stack])[0][0])
 
 
 def test_a_slope_is_followed_up_to_the_border() -> None:
