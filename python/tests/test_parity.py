@@ -187,6 +187,10 @@ def test_apply_bias_field_keeps_padding_and_takes_a_field_object() -> None:
     np.testing.assert_allclose(corrected, n4flow.apply_bias_field(volume, array), rtol=1e-5)
     array[0, 5, 5] = 0
     assert n4flow.apply_bias_field(volume, array)[0, 5, 5] == pytest.approx(volume[0, 5, 5] / 1e-6)
+    plane = array[4:5]
+    np.testing.assert_array_equal(
+        n4flow.apply_bias_field(volume, plane), n4flow.apply_bias_field(volume, np.repeat(plane, len(volume), axis=0))
+    )
 
 
 # n4, otsu_mask
@@ -343,6 +347,38 @@ def test_normalize_volume_does_not_count_padding() -> None:
     np.testing.assert_array_equal(level, background)
 
 
+def test_normalize_volume_divides_by_the_largest_span() -> None:
+    volume, tissue = block_of_tissue(20)
+    usual = n4flow.normalize_volume(volume, ~tissue[0], span_percentile=90)[0][:7]
+    volume[7] *= 6
+    dark = n4flow.normalize_volume(volume, ~tissue[0])[0]
+    robust = n4flow.normalize_volume(volume, ~tissue[0], span_percentile=90)[0]
+    upper, lower = np.percentile(volume, 99.9, axis=(1, 2)), np.median(volume[:, ~tissue[0]], axis=1)
+    spans = upper - lower
+    for found, divisor in ((dark, spans.max()), (robust, np.percentile(spans, 90))):
+        clipped = np.clip(volume, lower[:, None, None], upper[:, None, None]) - lower[:, None, None]
+        np.testing.assert_allclose(found, np.minimum(clipped / divisor, 1), atol=0.005)  # levels are known to 0.1 %
+    assert robust.max() == 1
+    assert dark[:7][tissue[:7]].mean() < 0.25 * robust[:7][tissue[:7]].mean()
+    np.testing.assert_allclose(robust[:7][tissue[:7]].mean(), usual[tissue[:7]].mean(), rtol=0.05)
+
+
+def test_normalize_volume_limits_a_percentile_of_spans() -> None:
+    volume, tissue = block_of_tissue(20)
+    volume[:15] = np.where(tissue[:15], 100 + volume[:15] / 100, volume[:15].clip(99, 101))  # hardly any contrast
+    spans = np.percentile(volume, 99.9, axis=(1, 2)) - np.median(volume[:, ~tissue[0]], axis=1)
+    free = n4flow.normalize_volume(volume, ~tissue[0], 99.9, 0.0, span_percentile=50)[0]
+    limited = n4flow.normalize_volume(volume, ~tissue[0], 99.9, 0.2, span_percentile=50)[0]
+    weak = tissue & (np.arange(20) < 15)[:, None, None]
+    ratio = free[weak].mean() / limited[weak].mean()
+    assert ratio == pytest.approx(0.2 * spans.max() / np.median(spans), rel=0.05)
+    for fraction in (0.0, 0.1, 0.9):
+        np.testing.assert_array_equal(
+            n4flow.normalize_volume(volume, ~tissue[0], 99.9, fraction)[0],
+            n4flow.normalize_volume(volume, ~tissue[0])[0],
+        )
+
+
 def test_normalize_volume_takes_any_mask() -> None:
     volume, tissue = block_of_tissue()
     expected, background = n4flow.normalize_volume(volume, ~tissue[0])
@@ -377,6 +413,22 @@ def test_apply_histogram_matching_leaves_equal_sections_alone() -> None:
     volume = np.tile(block_of_tissue(2)[0], (3, 1, 1)) / 1000
     for n_bins in (8, 256):
         np.testing.assert_allclose(n4flow.apply_histogram_matching(volume, 3, n_bins), volume, rtol=1e-5)
+
+
+def test_apply_histogram_matching_stays_in_the_range_of_the_data() -> None:
+    volume, _tissue = block_of_tissue()
+    volume = np.clip(volume / volume.max(), 0, 1)
+    volume[4:] *= 0.5
+    volume[5, 20, 20:23] = 0.95  # debris
+    table = SectionTable([Section("a", 0, 4), Section("b", 4, 7), Section("c", 7, 8, "damaged")], 8)
+    volume[7] *= 2
+    volume[7, 3, 3] = 1
+    for sections in (2, 8, None, table):
+        matched = n4flow.apply_histogram_matching(volume, sections, 256)
+        assert matched.max() <= 1
+        assert matched[5, 20, 20] > 0.9  # still among the brightest
+    means = [part[:3].mean() for part in np.split(n4flow.apply_histogram_matching(volume, table, 256), 2)]
+    assert means[0] == pytest.approx(means[1], rel=0.02)
 
 
 def test_apply_histogram_matching_never_returns_its_input() -> None:
@@ -418,12 +470,23 @@ def test_apply_zprofile_smoothing_survives_nan() -> None:
 # bkgd_spatial_mean
 
 
-def test_bkgd_spatial_mean_is_a_mean_at_the_border() -> None:
+def test_bkgd_spatial_mean_is_a_mean_beside_nan() -> None:
     flat = np.full((2, 25, 30), 40.0, np.float32)
-    flat[0, 12, 12] = np.nan
+    flat[0, 12, 12], flat[1, 0, :2] = np.nan, np.inf
     backgrounds, corrections, _info = n4flow.bkgd_spatial_mean(
         [flat], 7.0, noise_corrections=(given := [np.float32(2)])
     )
     np.testing.assert_allclose(backgrounds[0], 40.0, rtol=1e-6)
     assert given == [2]
     assert 0 < corrections[0] < 2
+
+
+def test_bkgd_spatial_mean_takes_a_pair_for_two_channels() -> None:
+    channels = list(np.random.default_rng(8).gamma(3, 30, (2, 4, 25, 30)).astype(np.float32))
+    backgrounds, _corrections, info = n4flow.bkgd_spatial_mean(channels, (6.0, 10.0))
+    assert info["channels_mean_radii_pix"] == [(6.0, 10.0)] * 2
+    for channel, background in zip(channels, backgrounds, strict=True):
+        alone = n4flow.bkgd_spatial_mean([channel], [(6.0, 10.0)])[0][0]
+        np.testing.assert_array_equal(background, alone)
+    info = n4flow.bkgd_spatial_mean(channels, [(6.0, 6.0), (8.0, 10.0)])[2]
+    assert info["channels_mean_radii_pix"] == [(6.0, 6.0), (8.0, 10.0)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.special import erf
 
+from n4flow.compute import threads
 from n4flow.compute.arrays import probe_gpu
 from n4flow.corrections.background import SpatialMeanBackground, bkgd_spatial_mean, gaussian_kernel, local_mean
 from n4flow.corrections.base import Where
@@ -17,7 +21,7 @@ def image(shape: tuple[int, ...] = (3, 31, 37), seed: int = 0) -> np.ndarray:
 
 
 def plain_mean(plane: np.ndarray, weight: np.ndarray, sigmas: tuple[float, float]) -> np.ndarray:
-    """The definition, voxel by voxel."""
+    """The definition, voxel by voxel, where nothing beyond the border counts."""
     kernels = [gaussian_kernel(sigma) for sigma in sigmas]
     reach = [len(kernel) // 2 for kernel in kernels]
     result = np.zeros(plane.shape)
@@ -28,6 +32,14 @@ def plain_mean(plane: np.ndarray, weight: np.ndarray, sigmas: tuple[float, float
         kernel = kernel * weight[np.ix_(rows, columns)]
         result[y, x] = (kernel * plane[np.ix_(rows, columns)]).sum() / kernel.sum() if kernel.sum() else 0
     return result
+
+
+def continued_mean(plane: np.ndarray, weight: np.ndarray, sigmas: tuple[float, float]) -> np.ndarray:
+    """The definition for a plane that goes on beyond its border."""
+    margin = [len(gaussian_kernel(sigma)) // 2 for sigma in sigmas]
+    wide = [np.pad(array, [(n, n) for n in margin], mode="edge") for array in (plane, weight)]
+    found = plain_mean(*wide, sigmas)
+    return found[margin[0] : margin[0] + plane.shape[0], margin[1] : margin[1] + plane.shape[1]]
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 3.5, 12.0])
@@ -46,7 +58,8 @@ def test_it_is_the_mean_of_what_counts(zeros_count: bool) -> None:
     plane[:9, :12] = 0
     plane[20, 20:23] = np.nan, np.inf, -np.inf
     weight = np.isfinite(plane) & (zeros_count | (plane != 0))
-    expected = plain_mean(np.where(weight, plane, 0).astype(np.float64), weight, (1.5, 2.5))
+    mean = continued_mean if zeros_count else plain_mean
+    expected = mean(np.where(weight, plane, 0).astype(np.float64), weight, (1.5, 2.5))
     np.testing.assert_allclose(local_mean(plane, (1.5, 2.5), zeros_count), expected, rtol=1e-6)
 
 
@@ -98,7 +111,7 @@ def test_backgrounds_of_channels(radii) -> None:
     for i, (y, x) in enumerate(pairs):
         np.testing.assert_array_equal(channels[i], before[i])
         for plane, background in zip(channels[i], backgrounds[i], strict=True):
-            expected = plain_mean(plane.astype(np.float64), np.ones(plane.shape), (y / 2, x / 2))
+            expected = continued_mean(plane.astype(np.float64), np.ones(plane.shape), (y / 2, x / 2))
             np.testing.assert_allclose(background, expected, rtol=1e-5)
         factor = 1.0
         for name, radius in (("spatial_mean_kernels_y", y), ("spatial_mean_kernels_x", x)):
@@ -124,7 +137,7 @@ def test_buffers_are_written_and_cut() -> None:
     buffers = [np.full((5, 31, 37), -1, np.float32) for _ in channels]
     given = [np.float32(2), np.float32(3)]
     backgrounds, corrections, info = bkgd_spatial_mean(channels, (5.0, 7.0), buffers, given, parallel=True)
-    assert info["channels_mean_radii_pix"] == [(5.0, 5.0), (7.0, 7.0)]  # a list of channel length wins
+    assert info["channels_mean_radii_pix"] == [(5.0, 7.0)] * 2  # two numbers are a pair for all
     for background, buffer, expected in zip(
         backgrounds, buffers, bkgd_spatial_mean(channels, (5.0, 7.0))[0], strict=True
     ):
@@ -133,6 +146,41 @@ def test_buffers_are_written_and_cut() -> None:
         assert (buffer[3:] == -1).all()
     assert given == [2, 3]
     assert corrections[1] != 3
+
+
+def test_parallel_works_on_two_planes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "thread_limit", lambda: 2)
+    together = threading.Barrier(2)
+
+    class Waiting(np.ndarray):
+        def __getitem__(self, z: int) -> np.ndarray:
+            together.wait(timeout=20)  # for another thread that reads a plane
+            return self.view(np.ndarray)[z]
+
+    stack = image((4, 31, 37))
+    found = bkgd_spatial_mean([stack.view(Waiting)], parallel=True)[0][0]
+    np.testing.assert_array_equal(found, bkgd_spatial_mean([stack])[0][0])
+
+
+def test_a_slope_is_followed_up_to_the_border() -> None:
+    """As arrlp 0.1.27, whose border the issue measured: 1.37 of a ramp of 1 where a truncated mean is 2.45 off."""
+    ramp = np.broadcast_to(np.arange(60.0), (1, 50, 60))
+    background = bkgd_spatial_mean([ramp], 7.0)[0][0][0]
+    kernel = gaussian_kernel(3.5)
+    away = np.clip(np.arange(len(kernel)) - len(kernel) // 2, 0, None) @ kernel  # half of it is beyond the border
+    assert background[:, 0] == pytest.approx(away, rel=1e-6)
+    assert background[:, -1] == pytest.approx(59 - away, rel=1e-6)
+    np.testing.assert_allclose(background[:, 9:-9], ramp[0, :, 9:-9], rtol=1e-6)
+
+
+def test_a_config_gives_what_is_left_out() -> None:
+    config = SimpleNamespace(channels_mean_radii_pix=(3.0, 5.0), noise_corrections=[2.0], parallel=True, pixel=7)
+    expected = bkgd_spatial_mean([image()], (3.0, 5.0), noise_corrections=[2.0])
+    found = bkgd_spatial_mean([image()], config=config)
+    np.testing.assert_array_equal(found[0][0], expected[0][0])
+    assert found[1] == expected[1]
+    assert bkgd_spatial_mean([image()], 4.0, config=config)[2]["channels_mean_radii_pix"] == [(4.0, 4.0)]
+    assert bkgd_spatial_mean([image()], config=SimpleNamespace())[2]["channels_mean_radii_pix"] == [(7.0, 7.0)]
 
 
 def test_another_length_is_a_value_error() -> None:

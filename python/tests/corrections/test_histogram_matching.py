@@ -125,6 +125,23 @@ def test_maps_rise_begin_at_the_threshold_and_are_not_steep() -> None:
         assert lookup.map(np.float32([1e-6]), z)[0] < 1e-4
 
 
+def test_above_its_last_knot_a_map_ends_at_the_brightest_voxel() -> None:
+    volume = stack(np.array([1.0, 0.5, 0.9]))
+    volume[4, 20, :3] = 1.5  # debris in the dim section, as bright as the brightest voxel
+    volume[7, 20, 0] = 1.6
+    lookup = estimate_lookup(plane_histograms(volume), (), 3, 256, 0.0, "all")
+    for z, highest in ((0, volume[:3].max()), (3, 1.5), (6, 1.6)):
+        x, y = (float(part[-1]) for part in knots(lookup, z))
+        slope = min(y / x, (1.6 - y) / (highest - x))
+        values = np.linspace(x, highest, 9).astype(np.float32)
+        assert (slope < y / x) == (z > 0)
+        np.testing.assert_allclose(lookup.map(values, z), y + (values - x) * slope, rtol=2e-3)  # a bin
+    matched = lookup.apply(volume.copy(), Where(0, 0, 0, volume.shape))
+    assert matched.max() <= np.float32(1.6)
+    assert matched[4, 20, 0] > 1.5  # the ratio would make it 2.7
+    assert lookup.map(np.float32([99]), 3)[0] == pytest.approx(1.6)  # a brighter voxel, of a section that borrows
+
+
 def test_spans_without_evidence_lie_on_the_line_between_their_neighbours() -> None:
     rng = np.random.default_rng(3)
     low = rng.normal(0.3, 0.01, (6, 20, 30))

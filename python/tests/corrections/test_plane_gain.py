@@ -10,9 +10,9 @@ from n4flow.corrections.base import Where
 from n4flow.corrections.histogram_matching import apply_histogram_matching, estimate_lookup
 from n4flow.corrections.plane_gain import PlaneGain, apply_zprofile_smoothing, estimate_plane_gain, smooth_along
 from n4flow.corrections.plane_range import estimate_plane_range, normalize_volume
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.sections import Section, SectionTable
-from n4flow.statistics.measure import plane_histograms
+from n4flow.statistics.measure import plane_histograms, plane_means
 
 
 def stack(profile: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -83,8 +83,6 @@ def test_planes_with_little_tissue_are_unchanged_and_out_of_the_smoothing() -> N
         np.delete(apply_zprofile_smoothing(volume, tissue, 2.0), slice(12, 15), 0),
         np.delete(smoothed, slice(12, 15), 0),
     )
-    few = apply_zprofile_smoothing(volume, tissue, 2.0, min_tissue_voxels=10_000)
-    np.testing.assert_array_equal(few, volume)
 
 
 def test_gaps_count_as_distance_along_z() -> None:
@@ -111,12 +109,37 @@ def test_flagged_sections_keep_their_planes_and_pull_nothing() -> None:
     np.testing.assert_array_equal(np.delete(found, slice(10, 20), 0), np.delete(expected, slice(10, 20), 0))
 
 
-@pytest.mark.parametrize("flag", ["ok", "missing"])
-def test_one_plane_and_nothing_usable(flag: str) -> None:
-    volume, tissue = stack(SLOW[:1])
-    table = SectionTable([Section("a", 0, 1, flag)], 1)
-    np.testing.assert_array_equal(apply_zprofile_smoothing(volume, tissue, 2.0, sections=table), volume)
-    np.testing.assert_array_equal(apply_zprofile_smoothing(volume, np.zeros_like(tissue), 2.0), volume)
+@pytest.mark.parametrize("planes", [[], [7], [3, 30]])
+def test_fewer_than_three_planes_are_no_trend(planes: list[int]) -> None:
+    volume, tissue = stack(SLOW * JITTER)
+    some = np.zeros_like(tissue)
+    some[planes] = tissue[planes]
+    with pytest.warns(
+        N4flowWarning, match=f"{len(planes)} planes have enough tissue, fewer than 3: .* changes nothing"
+    ):
+        np.testing.assert_array_equal(apply_zprofile_smoothing(volume, some, 2.0), volume)
+    some[12] = tissue[12]
+    some[14] = tissue[14]
+    some[16] = tissue[16]
+    assert not np.array_equal(apply_zprofile_smoothing(volume, some, 2.0), volume)
+    with pytest.warns(N4flowWarning, match="0 planes"):
+        np.testing.assert_array_equal(apply_zprofile_smoothing(volume, tissue, 2.0, 10_000), volume)
+
+
+def test_means_of_planes_are_those_of_their_tissue() -> None:
+    volume, tissue = stack(SLOW[:5])
+    volume[1, 10, 10:13] = np.nan, np.inf, 0
+    tissue[2:4] = False
+    volume[3] = 0
+    found = plane_means(volume, tissue)
+    for z in (0, 1, 4):
+        inside = volume[z][tissue[z] & np.isfinite(volume[z]) & (volume[z] != 0)]
+        assert found.mean(z, "tissue") == pytest.approx(inside.mean(dtype=np.float64), rel=1e-6)
+        assert found.count(z) == inside.size
+    assert found.filled.tolist() == [True, True, True, False, True]
+    np.testing.assert_array_equal(
+        plane_means(volume, tissue).counts[0], plane_means(volume.astype(float), tissue).counts[0]
+    )
 
 
 def test_invalid_and_negative_tissue() -> None:

@@ -52,6 +52,21 @@ def test_estimates_from_files_are_those_from_memory(tmp_path) -> None:
             np.testing.assert_array_equal(found.to_arrays()[1][name], values)
 
 
+def test_the_highest_voxel_is_bounded_by_the_end_of_its_bin() -> None:
+    volume = np.random.default_rng(1).gamma(3, 30, (5, 40, 50)).astype(np.float32)
+    volume[1] = np.minimum(volume[1], 64)  # saturated, at the edge of a bin
+    volume[2] = -volume[2]
+    volume[3] = 0
+    volume[4, 0] = np.nan
+    histograms = plane_histograms(volume, volume > 50)
+    found = np.array([histograms.highest(z) for z in range(5)])
+    expected = np.array([np.nanmax(plane[plane != 0], initial=-np.inf) for plane in volume])
+    assert (found >= expected).all()
+    np.testing.assert_allclose(found, expected, rtol=2.0**-10)
+    assert found[1] == 64
+    assert found[3] == -np.inf
+
+
 @pytest.mark.parametrize("deep", [True, False])
 def test_estimates_hold_one_slab_at_a_time(tmp_path, deep: bool) -> None:
     peaks = []

@@ -1,8 +1,10 @@
 """The spatial mean background: a Gaussian mean in plane, subtracted.
 
 The mean at a voxel is sum_k G(k) w v / sum_k G(k) w over the voxels under the kernel, with w = 1 for those that count
-and 0 for the rest (normalised convolution): it is a mean at the border and beside padding too. G is separable, the
-integral of a normal density over each voxel, with sigma = radius / 2, cut where 99 % of the density lies within.
+and 0 for the rest (normalised convolution): beside padding it is a mean too. G is separable, the integral of a normal
+density over each voxel, with sigma = radius / 2, cut where 99 % of the density lies within. A camera image has no
+padding, and goes on beyond its border with the values there, as for arrlp: a slope is followed better than by a
+truncated mean.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, probe_gpu, to_numpy
 from n4flow.compute.gpu import run_on_gpu
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import run_tasks, scratch
 from n4flow.corrections.base import Correction, Where
 from n4flow.errors import InputError
 
 CUT_SIGMAS = 2.5758293035489004  # 99 % of a normal density lies within
+RADIUS = 7.0  # pixels, of `bkgd_spatial_mean`
 
 
 def gaussian_kernel(sigma: float) -> np.ndarray:
@@ -50,22 +53,46 @@ def noise_factor(sigmas: tuple[float, float]) -> float:
 def local_mean(plane: Any, sigmas: tuple[float, float], zeros_count: bool) -> Any:
     """Return the local mean of a (Y, X) plane, float32; 0 where nothing under the kernel counts.
 
-    Non-finite voxels never count; exact zeros do when `zeros_count`. Each result sums the same numbers in the same
+    Non-finite voxels never count. Exact zeros do when `zeros_count`: the plane then has no padding, and goes on beyond
+    its border as it is there; otherwise nothing beyond the border counts. Each result sums the same numbers in the same
     order wherever the plane was cut, as long as the cut is a kernel's reach away.
     """
     xp = array_module(plane)
-    if xp is np:
-        from scipy.ndimage import correlate1d
-    else:
-        from cupyx.scipy.ndimage import correlate1d
+    kernels = [gaussian_kernel(sigma) for sigma in sigmas]
+    smooth = _smooth if xp is np else _smooth_arrays
     counted = xp.isfinite(plane) if zeros_count else xp.isfinite(plane) & (plane != 0)
-    total = xp.where(counted, plane, 0).astype(xp.float64)
-    weight = counted.astype(xp.float64)
-    for axis, sigma in enumerate(sigmas):
-        kernel = xp.asarray(gaussian_kernel(sigma))
-        total = correlate1d(total, kernel, axis=axis, mode="constant")
-        weight = correlate1d(weight, kernel, axis=axis, mode="constant")
-    return xp.where(weight > 0, total / xp.where(weight > 0, weight, 1), 0).astype(xp.float32)
+    if zeros_count and counted.all():  # the weights are 1
+        return smooth(plane, kernels, goes_on=True)
+    total = smooth(xp.where(counted, plane, 0), kernels, goes_on=zeros_count)
+    weight = smooth(counted, kernels, goes_on=zeros_count)
+    return xp.where(weight > 0, total / xp.where(weight > 0, weight, 1), 0)
+
+
+def _smooth(plane: np.ndarray, kernels: Sequence[np.ndarray], goes_on: bool) -> np.ndarray:
+    """Return a plane filtered along Y and X, float32, beyond whose border there are its border's values, or zeros."""
+    from n4flow.masks import kernels as tissue_kernels
+
+    margins = [len(kernel) // 2 if goes_on else 0 for kernel in kernels]
+    wide = np.pad(plane, [(n, n) for n in margins], mode="edge")
+    height, width = wide.shape
+    rows = scratch("rows", (height + 1, -(-width // tissue_kernels.COLUMNS) * tissue_kernels.COLUMNS), np.float32)
+    rows[:-1, :width] = wide
+    rows[-1], rows[:, width:] = 0, 0
+    out = np.empty(wide.shape, np.float32)
+    halves = [kernel[len(kernel) // 2 :] for kernel in kernels]
+    tissue_kernels.smooth(rows, 0, np.ones(1), *halves, out)
+    return out[margins[0] : height - margins[0], margins[1] : width - margins[1]]
+
+
+def _smooth_arrays(plane: Any, kernels: Sequence[np.ndarray], goes_on: bool) -> Any:
+    """Do what `_smooth` does on the device that holds `plane`."""
+    from cupyx.scipy.ndimage import correlate1d
+
+    xp = array_module(plane)
+    values = plane.astype(xp.float32)
+    for axis, kernel in enumerate(kernels):
+        values = correlate1d(values, xp.asarray(kernel), axis=axis, mode="nearest" if goes_on else "constant")
+    return values
 
 
 @dataclass
@@ -117,8 +144,8 @@ class SpatialMeanBackground(Correction):
 
 
 def _radii(radii: Any, n_channels: int) -> list[tuple[float, float]]:
-    """Return one (y, x) pair per channel from a scalar, a pair for all, or a list of channel length."""
-    if np.ndim(radii) == 0 or (len(radii) == 2 and n_channels != 2):
+    """Return one (y, x) pair per channel from a number, a pair of numbers for all, or an entry for each channel."""
+    if np.ndim(radii) == 0 or (len(radii) == 2 and all(np.ndim(r) == 0 for r in radii)):
         radii = [radii] * n_channels
     if len(radii) != n_channels:
         msg = f"channels_mean_radii_pix must be a number, a (y, x) pair or {n_channels} entries, got {len(radii)}"
@@ -129,12 +156,13 @@ def _radii(radii: Any, n_channels: int) -> list[tuple[float, float]]:
 def bkgd_spatial_mean(
     channels: Sequence[Any],
     /,
-    channels_mean_radii_pix: Any = 7.0,
+    channels_mean_radii_pix: Any = None,
     bkgds: Sequence[Any] | None = None,
     noise_corrections: Sequence[float] | None = None,
     *,
-    cuda: bool = False,
-    parallel: bool = False,
+    cuda: bool | None = None,
+    parallel: bool | None = None,
+    config: Any = None,
 ) -> tuple[list[Any], list[np.float32], dict[str, Any]]:
     """Return the Gaussian mean background of each channel's planes; nothing is subtracted.
 
@@ -143,8 +171,9 @@ def bkgd_spatial_mean(
     channels : sequence of (planes, Y, X) arrays
         NumPy or CuPy, any real type; never modified. Camera images have no padding: exact zeros count as data here.
     channels_mean_radii_pix : float, pair or sequence
-        Radius in pixels: one number for all, a (y, x) pair for all, or one pair (or number) for each channel; with two
-        channels a list of two is taken as one entry for each. Sigma is half the radius.
+        Radius in pixels, by default 7: one number for all, a (y, x) pair of numbers for all, or one pair (or number)
+        for each channel. Two numbers are always a pair for all; for two channels with a radius each, give two pairs.
+        Sigma is half the radius.
     bkgds : sequence of arrays, optional
         Buffers that the backgrounds are written to, cut to the planes of their channel.
     noise_corrections : sequence of float, optional
@@ -153,6 +182,9 @@ def bkgd_spatial_mean(
         Compute on the GPU also for arrays in host memory; without a working GPU that is a GpuError.
     parallel : bool
         Use every core; the result is the same.
+    config : object, optional
+        Its attributes of the names of the arguments above, if it has them, stand for arguments that are left out, as
+        with blocks of smlmlp. It is not modified.
 
     Returns
     -------
@@ -169,10 +201,20 @@ def bkgd_spatial_mean(
         (a ValueError) Radii, buffers or noise corrections of another length than the channels; a channel without
         three axes.
     """
-    radii = _radii(channels_mean_radii_pix, len(channels))
-    for name, given in (("bkgds", bkgds), ("noise_corrections", noise_corrections)):
-        if given is not None and len(given) != len(channels):
-            msg = f"{name} must have one entry for each of {len(channels)} channels, got {len(given)}"
+    given = {
+        "channels_mean_radii_pix": channels_mean_radii_pix,
+        "bkgds": bkgds,
+        "noise_corrections": noise_corrections,
+        "cuda": cuda,
+        "parallel": parallel,
+    }
+    radii, bkgds, noise_corrections, cuda, parallel = (
+        getattr(config, name, None) if value is None else value for name, value in given.items()
+    )
+    radii = _radii(RADIUS if radii is None else radii, len(channels))
+    for name, values in (("bkgds", bkgds), ("noise_corrections", noise_corrections)):
+        if values is not None and len(values) != len(channels):
+            msg = f"{name} must have one entry for each of {len(channels)} channels, got {len(values)}"
             raise InputError(msg)
     if cuda:
         probe_gpu()
@@ -180,7 +222,7 @@ def bkgd_spatial_mean(
     before, buffers = (
         values if values is not None else [None] * len(channels) for values in (noise_corrections, bkgds)
     )
-    backgrounds = [_background(*one, cuda, parallel) for one in zip(channels, buffers, sigmas, strict=True)]
+    backgrounds = [_background(*one, bool(cuda), bool(parallel)) for one in zip(channels, buffers, sigmas, strict=True)]
     factors = [
         np.float32((np.float32(1) if n is None else np.float32(n)) * noise_factor(s))
         for n, s in zip(before, sigmas, strict=True)

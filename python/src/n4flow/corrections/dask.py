@@ -33,9 +33,17 @@ def mask_parts(mask: Any, whole: Any) -> list[Any]:
 
 
 def estimate_lazily(
-    estimate: Callable[..., Correction], vol: Any, *args: Any, tissue: Any = None, agarose: Any = None
+    estimate: Callable[..., Correction],
+    vol: Any,
+    *args: Any,
+    tissue: Any = None,
+    agarose: Any = None,
+    measure: Callable[..., PlaneHistograms] = plane_histograms,
 ) -> Any:
-    """Return the delayed `estimate(histograms, *args)` of a dask array; masks may be NumPy or dask."""
+    """Return the delayed `estimate(histograms, *args)` of a dask array; masks may be NumPy or dask.
+
+    `measure` returns the histograms of some planes.
+    """
     import dask
 
     whole = whole_planes(vol)
@@ -52,7 +60,7 @@ def estimate_lazily(
             masks.append([mask] * len(pieces))
         else:
             masks.append([None] * len(pieces))
-    count = dask.delayed(plane_histograms)
+    count = dask.delayed(measure)
     parts = [
         count(piece, inside, around, int(z), threads=1)
         for piece, inside, around, z in zip(pieces, *masks, np.cumsum((0, *whole.chunks[0][:-1])), strict=True)

@@ -6,7 +6,8 @@ distribution between the same shares, y_j = (G(u_(j+1)) - G(u_j)) / (u_(j+1) - u
 pooled quantile function. So the map is monotone, takes the section's mean to the pooled mean, and is the identity for a
 section that is distributed as the pool. Groups are equal steps, `n_bins` over the pooled range; neighbours are
 joined until a group has enough voxels to say anything, so spans without evidence are bridged by the line between
-their neighbours.
+their neighbours. Above its last knot a map goes on with the ratio y / x that it has there, or less steeply, so that the
+brightest voxel of the section does not become brighter than the brightest of the pool.
 """
 
 from __future__ import annotations
@@ -103,6 +104,12 @@ class _Target:
         x = np.concatenate([[self.threshold], groups[:, 1] / groups[:, 0]])
         return x, np.concatenate([[self.threshold], np.maximum.accumulate(mean)])
 
+    def slope_above(self, knots: Pairs, highest: float, pooled: float) -> float:
+        """Return the slope above the last knot of a map, which takes no intensity up to `highest` beyond `pooled`."""
+        x, y = knots
+        ratio = (y[-1] - self.threshold) / (x[-1] - self.threshold)
+        return float(min(ratio, max(pooled - y[-1], 0.0) / (highest - x[-1]))) if highest > x[-1] else float(ratio)
+
 
 def estimate_lookup(
     histograms: Distributions,
@@ -142,6 +149,9 @@ def estimate_lookup(
         keep = np.isfinite(values) & (values != 0) & (values > tissue_threshold)
         return values[keep], counts[keep]
 
+    def top(z: int) -> float:
+        return float(map_through(previous, np.array([histograms.highest(z)], np.float32), z)[0])
+
     def distribution(section: Section) -> Pairs:
         if section.z_stop - section.z_start == 1:  # each of many, for which a pool takes longer than the rest
             return pool(*above(section.z_start))
@@ -169,6 +179,8 @@ def estimate_lookup(
         reference.add(*distribution(section))
     target = _Target.of(reference.pairs(), float(tissue_threshold), n_bins)
     maps = [target.knots(distribution(section)) for section in measured]
+    tops = np.array([top(z) for z in range(histograms.n_planes)])
+    own = [tops[section.planes].max() for section in measured]
     edges = table.edges(filled_planes(histograms.filled))
     centre = (edges[:-1] + edges[1:]) / 2
     nearest = np.array([np.argmin(np.abs(centre[chosen] - c)) for c in centre])
@@ -183,6 +195,8 @@ def estimate_lookup(
         offsets,
         knots_x,
         knots_y,
+        slope_above=np.array([target.slope_above(*each, max(own)) for each in zip(maps, own, strict=True)]),
+        most=float(tops.max()),
     )
 
 

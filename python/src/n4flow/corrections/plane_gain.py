@@ -7,6 +7,7 @@ convolution), and the gain is t_z / m_z. Slow change along Z, which anatomy make
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,12 +18,13 @@ from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, take
 from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, map_through
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.sections import SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions
-from n4flow.statistics.measure import plane_histograms
+from n4flow.statistics.measure import plane_means
 
 MIN_TISSUE_VOXELS = 100  # A plane with fewer keeps its brightness.
+LEAST_PLANES = 3  # With fewer measured planes there is no trend along Z.
 
 
 @dataclass
@@ -150,9 +152,10 @@ class TissueMeans:
         for z in np.flatnonzero(table.usable_planes).tolist():
             values, counts = histograms.pairs(z, "tissue")
             values = map_through(previous, values, z).astype(np.float64)
-            counts = np.where(np.isfinite(values) & (values != 0), counts, 0)  # what became 0 is background
-            if counts.sum() >= max(1, min_tissue_voxels):
-                means[z] = max(counts @ np.nan_to_num(values) / counts.sum(), 0.0)
+            known = np.isfinite(values) & (values != 0)  # what became 0 is background
+            number = counts[known].sum()
+            if number >= max(1, min_tissue_voxels):
+                means[z] = max(counts[known] @ values[known] / number, 0.0)
         return cls(means, filled_planes(histograms.filled))
 
     def times(self, gain: np.ndarray) -> TissueMeans:
@@ -160,10 +163,10 @@ class TissueMeans:
         return TissueMeans(self.means * gain, self.ends)
 
     def smoothed(self, sigma: float) -> PlaneGain:
-        """Return the gains that make the means smooth along Z."""
+        """Return the gains that make the means smooth along Z; 1 where fewer than `LEAST_PLANES` are measured."""
         means, measured = self.means, self.means > 0
         gain = np.ones(len(means))
-        if sigma > 0:
+        if sigma > 0 and measured.sum() >= LEAST_PLANES:
             target = np.zeros(len(means))
             target[self.ends] = smooth_along(means[self.ends], measured[self.ends], sigma)
             gain[measured] = target[measured] / means[measured]
@@ -190,12 +193,20 @@ def estimate_plane_gain(
     sigma : float
         Sigma of the Gaussian in planes; 0 switches the step off (gain exactly 1).
     min_tissue_voxels : int
-        Planes with fewer tissue voxels, or whose mean is not positive, keep gain 1 and are out of the smoothing.
+        Planes with fewer tissue voxels, or whose mean is not positive, keep gain 1 and are out of the smoothing. If
+        fewer than three are left, every gain is 1, with a warning.
     """
     if sigma < 0:
         msg = f"sigma must be 0 (off) or more (planes), got {sigma}"
         raise InputError(msg)
-    return TissueMeans.of(histograms, previous, sections, min_tissue_voxels).smoothed(sigma)
+    found = TissueMeans.of(histograms, previous, sections, min_tissue_voxels).smoothed(sigma)
+    if sigma > 0 and found.measured.sum() < LEAST_PLANES:
+        msg = (
+            f"{found.measured.sum()} planes have enough tissue, fewer than {LEAST_PLANES}: smoothing along Z changes "
+            "nothing; lower min_tissue_voxels, or give a mask with more tissue"
+        )
+        warnings.warn(msg, N4flowWarning, stacklevel=2)
+    return found
 
 
 @takes_arrays
@@ -213,7 +224,8 @@ def apply_zprofile_smoothing(
     sigma : float
         Sigma of the Gaussian along Z, planes; 0 returns the input's values.
     min_tissue_voxels : int
-        Planes with fewer tissue voxels are unchanged and out of the smoothing.
+        Planes with fewer tissue voxels are unchanged and out of the smoothing. With fewer than three others nothing is
+        changed, with a warning.
     sections : section table or count, optional
         Planes of flagged sections are unchanged and out of the smoothing.
 
@@ -224,6 +236,7 @@ def apply_zprofile_smoothing(
     vol = as_block(vol)
     mask, options = as_mask(mask, vol.shape), ((), sections, sigma, min_tissue_voxels)
     if is_dask(vol):
-        return apply_lazily(vol, estimate_lazily(estimate_plane_gain, vol, *options, tissue=mask), mask)
-    correction = estimate_plane_gain(plane_histograms(vol, mask), *options)
+        correction = estimate_lazily(estimate_plane_gain, vol, *options, tissue=mask, measure=plane_means)
+        return apply_lazily(vol, correction, mask)
+    correction = estimate_plane_gain(plane_means(vol, mask), *options)
     return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape), mask))

@@ -1,7 +1,7 @@
 """Agarose to zero, brightness between sections kept: the plane range, and section scale factors.
 
 Per plane z: out = (clip(v, lower_z, upper_z) - lower_z) / span, where lower_z is the agarose median, upper_z a high
-percentile of all valid voxels and span the largest upper_z - lower_z of the usable planes that show agarose. One
+percentile of all valid voxels and span the largest upper_z - lower_z of the usable planes, or a percentile of them. One
 divisor for the whole volume keeps what one section is brighter than another; agarose at or below its level becomes
 exactly 0.
 """
@@ -26,6 +26,7 @@ from n4flow.statistics.measure import plane_histograms
 from n4flow.statistics.pooling import weighted_percentile
 
 PERCENTILE_MAX = 99.9
+MIN_CONTRAST = 0.1  # of the largest span, which a divisor that is a percentile of spans is at least
 
 
 @dataclass
@@ -104,7 +105,11 @@ class PlaneRange(Correction):
 
 
 def estimate_plane_range(
-    histograms: Distributions, sections: Any = None, percentile_max: float = PERCENTILE_MAX
+    histograms: Distributions,
+    sections: Any = None,
+    percentile_max: float = PERCENTILE_MAX,
+    min_contrast_fraction: float = MIN_CONTRAST,
+    span_percentile: float = 100.0,
 ) -> PlaneRange:
     """Estimate the plane range from histograms of all planes.
 
@@ -117,14 +122,20 @@ def estimate_plane_range(
         range.
     percentile_max : float
         Percentile (0 to 100) of a plane's valid voxels at which it is clipped.
+    min_contrast_fraction, span_percentile : float
+        See `normalize_volume`.
 
     Raises
     ------
     InputError
-        A percentile outside 0 to 100.
+        A percentile outside 0 to 100, or a fraction outside 0 to 1.
     """
-    if not 0 < percentile_max <= 100:
-        msg = f"percentile_max must be above 0 and at most 100 (percent), got {percentile_max}"
+    for name, value in (("percentile_max", percentile_max), ("span_percentile", span_percentile)):
+        if not 0 < value <= 100:
+            msg = f"{name} must be above 0 and at most 100 (percent), got {value}"
+            raise InputError(msg)
+    if not 0 <= min_contrast_fraction <= 1:
+        msg = f"min_contrast_fraction must be from 0 to 1 (of the largest span), got {min_contrast_fraction}"
         raise InputError(msg)
     table = SectionTable.coerce(sections, histograms.n_planes)
     usable = table.usable_planes
@@ -140,7 +151,11 @@ def estimate_plane_range(
         tops[z] = histograms.percentile(z, rank)
     lower, tops = levels.values, tops.astype(np.float32)
     measured = usable & np.isfinite(tops)
-    span = np.max(tops[measured] - lower[measured], initial=np.float32(0))  # float32, as `apply` subtracts
+    spans = tops[measured] - lower[measured]  # float32, as `apply` subtracts
+    span = largest = np.max(spans, initial=np.float32(0))
+    if largest > 0 and span_percentile < 100:
+        usual = max(np.percentile(spans, span_percentile), min_contrast_fraction * largest)
+        span = np.float32(usual if usual > 0 else largest)
     if span > 0:
         cap = lower + span
         cap = np.where(cap - lower > span, np.nextafter(cap, lower), cap)  # rounded up: no result may exceed 1
@@ -154,7 +169,13 @@ def estimate_plane_range(
 
 @takes_arrays
 def normalize_volume(
-    vol: Any, agarose_mask: Any, percentile_max: float = PERCENTILE_MAX, *, sections: Any = None
+    vol: Any,
+    agarose_mask: Any,
+    percentile_max: float = PERCENTILE_MAX,
+    min_contrast_fraction: float = MIN_CONTRAST,
+    *,
+    span_percentile: float = 100.0,
+    sections: Any = None,
 ) -> tuple[Any, Any]:
     """Put the agarose at exactly 0 and the volume into [0, 1], keeping brightness between sections.
 
@@ -171,6 +192,13 @@ def normalize_volume(
         True (or above 0) in agarose.
     percentile_max : float
         Percentile (0 to 100) of the valid voxels of a plane.
+    min_contrast_fraction : float
+        Share (0 to 1) of the largest span that the divisor is at least. It matters only with a `span_percentile` below
+        100, where many planes of next to no contrast could make the divisor small; the largest span needs no such
+        limit.
+    span_percentile : float
+        Percentile (0 to 100) of the planes' spans that is the divisor; 100 is the largest. With a lower one, single
+        planes that are far brighter do not darken the rest; they are clipped at 1, and lose what is brighter.
     sections : section table or count, optional
         Sections whose flag keeps them out of the estimate, and whose depth profile a borrowed level follows. Each
         plane by itself when left out.
@@ -181,13 +209,13 @@ def normalize_volume(
     background : (Z,) float32 array
         Agarose level of each plane. Both are of the kind of `vol`; background is NumPy for NumPy and CuPy input.
     """
-    vol = as_block(vol)
+    vol, options = as_block(vol), (sections, percentile_max, min_contrast_fraction, span_percentile)
     if is_dask(vol):
         import dask.array as da
 
-        correction = estimate_lazily(estimate_plane_range, vol, sections, percentile_max, agarose=agarose_mask)
+        correction = estimate_lazily(estimate_plane_range, vol, *options, agarose=agarose_mask)
         return apply_lazily(vol, correction), da.from_delayed(correction.lower, vol.shape[:1], dtype=np.float32)
-    correction = estimate_plane_range(plane_histograms(vol, agarose=agarose_mask), sections, percentile_max)
+    correction = estimate_plane_range(plane_histograms(vol, agarose=agarose_mask), *options)
     return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape))), correction.lower
 
 

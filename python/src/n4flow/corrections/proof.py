@@ -351,7 +351,7 @@ def proven_lookup(lookup: SectionLookup, evidence: Evidence) -> SectionLookup:
     gain = np.exp(-kept)
     knots = lookup.threshold + (lookup.knots_x - lookup.threshold) * np.repeat(gain, np.diff(lookup.offsets))
     share = np.divide(kept, about, out=np.zeros(count), where=some & (np.abs(about) > 1e-6))
-    return replace(lookup, knots_y=knots, share=share)
+    return replace(lookup, knots_y=knots, share=share, slope_above=None, most=None)
 
 
 def proven_plane_gain(means: TissueMeans, sigma: float, evidence: Evidence) -> PlaneGain:

@@ -36,6 +36,10 @@ class SectionLookup(Correction):
         Knots of all maps, strictly ascending in x and never descending in y within a map.
     share : (maps,) float64 array or None
         Of the level of each map, what is applied, see `proof`; None: the whole map.
+    slope_above : (maps,) float64 array or None
+        Slope of each map above its last knot; None: the ratio of y and x there, both counted from the threshold.
+    most : float or None
+        What no map exceeds above its last knot.
     """
 
     kind: ClassVar[str] = "section_lookup"
@@ -49,6 +53,8 @@ class SectionLookup(Correction):
     knots_x: np.ndarray
     knots_y: np.ndarray
     share: np.ndarray | None = None
+    slope_above: np.ndarray | None = None
+    most: float | None = None
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the mapped block; zeros and non-finite voxels stay as they are. NumPy or CuPy, in place."""
@@ -132,8 +138,9 @@ class SectionLookup(Correction):
         part = slice(self.offsets[i], self.offsets[i + 1])
         x, y = (knots[part].astype(np.float32).astype(np.float64) for knots in (self.knots_x, self.knots_y))
         apart = np.append(np.diff(x) > 0, True)  # knots that round to one float32 leave no segment
-        slopes = np.append(np.diff(y)[apart[:-1]] / np.diff(x)[apart[:-1]], (y[-1] - y[0]) / (x[-1] - x[0]))
-        most = np.append(y[1:], np.inf)[apart]
+        above = (y[-1] - y[0]) / (x[-1] - x[0]) if self.slope_above is None else self.slope_above[i]
+        slopes = np.append(np.diff(y)[apart[:-1]] / np.diff(x)[apart[:-1]], above)
+        most = np.append(y[1:], np.inf if self.most is None else self.most)[apart]
         x, y = x[apart], y[apart]
         segments = np.stack([x, y, slopes, most]).astype(np.float32)
         extent, after = x[-1] - x[0], np.append(x[1:], np.inf)

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, takes_arrays
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import available_threads, parallel_planes, reuse_threads
 from n4flow.errors import N4flowWarning
 from n4flow.masks.agarose_levels import SOURCES, fill_levels, has_evidence
-from n4flow.masks.morphology import smooth_valid
+from n4flow.masks.morphology import Norms, smooth_planes, smooth_valid
 from n4flow.masks.otsu import Scale, choose_scale, otsu_split
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.sections import SectionTable, filled_planes
 from n4flow.statistics.measure import plane_histograms
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, ShrunkenVolume, runs
-
-STRIP = 64  # Rows that are projected at a time, so that their sums stay in the cache of a core.
 
 
 @takes_arrays
@@ -46,14 +44,14 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
     mean = projection(vol if isinstance(vol, (ShrunkenVolume, ShrunkenFiles)) else as_block(vol))
     xp = array_module(mean)
     scale = Scale()
-    smooth = smooth_valid(mean, (smoothing_sigma, smoothing_sigma))
+    smooth = _smooth(mean, smoothing_sigma)
     pairs = plane_histograms(smooth[None]).pairs(0)
     split = otsu_split(*pairs)
     if (
         split is not None and split.one_class
     ):  # little agarose beside much tissue may show on the logarithmic scale only
         scale = choose_scale([pairs], pairs, split.separability)
-        smooth = smooth_valid(scale.forward(mean), (smoothing_sigma, smoothing_sigma))
+        smooth = _smooth(scale.forward(mean), smoothing_sigma)
         split = otsu_split(*plane_histograms(smooth[None]).pairs(0), scale=scale)
     threshold = scale.back(split.threshold) if split else float(pairs[0][0]) if len(pairs[0]) else 0.0
     if split is None or split.one_class:
@@ -63,6 +61,14 @@ def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float
     return (smooth < split.threshold) & (smooth != 0), threshold
 
 
+def _smooth(mean: Any, sigma: float) -> Any:
+    """Return the Gaussian mean of the valid values of a plane (Y, X) around each, float32; 0 at the others."""
+    if array_module(mean) is not np:
+        return smooth_valid(mean, (sigma, sigma))
+    return smooth_planes(mean.astype(np.float32)[None], (0.0, sigma, sigma), None, slice(0, 1), Norms())[0]
+
+
+@reuse_threads()
 def projection(vol: Any) -> Any:
     """Return the mean along Z of the valid voxels of a (Z, Y, X) array or shrunken volume; 0 where there are none.
 
@@ -70,29 +76,35 @@ def projection(vol: Any) -> Any:
     """
     shrunken = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
     xp = np if shrunken else array_module(vol)
-    total, count = xp.zeros(vol.shape[1:], xp.float64), xp.zeros(vol.shape[1:], xp.int64)
+    total, gone = xp.zeros(vol.shape[1:], xp.float64), xp.zeros(vol.shape[1:], xp.float32)
     for start, stop in runs(0, vol.shape[0]):
         planes = vol.part(start, stop).mean if shrunken else vol[start:stop]
         if xp is np:
-            _add_valid(planes, total, count)
+            _add_valid(planes, total.reshape(-1), gone.reshape(-1))
             continue
         for plane in planes:
             valid = xp.isfinite(plane) & (plane != 0)
             total += xp.where(valid, plane, 0)
-            count += valid
-    return xp.where(count > 0, total / xp.maximum(count, 1), 0)
+            gone += ~valid
+    total /= xp.maximum(vol.shape[0] - gone, 1)
+    return total
 
 
-def _add_valid(planes: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
-    """Add the valid voxels of planes (z, Y, X) to their sums and numbers (Y, X), in order of Z."""
-    from n4flow.masks import kernels as tissue_kernels
+def _add_valid(planes: np.ndarray, total: np.ndarray, gone: np.ndarray) -> None:
+    """Add planes (z, Y, X) to the sums of their valid voxels and the numbers of the others (Y * X,), in order of Z."""
+    from n4flow.compute.jit import useful_threads
+    from n4flow.statistics import block_mean_kernels as kernels
 
-    planes = planes if planes.dtype == np.float32 else planes.astype(np.float64)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
+        voxels, n = np.ascontiguousarray(planes, np.float32).reshape(-1), total.size
 
-    def add(rows: slice) -> None:
-        tissue_kernels.add_valid(planes[:, rows], total[rows], count[rows])
+    def add(start: int, stop: int) -> None:
+        kernels.add_lines(voxels, n, start, stop, total, gone)
 
-    run_tasks(add, [slice(start, stop) for start, stop in runs(0, len(total), STRIP)])
+    if useful_threads(available_threads(), voxels.size) > 1:
+        parallel_planes(add, n)
+    else:
+        add(0, n)
 
 
 def agarose_levels(

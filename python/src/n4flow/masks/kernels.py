@@ -31,18 +31,6 @@ def weigh(values: Any, weights: Any, total: Any, weight: Any) -> None:
         weight[y, values.shape[1] :] = none
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def add_valid(planes: Any, total: Any, count: Any) -> None:
-    """Add the valid voxels of planes (z, y, x), float32 or float64, to their sum and number (y, x), in order of Z."""
-    for z in range(planes.shape[0]):
-        for y in range(planes.shape[1]):
-            for x in range(planes.shape[2]):
-                value = planes[z, y, x]
-                valid = np.isfinite(value) & (value != 0)
-                total[y, x] += np.float64(value) if valid else 0.0
-                count[y, x] += valid
-
-
 @njit(nogil=True, cache=True)
 def identical(first: Any, second: Any) -> bool:
     """Return whether two planes (y, x) are equal in every voxel."""

@@ -195,8 +195,9 @@ def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
     ----------
     vol : real or integer array, NumPy, CuPy or dask
         A dask array stays lazy.
-    bias_field : array of the same shape, or BiasField
-        The multiplicative field, not its log.
+    bias_field : array, or BiasField
+        The multiplicative field, not its log. Its shape is that of `vol`, or one that broadcasts to it, such as
+        (1, Y, X) for one field of all planes.
     floor : float
         Lower values of a field array are raised to this; a BiasField is positive everywhere.
 
@@ -208,15 +209,20 @@ def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
     Raises
     ------
     InputError
-        The field has another shape.
+        The field has a shape that does not broadcast to that of `vol`.
     """
     if isinstance(bias_field, BiasField):
         return bias_field.apply(vol)
-    if tuple(bias_field.shape) != tuple(vol.shape):
-        msg = f"the bias field must have the shape of the image, {tuple(vol.shape)}, got {tuple(bias_field.shape)}"
+    sizes = zip(bias_field.shape[::-1], vol.shape[::-1], strict=False)
+    if bias_field.ndim > vol.ndim or any(n not in (1, whole) for n, whole in sizes):
+        msg = (
+            f"the bias field must have the shape of the image, {tuple(vol.shape)}, or one that broadcasts to it, got "
+            f"{tuple(bias_field.shape)}"
+        )
         raise InputError(msg)
-    if is_dask(vol) and is_dask(bias_field):
-        bias_field = bias_field.rechunk(vol.chunks)  # else the result would have the chunk borders of both
+    if is_dask(vol) and is_dask(bias_field):  # else the result would have the chunk borders of both
+        chunks = vol.chunks[vol.ndim - bias_field.ndim :]
+        bias_field = bias_field.rechunk(tuple(c if n > 1 else n for n, c in zip(bias_field.shape, chunks, strict=True)))
     lazy = is_dask(vol) or is_dask(bias_field)
     xp = np if lazy else array_module(vol)
     return vol.astype(np.float32) / xp.maximum(bias_field, floor).astype(np.float32)

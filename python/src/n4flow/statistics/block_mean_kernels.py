@@ -15,6 +15,7 @@ from n4flow.compute.numba_cache import njit
 
 N_VALID, N_ZERO, N_NONFINITE, N_NEGATIVE = range(4)  # columns of the counts of `shrink_tile`
 NO_EDGES = np.empty(0, np.int64), np.empty((1, 0)), np.empty((1, 0), np.int32)  # for tiles of complete blocks
+LINES = 8  # lines that are added up at a time
 MOST_MEASURED = 1 << 24  # voxels counted at a time, since float32 is exact up to here
 
 
@@ -118,6 +119,30 @@ def _add_values(value, total, gone):  # type: ignore[no-untyped-def]
     none, one, infinity = v.splat(np.float32(0)), v.splat(np.float32(1)), v.splat(np.float32(np.inf))
     finite = v.where_below(v.maximum(value, v.subtract(none, value)), infinity, value, none)
     return v.add(total, v.widen(finite)), v.add(gone, v.where_zero(finite, one, none))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def add_lines(voxels: Any, width: int, start: int, stop: int, total: Any, gone: Any) -> None:
+    """Add up the columns from `start` to `stop` of lines (n * width,), float32, in order.
+
+    `total` and `gone` (width,), float64 and float32, are the sums and the numbers of invalid voxels so far. A few lines
+    are added at a time, which are read in order.
+    """
+    n, end = voxels.size // width, stop - (stop - start) % v.LANES
+    for first in range(0, n, LINES):
+        last = min(first + LINES, n)
+        for x in range(start, end, v.LANES):
+            sums, lost = v.load(total, x), v.load(gone, x)
+            for i in range(first, last):
+                sums, lost = _add_values(v.load(voxels, i * width + x), sums, lost)
+            v.store(total, x, sums)
+            v.store(gone, x, lost)
+        for x in range(end, stop):
+            for i in range(first, last):
+                value = voxels[i * width + x]
+                valid = (abs(value) < np.inf) & (value != 0)
+                total[x] += np.float64(value) if valid else 0.0
+                gone[x] += np.float32(0) if valid else np.float32(1)
 
 
 @row_kernel

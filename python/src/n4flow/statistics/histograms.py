@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.statistics.bins import bin_edges
 from n4flow.statistics.plane_file import PieceFile, codec, write_pieces
 from n4flow.statistics.pooling import Pool, pool, weighted_percentile
 
@@ -84,6 +85,15 @@ class Distributions(ABC):
     def median(self, z: int, cls: str = "all") -> float:
         """Return the median of plane `z` within one bin, NaN when it has no voxels."""
         return self.percentile(z, 50.0, cls)
+
+    def highest(self, z: int) -> float:
+        """Return what no valid voxel of plane `z` exceeds, within one bin of the brightest; -inf without voxels."""
+        found = -np.inf
+        for name in CLASSES:
+            values, counts = (part[-1:] for part in self.pairs(z, name))
+            lower, upper = bin_edges(values)
+            found = max(found, np.where((counts == 1) | (values == lower), values, upper).max(initial=found))
+        return float(found)
 
     def per_plane(self, *asked: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
         """Return statistics of every plane, each a (Z,) array, in one pass over the planes.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, as_mask, to_numpy
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import run_tasks, scratch
 from n4flow.errors import InputError
 from n4flow.statistics.accumulate import PlaneCounter, PlaneShrinker, class_rows
 from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT, pairs_of_bins
@@ -95,6 +95,49 @@ def plane_histograms(
         return counter.lists(z)
 
     return PlaneHistograms.of_planes(run_tasks(count, range(shape[0]), threads if xp is np else 1), z_start)
+
+
+def plane_means(
+    block: Any, tissue: Any, agarose: Any = None, z_start: int = 0, *, threads: int | None = None
+) -> PlaneHistograms:
+    """Return the mean of the valid tissue of every plane, as histograms with one bin, which is all that a gain needs.
+
+    Parameters and devices are those of `plane_histograms`. A plane with valid voxels but no tissue has one voxel of the
+    rest, so that it counts as filled.
+    """
+    block = as_block(block, "block")
+    xp = array_module(block)
+    mask = as_mask(tissue, tuple(block.shape), "tissue mask")
+    mask = xp.asarray(mask if xp is not np else to_numpy(mask))
+    nothing = np.empty(0, np.float32), np.empty(0, np.uint32)
+
+    def measure(z: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        total, number = (_plane_sum if xp is np else _plane_sum_arrays)(block[z], mask[z])
+        if number:
+            return [(np.array([total / number], np.float32), np.array([number], np.uint32)), nothing, nothing]
+        filled = bool((xp.isfinite(block[z]) & (block[z] != 0)).any())
+        return [nothing, nothing, (np.ones(1, np.float32), np.ones(1, np.uint32)) if filled else nothing]
+
+    return PlaneHistograms.of_planes(run_tasks(measure, range(len(block)), threads if xp is np else 1), z_start)
+
+
+def _plane_sum(plane: np.ndarray, inside: np.ndarray) -> tuple[float, int]:
+    """Return the sum and number of the valid voxels inside."""
+    from n4flow.statistics import block_mean_kernels as kernels
+
+    values, width = scratch("tissue", plane.shape, np.float32), plane.shape[1]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite, in float32 or outside, is not valid
+        np.multiply(plane, inside, out=values, dtype=np.float32, casting="unsafe")
+    total, gone = np.zeros(width), np.zeros(width, np.float32)
+    kernels.add_lines(values.reshape(-1), width, 0, width, total, gone)
+    return float(total.sum()), plane.size - int(gone.sum(dtype=np.float64))
+
+
+def _plane_sum_arrays(plane: Any, inside: Any) -> tuple[float, int]:
+    """Do what `_plane_sum` does on the device that holds `plane`."""
+    xp = array_module(plane)
+    valid = inside & xp.isfinite(plane) & (plane != 0)
+    return float(xp.where(valid, plane, 0).sum(dtype=xp.float64)), int(valid.sum())
 
 
 def _count_plane(plane: Any, tissue: Any, agarose: Any) -> list[tuple[np.ndarray, np.ndarray]]:
