@@ -10,6 +10,7 @@ from gpu_examples import some_recipe
 
 from n4flow.corrections.base import FUSED, KINDS, Correction, Where, map_through
 from n4flow.corrections.harmonization import Harmonization
+from n4flow.corrections.outside import Outside
 from n4flow.corrections.recipe import Recipe, load_correction, save_correction
 from n4flow.io.volume import Volume
 from n4flow.pipeline.render import render
@@ -61,7 +62,7 @@ def examples():
         np.full(sections, 0.01),
     )
     stripes = Destriping(rng.normal(0, 5, SHAPE[:2]).astype(np.float32))
-    return {correction.kind: correction for correction in [*some_recipe(SHAPE), even, stripes]}
+    return {correction.kind: correction for correction in [*some_recipe(SHAPE), even, Outside(), stripes]}
 
 
 def test_there_is_an_example_of_every_kind():

@@ -255,6 +255,19 @@ def test_knot_distances():
         first_controls((300.0,) * 3, 1.0, (300,) * 3)
 
 
+def test_levels_from_a_distance_stop_at_four_spans_and_a_fine_distance_is_doubted():
+    image, mask, _truth = brain((8, 40, 60))
+    small, options = FitInput(image, mask, None, image.shape, (1, 1, 1)), {"settings": fit_settings((1, 1, 1, 1))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bias = fit_spaced(small, voxel_um=(100.0,) * 3, spline_um=900, **options)
+    assert [level.control_points[2] for level in bias.levels] == [7, 7, 7, 7]  # 4 spans, as far as doubling goes
+    assert [level.control_points[1] for level in bias.levels] == [4, 5, 7, 7]
+    assert [level.control_points[0] for level in bias.levels] == [4, 5, 7, 7]
+    with pytest.warns(N4flowWarning, match=r"^vol: .* knots are 176 micrometres apart, 1.7 voxels .* times within"):
+        fit_spaced(small, voxel_um=(100.0,) * 3, spline_um=162, name="vol", **options)
+
+
 def test_thin_axes_get_few_spans():
     assert level_controls((4, 4, 4), 4, (1, 50, 60), thin=True)[-1] == (1, 11, 11)
     assert level_controls((4, 4, 4), 4, (2, 50, 60), thin=True)[-1] == (4, 11, 11)
@@ -312,16 +325,16 @@ def test_results_that_would_overwrite_each_other_are_refused(phantom):
 def test_voxel_size_is_in_the_order_of_the_axes():
     image, mask, _truth = brain((20, 40, 60))
     small, options = FitInput(image, mask, None, image.shape, (1, 1, 1)), {"settings": fit_settings((2,))}
-    bias = fit_spaced(small, voxel_um=(3000.0, 1000.0, 500.0), spline_um=6_000, **options)
-    assert bias.lattice.shape == (60 / 6, round(40 / 6), round(30 / 6))
-    bias = fit_spaced(small, voxel_um=(500.0, 1000.0, 3000.0), spline_um=6_000, **options)
-    assert bias.lattice.shape == (4, round(40 / 6), 180 / 6)
+    bias = fit_spaced(small, voxel_um=(3000.0, 1000.0, 500.0), spline_um=9_000, **options)
+    assert bias.lattice.shape == (round(60 / 9), 4, 4)
+    bias = fit_spaced(small, voxel_um=(500.0, 1000.0, 1200.0), spline_um=9_000, **options)
+    assert bias.lattice.shape == (4, 4, 72 / 9)
 
 
 def test_gpu_call_on_the_cpu_is_the_cpu(phantom):
     image, mask, _truth = phantom
     a = n4flow.n4_correct_gpu(image, mask, use_gpu=False, shrink_factor=2)
-    b = n4flow.n4_correct(image, mask, shrink_factor=2)
+    b = n4flow.n4_correct(image, mask, shrink_factor=2, n_iterations=(25, 25, 25))
     assert np.array_equal(a[0], b[0])
     assert np.array_equal(a[1], b[1])
 

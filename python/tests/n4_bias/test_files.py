@@ -75,7 +75,12 @@ def test_options_reach_the_fit(tmp_path, image, capsys):
     assert facts["control_points"] == [7, 11, 5]
     assert (facts["backend"], facts["shrink"], facts["threads"]) == ("cpu", [1, 2, 2], min(2, cores))
     field = n4flow.fit_bias(
-        (image * 100).astype(np.uint16), image > 150, iters=(5, 4), shrink=(1, 2, 2), control_points=5, conv_threshold=0
+        (image * 100).astype(np.uint16),
+        image > 150,
+        iters=(5, 4),
+        shrink=(1, 2, 2),
+        control_points=(5, 7, 4),
+        conv_threshold=0,
     )
     assert np.array_equal(np.load(tmp_path / "bias.npy"), field.field())
 

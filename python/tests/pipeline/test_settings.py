@@ -44,7 +44,7 @@ def test_strength_is_a_power_of_the_field(brain):
 
 
 def test_each_pass_has_its_own_distance(brain):
-    done, _corrected, _mask = result(brain, "passes", bias="two_pass", spline_section_um=100, spline_volume_um=150)
+    done, _corrected, _mask = result(brain, "passes", bias="two_pass", spline_section_um=60, spline_volume_um=150)
     lattices = [
         field.lattice.shape
         for correction in Recipe.load(done.folder / "recipe.json")

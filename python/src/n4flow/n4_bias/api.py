@@ -6,6 +6,7 @@ centre the field (its mean log over the mask is 0), so that a section keeps its 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,13 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, as_mask, is_dask, takes_arrays
 from n4flow.compute.gpu import on_device, run_on_gpu
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.n4_bias import engine, sharpening
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.gpu import sharpen as gpu_sharpen
 from n4flow.n4_bias.inputs import FitInput, prepare
 from n4flow.n4_bias.otsu_mask import otsu_mask
-from n4flow.n4_bias.problem import first_controls, level_controls
+from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls, too_fine
 from n4flow.n4_bias.settings import DEFAULT_ITERATIONS, FitSettings, fit_settings
 from n4flow.n4_bias.shrink import Factors
 
@@ -168,8 +169,8 @@ def fit_spaced(
     voxel_um : sequence of float
         Full-size voxel along each axis, in micrometres.
     spline_um : float or None
-        Distance of the first level's knots; None for one span along each axis. `n4_correct` describes the lattice of a
-        section of few planes.
+        Distance of the first level's control points; None for one span along each axis. `n4_correct` describes the
+        lattice, also that of a section of few planes.
     settings : FitSettings
     backend : {'auto', 'cpu', 'gpu', 'itk'}
     name : str
@@ -182,7 +183,10 @@ def fit_spaced(
     """
     extents = [n * um for n, um in zip(small.shape, voxel_um, strict=True)]
     first = first_controls(extents, spline_um, small.image.shape)
-    controls = level_controls(first, len(settings.iterations), small.image.shape, thin=True)
+    most = None if spline_um is None else MOST_SPANS
+    controls = level_controls(first, len(settings.iterations), small.image.shape, thin=True, most=most)
+    if spline_um is not None and (doubt := too_fine(small.mask, controls[-1], extents)):
+        warnings.warn(f"{name}: {doubt}", N4flowWarning, stacklevel=3)
     bias = engine.fit(small, controls=controls, settings=settings, backend=backend, voxel_um=voxel_um, name=name)
     return bias.centred(small.mask & (small.image > 0))
 

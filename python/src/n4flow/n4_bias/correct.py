@@ -20,6 +20,8 @@ from n4flow.n4_bias.settings import FitSettings, fit_settings
 from n4flow.n4_bias.shrink import Factors
 from n4flow.sections import Section, SectionTable
 
+GPU_ITERATIONS = (25, 25, 25)  # linumpy's default of its GPU function
+
 
 @takes_arrays
 def n4_correct(
@@ -49,8 +51,8 @@ def n4_correct(
         Maximum number of iterations at each level; four levels of 50 by default.
     spline_distance_mm : float
         Distance of the first level's control points: max(4, round(extent / distance)) of them along each axis. The
-        spans of an axis double at each level as long as they are not finer than its samples: a thin section has few
-        along Z.
+        spans of an axis double from level to level up to four, and as long as they are not finer than its samples: a
+        thin section has few along Z. A warning says when the knots are as fine as voxels or anatomy.
     voxel_size_mm : sequence of float
         Voxel size in the order of the axes, (z, y, x). A 2-D image uses the last two.
     backend : {'cpu', 'gpu', 'auto', 'itk'}
@@ -95,14 +97,15 @@ def n4_correct_gpu(
 ) -> tuple[Any, Any]:
     """Correct a volume on the GPU, or with `use_gpu=False` on the CPU; see `n4_correct`.
 
-    Algorithm and defaults are the same on both.
+    Algorithm and defaults are the same on both; `n_iterations` is three levels of 25 by default.
 
     Raises
     ------
     GpuError
         `use_gpu`, and no GPU works.
     """
-    settings = fit_settings(n_iterations, threshold=convergence_tol, bins=n_bins, fwhm=fwhm_log, wiener=wiener_noise)
+    counts = GPU_ITERATIONS if n_iterations is None else n_iterations
+    settings = fit_settings(counts, threshold=convergence_tol, bins=n_bins, fwhm=fwhm_log, wiener=wiener_noise)
     lattice = (shrink_factor, spline_distance_mm, voxel_size_mm)
     return _corrected(vol, mask, *lattice, settings, "gpu" if use_gpu else "cpu", out, bias_out)
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from n4flow.compute.arrays import to_numpy
 from n4flow.errors import InputError
 from n4flow.n4_bias.bspline import spans
 from n4flow.n4_bias.settings import Level
 
 LEAST_SPREAD = 1e-4  # An image whose log intensities span less than this (0.01 %) has nothing to correct.
 MOST_SATURATED = 0.5  # At most this share of the fitted voxels may hold the largest value.
+MOST_SPANS = 4  # Levels that begin at a distance double the spans of an axis up to this; finer takes anatomy for bias.
+LEAST_SAMPLES_APART, MOST_KNOTS_IN_TISSUE = 4, 8  # knots that are closer are doubted
 MOST_CONTROLS = 1 << 24  # largest number of control points: 128 MB of float64
 
 
@@ -138,8 +142,28 @@ def first_controls(extents_um: Sequence[float], distance_um: float | None, shape
     return first
 
 
+def too_fine(mask: Any, controls: Sequence[int], extents_um: Sequence[float]) -> str | None:
+    """Return in words that the knots of the last level are as fine as voxels or anatomy, or None.
+
+    Axes of one span say nothing. `mask` is that of the fitted image, `extents_um` are the sides of its field of view.
+    """
+    found = []
+    for axis, (n, count, extent) in enumerate(zip(mask.shape, controls, extents_um, strict=True)):
+        some = np.flatnonzero(to_numpy(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))))
+        if spans(count) > MOST_SPANS and some.size:
+            found.append((extent / spans(count), (n - 1) / spans(count), (some[-1] - some[0] + 1) / n * spans(count)))
+    close = [each for each in found if each[1] < LEAST_SAMPLES_APART or each[2] > MOST_KNOTS_IN_TISSUE]
+    if not close:
+        return None
+    knot_um, samples, times = min(close)
+    return (
+        f"the bias field's knots are {knot_um:.3g} micrometres apart, {samples:.2g} voxels of the fitted image and "
+        f"{times:.2g} times within the tissue; so fine a field takes anatomy for bias: give a larger spline distance"
+    )
+
+
 def level_controls(
-    first: Sequence[int], levels: int, shape: Sequence[int], *, thin: bool = False
+    first: Sequence[int], levels: int, shape: Sequence[int], *, thin: bool = False, most: int | None = None
 ) -> tuple[tuple[int, ...], ...]:
     """Return the control points along each axis at each level.
 
@@ -155,6 +179,8 @@ def level_controls(
     thin : bool
         Whether an axis has at most one span for each step between samples, at the first level and later: a section of
         few planes then gets few spans along Z. False doubles every axis at every level, as ITK does.
+    most : int, optional
+        Spans up to which an axis is doubled.
 
     Raises
     ------
@@ -173,7 +199,7 @@ def level_controls(
     for _level in range(levels - 1):
         for axis, n in enumerate(shape):
             doubled = 2 * spans(controls[axis])
-            if n > 1 and not (thin and doubled > most_spans(n)):
+            if n > 1 and not (thin and doubled > most_spans(n)) and not (most is not None and doubled > most):
                 controls[axis] = doubled + 3
         chosen.append(tuple(controls))
     if math.prod(chosen[-1]) > MOST_CONTROLS:
