@@ -1,6 +1,6 @@
 """Compare the passes over full resolution with reading alone and with a plain copy of the same store, in one run.
 
-    python benchmarks/stream.py --out benchmarks/results/stream.json          # 2 Gvoxel: ten minutes a round on 2 cores
+    python benchmarks/stream.py --out benchmarks/results/stream.json          # 1.3 Gvoxel: five minutes a round on 2 cores
     python benchmarks/stream.py --planes 32 64 --side 512 --repeats 1         # a quick look
     python benchmarks/stream.py --planes 16 --side 10000                      # wide planes
     python benchmarks/stream.py --planes 640 --side 5632 --linked --passes    # 20 Gvoxel, the chain alone; 55 GB free
@@ -514,7 +514,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     """Read the arguments; measure, or print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--planes", type=int, nargs="+", default=[128, 256, 512, 1024], help="planes of each volume")
+    parser.add_argument("--planes", type=int, nargs="+", default=[128, 512], help="planes of each volume")
     parser.add_argument("--side", type=int, default=1408, help="voxels of a plane along Y and X")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--passes", nargs="*", choices=PASSES, default=list(PASSES))
