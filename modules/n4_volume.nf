@@ -3,7 +3,10 @@ include { predicted } from './memory'
 // N4 bias field of the whole volume, on GPU nodes where the gpu profile says so; same output as N4_SECTIONS.
 process N4_VOLUME {
     tag "${meta.id}"
-    label 'gpu'
+    label 'gpu'            // conf/: what it needs,
+    label 'cuda'           // its image,
+    label 'device'         // the GPU itself,
+    label 'shared_device'  // and how many at a time
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:

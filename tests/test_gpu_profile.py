@@ -71,6 +71,11 @@ def test_slurm_and_apptainer(workflow: Run, tmp_path: Path, monkeypatch: pytest.
         assert (f"#SBATCH {asked}" in text) is on_gpu, name
         assert ("--nv" in options.split()) is on_gpu, name
         assert ("n4flow-cuda.img" in options) is on_gpu, name
+        # of base.config, whichever profiles set something of the same task
+        if on_gpu:
+            assert re.search(r"^#SBATCH -c 2$", text, re.MULTILINE), name
+            assert re.search(r"^#SBATCH -t 01:00:00$", text, re.MULTILINE), name  # 4 h, the limit of the test profile
+            assert re.search(r"^#SBATCH --mem 6144M$", text, re.MULTILINE), name  # 8 GB, likewise
 
 
 @pytest.mark.engine
