@@ -25,9 +25,9 @@ from n4flow.corrections.harmonization.estimator import SETTLED, Estimator, Terms
 from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, N
 from n4flow.corrections.harmonization.pairs import LEVEL
 
-PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 30, 60  # iterations: from pairs alone, with levels, of F
+PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 15, 60  # iterations: from pairs alone, with levels, of F
 SHARED_SAMPLES = 150_000  # voxels from which F is fitted: it is the same in every plane
-SECOND_PASSES = 15  # iterations with levels once F is taken off
+SECOND_PASSES = 8  # iterations with levels once F is taken off
 ROUNDS = 3  # fits of F, with levels fitted again in between
 WORTH_A_ROUND = 0.1  # share of F from which another round follows
 SHARPER_LEVELS = 0.025  # sharpening from which levels are believed in full
