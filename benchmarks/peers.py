@@ -117,8 +117,16 @@ def ours(volume: volumes.Distorted, **settings: Any) -> np.ndarray:
 
 
 LIKE_LINUMPY: dict[str, Any] = {
-    **{"bias": "two_pass", "spline_section_um": 2000, "spline_volume_um": 10000, "shrink": SHRINK, "backend": "cpu"},
-    **{"match": "plane", "n_bins": 512, "tissue_threshold": 0.005, "smooth_z": 2, "outside": "zero"},
+    "bias": "two_pass",
+    "spline_section_um": 2000,
+    "spline_volume_um": 10000,
+    "shrink": SHRINK,
+    "backend": "cpu",
+    "match": "plane",
+    "n_bins": 512,
+    "tissue_threshold": 0.005,
+    "smooth_z": 2,
+    "outside": "zero",
 }
 
 
