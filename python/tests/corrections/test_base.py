@@ -124,3 +124,33 @@ def test_a_new_correction_is_a_class_and_nothing_else(tmp_path):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Stripes taken out." in text
     assert "largest offset" in text
+
+
+MAY_BE_NAN = {("harmonization", "gain"), ("harmonization", "gain_sd")}
+
+
+@pytest.mark.parametrize("kind", sorted(examples()))
+def test_arrays_that_are_cut_or_hold_nan_are_found(kind):
+    correction = examples()[kind]
+    assert list(correction.faults(SHAPE)) == []
+    settings, arrays = correction.to_arrays()
+    arrays = {} if kind == "stripes" else arrays  # which says nothing of itself
+    for name, values in arrays.items():
+        wrong = {"cut": values[:1] if values.ndim else values, "wide": np.stack([values, values])}
+        if values.dtype.kind == "f" and (kind, name) not in MAY_BE_NAN:
+            wrong["nan"] = values.copy()
+            wrong["nan"].flat[-1] = np.nan
+        if values.dtype.kind in "iu":
+            wrong["far"] = values.copy()
+            wrong["far"].flat[-1] = 100
+        for way, array in wrong.items():
+            if (kind, name) in MAY_BE_NAN or np.array_equal(array, values):
+                continue
+            try:
+                again = type(correction).from_arrays(json.loads(json.dumps(settings)), {**arrays, name: array})
+                found = list(again.faults(SHAPE))
+            except (TypeError, ValueError, IndexError, KeyError) as error:  # `load_correction` makes it a sentence
+                found = [str(error)]
+            assert found, (name, way)
+    if arrays and kind != "bias_field":  # which may leave planes alone
+        assert list(correction.faults((SHAPE[0] + 1, *SHAPE[1:]))) != []

@@ -6,7 +6,7 @@ A new correction is a class in a module of its own, whose name joins the import 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -16,6 +16,8 @@ from n4flow.compute.arrays import array_module
 from n4flow.io.frame import Frame
 
 KINDS: dict[str, type[Correction]] = {}  # every kind of correction whose module was imported
+
+LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)  # float32 that loops compute with
 
 # Arguments of the compiled loops that take a voxel through several corrections, in the order in which they act:
 # `kernels.correct_planes` on the host, `render_block` on a GPU.
@@ -191,6 +193,13 @@ class Correction(ABC):
         mapped = self.apply(row, Where(z, 0, 0, (z + 1, 1, row.size), np.ones(row.shape, bool)))
         return np.asarray(mapped[0, 0])
 
+    def faults(self, shape: tuple[int, int, int]) -> Iterator[str]:
+        """Yield in words what in it cannot be, or does not fit a volume of `shape` (Z, Y, X).
+
+        Compiled loops index by what a file holds: they get nothing that was not looked at.
+        """
+        yield from ()
+
     @property
     def bends(self) -> bool:
         """Whether it changes contrast between neighbouring voxels, as no smooth field and no gain does."""
@@ -228,6 +237,17 @@ class Correction(ABC):
     def section_gains(self) -> dict[str, np.ndarray] | None:
         """Return `gain`, the (sections,) divisors, and `gain_sd` of their logs, for the report; None without such."""
         return None
+
+
+def misfits(
+    name: str, values: np.ndarray, shape: tuple[int, ...], low: float = -np.inf, high: float = np.inf
+) -> Iterator[str]:
+    """Yield in words that an array has another shape, or values that are NaN or outside `low` to `high`."""
+    if np.shape(values) != shape:
+        yield f"{name} has the shape {np.shape(values)}, expected {shape}"
+    elif not ((values >= low) & (values <= high)).all():  # NaN is nowhere
+        within = "numbers" if low == -np.inf and high == np.inf else f"numbers from {low:g} to {high:g}"
+        yield f"{name} must hold {within}, and one of them is {values[~((values >= low) & (values <= high))][0]:g}"
 
 
 def map_through(corrections: Sequence[Correction], values: np.ndarray, z: int) -> np.ndarray:

@@ -61,6 +61,19 @@ class BiasCorrection(Correction):
         """Return one correction of the fields of two, which cover different planes."""
         return replace(self, fields=self.fields + other.fields)
 
+    def faults(self, shape: tuple[int, int, int]) -> Iterator[str]:
+        """See `Correction.faults`."""
+        plane, end = self.frame.shape if self.frame else shape[1:], 0
+        for number, (start, stop, field) in enumerate(self._ordered):
+            name = f"the field of planes {start} to {stop - 1}"
+            if not end <= start < stop <= shape[0]:
+                yield f"{name} must lie within 0 to {shape[0] - 1}, beside the others"
+            end = stop
+            if field.shape != (stop - start, *plane):
+                yield f"{name} has the shape {field.shape}, expected {(stop - start, *plane)}"
+            for fault in field.faults():
+                yield f"field {number}: {fault}"
+
     def weakened(self, strength: float) -> Self:
         """Return the correction with each field to the power of `strength`, from 0 (nothing) to 1."""
         return replace(

@@ -8,7 +8,7 @@ convolution), and the gain is t_z / m_z. Slow change along Z, which anatomy make
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, takes_arrays, to_numpy
 from n4flow.compute.threads import parallel_planes
-from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, map_through
+from n4flow.corrections.base import LARGEST, SMALLEST, ArgumentsOfRun, Correction, Where, map_through, misfits
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.sections import SectionTable, filled_planes
@@ -81,6 +81,11 @@ class PlaneGain(Correction):
         else:
             gains, tissue = xp.asarray(gains, xp.float32), xp.ascontiguousarray(xp.asarray(tissue), bool)
         return lambda start, stop: (stop, (gains[start:stop], tissue[start:stop]))
+
+    def faults(self, shape: tuple[int, int, int]) -> Iterator[str]:
+        """See `Correction.faults`."""
+        yield from misfits("gain", self.gain, shape[:1], SMALLEST, LARGEST)
+        yield from misfits("measured", self.measured, shape[:1])
 
     def plane_gains(self) -> np.ndarray:
         """Return the gains."""

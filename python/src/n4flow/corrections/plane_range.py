@@ -9,6 +9,7 @@ exactly 0.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, is_dask, takes_arrays
 from n4flow.compute.threads import parallel_planes
-from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
+from n4flow.corrections.base import LARGEST, SMALLEST, ArgumentsOfRun, Correction, Where, misfits
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import BORROWED, SOURCES, fill_levels, has_evidence, least_voxels
@@ -55,6 +56,15 @@ class PlaneRange(Correction):
     span: float
     source: np.ndarray
     confidence: np.ndarray
+
+    def faults(self, shape: tuple[int, int, int]) -> Iterator[str]:
+        """See `Correction.faults`."""
+        planes = shape[:1]
+        yield from misfits("lower", self.lower, planes, -LARGEST, LARGEST)
+        yield from misfits("upper", self.upper, planes, -LARGEST)
+        yield from misfits("source", self.source, planes, 0, len(SOURCES) - 1)
+        yield from misfits("confidence", self.confidence, planes, 0, 1)
+        yield from misfits("span", np.asarray(self.span, float), (), SMALLEST, LARGEST)
 
     @property
     def bends(self) -> bool:

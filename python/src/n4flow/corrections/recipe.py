@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -54,14 +55,18 @@ def load_correction(path: str | Path) -> Correction:
             arrays = {name: stored[name] for name in stored.files}
         settings = json.loads(str(arrays.pop(SETTINGS)))
         kind = settings.pop("kind")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         msg = f"{path} is not a correction that n4flow wrote ({type(error).__name__}: {error}); give a file of a recipe"
         raise InputError(msg) from error
     if kind not in KINDS:
         known = ", ".join(sorted(KINDS))
         msg = f"{path} holds a correction of kind {kind!r}, this version knows {known}; use the version that wrote it"
         raise InputError(msg)
-    return KINDS[kind].from_arrays(settings, arrays)
+    try:
+        return KINDS[kind].from_arrays(settings, arrays)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, InputError) as error:
+        msg = f"{path} holds a {kind} with parts missing or wrong ({error}); give the file as n4flow wrote it"
+        raise InputError(msg) from error
 
 
 class Recipe(Sequence[Correction]):
@@ -204,6 +209,8 @@ class Recipe(Sequence[Correction]):
             msg = f"{shapes}; give whole planes of the volume it was made for"
             raise InputError(msg)
         full = shape if shape is not None else (z_start + array.shape[0], *array.shape[1:])
+        if known := shape or self.shape:
+            self.check((int(known[0]), int(known[1]), int(known[2])))
         if tissue is None and self.mask is not None:
             planes = slice(z_start, z_start + array.shape[0])
             tissue = xp.asarray(open_volume(self.mask, require_voxel_um=False).read(planes) > 0)
@@ -212,6 +219,22 @@ class Recipe(Sequence[Correction]):
             probe_gpu()
             return render_through_gpu(self.apply_block, np.asarray(array), where)
         return self.apply_block(xp.array(array, dtype=xp.float32), where)
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Look at everything that compiled loops will index by or compute with.
+
+        Raises
+        ------
+        InputError
+            A correction holds what cannot be, or does not fit a volume of `shape` (Z, Y, X).
+        """
+        for number, correction in enumerate(self):
+            for fault in correction.faults(shape):
+                msg = (
+                    f"correction {number} of the recipe, {correction.kind}, does not fit a volume of {shape} voxels: "
+                    f"{fault}; give the recipe as n4flow wrote it for this volume"
+                )
+                raise InputError(msg)
 
     def margin_first(self) -> tuple[Recipe, Recipe]:
         """Split after the last correction that looks at neighbours: what needs a halo, and what is pointwise."""

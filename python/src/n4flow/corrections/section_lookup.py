@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -11,7 +12,7 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module
 from n4flow.compute.threads import parallel_planes
-from n4flow.corrections.base import ArgumentsOfRun, Correction, Where
+from n4flow.corrections.base import LARGEST, ArgumentsOfRun, Correction, Where, misfits
 
 MATCHED, BORROWED, IDENTITY = 0, 1, 2
 STATUS = ("matched", "borrowed", "left_alone")
@@ -79,6 +80,30 @@ class SectionLookup(Correction):
         else:
             work(0, block.shape[0])
         return block
+
+    def faults(self, shape: tuple[int, int, int]) -> Iterator[str]:
+        """See `Correction.faults`."""
+        maps, knots = len(self.offsets) - 1, self.knots_x.size
+        yield from misfits("map_of_plane", self.map_of_plane, shape[:1], -1, maps - 1)
+        yield from misfits("status", self.status, shape[:1], 0, len(STATUS) - 1)
+        yield from misfits("knots_x", self.knots_x, (knots,), -LARGEST, LARGEST)
+        yield from misfits("knots_y", self.knots_y, (knots,), -LARGEST, LARGEST)
+        for name, values in (("share", self.share), ("slope_above", self.slope_above)):
+            if values is not None:
+                yield from misfits(name, values, (maps,), -LARGEST, LARGEST)
+        for name, value in (("threshold", self.threshold), ("most", self.most)):
+            if value is not None:
+                yield from misfits(name, np.asarray(value, float), (), -LARGEST, LARGEST)
+        places = np.asarray(self.offsets)
+        if places.ndim != 1 or places[0] != 0 or places[-1] != knots or (np.diff(places) < 1).any():
+            yield f"offsets must rise from 0 to the {knots} knots"
+            return
+        within = np.ones(max(knots - 1, 0), bool)
+        within[places[1:-1] - 1] = False  # from one map to the next
+        if self.knots_y.shape == self.knots_x.shape and (
+            (np.diff(self.knots_x)[within] <= 0).any() or (np.diff(self.knots_y)[within] < 0).any()
+        ):
+            yield "knots of a map must ascend"
 
     def fusible(self, start: int, stop: int) -> bool:
         """Return whether the map of every plane from one to another has a table for `plane_lookup`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate import Evaluator
 from n4flow.n4_bias.gpu.evaluate import DeviceEvaluator, correct_streamed
-from n4flow.n4_bias.problem import Voxels
+from n4flow.n4_bias.problem import MOST_CONTROLS, Voxels
 from n4flow.n4_bias.settings import Level
 
 Slices = tuple[slice, ...]
@@ -212,6 +212,21 @@ class BiasField:
         inside = self.log_field(self.grid_shape, gpu=on_device(mask))[mask]
         level = float(inside.mean(dtype=np.float64))  # synchronize
         return replace(self, lattice=(self.lattice - np.float32(level)))  # since the weights of a spline sum to 1
+
+    def faults(self) -> Iterator[str]:
+        """Yield in words what in a stored field cannot be."""
+        for name, values in (("shape", self.shape), ("grid_shape", self.grid_shape), ("shrink", self.shrink)):
+            whole = all(isinstance(n, (int, np.integer)) and n >= 1 for n in values)
+            if len(values) != self.lattice.ndim or not whole:
+                yield f"{name} must be {self.lattice.ndim} whole numbers above 0, got {tuple(values)}"
+                return
+        if any(n > most for n, most in zip(self.grid_shape, self.shape, strict=True)):
+            yield f"grid_shape {self.grid_shape} must be at most the shape {self.shape}"
+        fits = all(c == 1 if n == 1 else c >= 4 for n, c in zip(self.grid_shape, self.lattice.shape, strict=True))
+        if not fits or self.lattice.size > MOST_CONTROLS:
+            yield f"a lattice of {self.lattice.shape} control points is none of a grid of {self.grid_shape}"
+        elif not np.isfinite(self.lattice).all():
+            yield "the lattice must hold numbers, and one of them is not finite"
 
     def save(self, path: str | Path) -> None:
         """Write the field to an .npz file of a few kilobytes."""

@@ -71,6 +71,7 @@ def statistics_pass(
 ) -> PlaneHistograms:
     """Return the histograms of planes `z_start` to `z_stop` after `recipe`: tissue, agarose, all valid voxels."""
     frame, shape = tissue.frame or Frame.whole(volume.shape), volume.shape
+    recipe.check(shape)
     volume = framed(volume, frame)
     around, pointwise = recipe.margin_first()
     counter = PlaneCounter(z_stop - z_start)

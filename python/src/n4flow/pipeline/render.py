@@ -90,6 +90,7 @@ def render_slab(
         Needed where the recipe acts on tissue alone, or a mask is written. What lies around its frame is written as it
         is.
     """
+    recipe.check(volume.shape)
     around, pointwise = recipe.margin_first()
     frame = (tissue.frame if tissue is not None else None) or Frame.whole(volume.shape)
     shrinker = TileShrinker((z_stop - z_start, *frame.shape), shrink)

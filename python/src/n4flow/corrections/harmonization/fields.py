@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -10,12 +11,14 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module
 from n4flow.compute.jit import thread_count
-from n4flow.corrections.base import Correction, Where, in_frame
-from n4flow.corrections.harmonization.geometry import CONTROLS, block_means, depth_basis, fit_step
+from n4flow.corrections.base import LARGEST, SMALLEST, Correction, Where, in_frame, misfits
+from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, block_means, depth_basis, fit_step
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate import Evaluator
+
+MOST = 80.0  # A log field beyond it is no float32.
 
 
 @dataclass
@@ -74,6 +77,22 @@ class Harmonization(Correction):
     def __post_init__(self) -> None:  # a stored correction has lists
         self.grid = (self.grid[0], self.grid[1])
         self.frame = self.frame and Frame(*self.frame)
+
+    def faults(self, shape: tuple[int, int, int]) -> Iterator[str]:
+        """See `Correction.faults`."""
+        sections, lattice = len(self.edges) - 1, (CONTROLS, CONTROLS)
+        yield from misfits("depth", self.depth, (DEGREES, *lattice), -MOST, MOST)
+        yield from misfits("section", self.section, (sections, *lattice), -MOST, MOST)
+        yield from misfits("shared", self.shared, lattice, -MOST, MOST)
+        yield from misfits("plane", self.plane, shape[:1], -MOST, MOST)
+        yield from misfits("edges", self.edges, (sections + 1,), 0, shape[0])
+        if (np.diff(self.edges) < 0).any() or self.edges[0] >= self.edges[-1]:
+            yield "edges must not fall, and hold a plane"
+        plane = self.frame.shape if self.frame else shape[1:]
+        yield from misfits("grid", np.asarray(self.grid), (2,), 1, max(plane))
+        yield from misfits("step", np.asarray(self.step), (), 1, max(plane))
+        if self.flat is not None:
+            yield from misfits("flat", self.flat, plane, SMALLEST, LARGEST)
 
     @cached_property
     def lattices(self) -> np.ndarray:
