@@ -16,6 +16,14 @@ from n4flow.io.writers import write_volume
 SHAPE = (9, 48, 56)
 
 
+def test_equal_corrections_are_equal_files_however_long_a_fit_took(tmp_path):
+    bias = next(correction for correction in some_recipe(SHAPE) if correction.kind == "bias_field")
+    slower = replace(bias, fields=tuple((a, b, replace(field, seconds=9.0)) for a, b, field in bias.fields))
+    for name, correction in (("a", bias), ("b", slower)):
+        save_correction(correction, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_numbers_that_cannot_be_are_found():
     by_kind = {correction.kind: correction for correction in some_recipe(SHAPE)}
     for kind, name, values in (

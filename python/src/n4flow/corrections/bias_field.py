@@ -185,6 +185,7 @@ class BiasCorrection(Correction):
         lattices = {}
         for number, (z_start, z_stop, field) in enumerate(self.fields):
             facts, lattices[f"lattice_{number:05d}"] = field.to_settings()
+            del facts["seconds"]  # equal corrections are equal files
             settings.append({"z_start": z_start, "z_stop": z_stop, **facts})
         return {"fields": settings, "frame": self.frame and list(self.frame)}, lattices
 
@@ -220,5 +221,4 @@ def _facts(z_start: int, z_stop: int, field: BiasField) -> dict[str, Any]:
         "voxels_nonfinite": field.voxels.nonfinite,
         "voxels_nonpositive": field.voxels.nonpositive,
         "backend": field.backend,
-        "seconds": field.seconds,
     }
