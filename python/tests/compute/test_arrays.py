@@ -16,15 +16,14 @@ MASK = np.ones(IMAGE.shape, bool)
 
 @pytest.fixture
 def labelled(monkeypatch):
-    """An array with dims, made as xarray's `DataArray` is: `data`, and `copy` with other data."""
+    """An array with dims and coords, made as xarray's `DataArray` is."""
     module = types.ModuleType("xarray")
 
     class DataArray:
-        def __init__(self, data, dims):
-            self.data, self.dims, self.shape, self.dtype = data, dims, data.shape, data.dtype
-
-        def copy(self, data):
-            return DataArray(data, self.dims)
+        def __init__(self, data, coords=None, dims=None):
+            self.data, self.dims, self.coords = np.asarray(data), dims, coords or {}
+            self.shape, self.dtype = self.data.shape, self.data.dtype
+            assert len(dims) == self.data.ndim  # as xarray asks for
 
     DataArray.__module__ = "xarray"
     monkeypatch.setitem(sys.modules, "xarray", module)
@@ -44,11 +43,23 @@ def test_lists_and_what_numpy_can_read_are_taken(tmp_path):
 
 def test_results_of_a_labelled_array_keep_its_labels(labelled):
     expected = n4flow.n4_correct(IMAGE, MASK, n_iterations=(2, 2), shrink_factor=1)
-    image = labelled(IMAGE, ("z", "y", "x"))
-    results = n4flow.n4_correct(image, labelled(MASK, ("z", "y", "x")), n_iterations=(2, 2), shrink_factor=1)
-    for result, wanted in zip(results, expected, strict=True):
-        assert result.dims == ("z", "y", "x")
-        np.testing.assert_array_equal(result.data, wanted)
+    image, mask = (labelled(a, {"z": range(6)}, ("z", "y", "x")) for a in (IMAGE, MASK))
+    options = {"n_iterations": (2, 2), "shrink_factor": 1}
+    for results in (
+        n4flow.n4_correct(image, mask, **options),
+        n4flow.n4_correct(mask=mask, vol=image, **options),  # in any order
+    ):
+        for result, wanted in zip(results, expected, strict=True):
+            assert (result.dims, result.coords) == (("z", "y", "x"), image.coords)
+            np.testing.assert_array_equal(result.data, wanted)
+    out, field = labelled(np.empty_like(IMAGE), None, ("a", "b", "c")), np.empty_like(IMAGE)
+    results = n4flow.n4_correct(image, mask, out=out, bias_out=field, **options)
+    assert results[0] is out
+    assert results[1] is field
+    np.testing.assert_array_equal(out.data, expected[0])
+    assert isinstance(n4flow.n4_correct(IMAGE, mask, **options)[0], np.ndarray)  # a mask names no result
+    assert n4flow.fit_bias(image, iters=(2,)).shape == IMAGE.shape  # a field is no array
+    assert n4flow.compute_tissue_mask(image).dims == ("z", "y", "x")
     _normalized, background = n4flow.normalize_volume(image, MASK[0])
     assert isinstance(background, np.ndarray)  # it has another shape, so it has other dims
 
@@ -68,3 +79,16 @@ def test_what_is_no_array_gets_a_sentence(tmp_path):
                 function(given)
     with pytest.raises(InputError, match="give volume.data"):
         n4flow.n4(IMAGE, n4flow.open_volume(tmp_path / "v.ome.zarr"))
+    with pytest.raises(InputError, match="Nifti1Image; give np.asarray"):
+        n4flow.bkgd_spatial_mean([nibabel.Nifti1Image(IMAGE, np.eye(4))])
+    with pytest.raises(InputError, match="an array of numbers, got float"):
+        n4flow.apply_bias_field(IMAGE, 2.0)
+    with pytest.raises(InputError, match="expected an array of numbers, got str"):
+        n4flow.n4_correct(backend="cpu", vol="volume.tif")
+
+
+def test_masks_and_fields_may_be_lists():
+    field = np.full(IMAGE.shape, 2, np.float32)
+    np.testing.assert_array_equal(n4flow.apply_bias_field(IMAGE, field.tolist()), IMAGE / 2)
+    expected = n4flow.normalize_volume(IMAGE, MASK[0])[0]
+    np.testing.assert_array_equal(n4flow.normalize_volume(IMAGE, MASK[0].tolist())[0], expected)

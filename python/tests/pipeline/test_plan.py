@@ -67,19 +67,31 @@ def test_faults_name_the_sample(image, tmp_path):
 
 
 def test_knots_finer_than_the_voxels_are_refused_with_what_would_do(image):
+    # 200 micrometres with voxels of 5: at most 20 spans of two voxels, which are 23 control points
     with pytest.raises(
-        InputError, match=r"spline_um 30 with 4 levels ends at knots 6.25 micrometres apart.*least 40 or"
+        InputError, match=r"spline_um 8 with 4 levels ends at knots 9.09 micrometres apart.*least 8.696"
     ):
-        plan(image, spline_um=30)
-    assert plan(image, spline_um=40).shrink == 1
-    with pytest.raises(InputError, match=r"spline_section_um 30 with 4 levels"):
-        plan(image, spline_um=40, spline_section_um=30)
-    assert plan(image, spline_um=40, spline_volume_um=30).shrink == 1  # no field of the volume is asked for
-    with pytest.raises(InputError, match=r"spline_volume_um 30 with 4 levels"):
-        plan(image, spline_um=40, spline_volume_um=30, bias="two_pass")
+        plan(image, spline_um=8)
+    assert plan(image, spline_um=8.7).shrink == 1  # levels that begin at a distance do not get finer than it asks for
+    with pytest.raises(InputError, match=r"spline_section_um 8 with 4 levels"):
+        plan(image, spline_um=40, spline_section_um=8)
+    assert plan(image, spline_um=40, spline_volume_um=8).shrink == 1  # no field of the volume is asked for
+    with pytest.raises(InputError, match=r"spline_volume_um 8 with 4 levels"):
+        plan(image, spline_um=40, spline_volume_um=8, bias="two_pass")
     with pytest.raises(InputError, match=r"one span of 200 micrometres with 6 levels.*give fewer levels"):
         plan(image, iterations="9,9,9,9,9,9")
-    assert plan(image, spline_um=40, bias="off").shrink == 1
+    assert plan(image, spline_um=8, bias="off").shrink == 1
+
+
+def test_settings_that_do_nothing_are_named(image):
+    asked = {"bias": "off", "bias_strength": 0.5, "spline_section_um": 40, "match": "off", "tissue_threshold": 0.1}
+    said = plan(image, sections=4, **asked).warnings
+    assert said == [
+        "spline_section_um 40 does nothing with bias off",
+        "bias_strength 0.5 does nothing with bias off",
+        "tissue_threshold 0.1 does nothing with match off",
+    ]
+    assert plan(image, sections=4, bias="two_pass", bias_strength=0.5, spline_section_um=40).warnings == []
 
 
 def test_a_gpu_that_nothing_would_use_is_refused(image):

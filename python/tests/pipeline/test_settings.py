@@ -67,10 +67,28 @@ def test_outside_the_mask_is_zero_where_that_is_asked_for(brain):
     recipe = Recipe.load(done.folder / "recipe.json")
     n4flow.render(n4flow.open_volume(brain[0] / "brain.ome.zarr"), recipe, out)
     np.testing.assert_array_equal(n4flow.open_volume(out).read(slice(None)), zeroed)
+    assert done.numbers["verdict"] == _done.numbers["verdict"]  # what lies outside the tissue judges nothing
     block = np.array([[[1, np.nan, np.nan]]], np.float32)
     tissue = np.array([[[True, True, False]]])
     applied = Outside().apply(block, Where(0, 0, 0, (1, 1, 3), tissue))
     np.testing.assert_array_equal(applied, np.array([[[1, np.nan, 0]]], np.float32))
+
+
+def test_what_is_not_finite_around_the_volume_is_zero_too(brain):
+    folder, values = brain
+    framed = np.pad(values, ((0, 0), (20, 20), (24, 24)), constant_values=np.nan)
+    write_volume(folder / "framed.ome.zarr", framed, voxel_um=(20, 10, 10))
+    settings = BARE | {"bias": "sections", "outside": "zero"}
+    done = n4flow.run(folder / "framed.ome.zarr", folder / "framed", **settings).samples[0]
+    written = n4flow.open_volume(done.store).read(slice(None))
+    assert (written[:, :20] == 0).all()
+    assert (written[:, 30:50, 40:60] > 0).any()
+    n4flow.render(
+        n4flow.open_volume(folder / "framed.ome.zarr"),
+        Recipe.load(done.folder / "recipe.json"),
+        done.folder / "a.ome.zarr",
+    )
+    np.testing.assert_array_equal(n4flow.open_volume(done.folder / "a.ome.zarr").read(slice(None)), written)
 
 
 def test_matching_leaves_what_is_at_or_below_the_threshold(brain):

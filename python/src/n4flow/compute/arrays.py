@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from n4flow.errors import GpuError, InputError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+ALSO_ARRAYS = ("mask", "agarose_mask", "weights", "mask_weights", "bias_field")  # arguments of public functions
 BACKENDS = ("auto", "cpu", "gpu", "itk")
 
 PROBE = """
@@ -84,36 +86,50 @@ def to_numpy(array: Any) -> np.ndarray:
 def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
     """Let a public function take every kind of array that people hold.
 
-    Its first argument may be anything that NumPy can read: a list, a zarr or HDF5 array, a tensor on the host. Any
-    argument may be an array of xarray; results of its shape then keep its dims and coords. What has voxels and is no
-    array gets a sentence.
+    Its first argument, and those of `ALSO_ARRAYS`, may be anything that NumPy can read: a list, a zarr or HDF5 array, a
+    tensor on the host. Any argument may be an array of xarray. Where the first one is, results of its shape keep its
+    dims and coords, unless the caller gave an array for them.
 
     Raises
     ------
     InputError
         An argument is an image of nibabel or SimpleITK or a `Volume`, or the first is no array at all.
     """
+    names = list(inspect.signature(function).parameters)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = [*args, *kwargs.values()]
-        labelled: Any = next((a for a in given if _module(a) == "xarray"), None)
-        plain = [_unwrapped(a) for a in given]
-        if plain:
-            plain[0] = _read(plain[0])
-        keywords = dict(zip(kwargs, plain[len(args) :], strict=True))
-        result: Any = function(*plain[: len(args)], **keywords)
-        if labelled is None:
-            return result
+        given = dict(zip(names, args, strict=False)) | kwargs
+        plain = {n: _read(_unwrapped(v)) if n in (names[0], *ALSO_ARRAYS) else _unwrapped(v) for n, v in given.items()}
+        rest = args[len(names) :]
+        result: Any = function(*(plain[n] for n in names[: len(args)]), *rest, **{n: plain[n] for n in kwargs})
+        image = given.get(names[0])
 
         def label(a: Any) -> Any:
-            same = getattr(a, "shape", None) == labelled.shape and a is not keywords.get("out")
-            return labelled.copy(data=a) if same else a
+            for name in ("out", "bias_out"):
+                if a is not None and a is plain.get(name):
+                    return given[name]
+            return image.__class__(a, coords=image.coords, dims=image.dims) if _like(a, image) else a
 
         found: Any = tuple(map(label, result)) if isinstance(result, tuple) else label(result)
         return found
 
     return call
+
+
+def as_array(value: Any) -> Any:
+    """Return an array of any kind as NumPy, CuPy or dask array; see `takes_arrays`."""
+    return _read(_unwrapped(value))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or array_module(value) is not np or is_dask(value)
+
+
+def _like(value: Any, image: Any) -> bool:
+    """Return whether a result is an array of the shape of a `DataArray`."""
+    labelled = _module(image) == "xarray" and hasattr(image, "coords")
+    return labelled and _is_array(value) and tuple(value.shape) == tuple(image.shape)
 
 
 def _module(value: Any) -> str:
@@ -130,7 +146,7 @@ def _unwrapped(value: Any) -> Any:
     elif _module(value) == "n4flow" and hasattr(value, "voxel_um") and hasattr(value, "data"):
         remedy = "volume.data, a dask array, or volume.read(slice(None))"
     elif _module(value) == "xarray":
-        if hasattr(value, "data"):
+        if hasattr(value, "data") and not hasattr(value, "data_vars"):
             return value.data
         remedy = "one of its variables"
     if remedy is None:
@@ -141,9 +157,8 @@ def _unwrapped(value: Any) -> Any:
 
 def _read(value: Any) -> Any:
     """Return what NumPy can read as its array; arrays of NumPy, CuPy and dask, and n4flow's own, as they are."""
-    if not isinstance(value, (list, tuple, str, bytes)) and not hasattr(value, "__array__"):
-        return value
-    if isinstance(value, np.ndarray) or array_module(value) is not np or is_dask(value):
+    readable = isinstance(value, (list, tuple, str, bytes, bool, int, float)) or hasattr(value, "__array__")
+    if _is_array(value) or not readable:
         return value
     try:
         array = np.asarray(value)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, probe_gpu, to_numpy
+from n4flow.compute.arrays import array_module, as_array, probe_gpu, to_numpy
 from n4flow.compute.gpu import run_on_gpu
 from n4flow.compute.threads import run_tasks, scratch
 from n4flow.corrections.base import Correction, Where
@@ -211,6 +211,7 @@ def bkgd_spatial_mean(
     radii, bkgds, noise_corrections, cuda, parallel = (
         getattr(config, name, None) if value is None else value for name, value in given.items()
     )
+    channels = [as_array(channel) for channel in channels]
     radii = _radii(RADIUS if radii is None else radii, len(channels))
     for name, values in (("bkgds", bkgds), ("noise_corrections", noise_corrections)):
         if values is not None and len(values) != len(channels):

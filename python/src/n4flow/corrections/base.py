@@ -103,6 +103,8 @@ class Correction(ABC):
         that were counted before can be pushed through `map`.
     zeroes_agarose : bool
         Whether the agarose is at 0 afterwards.
+    zeroes_outside : bool
+        Whether everything outside the tissue is at 0 afterwards, so that nothing of the agarose is left to measure.
     """
 
     kind: ClassVar[str]
@@ -114,6 +116,7 @@ class Correction(ABC):
     is_field: ClassVar[bool] = False
     is_map: ClassVar[bool] = False
     zeroes_agarose: ClassVar[bool] = False
+    zeroes_outside: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

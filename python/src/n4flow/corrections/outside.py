@@ -17,8 +17,7 @@ class Outside(Correction):
     kind: ClassVar[str] = "outside"
     title: ClassVar[str] = "voxels outside the tissue set to zero"
     needs_tissue: ClassVar[bool] = True
-    is_map: ClassVar[bool] = True
-    zeroes_agarose: ClassVar[bool] = True
+    zeroes_outside: ClassVar[bool] = True
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the block with zeros outside the tissue (`where.tissue`)."""

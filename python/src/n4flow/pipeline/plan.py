@@ -26,13 +26,20 @@ from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
 from n4flow.n4_bias.bspline import spans
-from n4flow.n4_bias.problem import first_controls
-from n4flow.pipeline.parameters import iteration_list, sample_sheet, spline_distance, voxel_size
+from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls
+from n4flow.pipeline.parameters import defaults, iteration_list, sample_sheet, spline_distance, voxel_size
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import runs
 
+# Settings that do nothing where another has one of some values.
+IDLE = {
+    "bias_strength": ("bias", ("off",)),
+    "spline_section_um": ("bias", ("off", "volume")),
+    "spline_volume_um": ("bias", ("off", "sections")),
+    "tissue_threshold": ("match", ("off",)),
+}
 BIAS_FIELDS = {"off": (), "sections": ("section",), "volume": ("volume",), "two_pass": ("section", "volume")}
 BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
 
@@ -235,6 +242,7 @@ def _plan(
     wide = volume.dtype.kind in "iu" and volume.dtype.itemsize >= 4
     if wide or volume.dtype == np.float64:
         warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
+    warnings += _idle(parameters)
     _check_spline(parameters, volume, frame)
     before = background(parameters, volume.voxel_um)
     geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
@@ -281,23 +289,36 @@ def _check_combinations(parameters: Mapping[str, Any]) -> None:
             raise InputError(msg)
 
 
+def _idle(parameters: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each setting that was given and does nothing."""
+    given = [name for name in parameters if parameters[name] != defaults().get(name)]
+    found = [(n, *IDLE[n]) for n in given if n in IDLE and parameters[IDLE[n][0]] in IDLE[n][1]]
+    sentences = [
+        f"{name} {parameters[name]:g} does nothing with {other} {parameters[other]}" for name, other, _ in found
+    ]
+    masked = [name for name in ("mask_smoothing_um", "mask_closing_um") if name in given and parameters["mask"]]
+    return sentences + [f"{name} {parameters[name]:g} does nothing with a mask that is given" for name in masked]
+
+
 def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> None:
     """Refuse knots that would end finer than the voxels."""
     voxel_um, levels = volume.voxel_um, len(iteration_list(parameters["iterations"]))
     if voxel_um is None:
         return
-    extent = min(n * voxel_um[axis] for n, axis in zip(frame.shape, "yx", strict=True))
+    extent, samples = min((n * voxel_um[axis], n) for n, axis in zip(frame.shape, "yx", strict=True))
     finest = 2 * max(voxel_um["y"], voxel_um["x"])
-    most = int(extent / finest / 2 ** (levels - 1))  # spans of the first level
     for kind in BIAS_FIELDS[parameters["bias"]]:
         name, distance = spline_distance(parameters, kind)
-        (first,) = first_controls([extent], distance, [1])
-        last = extent / spans(first) / 2 ** (levels - 1)
+        first, most = first_controls([extent], distance, [1]), MOST_SPANS if distance else None
+        (controls,) = level_controls(first, levels, [samples], thin=True, most=most)[-1]
+        last = extent / spans(controls)
         if last < finest:
             asked = f"{name} {distance:g}" if distance else f"one span of {extent:g} micrometres"
             if frame != Frame.whole(volume.shape):
                 asked += f" (valid voxels lie in rows and columns {frame} alone)"
-            remedy = f"give at least {extent / (most + 3):.4g} or fewer levels" if most else "give fewer levels"
+            fewest = max(1, int(extent / finest))
+            fewer = spans(first[0]) <= fewest
+            remedy = "give fewer levels" if fewer else f"give at least {extent / (fewest + 3):.4g}"
             msg = (
                 f"{asked} with {levels} levels ends at knots {last:g} micrometres apart, finer than two "
                 f"voxels ({finest:g}); {remedy}"

@@ -145,6 +145,7 @@ class _Tiles:
 
     def __post_init__(self) -> None:
         self.needs_tissue = any(correction.needs_tissue for correction in self.recipe)
+        self.clears = any(correction.zeroes_outside for correction in self.recipe)
         self.measured: list[Tile] = []
 
     def corrected(self, part: np.ndarray, at: tuple[int, int, int]) -> Iterator[np.ndarray]:
@@ -153,7 +154,7 @@ class _Tiles:
         depth, height, width = part.shape
         found = self.frame.part(y, x, height, width)
         if found is None:
-            yield from (values for _first, values in self._runs(part))
+            yield from (self._around(values) for _first, values in self._runs(part))
             return
         inner, (rows, columns) = found
         extent = rows.stop - rows.start, columns.stop - columns.start
@@ -168,10 +169,16 @@ class _Tiles:
             if self.scale != 1:
                 box *= self.scale
             if extent != (height, width):
-                values[:, *inner] = box
+                self._around(values)[:, *inner] = box
                 box = values
             yield box
         self.measured.append(tile)
+
+    def _around(self, values: np.ndarray) -> np.ndarray:
+        """Return what lies around the frame as it is written."""
+        if self.clears:
+            values[...] = 0
+        return values
 
     def merge(self, start: int, n_planes: int) -> None:
         """Add what was measured of some planes; the threads are done with them."""
@@ -255,7 +262,11 @@ def tissue_beside(recipe: Recipe, volume: Volume, mask: str | Path | Volume | No
     given = mask if mask is not None else recipe.mask
     if given is None:
         if any(correction.needs_tissue for correction in recipe):
-            msg = "the recipe has a gain on tissue, and no mask.ome.zarr lies beside it; give the mask it was made with"
+            acting = ", ".join(correction.title for correction in recipe if correction.needs_tissue)
+            msg = (
+                f"the recipe acts on tissue ({acting}), and no mask.ome.zarr lies beside it; "
+                "give the mask it was made with"
+            )
             raise InputError(msg)
         return None
     empty = np.zeros((0, 0, 0), bool)

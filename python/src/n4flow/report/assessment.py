@@ -169,7 +169,7 @@ def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Seq
     for name, limit in limits.items():
         for sentence in reasons({name: limit} if limit.judges else {}, numbers):
             bent = [step for step in recipe if step.bends and name.startswith("contrast")]
-            smooth = [step for step in recipe if not step.zeroes_agarose]
+            smooth = [step for step in recipe if not (step.zeroes_agarose or step.zeroes_outside)]
             by_size = sorted(smooth, key=lambda step: (found or {}).get(step.kind, 0.0))
             guilty = (bent or by_size)[-1:]
             said.append("; ".join([sentence, *(f"{step.title}: try {step.avoided_by}" for step in guilty)]))

@@ -141,8 +141,10 @@ class Pair:
         self._held: dict[int, _Planes] = {}
         self._lock = threading.Lock()
         self._agarose = np.zeros(self.shape[1:], bool) if agarose is None else np.asarray(agarose, bool)
-        self.planes = self._measure()
         zero_based = any(correction.zeroes_agarose for correction in recipe)
+        if not zero_based and any(correction.zeroes_outside for correction in recipe):
+            self._agarose = np.zeros(self.shape[1:], bool)
+        self.planes = self._measure()
         self.units = self._units(zero_based)
         self._levels = self._plane_levels(zero_based)
 

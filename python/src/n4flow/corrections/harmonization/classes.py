@@ -87,7 +87,7 @@ class Classes:
             places = self._sums, self.weight, self.target
             over_planes(kernels.class_planes, len(t), t, self.inside, prior, TILE, *arguments, *places)
             tiles = np.stack([self._smooth(sums) for sums in self._sums])
-            voxels = (2 * np.pi) ** 1.5 * self._reach_z * (REACH * TILE) ** 2
+            voxels = (2 * np.pi) ** 1.5 * max(self._reach_z, 0.4) * (REACH * TILE) ** 2  # a plane at least
             pseudo = PSEUDO_VOXELS / voxels * TILE**2
             self._proportions = (tiles + pseudo * shares[:, None, None, None]) / (self._around + pseudo)
 
