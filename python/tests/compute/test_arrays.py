@@ -59,7 +59,7 @@ def test_results_of_a_labelled_array_keep_its_labels(labelled):
     np.testing.assert_array_equal(out.data, expected[0])
     assert isinstance(n4flow.n4_correct(IMAGE, mask, **options)[0], np.ndarray)  # a mask names no result
     assert n4flow.fit_bias(image, iters=(2,)).shape == IMAGE.shape  # a field is no array
-    assert n4flow.compute_tissue_mask(image).dims == ("z", "y", "x")
+    assert n4flow.otsu_mask(image).dims == ("z", "y", "x")
     _normalized, background = n4flow.normalize_volume(image, MASK[0])
     assert isinstance(background, np.ndarray)  # it has another shape, so it has other dims
 

@@ -83,11 +83,8 @@ def test_what_is_not_finite_around_the_volume_is_zero_too(brain):
     written = n4flow.open_volume(done.store).read(slice(None))
     assert (written[:, :20] == 0).all()
     assert (written[:, 30:50, 40:60] > 0).any()
-    n4flow.render(
-        n4flow.open_volume(folder / "framed.ome.zarr"),
-        Recipe.load(done.folder / "recipe.json"),
-        done.folder / "a.ome.zarr",
-    )
+    volume, recipe = n4flow.open_volume(folder / "framed.ome.zarr"), Recipe.load(done.folder / "recipe.json")
+    n4flow.render(volume, recipe, done.folder / "a.ome.zarr")
     np.testing.assert_array_equal(n4flow.open_volume(done.folder / "a.ome.zarr").read(slice(None)), written)
 
 

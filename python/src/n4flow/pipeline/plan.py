@@ -292,10 +292,11 @@ def _check_combinations(parameters: Mapping[str, Any]) -> None:
 def _idle(parameters: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each setting that was given and does nothing."""
     given = [name for name in parameters if parameters[name] != defaults().get(name)]
-    found = [(n, *IDLE[n]) for n in given if n in IDLE and parameters[IDLE[n][0]] in IDLE[n][1]]
-    sentences = [
-        f"{name} {parameters[name]:g} does nothing with {other} {parameters[other]}" for name, other, _ in found
-    ]
+    sentences = []
+    for name in given:
+        other, values = IDLE.get(name, ("bias", ()))
+        if parameters[other] in values:
+            sentences.append(f"{name} {parameters[name]:g} does nothing with {other} {parameters[other]}")
     masked = [name for name in ("mask_smoothing_um", "mask_closing_um") if name in given and parameters["mask"]]
     return sentences + [f"{name} {parameters[name]:g} does nothing with a mask that is given" for name in masked]
 
