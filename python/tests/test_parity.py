@@ -112,6 +112,30 @@ def test_n4_correct_without_a_mask_fits_the_whole_volume() -> None:
     assert np.std(sharpened) != np.std(np.log(volume))
 
 
+def test_n4_correct_may_overwrite_the_volume_by_either_result() -> None:
+    image, _log_field = shaded()
+    options = {"mask": np.ones(image.shape), **FAST}
+    expected = n4flow.n4_correct(image, **options)
+    for correct in (n4flow.n4_correct, lambda v, **o: n4flow.n4_correct_per_section(v, 1, n_processes=None, **o)):
+        for number, name in enumerate(("out", "bias_out")):
+            volume = image.copy()
+            results = correct(volume, **{name: volume}, **options)
+            assert results[number] is volume
+            for result, wanted in zip(results, expected, strict=True):
+                np.testing.assert_array_equal(result, wanted)
+
+
+def test_n4_correct_refuses_results_that_overwrite_each_other() -> None:
+    image, _log_field = shaded()
+    for correct in (n4flow.n4_correct, lambda v, **o: n4flow.n4_correct_per_section(v, 2, **o)):
+        volume = image.copy()
+        with pytest.raises(InputError, match="out and bias_out share memory"):
+            correct(volume, out=volume, bias_out=volume)
+        with pytest.raises(InputError, match="bias_out shares memory with vol, but is another view"):
+            correct(volume, bias_out=volume[::-1])
+        np.testing.assert_array_equal(volume, image)
+
+
 def test_n4_correct_leaves_no_uncorrected_rim() -> None:
     volume, log_field = shaded((17, 33, 67))  # no size is a multiple of 4
     _corrected, field = n4flow.n4_correct(volume, np.ones(volume.shape), shrink_factor=4, n_iterations=(30, 30))

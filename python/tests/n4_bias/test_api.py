@@ -299,29 +299,6 @@ def test_out_may_be_the_volume(phantom):
     assert np.array_equal(bias, field)
 
 
-@pytest.mark.parametrize("name", ["out", "bias_out"])
-def test_either_result_may_overwrite_the_volume(phantom, name):
-    image, mask, _truth = phantom
-    expected = n4flow.n4_correct(image, mask, n_iterations=(4, 4))
-    for correct, among in ((n4flow.n4_correct, ()), (n4flow.n4_correct_per_section, (1,))):
-        volume = image.copy()
-        results = correct(volume, *among, mask, n_iterations=(4, 4), **{name: volume})
-        assert results[name == "bias_out"] is volume
-        for result, wanted in zip(results, expected, strict=True):
-            assert np.array_equal(result, wanted)
-
-
-def test_results_that_would_overwrite_each_other_are_refused(phantom):
-    image, mask, _truth = phantom
-    volume = image.copy()
-    for correct, among in ((n4flow.n4_correct, ()), (n4flow.n4_correct_per_section, (1,))):
-        with pytest.raises(InputError, match="out and bias_out share memory"):
-            correct(volume, *among, mask, out=volume, bias_out=volume)
-        with pytest.raises(InputError, match="bias_out shares memory with vol, but is another view"):
-            correct(volume, *among, mask, bias_out=volume[::-1])
-    assert np.array_equal(volume, image)
-
-
 def test_voxel_size_is_in_the_order_of_the_axes():
     image, mask, _truth = brain((20, 40, 60))
     small, options = FitInput(image, mask, None, image.shape, (1, 1, 1)), {"settings": fit_settings((2,))}
