@@ -91,6 +91,10 @@ class Classes:
             pseudo = PSEUDO_VOXELS / voxels * TILE**2
             self._proportions = (tiles + pseudo * shares[:, None, None, None]) / (self._around + pseudo)
 
+    def restart(self) -> None:
+        """Forget mixture and proportions."""
+        self.mixture, self._proportions = None, None
+
     def _smooth(self, tiles: np.ndarray) -> np.ndarray:
         return np.asarray(ndimage.gaussian_filter(tiles, (self._reach_z, REACH, REACH), truncate=2.5))
 

@@ -80,6 +80,7 @@ def shared_field(estimator: Estimator, lattice: np.ndarray, variance: float) -> 
             variance = float(np.clip(size / (N - 1), 0.003**2, 4))
         if number > 4 and float(np.sqrt((change**2 * weight).sum() / weight.sum())) < SETTLED:
             break
+    estimator.classes.restart()  # they were those of a volume with F in it, which is wider
     return lattice, variance
 
 
