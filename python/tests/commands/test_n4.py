@@ -186,6 +186,27 @@ def test_files_are_judged_before_the_fit(tmp_path, files, monkeypatch, capsys, g
     assert Path("old.nii").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["s.nhdr", "s.mhd"], "the input s.nhdr and the output s.mhd share the file s.raw"),
+        (["s.nhdr", "s.mhd", "--overwrite"], "share the file s.raw"),
+        (["s.nhdr", "new.nii", "--bias", "s.mhd", "--overwrite"], "share the file s.raw"),
+        (["IMAGE", "s.mhd", "--mask", "s.nhdr", "--overwrite"], "share the file s.raw"),
+        (["IMAGE", "new.mhd", "--bias", "other.mhd"], None),
+        (["IMAGE", "s.mhd"], "s.raw, which s.mhd would be written with, exists; choose another name"),
+    ],
+)
+def test_files_beside_a_header_are_judged_too(tmp_path, files, image, monkeypatch, capsys, given, sentence):
+    monkeypatch.chdir(tmp_path)
+    sitk.WriteImage(sitk.GetImageFromArray(image), "s.nhdr")  # with s.raw
+    before = Path("s.raw").read_bytes()
+    code = ended(*(str(files[0]) if text == "IMAGE" else text for text in given), *FAST)
+    assert code == (0 if sentence is None else 2)
+    assert sentence is None or sentence in capsys.readouterr().err
+    assert Path("s.raw").read_bytes() == before
+
+
 def test_overwrite_replaces_a_result(tmp_path, files):
     out = tmp_path / "out.nii"
     out.write_text("an older one")

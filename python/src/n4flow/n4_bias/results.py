@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io.formats import WRITTEN, name_without_suffix, suffix_of
+from n4flow.io.formats import WRITTEN, name_without_suffix, read_as, suffix_of, written_as
 from n4flow.io.volume import Volume
 
 
@@ -20,6 +20,13 @@ class Named(NamedTuple):
     role: str
     path: Path
     written: bool = False
+
+    def files(self) -> list[Path]:
+        """Return the file and those that are read or written with it."""
+        kind = written_as(self.path) if self.written else read_as(self.path)
+        if kind is None or not (self.written or self.path.is_file()):
+            return [self.path]
+        return kind.files_written(self.path) if self.written else kind.files_read(self.path)
 
 
 def applied_name(output: Path, file: Path) -> Path:
@@ -34,18 +41,25 @@ def applied_name(output: Path, file: Path) -> Path:
 def check_distinct(files: Sequence[Named]) -> None:
     """Refuse files of which two are the same one, or of which one that is written lies in another, which is a store.
 
+    A file that is written is also compared with the data files of headers, and so are those that are written with it.
+
     Raises
     ------
     InputError
         With what the two are.
     """
     for first, second in combinations(files, 2):
-        one, other = first.path.resolve(), second.path.resolve()
-        nested = (first.written or second.written) and (one in other.parents or other in one.parents)
-        if one == other or nested:
-            relation = "lie one in the other" if nested else "are the same file"
-            msg = f"{first.role} {first.path} and {second.role} {second.path} {relation}; give each a path of its own"
-            raise InputError(msg)
+        written = first.written or second.written
+        for file, rival in product(first.files(), second.files()) if written else [(first.path, second.path)]:
+            one, other = file.resolve(), rival.resolve()
+            nested = written and (one in other.parents or other in one.parents)
+            if one == other or nested:
+                named = (file, rival) == (first.path, second.path)
+                same = "are the same file" if named else f"share the file {file}"
+                relation = "lie one in the other" if nested else same
+                both = f"{first.role} {first.path} and {second.role} {second.path}"
+                msg = f"{both} {relation}; give each a path of its own"
+                raise InputError(msg)
 
 
 def check_grid(volume: Volume, like: Volume) -> None:
