@@ -112,6 +112,19 @@ def test_a_plane_has_two_dimensions(tmp_path, image):
     assert json.loads(facts.read_text())["control_points"] == [1, 6, 5]
 
 
+@pytest.mark.parametrize(("lattice", "points"), [(("-b", "[15]"), [1, 6, 5]), (("--spline-um", "8000"), [1, 5, 4])])
+def test_a_plane_needs_no_size_across_it(tmp_path, image, lattice, points):
+    plane = nibabel.Nifti1Image(image[0].T, np.diag([*reversed(VOXEL_MM), 1]))
+    plane.header.set_xyzt_units("mm")
+    nibabel.save(plane, tmp_path / "plane.nii")
+    out, bias, facts = (tmp_path / name for name in ("out.nii", "bias.nii", "facts.json"))
+    line = f"-d 2 -i {tmp_path / 'plane.nii'} -o [{out},{bias}] -s 1 -c [2] --json {facts}"
+    assert ended(*line.split(), *lattice) == 0
+    assert json.loads(facts.read_text())["control_points"] == points
+    assert np.allclose(voxels(out) * voxels(bias), image[:1], rtol=1e-5)
+    assert np.array_equal(nibabel.load(out).affine, plane.affine)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

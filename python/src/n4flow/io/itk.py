@@ -74,12 +74,12 @@ class ItkReader(Reader):
     @classmethod
     def data_files(cls, path: Path) -> list[Path]:
         """Return the files that a header names: one, a list, or a pattern with a number in it."""
-        files = []
+        files: list[str] = []
         for name in _header(path).get("data files", "").splitlines():
             if re.search(NUMBERED, name):
                 files += glob.glob(str(path.parent / re.sub(NUMBERED, "*", glob.escape(name.split()[0]))))
             elif name.upper() != "LOCAL":
-                files.append(path.parent / name)
+                files.append(str(path.parent / name))
         return [Path(file) for file in files]
 
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:

@@ -124,13 +124,14 @@ def correct_file(
             *(Named("the result of apply-to", path, written=True) for path in applied),
         ]
     )
-    sized = spline_um is not None or ants.spline_mm is not None
     if fit_channel is None:
-        channels = [open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=sized)]
+        channels = [open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=False)]
     else:
-        channels = open_channels(image, voxel_um=voxel_um, require_voxel_um=sized)
+        channels = open_channels(image, voxel_um=voxel_um, require_voxel_um=False)
     series = [channels, *(open_channels(path, voxel_um=voxel_um, require_voxel_um=False) for path in sources)]
     volume = channels[_index(fit_channel, len(channels))]
+    sized = spline_um is not None or ants.spline_mm is not None
+    sizes = _sizes(volume, voxel_um) if sized else (0.0,) * 3
     made = list(zip([output, *applied], series, strict=True))
     kinds = [result_dtype(dtype, volumes[0].dtype) for volumes in series]
     for volumes in series[1:]:
@@ -143,7 +144,7 @@ def correct_file(
     values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
     inside = read_mask(mask, mask_label, values, whole=ants.whole_image)
     confidence = None if weights is None else read_weights(weights, volume.shape)
-    domain = _domain(volume, spline_um, control_points, ants)
+    domain = _domain(volume.shape, sizes, spline_um, control_points, ants)
     factors = shrink_factors(shrink, domain.padded_shape)
     if ants.pick_voxels:
         domain, shrink = replace(domain, steps=factors), 1
@@ -248,16 +249,25 @@ def _index(fit_channel: int | str | None, count: int) -> int:
     return number
 
 
+def _sizes(volume: Volume, given: Mapping[str, float] | None) -> tuple[float, ...]:
+    """Return the voxel size along (z, y, x) in micrometres; 0 along an axis of one plane that has none."""
+    stated = volume.reader.voxel_um | dict(given or {})
+    if any(n > 1 and axis not in stated for axis, n in zip("zyx", volume.shape, strict=True)):
+        open_volume(volume.source, channel=0, voxel_um=given)  # raises the error that says what is missing
+    return tuple(stated.get(axis, 0.0) for axis in "zyx")
+
+
 def _domain(
-    volume: Volume, spline_um: float | None, control_points: int | Sequence[int] | None, ants: AntsHabits
+    shape: tuple[int, ...],
+    voxel_um: Sequence[float],
+    spline_um: float | None,
+    control_points: int | Sequence[int] | None,
+    ants: AntsHabits,
 ) -> Domain:
     """Return the domain of the spline: the image, or with ANTs' distance a whole number of spans."""
+    if ants.spline_mm is not None:
+        return spline_domain(shape, voxel_um, ants.spline_mm)
     points: int | Sequence[int] = 4 if control_points is None else control_points
-    if volume.voxel_um is not None:
-        sizes = [volume.voxel_um[axis] for axis in "zyx"]
-        if ants.spline_mm is not None:
-            return spline_domain(volume.shape, sizes, ants.spline_mm)
-        if spline_um is not None:
-            extents = [n * um for n, um in zip(volume.shape, sizes, strict=True)]
-            points = first_controls(extents, spline_um, volume.shape)
-    return Domain(points, volume.shape)
+    if spline_um is not None:
+        points = first_controls([n * um for n, um in zip(shape, voxel_um, strict=True)], spline_um, shape)
+    return Domain(points, shape)
