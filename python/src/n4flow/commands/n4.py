@@ -95,7 +95,10 @@ def _n4(
     verbose: Annotated[str, typer.Option("-v", "--verbose", hidden=True)] = "0",
     threads: int | None = None,
 ) -> str:
-    """Correct the bias field of one image with N4: any format to any format, voxel size and orientation kept."""
+    """Correct the bias field of one image with N4: any format to any format, voxel size and orientation kept.
+
+    From --spline-um, levels double the spans of an axis up to four; from --control-points or -b, all levels do.
+    """
     from n4flow.io.open import open_volume
     from n4flow.n4_bias.ants import AntsHabits
     from n4flow.n4_bias.files import correct_file

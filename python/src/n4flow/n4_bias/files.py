@@ -18,7 +18,7 @@ from n4flow.n4_bias.api import fit_bias
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.file_inputs import mean_of, read_channel, read_mask, read_weights
 from n4flow.n4_bias.intensity import converted, level_kept, result_dtype
-from n4flow.n4_bias.problem import first_controls
+from n4flow.n4_bias.problem import Knots
 from n4flow.n4_bias.results import Named, applied_name, check_distinct, check_grid
 from n4flow.n4_bias.shrink import shrink_factors
 
@@ -68,7 +68,7 @@ def correct_file(
     iterations, shrink, tolerance, backend, threads
         See `fit_bias`.
     spline_um : float, optional
-        Distance of the first level's knots in micrometres; `first_controls` says how many control points that makes.
+        Distance of the first level's knots in micrometres; the lattice is that of `n4_correct`.
     control_points : int or sequence of int, optional
         Control points of the first level, 4 by default. Of these two and `ants.spline_mm`, one can be given.
     sharpening : (float, float, int)
@@ -267,7 +267,6 @@ def _domain(
     """Return the domain of the spline: the image, or with ANTs' distance a whole number of spans."""
     if ants.spline_mm is not None:
         return spline_domain(shape, voxel_um, ants.spline_mm)
-    points: int | Sequence[int] = 4 if control_points is None else control_points
     if spline_um is not None:
-        points = first_controls([n * um for n, um in zip(shape, voxel_um, strict=True)], spline_um, shape)
-    return Domain(points, shape)
+        return Domain(Knots(spline_um, tuple(n * um for n, um in zip(shape, voxel_um, strict=True))), shape)
+    return Domain(4 if control_points is None else control_points, shape)
