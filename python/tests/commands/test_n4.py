@@ -14,6 +14,7 @@ from n4flow.errors import InputError
 from n4flow.io.nifti import NiftiReader
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
+from n4flow.n4_bias.results import check_grid
 
 SHAPE, VOXEL_MM = (10, 40, 50), (3.0, 1.0, 0.5)
 FAST = ["--iterations", "2"]
@@ -301,7 +302,10 @@ def test_several_volumes_go_to_no_format_with_room_for_one(tmp_path, image, monk
     assert ended(tmp_path / "bold.nii", tmp_path / "out.npy", "--fit-channel", "0") == 2
     assert "out.npy would hold 3 channels, and NumPy is written with one" in capsys.readouterr().err
     assert ended(tmp_path / "bold.nii", tmp_path / "out.nii") == 2
-    assert "has 3 channels; choose one with channel, 0 to 2" in capsys.readouterr().err
+    assert (
+        "has 3 channels; choose one with --channel, 0 to 2, or correct all by the field of --fit-channel"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_field_is_applied_to_other_files(tmp_path, files, image, capsys):
@@ -327,10 +331,71 @@ def test_other_grids_are_refused(tmp_path, files, monkeypatch, capsys, shape, sh
     other = nibabel.Nifti1Image(np.ones(shape, np.float32).T, affine)
     other.header.set_xyzt_units("mm")
     nibabel.save(other, tmp_path / "other.nii")
-    assert ended(files[0], tmp_path / "out.nii", "--apply-to", tmp_path / "other.nii") == 2
-    message = capsys.readouterr().err
-    assert sentence in message
-    assert "resample it to that grid" in message
+    for option, role in (("--apply-to", "the file to apply to"), ("--mask", "the mask"), ("--weights", "the weights")):
+        assert ended(files[0], tmp_path / "out.nii", option, tmp_path / "other.nii") == 2
+        message = capsys.readouterr().err
+        assert f"{role} {tmp_path / 'other.nii'} {sentence}" in message
+        assert f", and the image {files[0]} has" in message
+        assert "resample it to that grid" in message
+
+
+# The image has voxels of 0.5, 1 and 3 mm along x, y and z, and its first one at 0.
+@pytest.mark.parametrize(
+    ("sizes", "origin", "unit", "code", "differs"),
+    [
+        ((-0.5, 1, 3), (24.5, 0, 0), "mm", 1, "affine"),
+        ((0.5, 1, 3), (0, 0, 1), "mm", 1, "affine"),
+        ((0.5, 1, 3), (0, 0, 1), "unknown", 1, "affine"),
+        ((0.5, 1, 2), (0, 0, 0), "mm", 1, "voxel size"),
+        ((0.5, 1, 3), (0, 0, 0), "mm", 1, None),
+        ((0.5, 1, 3), (0, 0, 0), "unknown", 1, None),
+        ((500, 1000, 3000), (0, 0, 0), "micron", 1, None),
+        ((500, 1000, 3000), (0, 0, 900), "micron", 1, "affine"),
+        ((-0.5, 1, 3), (24.5, 0, 0), "mm", 0, None),
+    ],
+)
+def test_headers_of_the_same_grid_may_state_it_otherwise(tmp_path, files, sizes, origin, unit, code, differs):
+    affine = np.diag([*sizes, 1.0])
+    affine[:3, 3] = origin
+    other = nibabel.Nifti1Image(np.ones(SHAPE, np.float32).T, affine)
+    other.header.set_xyzt_units(unit)
+    other.set_sform(affine, code)
+    other.set_qform(affine, code)
+    nibabel.save(other, tmp_path / "other.nii")
+    volumes = (open_volume(path, require_voxel_um=False) for path in (tmp_path / "other.nii", files[0]))
+    if differs is None:
+        check_grid(*volumes, "the mask")
+    else:
+        with pytest.raises(InputError, match=f"the mask .* has the {differs} .*, and the image .* has"):
+            check_grid(*volumes, "the mask")
+
+
+def test_a_header_that_states_no_geometry_fits_any(tmp_path, image):
+    stated = sitk.GetImageFromArray(image)
+    stated.SetOrigin((1, 2, 3))
+    sitk.WriteImage(stated, tmp_path / "stated.nrrd")
+    for direction, refused in (((1, 0, 0, 0, 1, 0, 0, 0, 1), False), ((-1, 0, 0, 0, 1, 0, 0, 0, 1), True)):
+        other = sitk.GetImageFromArray(image)
+        other.CopyInformation(stated)
+        other.SetDirection(direction)
+        sitk.WriteImage(other, tmp_path / "other.nrrd")
+        volumes = [open_volume(tmp_path / f"{name}.nrrd", require_voxel_um=False) for name in ("other", "stated")]
+        if refused:
+            with pytest.raises(InputError, match="has the direction"):
+                check_grid(*volumes, "the mask")
+        else:
+            check_grid(*volumes, "the mask")
+    bare = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: {SHAPE[2]} {SHAPE[1]} {SHAPE[0]}\nencoding: raw\n\n"
+    (tmp_path / "bare.nrrd").write_bytes(bare.encode() + bytes(image.size))
+    check_grid(open_volume(tmp_path / "bare.nrrd", require_voxel_um=False), volumes[1], "the mask")
+
+
+@pytest.mark.parametrize(("option", "role"), [("--mask", "the mask"), ("--weights", "the weights")])
+def test_mask_and_weights_have_one_channel(tmp_path, files, image, monkeypatch, capsys, option, role):
+    monkeypatch.setattr("n4flow.n4_bias.files.fit_bias", no_fit)
+    series(tmp_path / "bold.nii", image)
+    assert ended(files[0], tmp_path / "out.nii", option, tmp_path / "bold.nii") == 2
+    assert f"{role} must be a file of one channel, and {tmp_path / 'bold.nii'} has 3" in capsys.readouterr().err
 
 
 def test_rescaling_without_a_mask_is_said(tmp_path, files, image, caplog):

@@ -16,7 +16,7 @@ from n4flow.io.writers import check_destination, keeps_without_size, write_volum
 from n4flow.n4_bias.ants import AntsHabits, Domain, follow, spline_domain
 from n4flow.n4_bias.api import fit_bias
 from n4flow.n4_bias.field import BiasField
-from n4flow.n4_bias.file_inputs import mean_of, read_channel, read_mask, read_weights
+from n4flow.n4_bias.file_inputs import mean_of, open_beside, read_channel, read_mask, read_weights
 from n4flow.n4_bias.intensity import converted, level_kept, result_dtype
 from n4flow.n4_bias.problem import Knots
 from n4flow.n4_bias.results import Named, applied_name, check_distinct, check_grid
@@ -125,7 +125,10 @@ def correct_file(
         ]
     )
     if fit_channel is None:
-        channels = [open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=False)]
+        channels = [open_volume(image, channel=channel or 0, voxel_um=voxel_um, require_voxel_um=False)]
+        count = channels[0].reader.channels
+        remedy = f"choose one with --channel, 0 to {count - 1}, or correct all by the field of --fit-channel"
+        _refuse((channel is None and count > 1, f"{image} has {count} channels; {remedy}"))
     else:
         channels = open_channels(image, voxel_um=voxel_um, require_voxel_um=False)
     series = [channels, *(open_channels(path, voxel_um=voxel_um, require_voxel_um=False) for path in sources)]
@@ -135,15 +138,17 @@ def correct_file(
     made = list(zip([output, *applied], series, strict=True))
     kinds = [result_dtype(dtype, volumes[0].dtype) for volumes in series]
     for volumes in series[1:]:
-        check_grid(volumes[0], volume)
+        check_grid(volumes[0], volume, "the file to apply to")
+    labels = None if mask is None else open_beside(mask, volume, "the mask", voxel_um)
+    confidences = None if weights is None else open_beside(weights, volume, "the weights", voxel_um)
     for path, volumes in [*made, *([(Path(bias), [volume])] if bias is not None else [])]:
         check_destination(path, len(volumes), overwrite=overwrite)
         if (volumes[0].voxel_um or volume.voxel_um) is None and not keeps_without_size(path, volumes[0]):
             open_volume(volumes[0].source, channel=0)  # raises the error that says that the voxel size is missing
 
     values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
-    inside = read_mask(mask, mask_label, values, whole=ants.whole_image)
-    confidence = None if weights is None else read_weights(weights, volume.shape)
+    inside = read_mask(labels, mask_label, values, whole=ants.whole_image)
+    confidence = None if confidences is None else read_weights(confidences)
     domain = _domain(volume.shape, sizes, spline_um, control_points, ants)
     factors = shrink_factors(shrink, domain.padded_shape)
     if ants.pick_voxels:

@@ -11,6 +11,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.formats import WRITTEN, name_without_suffix, read_as, suffix_of, written_as
+from n4flow.io.nifti import UNITS_UM
 from n4flow.io.volume import Volume
 
 
@@ -62,32 +63,39 @@ def check_distinct(files: Sequence[Named]) -> None:
                 raise InputError(msg)
 
 
-def check_grid(volume: Volume, like: Volume) -> None:
+def check_grid(volume: Volume, like: Volume, role: str) -> None:
     """Refuse a volume that is on another grid than `like`: other shape or, where both state it, other geometry.
+
+    An affine in a unit that is not known is taken to be in the unit of the other. `role` is for the message.
 
     Raises
     ------
     InputError
-        With what differs.
+        With what differs, as it is in both.
     """
     known: list[tuple[str, Any, Any, float]] = [("shape", volume.shape, like.shape, 0.0)]
     step = min(like.voxel_um.values()) if like.voxel_um is not None else 0.0
     if volume.voxel_um is not None and like.voxel_um is not None:
         known.append(("voxel size", tuple(volume.voxel_um.values()), tuple(like.voxel_um.values()), 0.0))
     one, other = volume.metadata, like.metadata
-    if "affine" in one and "affine" in other and one.get("affine_unit") == other.get("affine_unit"):
-        edges = np.linalg.norm(np.array(other["affine"])[:3, :3], axis=0)
-        known.append(("affine", one["affine"], other["affine"], float(edges.min())))
+    if "affine" in one and "affine" in other:
+        if all(any(header.get("affine_codes", ())) for header in (one, other)):  # Without a code, no affine is stated.
+            units = [UNITS_UM.get(header.get("affine_unit", "")) for header in (one, other)]
+            affine = np.array(one["affine"])
+            affine[:3] *= 1.0 if units[0] is None or units[1] is None else units[0] / units[1]
+            edges = np.linalg.norm(np.array(other["affine"])[:3, :3], axis=0)
+            known.append(("affine", affine.tolist(), other["affine"], float(edges.min())))
     elif "direction" in one and "direction" in other:
-        known.append(("direction", one["direction"], other["direction"], 1.0))
-        known.append(("origin", one["origin"], other["origin"], step / 1e3))
+        if volume.reader.voxel_um and like.reader.voxel_um:  # ITK has directions and origin also of headers without.
+            known.append(("direction", one["direction"], other["direction"], 1.0))
+            known.append(("origin", one["origin"], other["origin"], step / 1e3))
     elif one["format"] == other["format"]:
         known.append(("origin", tuple(volume.origin_um.values()), tuple(like.origin_um.values()), step))
     for name, found, expected, unit in known:
         # Headers hold float32, and a thousandth of a voxel is no other grid.
         if np.shape(found) != np.shape(expected) or not np.allclose(found, expected, rtol=1e-4, atol=1e-3 * unit):
             msg = (
-                f"{volume.source} has the {name} {found}, and {like.source}, whose field is applied to it, has "
-                f"{expected}; resample it to that grid"
+                f"{role} {volume.source} has the {name} {found}, and the image {like.source} has {expected}; "
+                "resample it to that grid"
             )
             raise InputError(msg)
