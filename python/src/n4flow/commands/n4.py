@@ -94,6 +94,7 @@ def _n4(
     rescale: Annotated[str | None, typer.Option("-r", "--rescale-intensities", hidden=True)] = None,
     verbose: Annotated[str, typer.Option("-v", "--verbose", hidden=True)] = "0",
     threads: int | None = None,
+    json_file: Path | None = None,
 ) -> str:
     """Correct the bias field of one image with N4: any format to any format, voxel size and orientation kept.
 
@@ -167,6 +168,7 @@ def _n4(
             rescale=ranged,
         ),
         overwrite=overwrite,
+        json_file=json_file,
         threads=threads,
     )
     numbers.update(facts)

@@ -48,6 +48,7 @@ def correct_file(
     dtype: str = "float32",
     ants: AntsHabits = NO_HABITS,
     overwrite: bool = False,
+    json_file: str | Path | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Correct the bias field of one image, from any format to any format; voxel size and orientation are kept.
@@ -88,6 +89,8 @@ def correct_file(
         What to do as ANTs does.
     overwrite : bool
         Replace files that exist.
+    json_file : path, optional
+        Where the caller is going to write the facts: none of the other files.
 
     Returns
     -------
@@ -115,7 +118,7 @@ def correct_file(
     sources = [Path(path) for path in apply_to]
     applied = [applied_name(output, source) for source in sources]
     inputs = [("the input", image), ("the mask", mask), ("the weights", weights)]
-    results = [("the output", output), ("the bias field", bias)]
+    results = [("the output", output), ("the bias field", bias), ("the file of --json", json_file)]
     check_distinct(
         [
             *(Named(role, Path(path)) for role, path in inputs if path is not None),
