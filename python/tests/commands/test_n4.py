@@ -328,6 +328,30 @@ def test_the_field_is_applied_to_other_files(tmp_path, files, image, capsys):
     assert "t2_corrected.nii: corrected by the same field" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fitted", [(), ("--fit-channel", "mean")])
+def test_files_are_released_one_after_the_other(tmp_path, files, image, monkeypatch, fitted):
+    write_volume(tmp_path / "t1.nii.gz", image, voxel_um=[1e3 * mm for mm in VOXEL_MM])
+    for name in ("a", "b"):
+        series(tmp_path / f"{name}.nii.gz", image)
+    held: dict[str, list[Path]] = {}
+    readers, load = [], NiftiReader._load
+
+    def loaded(reader):
+        readers.append(reader)
+        return load(reader)
+
+    def written(path, *_arguments, **_options):
+        held[path.name] = [reader.path.name for reader in readers if reader._handle is not None]
+
+    monkeypatch.setattr(NiftiReader, "_load", loaded)
+    monkeypatch.setattr("n4flow.n4_bias.files.write_volume", written)
+    applied = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    others = ["--mask", files[1], "--weights", files[0], "--apply-to", *applied]
+    assert ended(tmp_path / "t1.nii.gz", tmp_path / "out.nii", *FAST, *fitted, *others) == 0
+    assert {reader.path for reader in readers} == {tmp_path / "t1.nii.gz", *files, *applied}
+    assert held == {"out.nii": [], "a_corrected.nii": [], "b_corrected.nii": []}
+
+
 @pytest.mark.parametrize(
     ("shape", "shift", "sentence"),
     [((9, 40, 50), 0.0, "has the shape (9, 40, 50)"), (SHAPE, 2.0, "has the affine")],

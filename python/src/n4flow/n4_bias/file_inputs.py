@@ -62,6 +62,7 @@ def read_mask(mask: Volume | None, label: int | None, image: np.ndarray, *, whol
     if mask is None:
         return np.ones(image.shape, bool) if whole else otsu_mask(image)
     given = mask.read(slice(None))
+    mask.reader.release()
     inside = as_mask(given, image.shape)
     if label is None:
         return inside
@@ -83,6 +84,7 @@ def read_weights(weights: Volume) -> np.ndarray:
         Values are not finite or below 0.
     """
     values = weights.read(slice(None)).astype(np.float32)
+    weights.reader.release()
     if not (np.isfinite(values).all() and values.min() >= 0):
         msg = f"weights must be finite and at least 0, got {values.min():g} to {values.max():g} in {weights.source}"
         raise InputError(msg)

@@ -215,7 +215,7 @@ class _Corrector:
     def write(
         self, path: Path, volumes: list[Volume], dtype: np.dtype, like: Volume, values: np.ndarray | None
     ) -> dict[str, Any]:
-        """Write the corrected channels of a file; `values` are those of its only one, where they were read already."""
+        """Write the corrected channels of a file and release it; `values` are its only one, if already read."""
         result = np.empty((len(volumes) if len(volumes) > 1 else 0, *like.shape), dtype)
         counts = np.zeros(2, int)
         for number, volume in enumerate(volumes):
@@ -226,6 +226,8 @@ class _Corrector:
                 result = corrected
             else:
                 result[number] = corrected
+        for volume in volumes:
+            volume.reader.release()
         write_volume(path, result, like=volumes[0], voxel_um=volumes[0].voxel_um or like.voxel_um)
         facts = {"path": str(path), "channels": len(volumes), "dtype": dtype.name}
         return facts | {"voxels_clipped": int(counts[0]), "voxels_undefined": int(counts[1])}
