@@ -476,7 +476,7 @@ def test_itk_formats(tmp_path, voxels, name, compress):
     ("name", "stated", "files"),
     [
         ("a.mhd", "s [x]1.raw", ["s [x]1.raw"]),
-        ("a.mhd", "LIST\nz1.raw\nz2.raw", ["z1.raw", "z2.raw"]),
+        ("a.mhd", "LIST\nz1.raw\nz2.raw\n", ["z1.raw", "z2.raw"]),
         ("a.mhd", "z%d.raw 1 2 1", ["z1.raw", "z2.raw"]),
         ("a.mha", "LOCAL", []),
         ("a.nhdr", "s [x]1.raw", ["s [x]1.raw"]),
