@@ -70,6 +70,26 @@ def test_a_mistake_ends_with_code_2_and_one_sentence(image, capsys):
     assert not (image.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run IMAGE out --json IMAGE",
+        "run IMAGE out --mask MASK --json MASK",
+        "render MASK IMAGE out.ome.zarr --json MASK",
+        "phantom MASK --json MASK",
+        "verify MASK --json MASK",
+        "provenance a.json MASK --run r --parameters p --versions v --workflow w --out o --json MASK",
+    ],
+)
+def test_numbers_are_written_to_no_other_file_of_the_command(image, tmp_path, monkeypatch, capsys, line):
+    monkeypatch.chdir(tmp_path)
+    mask = tmp_path / "mask.nii"
+    mask.write_bytes(b"not to be replaced")
+    assert ended([{"IMAGE": image, "MASK": mask}.get(word, word) for word in line.split()]) == 2
+    assert "is also another file of the command; give it a path of its own" in capsys.readouterr().err
+    assert mask.read_bytes() == b"not to be replaced"
+
+
 def test_wrong_usage_ends_with_code_2():
     assert ended(["inspect"]) == 2
     assert ended(["shrnk"]) == 2

@@ -14,6 +14,7 @@ from n4flow.errors import InputError
 from n4flow.io.nifti import NiftiReader
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
+from n4flow.n4_bias.results import check_grid
 
 SHAPE, VOXEL_MM = (10, 40, 50), (3.0, 1.0, 0.5)
 FAST = ["--iterations", "2"]
@@ -112,6 +113,19 @@ def test_a_plane_has_two_dimensions(tmp_path, image):
     assert json.loads(facts.read_text())["control_points"] == [1, 6, 5]
 
 
+@pytest.mark.parametrize(("lattice", "points"), [(("-b", "[15]"), [1, 6, 5]), (("--spline-um", "8000"), [1, 5, 4])])
+def test_a_plane_needs_no_size_across_it(tmp_path, image, lattice, points):
+    plane = nibabel.Nifti1Image(image[0].T, np.diag([*reversed(VOXEL_MM), 1]))
+    plane.header.set_xyzt_units("mm")
+    nibabel.save(plane, tmp_path / "plane.nii")
+    out, bias, facts = (tmp_path / name for name in ("out.nii", "bias.nii", "facts.json"))
+    line = f"-d 2 -i {tmp_path / 'plane.nii'} -o [{out},{bias}] -s 1 -c [2] --json {facts}"
+    assert ended(*line.split(), *lattice) == 0
+    assert json.loads(facts.read_text())["control_points"] == points
+    assert np.allclose(voxels(out) * voxels(bias), image[:1], rtol=1e-5)
+    assert np.array_equal(nibabel.load(out).affine, plane.affine)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -160,6 +174,14 @@ def test_refusals(tmp_path, files, monkeypatch, capsys, given, sentence):
         (["IMAGE", "new.nii", "--bias", "IMAGE", "--overwrite"], "are the same file"),
         (["IMAGE", "mask_corrected.nii", "--apply-to", "MASK"], "are the same file"),
         (["IMAGE", "store.zarr", "--mask", "store.zarr/mask.nii", "--overwrite"], "lie one in the other"),
+        (["IMAGE", "new.nii", "--json", "IMAGE"], "and the file of --json"),
+        (["IMAGE", "new.nii", "--json", "link.nii"], "and the file of --json"),
+        (["IMAGE", "new.nii", "--json", "new.nii"], "are the same file"),
+        (["-i", "IMAGE", "-o", "[new.nii,b.nii]", "--json", "b.nii"], "are the same file"),
+        (["IMAGE", "new.nii", "--mask", "MASK", "--json", "MASK"], "are the same file"),
+        (["IMAGE", "new.nii", "--json", "mask_corrected.nii", "--apply-to", "MASK"], "are the same file"),
+        (["IMAGE", "new.mhd", "--json", "new.raw"], "share the file"),
+        (["IMAGE", "store.zarr", "--json", "store.zarr/zarr.json"], "lie one in the other"),
         (["IMAGE", "old.nii"], "old.nii exists; choose another name, or replace it with --overwrite"),
         (["IMAGE", "new.nii", "--bias", "old.nii"], "old.nii exists"),
         (["IMAGE", "new.nii", "--apply-to", "old.nii"], "old_corrected.nii exists"),
@@ -184,6 +206,27 @@ def test_files_are_judged_before_the_fit(tmp_path, files, monkeypatch, capsys, g
     assert sentence in capsys.readouterr().err
     assert files[0].read_bytes() == before
     assert Path("old.nii").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["s.nhdr", "s.mhd"], "the input s.nhdr and the output s.mhd share the file s.raw"),
+        (["s.nhdr", "s.mhd", "--overwrite"], "share the file s.raw"),
+        (["s.nhdr", "new.nii", "--bias", "s.mhd", "--overwrite"], "share the file s.raw"),
+        (["IMAGE", "s.mhd", "--mask", "s.nhdr", "--overwrite"], "share the file s.raw"),
+        (["IMAGE", "new.mhd", "--bias", "other.mhd"], None),
+        (["IMAGE", "s.mhd"], "s.raw, which s.mhd would be written with, exists; choose another name"),
+    ],
+)
+def test_files_beside_a_header_are_judged_too(tmp_path, files, image, monkeypatch, capsys, given, sentence):
+    monkeypatch.chdir(tmp_path)
+    sitk.WriteImage(sitk.GetImageFromArray(image), "s.nhdr")  # with s.raw
+    before = Path("s.raw").read_bytes()
+    code = ended(*(str(files[0]) if text == "IMAGE" else text for text in given), *FAST)
+    assert code == (0 if sentence is None else 2)
+    assert sentence is None or sentence in capsys.readouterr().err
+    assert Path("s.raw").read_bytes() == before
 
 
 def test_overwrite_replaces_a_result(tmp_path, files):
@@ -267,7 +310,10 @@ def test_several_volumes_go_to_no_format_with_room_for_one(tmp_path, image, monk
     assert ended(tmp_path / "bold.nii", tmp_path / "out.npy", "--fit-channel", "0") == 2
     assert "out.npy would hold 3 channels, and NumPy is written with one" in capsys.readouterr().err
     assert ended(tmp_path / "bold.nii", tmp_path / "out.nii") == 2
-    assert "has 3 channels; choose one with channel, 0 to 2" in capsys.readouterr().err
+    assert (
+        "has 3 channels; choose one with --channel, 0 to 2, or correct all by the field of --fit-channel"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_field_is_applied_to_other_files(tmp_path, files, image, capsys):
@@ -282,6 +328,30 @@ def test_the_field_is_applied_to_other_files(tmp_path, files, image, capsys):
     assert "t2_corrected.nii: corrected by the same field" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fitted", [(), ("--fit-channel", "mean")])
+def test_files_are_released_one_after_the_other(tmp_path, files, image, monkeypatch, fitted):
+    write_volume(tmp_path / "t1.nii.gz", image, voxel_um=[1e3 * mm for mm in VOXEL_MM])
+    for name in ("a", "b"):
+        series(tmp_path / f"{name}.nii.gz", image)
+    held: dict[str, list[Path]] = {}
+    readers, load = [], NiftiReader._load
+
+    def loaded(reader):
+        readers.append(reader)
+        return load(reader)
+
+    def written(path, *_arguments, **_options):
+        held[path.name] = [reader.path.name for reader in readers if reader._handle is not None]
+
+    monkeypatch.setattr(NiftiReader, "_load", loaded)
+    monkeypatch.setattr("n4flow.n4_bias.files.write_volume", written)
+    applied = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    others = ["--mask", files[1], "--weights", files[0], "--apply-to", *applied]
+    assert ended(tmp_path / "t1.nii.gz", tmp_path / "out.nii", *FAST, *fitted, *others) == 0
+    assert {reader.path for reader in readers} == {tmp_path / "t1.nii.gz", *files, *applied}
+    assert held == {"out.nii": [], "a_corrected.nii": [], "b_corrected.nii": []}
+
+
 @pytest.mark.parametrize(
     ("shape", "shift", "sentence"),
     [((9, 40, 50), 0.0, "has the shape (9, 40, 50)"), (SHAPE, 2.0, "has the affine")],
@@ -293,10 +363,71 @@ def test_other_grids_are_refused(tmp_path, files, monkeypatch, capsys, shape, sh
     other = nibabel.Nifti1Image(np.ones(shape, np.float32).T, affine)
     other.header.set_xyzt_units("mm")
     nibabel.save(other, tmp_path / "other.nii")
-    assert ended(files[0], tmp_path / "out.nii", "--apply-to", tmp_path / "other.nii") == 2
-    message = capsys.readouterr().err
-    assert sentence in message
-    assert "resample it to that grid" in message
+    for option, role in (("--apply-to", "the file to apply to"), ("--mask", "the mask"), ("--weights", "the weights")):
+        assert ended(files[0], tmp_path / "out.nii", option, tmp_path / "other.nii") == 2
+        message = capsys.readouterr().err
+        assert f"{role} {tmp_path / 'other.nii'} {sentence}" in message
+        assert f", and the image {files[0]} has" in message
+        assert "resample it to that grid" in message
+
+
+# The image has voxels of 0.5, 1 and 3 mm along x, y and z, and its first one at 0.
+@pytest.mark.parametrize(
+    ("sizes", "origin", "unit", "code", "differs"),
+    [
+        ((-0.5, 1, 3), (24.5, 0, 0), "mm", 1, "affine"),
+        ((0.5, 1, 3), (0, 0, 1), "mm", 1, "affine"),
+        ((0.5, 1, 3), (0, 0, 1), "unknown", 1, "affine"),
+        ((0.5, 1, 2), (0, 0, 0), "mm", 1, "voxel size"),
+        ((0.5, 1, 3), (0, 0, 0), "mm", 1, None),
+        ((0.5, 1, 3), (0, 0, 0), "unknown", 1, None),
+        ((500, 1000, 3000), (0, 0, 0), "micron", 1, None),
+        ((500, 1000, 3000), (0, 0, 900), "micron", 1, "affine"),
+        ((-0.5, 1, 3), (24.5, 0, 0), "mm", 0, None),
+    ],
+)
+def test_headers_of_the_same_grid_may_state_it_otherwise(tmp_path, files, sizes, origin, unit, code, differs):
+    affine = np.diag([*sizes, 1.0])
+    affine[:3, 3] = origin
+    other = nibabel.Nifti1Image(np.ones(SHAPE, np.float32).T, affine)
+    other.header.set_xyzt_units(unit)
+    other.set_sform(affine, code)
+    other.set_qform(affine, code)
+    nibabel.save(other, tmp_path / "other.nii")
+    volumes = (open_volume(path, require_voxel_um=False) for path in (tmp_path / "other.nii", files[0]))
+    if differs is None:
+        check_grid(*volumes, "the mask")
+    else:
+        with pytest.raises(InputError, match=f"the mask .* has the {differs} .*, and the image .* has"):
+            check_grid(*volumes, "the mask")
+
+
+def test_a_header_that_states_no_geometry_fits_any(tmp_path, image):
+    stated = sitk.GetImageFromArray(image)
+    stated.SetOrigin((1, 2, 3))
+    sitk.WriteImage(stated, tmp_path / "stated.nrrd")
+    for direction, refused in (((1, 0, 0, 0, 1, 0, 0, 0, 1), False), ((-1, 0, 0, 0, 1, 0, 0, 0, 1), True)):
+        other = sitk.GetImageFromArray(image)
+        other.CopyInformation(stated)
+        other.SetDirection(direction)
+        sitk.WriteImage(other, tmp_path / "other.nrrd")
+        volumes = [open_volume(tmp_path / f"{name}.nrrd", require_voxel_um=False) for name in ("other", "stated")]
+        if refused:
+            with pytest.raises(InputError, match="has the direction"):
+                check_grid(*volumes, "the mask")
+        else:
+            check_grid(*volumes, "the mask")
+    bare = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: {SHAPE[2]} {SHAPE[1]} {SHAPE[0]}\nencoding: raw\n\n"
+    (tmp_path / "bare.nrrd").write_bytes(bare.encode() + bytes(image.size))
+    check_grid(open_volume(tmp_path / "bare.nrrd", require_voxel_um=False), volumes[1], "the mask")
+
+
+@pytest.mark.parametrize(("option", "role"), [("--mask", "the mask"), ("--weights", "the weights")])
+def test_mask_and_weights_have_one_channel(tmp_path, files, image, monkeypatch, capsys, option, role):
+    monkeypatch.setattr("n4flow.n4_bias.files.fit_bias", no_fit)
+    series(tmp_path / "bold.nii", image)
+    assert ended(files[0], tmp_path / "out.nii", option, tmp_path / "bold.nii") == 2
+    assert f"{role} must be a file of one channel, and {tmp_path / 'bold.nii'} has 3" in capsys.readouterr().err
 
 
 def test_rescaling_without_a_mask_is_said(tmp_path, files, image, caplog):

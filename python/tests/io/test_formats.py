@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import tifffile
 
 from n4flow.errors import InputError
-from n4flow.io.formats import name_without_suffix
+from n4flow.io.formats import name_without_suffix, read_as
 from n4flow.io.nifti import NiftiReader
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
@@ -470,6 +470,32 @@ def test_itk_formats(tmp_path, voxels, name, compress):
     assert volume.origin_um == {"z": 7000.0, "y": 2000.0, "x": -1500.0}
     assert np.array_equal(volume.read(slice(2, 9), slice(3, 5)), voxels[2:9, 3:5])
     assert np.array_equal(pickle.loads(pickle.dumps(volume)).data.compute(), voxels)
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "files"),
+    [
+        ("a.mhd", "s [x]1.raw", ["s [x]1.raw"]),
+        ("a.mhd", "LIST\nz1.raw\nz2.raw\n", ["z1.raw", "z2.raw"]),
+        ("a.mhd", "z%d.raw 1 2 1", ["z1.raw", "z2.raw"]),
+        ("a.mha", "LOCAL", []),
+        ("a.nhdr", "s [x]1.raw", ["s [x]1.raw"]),
+        ("a.nhdr", "LIST\nz1.raw\nz2.raw", ["z1.raw", "z2.raw"]),
+        ("a.nhdr", "z%d.raw 1 2 1", ["z1.raw", "z2.raw"]),
+    ],
+)
+def test_headers_name_the_files_of_their_voxels(tmp_path, name, stated, files):
+    """SimpleITK reads the volume from the files that are named, so the headers are valid."""
+    planes = np.arange(2 * 5 * 4, dtype=np.uint8).reshape(2, 5, 4)
+    metaimage = "NDims = 3\nElementType = MET_UCHAR\nElementSpacing = 1 1 1\nDimSize = 4 5 2\nElementDataFile = "
+    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 5 2\nencoding: raw\ndata file: "
+    header = f"{nrrd}{stated}\n" if name.endswith("hdr") else metaimage + stated
+    (tmp_path / name).write_bytes(header.encode() + (b"\n" + planes.tobytes() if stated == "LOCAL" else b""))
+    for file, part in zip(files, np.split(planes, len(files) or 1), strict=bool(files)):
+        (tmp_path / file).write_bytes(part.tobytes())
+    path = tmp_path / name
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), planes)
+    assert sorted(read_as(path).files_read(path)) == sorted([path, *(tmp_path / file for file in files)])
 
 
 def test_itk_channels_and_directions(tmp_path, voxels):

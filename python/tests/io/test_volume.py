@@ -11,7 +11,7 @@ import zarr
 
 from n4flow.errors import DiskFullError, InputError
 from n4flow.io import writers
-from n4flow.io.formats import WRITTEN
+from n4flow.io.formats import WRITTEN, written_as
 from n4flow.io.omezarr.store import validate_store
 from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
@@ -142,6 +142,15 @@ def test_window_of_a_constant_image_lies_within_its_range(tmp_path):
     write_volume(tmp_path / "a.ome.zarr", np.full(SHAPE, 7, "uint8"), voxel_um=VOXEL)
     window = dict(zarr.open_group(tmp_path / "a.ome.zarr").attrs)["ome"]["omero"]["channels"][0]["window"]
     assert window["min"] <= window["start"] < window["end"] <= window["max"]
+
+
+@pytest.mark.parametrize("ending", [*WRITTEN, *map(str.upper, WRITTEN)])
+def test_a_format_names_all_files_that_it_writes(tmp_path, voxels, ending):
+    path = tmp_path / f"a.b{ending}"
+    write_volume(path, voxels, voxel_um=VOXEL)
+    named = written_as(path).files_written(path)
+    assert sorted(os.listdir(tmp_path)) == sorted(file.name for file in named)
+    assert np.array_equal(open_volume(path, voxel_um=VOXEL).read(slice(None)), voxels)
 
 
 def test_an_existing_file_or_store_is_replaced_in_one_piece(tmp_path, voxels, monkeypatch):

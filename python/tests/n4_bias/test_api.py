@@ -12,7 +12,7 @@ from n4flow.errors import InputError, N4flowWarning
 from n4flow.n4_bias import sharpening
 from n4flow.n4_bias.api import fit_spaced
 from n4flow.n4_bias.inputs import FitInput
-from n4flow.n4_bias.problem import first_controls, level_controls
+from n4flow.n4_bias.problem import Knots, first_controls, level_controls
 from n4flow.n4_bias.settings import fit_settings
 from n4flow.n4_bias.shrink import shrink_factors, shrink_masked
 from n4flow.sections import Section, SectionTable
@@ -266,6 +266,11 @@ def test_levels_from_a_distance_stop_at_four_spans_and_a_fine_distance_is_doubte
     assert [level.control_points[0] for level in bias.levels] == [4, 5, 7, 7]
     with pytest.warns(N4flowWarning, match=r"^vol: .* knots are 176 micrometres apart, 1.7 voxels .* times within"):
         fit_spaced(small, voxel_um=(100.0,) * 3, spline_um=162, name="vol", **options)
+
+
+def test_knots_need_the_extent_of_every_axis(phantom):
+    with pytest.raises(InputError, match=r"extent of the image along each of its 3 axes, got \(9.0,\)"):
+        n4flow.fit_bias(phantom[0], control_points=Knots(1.0, (9.0,)))
 
 
 def test_thin_axes_get_few_spans():

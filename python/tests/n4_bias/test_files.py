@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import nibabel
 import numpy as np
@@ -10,10 +11,14 @@ import pytest
 import n4flow
 from n4flow.commands import main
 from n4flow.compute.threads import available_threads
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
+from n4flow.n4_bias import engine
+from n4flow.n4_bias.ants import AntsHabits
 from n4flow.n4_bias.files import correct_file
+from n4flow.n4_bias.inputs import prepare
+from n4flow.n4_bias.settings import fit_settings
 
 SHAPE, VOXEL_UM = (10, 40, 50), (3000.0, 1000.0, 500.0)
 
@@ -71,18 +76,29 @@ def test_options_reach_the_fit(tmp_path, image, capsys):
     assert "iterations 5, 4; fitted in" in capsys.readouterr().out
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["iterations"] == [5, 4]
-    # 30, 40, 25 mm: 5, 7 and 4 control points 6 mm apart are 2, 4 and 1 spans, doubled once
-    assert facts["control_points"] == [7, 11, 5]
+    # 30, 40, 25 mm: 5, 7 and 4 control points 6 mm apart are 2, 4 and 1 spans, doubled once, but not beyond 4
+    assert facts["control_points"] == [7, 7, 5]
     assert (facts["backend"], facts["shrink"], facts["threads"]) == ("cpu", [1, 2, 2], min(2, cores))
-    field = n4flow.fit_bias(
-        (image * 100).astype(np.uint16),
-        image > 150,
-        iters=(5, 4),
-        shrink=(1, 2, 2),
-        control_points=(5, 7, 4),
-        conv_threshold=0,
-    )
+    small = prepare((image * 100).astype(np.uint16), image > 150, None, (1, 2, 2), "cpu", 1)
+    levels, settings = ((5, 7, 4), (7, 7, 5)), fit_settings((5, 4), threshold=0)
+    field = engine.fit(small, controls=levels, settings=settings, backend="cpu")
     assert np.array_equal(np.load(tmp_path / "bias.npy"), field.field())
+
+
+@pytest.mark.parametrize("picks", [False, True])
+def test_levels_from_a_distance_stop_at_four_spans_and_a_fine_distance_is_doubted(tmp_path, image, picks):
+    write_volume(tmp_path / "image.nii", image[:6], voxel_um=VOXEL_UM)
+    options = {"iterations": (1, 1, 1, 1), "ants": AntsHabits(pick_voxels=picks), "shrink": (1, 2, 3)}
+    # 18, 40, 25 mm and 5 mm: 4, 8 and 5 control points, whether 40 x 50 voxels become 20 x 17 means or 20 x 16 picks
+    with pytest.warns(N4flowWarning, match="the image: the bias field's knots are 8000 micrometres apart"):
+        facts = correct_file(tmp_path / "image.nii", tmp_path / "fine.nii", spline_um=5000, **options)
+    assert facts["control_points"] == [7, 8, 7]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        facts = correct_file(tmp_path / "image.nii", tmp_path / "coarse.nii", spline_um=9000, **options)
+        assert facts["control_points"] == [7, 7, 7]
+        facts = correct_file(tmp_path / "image.nii", tmp_path / "itk.nii", control_points=4, **options)
+        assert facts["control_points"] == [11, 11, 11]  # ITK doubles all levels
 
 
 @pytest.mark.parametrize(
@@ -92,7 +108,7 @@ def test_options_reach_the_fit(tmp_path, image, capsys):
         (["--spline-um", "9000", "--control-points", "5"], "both say how fine the lattice is"),
         (["--shrink", "two"], "parameter shrink must be numbers"),
         (["--backend", "fast"], "parameter backend must be auto, cpu, gpu or itk, got 'fast'"),
-        (["--mask", "MASK"], r"mask must have the shape \(10, 40, 50\) of the volume, got \(9, 40, 50\)"),
+        (["--mask", "MASK"], r"the mask .* has the shape \(9, 40, 50\), and the image .* has \(10, 40, 50\)"),
     ],
 )
 def test_refusals(tmp_path, image, capsys, options, sentence):

@@ -22,7 +22,10 @@ TABLE = (
     ("-w WEIGHTS", "--weights"),
     ("-s N", "--shrink; with -i, 4, and one voxel of each block is fitted, as in ANTs, rather than its mean"),
     ("-c [50x50x50x50,0]", "--iterations and --tolerance; with -i, as on the left"),
-    ("-b [MM,3]", "--spline-um, but in mm, and with ANTs' padding: knots are MM apart; splines are cubic"),
+    (
+        "-b [MM,3]",
+        "--spline-um, but in mm, and with ANTs' padding: knots are MM apart; all levels double; splines are cubic",
+    ),
     ("-b [1x1x1,3]", "--control-points, as spans along X, Y, Z: 3 fewer; with -i, as on the left"),
     ("-t [0.15,0.01,200]", "width at half maximum, Wiener noise and bins of the histogram"),
     ("-r 0, -r 1", "1 maps the mask to the range it had; with -i, 1 where there is a mask"),

@@ -94,8 +94,12 @@ def _n4(
     rescale: Annotated[str | None, typer.Option("-r", "--rescale-intensities", hidden=True)] = None,
     verbose: Annotated[str, typer.Option("-v", "--verbose", hidden=True)] = "0",
     threads: int | None = None,
+    json_file: Path | None = None,
 ) -> str:
-    """Correct the bias field of one image with N4: any format to any format, voxel size and orientation kept."""
+    """Correct the bias field of one image with N4: any format to any format, voxel size and orientation kept.
+
+    From --spline-um, levels double the spans of an axis up to four; from --control-points or -b, all levels do.
+    """
     from n4flow.io.open import open_volume
     from n4flow.n4_bias.ants import AntsHabits
     from n4flow.n4_bias.files import correct_file
@@ -164,6 +168,7 @@ def _n4(
             rescale=ranged,
         ),
         overwrite=overwrite,
+        json_file=json_file,
         threads=threads,
     )
     numbers.update(facts)

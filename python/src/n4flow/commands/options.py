@@ -6,13 +6,14 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from n4flow.commands.step import set_threads
+from n4flow.errors import InputError
 from n4flow.pipeline.parameters import expectation, resolve, schema
 from n4flow.pipeline.timing import dumps, stage
 
@@ -31,8 +32,8 @@ Batch = Annotated[
 ]
 
 # What a step hands to its function: every parameter, checked by the schema, with its defaults; the step's numbers, to
-# be filled in; and the threads that it may use.
-PROVIDED = ("settings", "numbers", "threads")
+# be filled in; the threads that it may use; and the file of --json, to a function that judges it with its other files.
+PROVIDED = ("settings", "numbers", "threads", "json_file")
 
 
 def spelled(name: str) -> str:
@@ -52,6 +53,21 @@ def described(rule: Mapping[str, Any], *, required: bool = False) -> str:
     if rule.get("default") is not None and not required:
         facts.append(f"default {str(rule['default']).lower()}")
     return f"{rule['description']} [{'; '.join(facts)}]" if facts else str(rule["description"])
+
+
+def check_json(json_file: Path | None, given: Iterable[Any]) -> None:
+    """Refuse a file of --json that is among the paths, or lists of paths, that a command is given.
+
+    Raises
+    ------
+    InputError
+        The numbers would replace what is read or was written there.
+    """
+    for value in given:
+        for path in value if isinstance(value, list) else [value]:
+            if json_file is not None and isinstance(path, str | Path) and Path(path).resolve() == json_file.resolve():
+                msg = f"--json {json_file} is also another file of the command; give it a path of its own"
+                raise InputError(msg)
 
 
 def as_step(
@@ -100,10 +116,12 @@ def as_step(
 
     @functools.wraps(function)
     def command(threads: int | None, json_file: Path | None, **given: Any) -> None:
+        if "json_file" not in taken:
+            check_json(json_file, given.values())
         settings = resolve({name: given.pop(name) for name in names})
         line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         with stage(step_name, command=line, threads=set_threads(threads)) as numbers:
-            provided = zip(PROVIDED, (settings, numbers, threads), strict=True)
+            provided = zip(PROVIDED, (settings, numbers, threads, json_file), strict=True)
             said = function(**given, **{name: value for name, value in provided if name in taken})
         if json_file is not None:
             json_file.write_text(dumps(numbers) + "\n", encoding="utf-8")

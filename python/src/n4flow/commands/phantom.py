@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.options import JsonFile, Threads
+from n4flow.commands.options import JsonFile, Threads, check_json
 from n4flow.commands.step import set_threads
 from n4flow.phantom.options import FAULTS, PhantomOptions
 from n4flow.pipeline.timing import dumps
@@ -40,6 +40,7 @@ def phantom(
     """Make a brain-like serial-section volume, and its section table beside it."""
     from n4flow.phantom.store import Phantom
 
+    check_json(json_file, [out, truth])
     count = set_threads(threads)
     chosen["faults"] = tuple((index, name) for name in FAULTS for index in chosen.pop(name) or ())
     chosen["drift"] = chosen["gain"]

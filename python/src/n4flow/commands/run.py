@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 import typer.core
 
-from n4flow.commands.options import JsonFile, Threads, described, metavar, spelled
+from n4flow.commands.options import JsonFile, Threads, check_json, described, metavar, spelled
 from n4flow.commands.step import set_threads
 from n4flow.errors import InputError
 from n4flow.pipeline.parameters import schema
@@ -45,8 +45,10 @@ def run(
     if image.startswith("--") or str(outdir).startswith("--"):
         msg = "give INPUT and OUTDIR first, then the parameters: n4flow run brain.ome.zarr results --sections 30"
         raise InputError(msg)
+    options = read_options(context.args)
+    check_json(json_file, [image, outdir, *options.values()])
     set_threads(threads)
-    result = run_chain(image, outdir, threads=threads, dask_scheduler=dask_scheduler, **read_options(context.args))
+    result = run_chain(image, outdir, threads=threads, dask_scheduler=dask_scheduler, **options)
     for sample in result.samples:
         verdict = sample.numbers["verdict"]
         typer.echo(f"{sample.store}\n{sample.report}\n{sample.sample}: {verdict['status']}, {verdict['sentence']}")

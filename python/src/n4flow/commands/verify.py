@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from n4flow.commands.options import JsonFile, Threads
+from n4flow.commands.options import JsonFile, Threads, check_json
 from n4flow.commands.step import set_threads
 from n4flow.pipeline.timing import dumps
 
@@ -20,6 +20,7 @@ def verify(
     """Check every voxel and file of results against the checksums they were written with; name the first difference."""
     from n4flow.pipeline.verify import verify as verify_results
 
+    check_json(json_file, [outdir])
     set_threads(threads)
     found = verify_results(outdir)
     typer.echo(f"{outdir}: as written; {', '.join(found.samples)}; {found.chunks} chunks, {found.files} files")

@@ -5,6 +5,7 @@ A format is added there, with the names of its reader and its writer; nothing el
 * `name` is how messages call it,
 * `suffixes` end the names of its files and are no part of a sample's name,
 * `written` are those under which it is written; none without a writer,
+* `written_beside` are those of them that are written with a file of the same name beside them, and its suffix,
 * `channels` says whether several channels, (C, Z, Y, X), can be written to one file,
 * `zipped` are suffixes of files that hold a store of this format, whatever stands before them,
 * `voxels_beside` are headers whose voxels lie in another file, and the suffix of the same format in one file,
@@ -33,6 +34,7 @@ class Format:
     reader: str
     writer: str = ""
     written: Sequence[str] = ()
+    written_beside: Mapping[str, str] = field(default_factory=dict)
     channels: bool = False
     zipped: Sequence[str] = ()
     voxels_beside: Mapping[str, str] = field(default_factory=dict)
@@ -41,6 +43,15 @@ class Format:
         """Return the reader of a file; `options` are those of a store."""
         reader: Reader = resolve_name(self.reader)(path, channel, **options)
         return reader
+
+    def files_read(self, path: Path) -> list[Path]:
+        """Return a file that is read, and those beside it that hold its voxels."""
+        return [path, *resolve_name(self.reader).data_files(path)]
+
+    def files_written(self, path: Path) -> list[Path]:
+        """Return all files that writing to a path makes."""
+        beside = self.written_beside.get(suffix_of(path, self.written))
+        return [path] if beside is None else [path, path.with_suffix(beside)]
 
     def write(self, *arguments: Any, **options: Any) -> None:
         """Write (path, array, voxel_um, like); `options` are those of a store."""

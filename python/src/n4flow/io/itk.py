@@ -5,7 +5,9 @@ The voxels are held in memory once read: these files come compressed, in one pie
 
 from __future__ import annotations
 
+import glob
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
 HEADER_BYTES = 2**16  # Part of a file in which its header is looked for.
+DATA_FIELDS = ("data file", "datafile", "elementdatafile")  # Fields that name the file of the voxels.
+NUMBERED = r"%\d*[du]"  # Part of such a name that stands for a number; the numbers follow the name.
 DOMAIN = ("domain", "space", "time", "none", "???")  # Kinds of axes of NRRD that are no components of a voxel.
 
 
@@ -34,6 +38,7 @@ class ItkReader(Reader):
         self.path = path
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
+        reader.SetImageIO(_image_io(path))
         try:
             reader.ReadImageInformation()
         except RuntimeError as error:
@@ -66,13 +71,24 @@ class ItkReader(Reader):
             "origin": [v / 1e3 for v in origin_um],  # In millimetres.
         }
 
+    @classmethod
+    def data_files(cls, path: Path) -> list[Path]:
+        """Return the files that a header names: one, a list, or a pattern with a number in it."""
+        files: list[str] = []
+        for name in _header(path).get("data files", "").splitlines():
+            if re.search(NUMBERED, name):
+                files += glob.glob(str(path.parent / re.sub(NUMBERED, "*", glob.escape(name.split()[0]))))
+            elif name.upper() != "LOCAL":
+                files.append(str(path.parent / name))
+        return [Path(file) for file in files]
+
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
         if self._handle is None:
             import SimpleITK as sitk
 
             try:
-                self._handle = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path)))
+                self._handle = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path), imageIO=_image_io(self.path)))
             except RuntimeError as error:
                 raise _damaged(self.path, error) from error
         return self._select.transposed(self._handle[self._select.box(z, y, x)])
@@ -94,6 +110,11 @@ def write_itk(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: V
     sitk.WriteImage(image, str(path))
 
 
+def _image_io(path: Path) -> str:
+    """Return ITK's name of a file's format; ITK itself knows MetaImage by suffixes in lower case alone."""
+    return "NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO"
+
+
 def _dtype(path: Path, pixel: int) -> np.dtype:
     import SimpleITK as sitk
 
@@ -106,17 +127,24 @@ def _dtype(path: Path, pixel: int) -> np.dtype:
 
 
 def _header(path: Path) -> dict[str, str]:
-    """Return the fields of a NRRD or MetaImage header, names in lower case."""
+    """Return the fields of a NRRD or MetaImage header, names in lower case; `data files` are names, one a line."""
     with path.open("rb") as stream:
-        lines = stream.read(HEADER_BYTES).splitlines()
-    sign = ":" if lines[0].startswith(b"NRRD") else "="
+        start = stream.read(HEADER_BYTES)
+    sign = ":" if start.startswith(b"NRRD") else "="
     fields: dict[str, str] = {}
+    lines = takewhile(bool, (line.decode("utf-8", errors="replace") for line in start.splitlines()))
     for line in lines:
-        name, _sign, value = line.decode("utf-8", errors="replace").partition(sign)
-        if not line or name.strip().lower() == "elementdatafile":
-            break
-        if not value.startswith("="):  # In `key:=value` the key is the writer's own and no field of the format.
-            fields[name.strip().lower()] = value.strip()
+        name, _sign, value = line.partition(sign)
+        key = name.strip().lower()
+        if value.startswith("="):  # In `key:=value` the key is the writer's own and no field of the format.
+            continue
+        if key in DATA_FIELDS:
+            several = value.strip().upper().startswith("LIST")
+            fields["data files"] = "\n".join(map(str.strip, lines)) if several else value.strip()
+            if key == "elementdatafile":  # It is the last field.
+                break
+        else:
+            fields[key] = value.strip()
     return fields
 
 

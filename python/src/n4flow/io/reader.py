@@ -67,6 +67,11 @@ class Reader(ABC):
         """Take over what another reader has decoded of the same file."""
         self._handle = other._handle
 
+    @classmethod
+    def data_files(cls, path: Path) -> list[Path]:
+        """Return the files other than `path` that hold its voxels; most formats have none."""
+        return []
+
     @abstractmethod
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box given by slices with whole bounds inside the shape and step 1."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io.formats import FORMATS, WRITTEN, ZARR, Format, written_as
+from n4flow.io.formats import FORMATS, WRITTEN, ZARR, Format, suffix_of, written_as
 from n4flow.io.omezarr.layout import by_axis
 from n4flow.io.omezarr.planning import DTYPES
 from n4flow.io.omezarr.reader import MARKERS
@@ -77,7 +77,10 @@ def write_volume(
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         of_a_store = {"version": ome_zarr_version, "labels": labels} if kind is ZARR else {}
-        kind.write(scratch / path.name, array, voxel or {}, like, **of_a_store)
+        suffix = suffix_of(path, kind.written)  # Libraries write other files under suffixes in upper case.
+        made = scratch / f"{path.name[: -len(suffix)]}{suffix}"
+        kind.write(made, array, voxel or {}, like, **of_a_store)
+        made.rename(scratch / path.name)
         _put_in_place(scratch, path)
     except OSError as error:
         raise disk_error(error, path) from error
@@ -92,14 +95,15 @@ def check_destination(path: Path, channels: int = 1, *, overwrite: bool = False)
     ------
     InputError
         Its ending is none of a format that is written, or of one without room for several channels; it exists and
-        `overwrite` is not given; or its folder cannot be made or written to.
+        `overwrite` is not given, or a file does that is written beside it; or its folder cannot be made or written to.
     """
-    _format(path, channels)
-    if os.path.lexists(path):
-        _store_at(path)
-        if not overwrite:
-            msg = f"{path} exists; choose another name, or replace it with --overwrite"
-            raise InputError(msg)
+    for file in _format(path, channels).files_written(path):
+        if os.path.lexists(file):
+            _store_at(file)
+            if not overwrite:
+                made = "" if file == path else f", which {path.name} would be written with,"
+                msg = f"{file}{made} exists; choose another name, or replace it with --overwrite"
+                raise InputError(msg)
     folder = next(place for place in path.absolute().parents if os.path.lexists(place))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         fault = "may not be written to" if folder.is_dir() else "is no folder"

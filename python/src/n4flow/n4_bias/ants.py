@@ -10,6 +10,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.n4_bias.field import BiasField, Slices
+from n4flow.n4_bias.problem import Knots
 
 MOST_PADDED = 1 << 30  # Voxels of a padded image, at most, unless the image itself has more.
 
@@ -47,7 +48,7 @@ class Domain:
 
     Parameters
     ----------
-    control_points : int or sequence of int
+    control_points : int, sequence of int or Knots
         Of the first level.
     shape : tuple of int
         The image.
@@ -57,7 +58,7 @@ class Domain:
         Every how many voxels one is fitted along each axis; all of them by default.
     """
 
-    control_points: int | Sequence[int]
+    control_points: int | Sequence[int] | Knots
     shape: tuple[int, ...]
     margins: tuple[tuple[int, int], ...] = ((0, 0),) * 3
     steps: tuple[int, ...] | None = None

@@ -20,7 +20,7 @@ from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.gpu import sharpen as gpu_sharpen
 from n4flow.n4_bias.inputs import FitInput, prepare
 from n4flow.n4_bias.otsu_mask import otsu_mask
-from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls, too_fine
+from n4flow.n4_bias.problem import MOST_SPANS, Knots, first_controls, level_controls, too_fine
 from n4flow.n4_bias.settings import DEFAULT_ITERATIONS, FitSettings, fit_settings
 from n4flow.n4_bias.shrink import Factors
 
@@ -36,7 +36,7 @@ def fit_bias(
     nbins: int = 200,
     fwhm: float = 0.15,
     wiener: float = 0.01,
-    control_points: int | Sequence[int] = 4,
+    control_points: int | Sequence[int] | Knots = 4,
     weights: Any = None,
     shrink: Factors = 1,
     convergence: str = "itk",
@@ -64,8 +64,10 @@ def fit_bias(
     nbins, fwhm, wiener : int, float, float
         Number of bins of the histogram of log intensity, full width at half maximum of the Gaussian that blurs it, and
         noise term of the Wiener filter.
-    control_points : int or sequence of int
-        Control points along each axis at the first level, at least 4 (one span).
+    control_points : int, sequence of int or Knots
+        Control points along each axis at the first level, at least 4 (one span). With the distance of `Knots`, the
+        lattice is that of `n4_correct`: later levels double the spans up to four, and a warning says where knots are
+        so close that the field may take anatomy for bias.
     weights : array of the same shape, optional
         ITK's confidence image: a voxel of weight 0 is excluded; the others enter the fit by their weight.
     shrink : int or sequence of int
@@ -110,8 +112,12 @@ def fit_bias(
         convergence=convergence,
     )
     small = prepare(image, mask, weights, shrink, chosen, settings.threads)
-    first = (control_points,) * len(small.shape) if isinstance(control_points, int) else tuple(control_points)
-    controls = level_controls(first, len(settings.iterations), small.image.shape)
+    levels = len(settings.iterations)
+    if isinstance(control_points, Knots):
+        controls = _spaced_controls(small, control_points.extents_um, control_points.distance_um, levels, "the image")
+    else:
+        first = (control_points,) * len(small.shape) if isinstance(control_points, int) else tuple(control_points)
+        controls = level_controls(first, levels, small.image.shape)
     return engine.fit(small, controls=controls, settings=settings, backend=chosen)
 
 
@@ -182,13 +188,24 @@ def fit_spaced(
         The knot distance does not fit the image.
     """
     extents = [n * um for n, um in zip(small.shape, voxel_um, strict=True)]
-    first = first_controls(extents, spline_um, small.image.shape)
-    most = None if spline_um is None else MOST_SPANS
-    controls = level_controls(first, len(settings.iterations), small.image.shape, thin=True, most=most)
-    if spline_um is not None and (doubt := too_fine(small.mask, controls[-1], extents)):
-        warnings.warn(f"{name}: {doubt}", N4flowWarning, stacklevel=3)
+    controls = _spaced_controls(small, extents, spline_um, len(settings.iterations), name)
     bias = engine.fit(small, controls=controls, settings=settings, backend=backend, voxel_um=voxel_um, name=name)
     return bias.centred(small.mask & (small.image > 0))
+
+
+def _spaced_controls(
+    small: FitInput, extents_um: Sequence[float], spline_um: float | None, levels: int, name: str
+) -> tuple[tuple[int, ...], ...]:
+    """Return the control points of each level, and warn where a distance puts knots too close."""
+    if len(extents_um) != len(small.shape):
+        msg = f"knots need the extent of {name} along each of its {len(small.shape)} axes, got {tuple(extents_um)}"
+        raise InputError(msg)
+    first = first_controls(extents_um, spline_um, small.image.shape)
+    most = None if spline_um is None else MOST_SPANS
+    controls = level_controls(first, levels, small.image.shape, thin=True, most=most)
+    if spline_um is not None and (doubt := too_fine(small.mask, controls[-1], extents_um)):
+        warnings.warn(f"{name}: {doubt}", N4flowWarning, stacklevel=4)
+    return controls
 
 
 @takes_arrays

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.n4_bias.otsu_mask import otsu_mask
+from n4flow.n4_bias.results import check_grid
 
 
 def read_channel(volume: Volume, channels: Sequence[Volume]) -> np.ndarray:
@@ -32,7 +33,23 @@ def mean_of(channels: Sequence[Volume]) -> np.ndarray:
     return (total / len(channels)).astype(np.float32)
 
 
-def read_mask(path: str | Path | None, label: int | None, image: np.ndarray, *, whole: bool = False) -> np.ndarray:
+def open_beside(path: str | Path, image: Volume, role: str, voxel_um: Mapping[str, float] | None) -> Volume:
+    """Open the mask or the weights of an image.
+
+    Raises
+    ------
+    InputError
+        The file has several channels, or another grid than the image.
+    """
+    volume = open_volume(path, channel=0, voxel_um=voxel_um, require_voxel_um=False)
+    if volume.reader.channels > 1:
+        msg = f"{role} must be a file of one channel, and {path} has {volume.reader.channels}; save one of them alone"
+        raise InputError(msg)
+    check_grid(volume, image, role)
+    return volume
+
+
+def read_mask(mask: Volume | None, label: int | None, image: np.ndarray, *, whole: bool = False) -> np.ndarray:
     """Return the voxels to fit: those of a mask's label, or all of a mask that are not 0.
 
     Without a mask, Otsu's mask of the image, or with `whole` every voxel.
@@ -40,11 +57,12 @@ def read_mask(path: str | Path | None, label: int | None, image: np.ndarray, *, 
     Raises
     ------
     InputError
-        The mask has another shape than the image, or no voxel of the label.
+        The mask has no voxel of the label.
     """
-    if path is None:
+    if mask is None:
         return np.ones(image.shape, bool) if whole else otsu_mask(image)
-    given = open_volume(path, require_voxel_um=False).read(slice(None))
+    given = mask.read(slice(None))
+    mask.reader.release()
     inside = as_mask(given, image.shape)
     if label is None:
         return inside
@@ -52,24 +70,22 @@ def read_mask(path: str | Path | None, label: int | None, image: np.ndarray, *, 
     if not chosen.any():
         found = [f"{value:g}" for value in np.unique(given[inside])]
         labels = listed(found) if found else "nothing but 0"
-        msg = f"mask-label {label} is not in {path}, which has {labels}; give one of its labels"
+        msg = f"mask-label {label} is not in {mask.source}, which has {labels}; give one of its labels"
         raise InputError(msg)
     return chosen
 
 
-def read_weights(path: str | Path, shape: Sequence[int]) -> np.ndarray:
+def read_weights(weights: Volume) -> np.ndarray:
     """Return the confidence in each voxel as float32.
 
     Raises
     ------
     InputError
-        Another shape than that of the image, or values that are not finite or below 0.
+        Values are not finite or below 0.
     """
-    values = open_volume(path, require_voxel_um=False).read(slice(None)).astype(np.float32)
-    if values.shape != tuple(shape):
-        msg = f"weights must have the shape {tuple(shape)} of the volume, got {values.shape}; resample them"
-        raise InputError(msg)
+    values = weights.read(slice(None)).astype(np.float32)
+    weights.reader.release()
     if not (np.isfinite(values).all() and values.min() >= 0):
-        msg = f"weights must be finite and at least 0, got {values.min():g} to {values.max():g} in {path}"
+        msg = f"weights must be finite and at least 0, got {values.min():g} to {values.max():g} in {weights.source}"
         raise InputError(msg)
     return values

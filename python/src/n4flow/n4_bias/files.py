@@ -16,9 +16,9 @@ from n4flow.io.writers import check_destination, keeps_without_size, write_volum
 from n4flow.n4_bias.ants import AntsHabits, Domain, follow, spline_domain
 from n4flow.n4_bias.api import fit_bias
 from n4flow.n4_bias.field import BiasField
-from n4flow.n4_bias.file_inputs import mean_of, read_channel, read_mask, read_weights
+from n4flow.n4_bias.file_inputs import mean_of, open_beside, read_channel, read_mask, read_weights
 from n4flow.n4_bias.intensity import converted, level_kept, result_dtype
-from n4flow.n4_bias.problem import first_controls
+from n4flow.n4_bias.problem import Knots
 from n4flow.n4_bias.results import Named, applied_name, check_distinct, check_grid
 from n4flow.n4_bias.shrink import shrink_factors
 
@@ -48,6 +48,7 @@ def correct_file(
     dtype: str = "float32",
     ants: AntsHabits = NO_HABITS,
     overwrite: bool = False,
+    json_file: str | Path | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Correct the bias field of one image, from any format to any format; voxel size and orientation are kept.
@@ -68,7 +69,7 @@ def correct_file(
     iterations, shrink, tolerance, backend, threads
         See `fit_bias`.
     spline_um : float, optional
-        Distance of the first level's knots in micrometres; `first_controls` says how many control points that makes.
+        Distance of the first level's knots in micrometres; the lattice is that of `n4_correct`.
     control_points : int or sequence of int, optional
         Control points of the first level, 4 by default. Of these two and `ants.spline_mm`, one can be given.
     sharpening : (float, float, int)
@@ -88,6 +89,8 @@ def correct_file(
         What to do as ANTs does.
     overwrite : bool
         Replace files that exist.
+    json_file : path, optional
+        Where the caller is going to write the facts: none of the other files.
 
     Returns
     -------
@@ -115,7 +118,7 @@ def correct_file(
     sources = [Path(path) for path in apply_to]
     applied = [applied_name(output, source) for source in sources]
     inputs = [("the input", image), ("the mask", mask), ("the weights", weights)]
-    results = [("the output", output), ("the bias field", bias)]
+    results = [("the output", output), ("the bias field", bias), ("the file of --json", json_file)]
     check_distinct(
         [
             *(Named(role, Path(path)) for role, path in inputs if path is not None),
@@ -124,26 +127,32 @@ def correct_file(
             *(Named("the result of apply-to", path, written=True) for path in applied),
         ]
     )
-    sized = spline_um is not None or ants.spline_mm is not None
     if fit_channel is None:
-        channels = [open_volume(image, channel=channel, voxel_um=voxel_um, require_voxel_um=sized)]
+        channels = [open_volume(image, channel=channel or 0, voxel_um=voxel_um, require_voxel_um=False)]
+        count = channels[0].reader.channels
+        remedy = f"choose one with --channel, 0 to {count - 1}, or correct all by the field of --fit-channel"
+        _refuse((channel is None and count > 1, f"{image} has {count} channels; {remedy}"))
     else:
-        channels = open_channels(image, voxel_um=voxel_um, require_voxel_um=sized)
+        channels = open_channels(image, voxel_um=voxel_um, require_voxel_um=False)
     series = [channels, *(open_channels(path, voxel_um=voxel_um, require_voxel_um=False) for path in sources)]
     volume = channels[_index(fit_channel, len(channels))]
+    sized = spline_um is not None or ants.spline_mm is not None
+    sizes = _sizes(volume, voxel_um) if sized else (0.0,) * 3
     made = list(zip([output, *applied], series, strict=True))
     kinds = [result_dtype(dtype, volumes[0].dtype) for volumes in series]
     for volumes in series[1:]:
-        check_grid(volumes[0], volume)
+        check_grid(volumes[0], volume, "the file to apply to")
+    labels = None if mask is None else open_beside(mask, volume, "the mask", voxel_um)
+    confidences = None if weights is None else open_beside(weights, volume, "the weights", voxel_um)
     for path, volumes in [*made, *([(Path(bias), [volume])] if bias is not None else [])]:
         check_destination(path, len(volumes), overwrite=overwrite)
         if (volumes[0].voxel_um or volume.voxel_um) is None and not keeps_without_size(path, volumes[0]):
             open_volume(volumes[0].source, channel=0)  # raises the error that says that the voxel size is missing
 
     values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
-    inside = read_mask(mask, mask_label, values, whole=ants.whole_image)
-    confidence = None if weights is None else read_weights(weights, volume.shape)
-    domain = _domain(volume, spline_um, control_points, ants)
+    inside = read_mask(labels, mask_label, values, whole=ants.whole_image)
+    confidence = None if confidences is None else read_weights(confidences)
+    domain = _domain(volume.shape, sizes, spline_um, control_points, ants)
     factors = shrink_factors(shrink, domain.padded_shape)
     if ants.pick_voxels:
         domain, shrink = replace(domain, steps=factors), 1
@@ -206,7 +215,7 @@ class _Corrector:
     def write(
         self, path: Path, volumes: list[Volume], dtype: np.dtype, like: Volume, values: np.ndarray | None
     ) -> dict[str, Any]:
-        """Write the corrected channels of a file; `values` are those of its only one, where they were read already."""
+        """Write the corrected channels of a file and release it; `values` are its only one, if already read."""
         result = np.empty((len(volumes) if len(volumes) > 1 else 0, *like.shape), dtype)
         counts = np.zeros(2, int)
         for number, volume in enumerate(volumes):
@@ -217,6 +226,8 @@ class _Corrector:
                 result = corrected
             else:
                 result[number] = corrected
+        for volume in volumes:
+            volume.reader.release()
         write_volume(path, result, like=volumes[0], voxel_um=volumes[0].voxel_um or like.voxel_um)
         facts = {"path": str(path), "channels": len(volumes), "dtype": dtype.name}
         return facts | {"voxels_clipped": int(counts[0]), "voxels_undefined": int(counts[1])}
@@ -248,16 +259,24 @@ def _index(fit_channel: int | str | None, count: int) -> int:
     return number
 
 
+def _sizes(volume: Volume, given: Mapping[str, float] | None) -> tuple[float, ...]:
+    """Return the voxel size along (z, y, x) in micrometres; 0 along an axis of one plane that has none."""
+    stated = volume.reader.voxel_um | dict(given or {})
+    if any(n > 1 and axis not in stated for axis, n in zip("zyx", volume.shape, strict=True)):
+        open_volume(volume.source, channel=0, voxel_um=given)  # raises the error that says what is missing
+    return tuple(stated.get(axis, 0.0) for axis in "zyx")
+
+
 def _domain(
-    volume: Volume, spline_um: float | None, control_points: int | Sequence[int] | None, ants: AntsHabits
+    shape: tuple[int, ...],
+    voxel_um: Sequence[float],
+    spline_um: float | None,
+    control_points: int | Sequence[int] | None,
+    ants: AntsHabits,
 ) -> Domain:
     """Return the domain of the spline: the image, or with ANTs' distance a whole number of spans."""
-    points: int | Sequence[int] = 4 if control_points is None else control_points
-    if volume.voxel_um is not None:
-        sizes = [volume.voxel_um[axis] for axis in "zyx"]
-        if ants.spline_mm is not None:
-            return spline_domain(volume.shape, sizes, ants.spline_mm)
-        if spline_um is not None:
-            extents = [n * um for n, um in zip(volume.shape, sizes, strict=True)]
-            points = first_controls(extents, spline_um, volume.shape)
-    return Domain(points, volume.shape)
+    if ants.spline_mm is not None:
+        return spline_domain(shape, voxel_um, ants.spline_mm)
+    if spline_um is not None:
+        return Domain(Knots(spline_um, tuple(n * um for n, um in zip(shape, voxel_um, strict=True))), shape)
+    return Domain(4 if control_points is None else control_points, shape)

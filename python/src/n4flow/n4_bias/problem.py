@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,6 +103,13 @@ def degenerate(survey: Survey, shape: Sequence[int]) -> str | None:
     return None
 
 
+class Knots(NamedTuple):
+    """A distance of the first level's knots, and the sides of the field of view that it divides."""
+
+    distance_um: float
+    extents_um: tuple[float, ...]
+
+
 def first_controls(extents_um: Sequence[float], distance_um: float | None, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the number of control points along each axis: one for each `distance_um`, and at least 4 (one span).
 
@@ -156,8 +163,9 @@ def too_fine(mask: Any, controls: Sequence[int], extents_um: Sequence[float]) ->
     if not close:
         return None
     knot_um, samples, times = min(close)
+    apart = np.format_float_positional(knot_um, precision=3, fractional=False, trim="-")
     return (
-        f"the bias field's knots are {knot_um:.3g} micrometres apart, {samples:.2g} voxels of the fitted image and "
+        f"the bias field's knots are {apart} micrometres apart, {samples:.2g} voxels of the fitted image and "
         f"{times:.2g} times within the tissue; so fine a field takes anatomy for bias: give a larger spline distance"
     )
 
