@@ -313,7 +313,8 @@ def make(folder: Path) -> None:
         out = folder / "shrunken" / f"shrunken_{name}"
         steps.append(f"shrink {image} {planes} --shrink 2 --out {out}.npz --json {out}.json")
     steps.append(
-        f"tissue-mask {folder}/shrunken --sections {table} --out {folder}/masks.npz --json {folder}/masks.json"
+        f"tissue-mask {folder}/shrunken --sections {table} --voxel-um '50 25 25' --out {folder}/masks.npz"
+        f" --json {folder}/masks.json"
     )
     common = f"--masks {folder}/masks.npz --sections {table} --voxel-um '50 25 25'"
     common += " --iterations 50,50,50,50 --tolerance 0.001 --backend cpu"

@@ -46,6 +46,10 @@ def build(source: str, folder: Path) -> ctypes.CDLL:
 class ndarray(np.ndarray):  # CuPy's name
     """An array on the device. NumPy functions given one fail, as they do with CuPy's."""
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return dict(self.__array_interface__)
+
     def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
         outside_of_capture()
         if out is not None:
@@ -271,7 +275,7 @@ class CompileException(Exception):
 WRAPPED = (
     "where isfinite isinf isnan maximum minimum sqrt exp log floor ceil clip cumsum concatenate searchsorted histogram "
     "sum abs repeat unique diff bincount interp sort argsort stack count_nonzero nan_to_num nonzero flatnonzero any "
-    "all pad"
+    "all pad shares_memory"
 )
 
 

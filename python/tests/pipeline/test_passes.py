@@ -404,7 +404,10 @@ def test_stages_on_the_shrunken_volume_keep_the_predicted_memory(tmp_path):
     beside = [*masked, "--voxel-um", "50 25 25", "--backend", "cpu", "--iterations", "2", "--tolerance", "0.001"]
     foreseen = shrunken_bytes(shape, 1, 8, "cpu")
     for process, options in (
-        ("TISSUE_MASK", ["tissue-mask", "shrunken", "--sections", "12", "--json", "m.json", "--out", "masks.npz"]),
+        (
+            "TISSUE_MASK",
+            ["tissue-mask", "shrunken", "--sections", "12", "--voxel-um", "50 25 25", "--out", "masks.npz"],
+        ),
         ("N4_SECTIONS", ["n4-sections", "shrunken", "--batch", "0:4", *beside]),
         ("N4_VOLUME", ["n4-volume", "shrunken", *beside, "--out", "recipe/30_bias_volume.npz"]),
         ("PROVE", ["prove", "shrunken", *masked, "--recipe", "recipe", "--recipe-out", "kept"]),
