@@ -401,7 +401,8 @@ def test_stages_on_the_shrunken_volume_keep_the_predicted_memory(tmp_path):
     shrink_planes(values, 1).save(tmp_path / "shrunken/shrunken_000000.npz")
     (tmp_path / "recipe").mkdir()
     masked = ["--masks", "masks.npz", "--sections", "12", "--json", "n.json", "--out", "out.npz"]
-    beside = [*masked, "--voxel-um", "50 25 25", "--backend", "cpu", "--iterations", "2", "--tolerance", "0.001"]
+    voxels = ["--voxel-um", "50 25 25"]
+    beside = [*masked, *voxels, "--backend", "cpu", "--iterations", "2", "--tolerance", "0.001"]
     foreseen = shrunken_bytes(shape, 1, 8, "cpu")
     for process, options in (
         (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, wraps
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -99,11 +99,13 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = dict(zip(names, args, strict=False)) | kwargs
-        plain = {n: _read(_unwrapped(v)) if n in (names[0], *ALSO_ARRAYS) else _unwrapped(v) for n, v in given.items()}
-        rest = args[len(names) :]
-        result: Any = function(*(plain[n] for n in names[: len(args)]), *rest, **{n: plain[n] for n in kwargs})
-        image = given.get(names[0])
+        given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
+        plain: dict[str, Any] = {
+            n: _read(_unwrapped(v)) if n in (names[0], *ALSO_ARRAYS) else _unwrapped(v) for n, v in given.items()
+        }
+        image, untyped = given.get(names[0]), cast("Callable[..., Any]", function)
+        positional = [*(plain[n] for n in names[: len(args)]), *args[len(names) :]]
+        result = untyped(*positional, **{n: plain[n] for n in kwargs})
 
         def label(a: Any) -> Any:
             for name in ("out", "bias_out"):
