@@ -100,10 +100,11 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
-        plain: dict[str, Any] = {
-            n: _read(_unwrapped(v)) if n in (names[0], *ALSO_ARRAYS) else _unwrapped(v) for n, v in given.items()
-        }
-        image, untyped = given.get(names[0]), cast("Callable[..., Any]", function)
+        plain: dict[str, Any] = {}
+        for name, value in given.items():
+            plain[name] = as_array(value) if name in (names[0], *ALSO_ARRAYS) else _unwrapped(value)
+        image: Any = given.get(names[0])
+        untyped = cast("Callable[..., Any]", function)
         positional = [*(plain[n] for n in names[: len(args)]), *args[len(names) :]]
         result = untyped(*positional, **{n: plain[n] for n in kwargs})
 
