@@ -40,7 +40,7 @@ from n4flow.corrections.proof import Evidence, proven_bias
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import N4flowWarning
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.pipeline.estimate import Inputs, match_histograms, n4_sections, prove, smooth_z
+from n4flow.pipeline.estimate import Inputs, match_histograms, n4_sections, n4_volume, prove, smooth_z
 from n4flow.pipeline.parameters import resolve
 from n4flow.report.metrics import pair_metrics
 from n4flow.report.pair import Pair
@@ -54,21 +54,29 @@ SETTINGS = resolve({"input": "-", "outdir": "-", "backend": "cpu"})
 Made = tuple[np.ndarray, Sequence[Correction], Evidence | None]  # a result, its recipe, and what is proven
 
 
+BIAS: dict[str, tuple[Callable[..., Correction], ...]] = {
+    "sections": (n4_sections,),
+    "volume": (n4_volume,),
+    "two_pass": (n4_sections, n4_volume),
+}
+
+
 @lru_cache(1)
-def fitted(volume: Distorted) -> tuple[Inputs, Evidence]:
+def fitted(volume: Distorted, bias: str) -> tuple[Inputs, Evidence]:
     """Return what the stages after N4 take of a volume, with whole bias fields, and what is proven."""
     tissue = TissueSource(volume.tissue, np.zeros(volume.truth.shape[1:], bool), 1)
     inputs = Inputs(volume.sections, shrink_planes(volume.observed, 1), tissue, voxel_um=dict.fromkeys("zyx", 1000.0))
-    inputs = replace(inputs, recipe=Recipe([n4_sections(inputs, SETTINGS)]))
+    for stage in BIAS[bias]:
+        inputs = replace(inputs, recipe=Recipe([*inputs.recipe, stage(inputs, SETTINGS)]))
     return inputs, prove(inputs, {**SETTINGS, "trust": "full"})[0]
 
 
-def chain(trust: str) -> Callable[[Distorted], Made]:
+def chain(trust: str, bias: str = "sections") -> Callable[[Distorted], Made]:
     """Return the default chain without normalisation: N4, what is proven, histogram matching, smoothing along Z."""
     settings = {**SETTINGS, "trust": trust}
 
     def run(volume: Distorted) -> Made:
-        inputs, evidence = fitted(volume)
+        inputs, evidence = fitted(volume, bias)
         recipe = proven_bias(inputs.recipe, evidence) if trust == "proven" else list(inputs.recipe)
         histograms = plane_histograms(Recipe(recipe).apply(volume.observed), volume.tissue)
         for stage in (match_histograms, smooth_z):
@@ -94,12 +102,17 @@ WAYS: dict[str, Callable[[Distorted], Made]] = {
     "nothing": lambda volume: (volume.observed, [], None),
     "full": chain("full"),
     "proven": chain("proven"),
+    "full, volume": chain("full", "volume"),
+    "proven, volume": chain("proven", "volume"),
+    "full, two_pass": chain("full", "two_pass"),
+    "proven, two_pass": chain("proven", "two_pass"),
     "safe": harmonized("safe"),
     "auto": harmonized("auto"),
     "oracle": lambda volume: (volume.observed / np.exp(volume.log_field), [], None),
     "oracle of safe": lambda volume: (volume.observed / np.exp(volume.log_field - volume.shared), [], None),
 }
 TABLED = ("nothing", "full", "proven", "safe", "oracle of safe", "auto")
+PICTURED = ("nothing", "full", "proven", "safe", "auto", "oracle")
 
 
 # --------------------------------------------------------------------------------------------------------------- scores
@@ -159,7 +172,7 @@ def measure(volume: Distorted, ways: Sequence[str]) -> tuple[dict[str, Any], dic
             rows[name] |= {part: numbers[part] for part in ("verdict", "applied", "facing", "change")}
             rows[name]["local_contrast"] = [numbers["contrast"][f"local_{which}"] for which in ("median", "worst")]
             rows[name]["numbers"] = [step.summary() for step in recipe if step.kind == "harmonization"]
-        if name != "oracle of safe":
+        if name in PICTURED:
             views[name] = view(corrected, volume.tissue)
     return rows, views
 
@@ -312,7 +325,7 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where the results go, as JSON")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, and measure the rest")
+    parser.add_argument("--resume", action="store_true", help="keep what is there, and measure the rest")
     parser.add_argument("--table", type=Path, help="print the Markdown of stored results, and stop")
     parser.add_argument("--only", nargs="+", help="anatomies")
     parser.add_argument("--cases", nargs="+", choices=CASES)
@@ -330,7 +343,7 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "rows": []}
     if arguments.resume and arguments.out.exists():
         results = json.loads(arguments.out.read_text())
-    done = {(row["anatomy"], row["case"], row["seed"]) for row in results["rows"]}
+    stored = {(row["anatomy"], row["case"], row["seed"]): row for row in results["rows"]}
     for tuned, anatomies in ((False, KEPT), (True, TUNED)):
         for name, build in anatomies.items():
             if (arguments.only and name not in arguments.only) or (
@@ -340,13 +353,23 @@ def main() -> None:
             anatomy = build(arguments.mouse)
             cases = arguments.cases or MORE.get(name, EVERYWHERE)
             for case, seed in product(cases, SEEDS.get(name, (0 if tuned else 11,))):
-                if (name, case, seed) in done:
+                row = stored.get((name, case, seed))
+                ways = [way for way in arguments.ways if row is None or way not in row["scores"]]
+                if not ways:
                     continue
                 with alone(arguments.lock):
-                    scores, views = measure(distort(anatomy, CASES[case], seed), arguments.ways)
-                results["rows"].append({"anatomy": name, "case": case, "seed": seed, "tuned": tuned, "scores": scores})
-                print(table({"rows": results["rows"][-1:]}).splitlines()[-1], flush=True)
-                if arguments.pictures and not name.startswith("mouse") and case in EVERYWHERE:
+                    scores, views = measure(distort(anatomy, CASES[case], seed), ways)
+                if row is None:
+                    row = {"anatomy": name, "case": case, "seed": seed, "tuned": tuned, "scores": {}}
+                    results["rows"].append(row)
+                row["scores"] |= scores
+                print(table({"rows": [row]}).splitlines()[-1], flush=True)
+                if (
+                    arguments.pictures
+                    and set(PICTURED) <= set(ways)
+                    and not name.startswith("mouse")
+                    and case in EVERYWHERE
+                ):
                     arguments.pictures.mkdir(parents=True, exist_ok=True)
                     label = f"{name} {case}".replace(",", "").replace(" ", "_")
                     picture(views, arguments.pictures / f"quality_{label}.png", f"{name}: {case}")

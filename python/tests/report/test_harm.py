@@ -36,10 +36,13 @@ def test_what_was_changed_beyond_proof_is_counted_by_stage() -> None:
     def divided_by(logs: np.ndarray) -> PlaneGain:
         return PlaneGain(np.exp(-logs).astype(np.float32), np.ones(PLANES, bool), 2.0)
 
-    assert unproven(evidence, [divided_by(gains)])["all"] == pytest.approx(0, abs=1e-4)
-    assert unproven(evidence, [divided_by(gains / 2)])["all"] == pytest.approx(0, abs=1e-4)
-    assert unproven(evidence, [divided_by(gains + 0.3)])["all"] == pytest.approx(0, abs=1e-4)  # brightness as a whole
-    wrong = unproven(evidence, [divided_by(-gains)])
+    assert unproven(evidence, [divided_by(gains)])[0]["all"] == pytest.approx(0, abs=1e-4)
+    assert unproven(evidence, [divided_by(gains / 2)])[0]["all"] == pytest.approx(0, abs=1e-4)
+    brighter = divided_by(gains + 0.3)  # brightness as a whole is no matter
+    assert unproven(evidence, [brighter])[0]["all"] == pytest.approx(0, abs=1e-4)
+    wrong, of_section = unproven(evidence, [divided_by(-gains)])
     assert wrong["all"] == pytest.approx(gains.std(), rel=0.01)
     assert wrong["plane_gain"] == wrong["all"]
-    assert unproven(evidence, []) == {"needed": pytest.approx(gains.std(), rel=1e-3), "all": 0.0}
+    about = (gains - gains.mean()).reshape(3, 4)
+    np.testing.assert_allclose(of_section, np.sqrt((about**2).mean(axis=1)), rtol=1e-4)
+    assert unproven(evidence, [])[0] == {"needed": pytest.approx(gains.std(), rel=1e-3), "all": 0.0}

@@ -51,11 +51,17 @@ def contrast_kept(products: np.ndarray) -> np.ndarray:
     return np.divide(both, squares, out=np.full(len(tiles), np.nan), where=(tiles >= FEWEST) & (squares > 0))
 
 
-def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> dict[str, float]:
-    """Return the rms in tissue of the log of what was divided out and is not proven: by kind of correction, and `all`.
+def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> tuple[dict[str, float], np.ndarray]:
+    """Return the rms in tissue of the log of what was divided out and is not proven.
 
-    `needed` is the rms of all that is proven. Brightness as a whole is no matter, and that of a section is no matter of
-    a field, which leaves it to later stages.
+    Brightness as a whole is no matter, and that of a section is no matter of a field, which leaves it to later stages.
+
+    Returns
+    -------
+    found : dict
+        By kind of correction, and of `all` together; `needed` is the rms of all that is proven.
+    of_section : (sections,) array
+        Of all together in each section of the evidence; NaN without samples.
     """
     found: dict[str, float] = {}
     total, left = np.zeros_like(evidence.logs), evidence
@@ -66,18 +72,27 @@ def unproven(evidence: Evidence, recipe: Sequence[Correction]) -> dict[str, floa
         if not correction.zeroes_agarose:
             total += change
             asked = left.proven - (left.by_section(left.proven) - left.by_section(change) if correction.is_field else 0)
-            found[correction.kind] = math.hypot(found.get(correction.kind, 0.0), _excess(left.inside, change, asked))
+            beyond = _rms(_excess(left.inside, change, asked)[left.inside])
+            found[correction.kind] = math.hypot(found.get(correction.kind, 0.0), beyond)
         left = left.without(correction, change)
-    needed = evidence.proven[evidence.inside]
-    whole = _excess(evidence.inside, total, evidence.proven)
-    return {"needed": float(needed.std()) if needed.size else 0.0, "all": whole, **found}
+    needed, excess = evidence.proven[evidence.inside], _excess(evidence.inside, total, evidence.proven)
+    squares = evidence.by_section(excess**2)[:, 0, 0]
+    first = np.searchsorted(evidence.section, np.arange(evidence.section[-1] + 1))
+    sampled = np.add.reduceat(evidence.inside.sum(axis=(1, 2)), first) > 0
+    found |= {"needed": float(needed.std()) if needed.size else 0.0, "all": _rms(excess[evidence.inside])}
+    return found, np.where(sampled, np.sqrt(squares[first]), np.nan)
 
 
-def _excess(inside: np.ndarray, change: np.ndarray, asked: np.ndarray) -> float:
+def _excess(inside: np.ndarray, change: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return (Z, y, x) what a change does beyond what is asked for, each about its mean inside."""
     if not inside.any():
-        return 0.0
-    does, wanted = (values[inside] - values[inside].mean(dtype=np.float32) for values in (change, asked))
-    return float(np.sqrt(np.mean((does - towards(does, wanted)) ** 2, dtype=float)))
+        return np.zeros_like(change)
+    does, wanted = (values - values[inside].mean(dtype=np.float32) for values in (change, asked))
+    return np.asarray(does - towards(does, wanted))
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2, dtype=float))) if values.size else 0.0
 
 
 def _tiles(plane: np.ndarray) -> np.ndarray:

@@ -251,11 +251,15 @@ class Measurement:
     @cached_property
     def worst_local_contrast(self) -> tuple[float, str | None]:
         """The number that is farthest from 1, and the id of its section."""
-        known = np.flatnonzero(self.usable_sections & np.isfinite(self.local_contrast))
+        return self._largest(self.local_contrast, np.abs(np.log(np.maximum(self.local_contrast, 1e-3))))
+
+    def _largest(self, values: np.ndarray, size: np.ndarray) -> tuple[float, str | None]:
+        """Return the (sections,) value whose size is largest over usable sections, and the id of its section."""
+        known = np.flatnonzero(self.usable_sections & np.isfinite(values))
         if not known.size:
             return math.nan, None
-        number = int(known[np.abs(np.log(np.maximum(self.local_contrast[known], 1e-3))).argmax()])
-        return float(self.local_contrast[number]), self.sections[number].id
+        number = int(known[size[known].argmax()])
+        return float(values[number]), self.sections[number].id
 
     def median_local_contrast(self) -> float:
         """Return the median over usable sections."""
@@ -270,9 +274,16 @@ class Measurement:
         return median(self._walk[0][2 + TIMES.index(time)][usable & (self._ordinary != cuts)])
 
     @cached_property
-    def unproven(self) -> dict[str, float] | None:
-        """See `harm.unproven`; None without evidence."""
-        return None if self.pair.evidence is None else unproven(self.pair.evidence, self.pair.recipe)
+    def unproven(self) -> tuple[dict[str, float] | None, np.ndarray]:
+        """See `harm.unproven`; None and NaN without evidence."""
+        if self.pair.evidence is None:
+            return None, np.full(len(self.sections), np.nan)
+        return unproven(self.pair.evidence, self.pair.recipe)
+
+    @cached_property
+    def worst_unproven(self) -> tuple[float, str | None]:
+        """The largest change of a section that is not proven, and the id of that section."""
+        return self._largest(self.unproven[1], self.unproven[1])
 
     def applied(self) -> dict[str, float]:
         """Return by kind of correction the mean share of what was found that was applied; see `Correction.shares`."""

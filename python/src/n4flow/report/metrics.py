@@ -273,9 +273,11 @@ VOLUME_METRICS: tuple[Metric, ...] = (
     Metric("change.reason", lambda m: m.pair.evidence and m.pair.evidence.reason),
     Metric(
         "change.unproven",
-        lambda m: m.unproven,
+        lambda m: m.unproven[0],
         limit=Limit(0.05, assessment.changed_unproven, judges=True, urgency=3),
     ),
+    Metric("change.unproven_worst", lambda m: m.worst_unproven[0]),
+    Metric("change.unproven_worst_in", lambda m: m.worst_unproven[1]),
     Metric(
         "voxels.valid",
         lambda m: int(m.voxels["valid"].sum()),
@@ -334,6 +336,7 @@ SECTION_METRICS: tuple[Metric, ...] = (
         help="of field and of match are the shares of the bias field and of the matched level that were applied",
     ),
     Metric("match_share", lambda m: m.section_applied("section_lookup"), title="of match", show=whole_percent),
+    Metric("unproven", lambda m: m.unproven[1]),
     Metric("bias_p1", lambda m: m.bias[1][0], title="bias p1 to p99", cell=_section_bias),
     Metric("bias_p50", lambda m: m.bias[1][1]),
     Metric("bias_p99", lambda m: m.bias[1][2], limit=Limit(4.0, assessment.wide_field)),
