@@ -9,11 +9,11 @@ import numpy as np
 
 from n4flow.compute.arrays import as_mask
 from n4flow.errors import InputError
+from n4flow.io.geometry import on_grid
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.n4_bias.otsu_mask import otsu_mask
-from n4flow.n4_bias.results import check_grid
 
 
 def read_channel(volume: Volume, channels: Sequence[Volume]) -> np.ndarray:
@@ -34,7 +34,7 @@ def mean_of(channels: Sequence[Volume]) -> np.ndarray:
 
 
 def open_beside(path: str | Path, image: Volume, role: str, voxel_um: Mapping[str, float] | None) -> Volume:
-    """Open the mask or the weights of an image.
+    """Open the mask or the weights of an image, on its grid.
 
     Raises
     ------
@@ -45,8 +45,7 @@ def open_beside(path: str | Path, image: Volume, role: str, voxel_um: Mapping[st
     if volume.reader.channels > 1:
         msg = f"{role} must be a file of one channel, and {path} has {volume.reader.channels}; save one of them alone"
         raise InputError(msg)
-    check_grid(volume, image, role)
-    return volume
+    return on_grid(volume, image, role)
 
 
 def read_mask(mask: Volume | None, label: int | None, image: np.ndarray, *, whole: bool = False) -> np.ndarray:
