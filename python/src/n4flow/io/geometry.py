@@ -2,8 +2,8 @@
 
 A reader whose file states directions gives one matrix, `affine_um`: from the voxel (x, y, z), counted from 0, to the
 place of its centre in micrometres to the right, to the front and to the top (RAS, as in NIfTI; ITK counts to the left
-and to the back). Writers of formats with directions take it. Other formats state a voxel size and an origin at most;
-the axes of their arrays become those of the format that is written: (R, A, S) in NIfTI, (L, P, S) in NRRD and MetaImage.
+and to the back). Writers of formats with directions take it. Other formats state a voxel size and an origin at most; in
+a file with directions the axes of their arrays are (R, A, S) if it is NIfTI, and (L, P, S) if NRRD or MetaImage.
 """
 
 from __future__ import annotations

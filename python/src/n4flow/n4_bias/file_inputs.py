@@ -49,25 +49,25 @@ def open_beside(path: str | Path, image: Volume, role: str, voxel_um: Mapping[st
 
 
 def read_mask(mask: Volume | None, label: int | None, image: np.ndarray, *, whole: bool = False) -> np.ndarray:
-    """Return the voxels to fit: those of a mask's label, or all of a mask that are not 0.
+    """Return the voxels to fit: those of a mask's label, or those that `tissue_of` takes.
 
     Without a mask, Otsu's mask of the image, or with `whole` every voxel.
 
     Raises
     ------
     InputError
-        The mask has no voxel of the label.
+        The mask has no voxel of the label, or several labels and none is given.
     """
     if mask is None:
         return np.ones(image.shape, bool) if whole else otsu_mask(image)
     given = mask.read(slice(None))
     mask.reader.release()
-    inside = as_mask(given, image.shape)
     if label is None:
+        inside: np.ndarray = as_mask(given, image.shape, f"the mask {mask.source}")
         return inside
     chosen = given == label
     if not chosen.any():
-        found = [f"{value:g}" for value in np.unique(given[inside])]
+        found = [f"{value:g}" for value in np.unique(given[given != 0])]
         labels = listed(found) if found else "nothing but 0"
         msg = f"mask-label {label} is not in {mask.source}, which has {labels}; give one of its labels"
         raise InputError(msg)
