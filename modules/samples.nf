@@ -46,7 +46,7 @@ def sample_of(row, params) {
     [image, mask, flat].findAll().each { path -> check_whole(path) }
     def volume = [
         options: [given.voxel_um ? "--voxel-um '${given.voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : '',
-            params.allow_missing_chunks.toString() == 'true' ? '--allow-missing-chunks' : ''].join(' ').trim(),
+            params.mask_label != null ? "--mask-label ${params.mask_label}" : '', params.allow_missing_chunks.toString() == 'true' ? '--allow-missing-chunks' : ''].join(' ').trim(),
         sections: counted ? given.sections : null,
         version: workflow.manifest.version,  // results of another version are not taken over
         digests: [image, mask, flat].collect { path -> path ? digest(path) : null },

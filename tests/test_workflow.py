@@ -278,7 +278,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         ("overlap", [*at, "--sections", str(folder / "overlap.csv")], "rows 1 and 2 overlap in planes 4 to 4"),
         ("twice", [*at, "--sections", str(folder / "twice.csv")], "rows 1 and 2 have the same id 'a'"),
         ("short", [*at, "--sections", str(folder / "short.csv")], "planes 6 to 7 are in no section"),
-        ("mask", [*at, "--mask", str(folder / "mask.ome.zarr")], "has shape (8, 20, 20), the volume has (8, 20, 24)"),
+        ("mask", [*at, "--mask", str(folder / "mask.ome.zarr")], "has the shape (8, 20, 20), and the image"),
         ("name", ["--input", str(folder / "bob's.npy")], "sample name 'bob's' must be letters, digits, spaces and"),
         ("shell", [*at, "--voxel_um", "1 2 3'; touch owned; '"], "parameter voxel_um must be three positive numbers"),
         (

@@ -209,7 +209,7 @@ def test_planes_and_masks_that_do_not_fit_are_said_by_a_task(image, tmp_path, ca
     assert ended([*slab, "4:9"]) == 2
     assert capsys.readouterr().err == "n4flow: planes must be START:STOP within 0:6, got '4:9'\n"
     assert ended([*slab, "4:6", "--mask", tmp_path / "short.npy"]) == 2
-    assert "mask short.npy has shape (3, 40, 50), the volume has (6, 40, 50)" in capsys.readouterr().err
+    assert "short.npy has the shape (3, 40, 50), and the image " in capsys.readouterr().err
     assert not (tmp_path / "slab.npz").exists()
 
 

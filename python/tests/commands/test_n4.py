@@ -11,10 +11,10 @@ import SimpleITK as sitk
 import n4flow
 from n4flow.commands import ants, main
 from n4flow.errors import InputError
+from n4flow.io.geometry import on_grid
 from n4flow.io.nifti import NiftiReader
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
-from n4flow.n4_bias.results import check_grid
 
 SHAPE, VOXEL_MM = (10, 40, 50), (3.0, 1.0, 0.5)
 FAST = ["--iterations", "2"]
@@ -396,10 +396,10 @@ def test_headers_of_the_same_grid_may_state_it_otherwise(tmp_path, files, sizes,
     nibabel.save(other, tmp_path / "other.nii")
     volumes = (open_volume(path, require_voxel_um=False) for path in (tmp_path / "other.nii", files[0]))
     if differs is None:
-        check_grid(*volumes, "the mask")
+        on_grid(*volumes, "the mask")
     else:
         with pytest.raises(InputError, match=f"the mask .* has the {differs} .*, and the image .* has"):
-            check_grid(*volumes, "the mask")
+            on_grid(*volumes, "the mask")
 
 
 def test_a_header_that_states_no_geometry_fits_any(tmp_path, image):
@@ -414,12 +414,12 @@ def test_a_header_that_states_no_geometry_fits_any(tmp_path, image):
         volumes = [open_volume(tmp_path / f"{name}.nrrd", require_voxel_um=False) for name in ("other", "stated")]
         if refused:
             with pytest.raises(InputError, match="has the direction"):
-                check_grid(*volumes, "the mask")
+                on_grid(*volumes, "the mask")
         else:
-            check_grid(*volumes, "the mask")
+            on_grid(*volumes, "the mask")
     bare = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: {SHAPE[2]} {SHAPE[1]} {SHAPE[0]}\nencoding: raw\n\n"
     (tmp_path / "bare.nrrd").write_bytes(bare.encode() + bytes(image.size))
-    check_grid(open_volume(tmp_path / "bare.nrrd", require_voxel_um=False), volumes[1], "the mask")
+    on_grid(open_volume(tmp_path / "bare.nrrd", require_voxel_um=False), volumes[1], "the mask")
 
 
 @pytest.mark.parametrize(("option", "role"), [("--mask", "the mask"), ("--weights", "the weights")])

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.formats import name_without_suffix, read_as
 from n4flow.io.nifti import NiftiReader
 from n4flow.io.open import open_volume
@@ -106,11 +106,11 @@ def test_nifti_big_endian(tmp_path, voxels):
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_nifti_without_unit_or_size(tmp_path, voxels, name):
+def test_nifti_without_a_unit_is_in_millimetres_and_says_so(tmp_path, voxels, name):
     path = nifti(tmp_path / name, voxels.T, unit="unknown")
-    with pytest.raises(InputError) as caught:
-        open_volume(path)
-    assert str(caught.value) == f"{path} has no voxel size (its header names no unit of length); {OPTION}"
+    with pytest.warns(N4flowWarning, match=f"{path}: its header names no unit of length, and millimetres are assumed"):
+        volume = open_volume(path)
+    assert volume.voxel_um == {"z": 100.0, "y": 20.0, "x": 50.0}
     assert open_volume(path, voxel_um=(3, 2, 1)).voxel_um == {"z": 3.0, "y": 2.0, "x": 1.0}
 
 
@@ -132,7 +132,9 @@ def test_nifti_with_more_axes(tmp_path, voxels):
     assert np.array_equal(open_volume(path, channel=1).read(slice(None)), voxels + 1)
     path = nifti(tmp_path / "b.nii.gz", voxels.T[..., None, None])
     assert np.array_equal(open_volume(path).read(slice(1, 4)), voxels[1:4])
-    path = nifti(tmp_path / "c.nii", several[:, :, :, None, :])
+    path = nifti(tmp_path / "c.nii", several[:, :, :, None, :])  # vectors
+    assert np.array_equal(open_volume(path, channel=1).read(slice(None)), voxels + 1)
+    path = nifti(tmp_path / "d.nii", np.stack([several, several], axis=4))
     with pytest.raises(InputError, match="expected z, y, x"):
         open_volume(path)
 
@@ -237,9 +239,9 @@ def test_long_axis_becomes_nifti2(tmp_path):
 def test_brain_template_as_nifti(tmp_path):
     nilearn = pytest.importorskip("nilearn")
     path = Path(nilearn.__file__).parent / "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-    with pytest.raises(InputError, match="names no unit of length"):
-        open_volume(path)
-    volume = open_volume(path, voxel_um=(1000, 1000, 1000))
+    with pytest.warns(N4flowWarning, match="names no unit of length"):
+        volume = open_volume(path)
+    assert volume.voxel_um == {"z": 1000.0, "y": 1000.0, "x": 1000.0}
     assert np.array_equal(volume.read(slice(80, 90)), np.asarray(nibabel.load(path).dataobj).T[80:90])
 
 

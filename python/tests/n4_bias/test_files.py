@@ -7,6 +7,7 @@ import warnings
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import n4flow
 from n4flow.commands import main
@@ -134,15 +135,15 @@ def test_a_file_without_voxel_size_goes_to_npy_only(tmp_path, image):
     assert not (tmp_path / "out.nii").exists()
 
 
-def test_nifti_whose_unit_is_unknown_keeps_its_affine_and_goes_to_no_other_format(tmp_path):
+def test_nifti_whose_unit_is_unknown_keeps_its_header_and_is_in_millimetres_elsewhere(tmp_path):
     rng = np.random.default_rng(4)
     affine = np.array([[0, -2, 0, 9], [2, 0, 0, -5], [0, 0, 3, 1], [0, 0, 0, 1]], float)
     values = rng.uniform(100, 200, (24, 22, 20)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "in.nii")
-    correct_file(tmp_path / "in.nii", tmp_path / "out.nii.gz", iterations=(3,))
+    for name in ("out.nii.gz", "out.nrrd"):
+        with pytest.warns(N4flowWarning, match="millimetres are assumed"):
+            correct_file(tmp_path / "in.nii", tmp_path / name, iterations=(3,))
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert np.allclose(written.affine, affine)
     assert written.header.get_xyzt_units()[0] == "unknown"
-    with pytest.raises(InputError, match="has no voxel size"):
-        correct_file(tmp_path / "in.nii", tmp_path / "out.nrrd", iterations=(3,))
-    assert not (tmp_path / "out.nrrd").exists()
+    assert sitk.ReadImage(tmp_path / "out.nrrd").GetSpacing() == (2, 2, 3)

@@ -58,7 +58,7 @@ def test_a_whole_stack_as_one_section_is_said(image):
 def test_faults_name_the_sample(image, tmp_path):
     mask = tmp_path / "mask.npy"
     np.save(mask, np.ones((20, 50, 69), np.uint8))
-    with pytest.raises(InputError, match=r"^sample brain: mask mask.npy has shape \(20, 50, 69\), .* \(20, 50, 70\)"):
+    with pytest.raises(InputError, match=r"^sample brain: the mask .* has the shape \(20, 50, 69\), .* \(20, 50, 70\)"):
         plan(image, mask=str(mask))
     with pytest.raises(InputError, match=r"^sample brain: sections must be .* number of planes \(20\), got 21"):
         plan(image, sections=21)

@@ -100,7 +100,7 @@ def test_what_is_not_ours_is_never_replaced(image):
 def test_a_mask_of_another_shape_is_refused(image, plane_range):
     for shape in ((13, 37, 54), (12, 37, 53)):
         mask = Volume.from_array(np.ones(shape, np.uint8), (1, 1, 1))
-        with pytest.raises(InputError, match=r"has shape .*, the volume has \(13, 37, 53\)"):
+        with pytest.raises(InputError, match=r"has the shape .*, and the image .* has \(13, 37, 53\)"):
             rendered(image, Recipe([plane_range]), mask=mask)
 
 
@@ -155,7 +155,7 @@ def test_a_gain_on_tissue_needs_the_mask(image):
     assert np.array_equal(written[:, :20], before[:, :20])
     assert np.allclose(written[:, 20:], before[:, 20:] * 1.5)
     write_volume(image.parent / "small.ome.zarr", mask[:5], voxel_um=(20, 4, 5))
-    with pytest.raises(InputError, match=r"small.ome.zarr has shape \(5, 37, 53\), the volume has \(13, 37, 53\)"):
+    with pytest.raises(InputError, match=r"small.ome.zarr has the shape \(5, 37, 53\), .* \(13, 37, 53\)"):
         rendered(image, Recipe([gain]), mask=image.parent / "small.ome.zarr")
 
 

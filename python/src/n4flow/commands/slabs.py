@@ -77,7 +77,8 @@ def _opened(image: Path, planes: str, settings: Mapping[str, Any]) -> tuple[Volu
     read: dict[str, Any] = {"allow_missing_chunks": settings["allow_missing_chunks"], "planes": asked}
     volume = open_volume(image, channel=settings["channel"], voxel_um=voxel_size(settings["voxel_um"]), **read)
     plane_range(planes, volume.shape[0])  # it has them
-    return volume, open_mask(settings["mask"], volume, **read) if settings["mask"] else None, asked
+    given, label = settings["mask"], settings["mask_label"]
+    return volume, open_mask(given, volume, label=label, **read) if given else None, asked
 
 
 def _render_slab(

@@ -5,21 +5,24 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from n4flow.errors import GpuError, InputError
+from n4flow.errors import GpuError, InputError, N4flowWarning
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 ALSO_ARRAYS = ("mask", "agarose_mask", "weights", "mask_weights", "bias_field")  # arguments of public functions
 BACKENDS = ("auto", "cpu", "gpu", "itk")
+MASK_CUT = 0.5  # Of values between 0 and 1, where a resampled mask ends.
+MASK_NOISE = 1e-6  # What is left of 0 in a mask that was resampled or stored as a scaled number.
 
 PROBE = """
 extern "C" __global__ void n4flow_probe(float *values, int n) {
@@ -238,18 +241,56 @@ def _first_line(error: BaseException) -> str:
 
 
 def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
-    """Return `mask` as a bool array of `shape`. Masks may be bool, 0/1, 0/255 or float: not 0 is inside, NaN outside.
+    """Return `mask` as a bool array of `shape`, by the rule of `tissue_of`; a dask array by it block by block.
 
     Raises
     ------
     InputError
-        The mask has another shape.
+        The mask has another shape, or is no mask.
     """
     mask = mask if hasattr(mask, "shape") else np.asarray(mask)
     if tuple(mask.shape) != tuple(shape):
         msg = f"{name} must have the shape {tuple(shape)} of the volume, got {tuple(mask.shape)}; resample it"
         raise InputError(msg)
-    return mask if mask.dtype == bool else (mask != 0) & (mask == mask)  # NaN is outside
+    if is_dask(mask) and mask.dtype != bool:
+        return mask.map_blocks(partial(tissue_of, what=name, whole=False), dtype=bool)
+    return tissue_of(mask, name)
+
+
+def tissue_of(values: Any, what: str = "mask", *, whole: bool = True) -> Any:
+    """Return which voxels of a mask are tissue.
+
+    A mask of two values is taken as it is: what is not 0 is tissue. A mask that was resampled has values between 0 and
+    1, and some beyond by a filter that overshoots; it is cut at 0.5, and a warning says so. NaN is not tissue, nor is
+    what rounding leaves of 0. Each voxel of a block is judged as it is in the `whole` mask, except where that has two
+    values of which the larger is below 0.5: its blocks are cut at 0.5 too.
+
+    Raises
+    ------
+    InputError
+        A label image, or values that are no mask.
+    """
+    if values.dtype == bool:
+        return values
+    xp, real = array_module(values), values.dtype.kind == "f"
+    inside = xp.abs(values) > MASK_NOISE if real else values != 0
+    found = values[inside]
+    if found.size == 0:
+        return inside
+    low, high = float(found.min()), float(found.max())
+    if high - low <= MASK_NOISE * abs(high) and (whole or abs(low) >= MASK_CUT):
+        return inside
+    if real and low >= -MASK_CUT and high <= 1 + MASK_CUT:
+        soft = f"{what} has values between 0 and 1, as a resampled mask has, and is cut at {MASK_CUT}"
+        warnings.warn(soft, N4flowWarning, stacklevel=2)
+        return values >= MASK_CUT
+    if real and bool((found != xp.rint(found)).any()):
+        msg = f"{what} has values from {low:g} to {high:g}; expected two values, or values from 0 to 1"
+    else:
+        labels = [f"{float(label):g}" for label in xp.unique(found)]
+        shown = labels if len(labels) <= 6 else [*labels[:4], "...", labels[-1]]
+        msg = f"{what} has the labels {', '.join(shown)}; choose one with mask-label, or give a mask of two values"
+    raise InputError(msg)
 
 
 def as_block(block: Any, name: str = "volume") -> Any:

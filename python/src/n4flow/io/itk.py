@@ -9,12 +9,13 @@ import glob
 import re
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select
+from n4flow.io.geometry import LPS, affine_of, straight_origin, usable
 from n4flow.io.reader import Reader, plane_chunks
 from n4flow.io.units import micrometres_per, to_micrometres
 
@@ -44,9 +45,10 @@ class ItkReader(Reader):
         except RuntimeError as error:
             raise _damaged(path, error) from error
         size = [int(n) for n in reader.GetSize()]
-        axes = ["t", "z", "y", "x"][-len(size) :]
+        several = reader.GetNumberOfComponents() > 1
+        axes = ["t" if several else "c", "z", "y", "x"][-len(size) :]  # The volumes of a series are channels.
         shape = size[::-1]
-        if reader.GetNumberOfComponents() > 1:
+        if several:
             axes, shape = [*axes, "c"], [*shape, reader.GetNumberOfComponents()]
         self._select = select(path, axes, shape, channel, [])
         self.shape = self._select.volume(shape)
@@ -54,22 +56,22 @@ class ItkReader(Reader):
         self.dtype = _dtype(path, reader.GetPixelID())
         self.chunks = plane_chunks(self.shape, self.dtype)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
-        direction = np.reshape(reader.GetDirection(), (len(size), len(size)))
-        units, self.reason = _units(_header(path), len(size))
+        fields = _header(path)
+        units, self.reason = _units(fields, len(size))
         for axis, spacing, unit_um in zip("xyz", reader.GetSpacing(), units, strict=False):
             if unit_um is not None and spacing > 0:
                 self.voxel_um[axis] = to_micrometres(spacing, unit_um)
-        # ITK has the origin in the unit of the spacing, along the axes of the space; where the axes of the image are
-        # rotated against those, it is no origin along them, and it is kept beside the directions.
-        shared = units[0] if len(set(units[:3])) == 1 else None
-        origin_um = [to_micrometres(v, shared) if shared is not None else 0.0 for v in reader.GetOrigin()]
-        if np.allclose(direction, np.eye(len(size)), atol=1e-9):
-            self.origin_um.update(zip("xyz", origin_um, strict=False))
-        self.metadata = {
-            "format": "itk",
-            "direction": direction.ravel().tolist(),
-            "origin": [v / 1e3 for v in origin_um],  # In millimetres.
-        }
+        directed = "space directions" in fields or _image_io(path) == "MetaImageIO"
+        if len(size) > 2 and len(self.voxel_um) == 3 and units[0] is not None and len(set(units[:3])) == 1:
+            # ITK has the origin in the unit of the spacing.
+            affine = np.eye(4)
+            affine[:3, :3] = np.reshape(reader.GetDirection(), (len(size), len(size)))[:3, :3]
+            affine[:3, :3] *= [self.voxel_um[axis] for axis in "xyz"]
+            affine[:3, 3] = [to_micrometres(value, units[0]) for value in reader.GetOrigin()[:3]]
+            self.origin_um.update(straight_origin(affine))
+            if directed and usable(affine):
+                self.affine_um = LPS @ affine
+        self.metadata = {"format": "itk", "fields": _own_fields(reader)}
 
     @classmethod
     def data_files(cls, path: Path) -> list[Path]:
@@ -100,19 +102,35 @@ def write_itk(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: V
 
     several = array.ndim == 4
     image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if several else array, isVector=several)
-    image.SetSpacing([voxel_um[axis] / 1e3 for axis in "xyz"])
-    if like is not None:
-        image.SetOrigin([like.origin_um[axis] / 1e3 for axis in "xyz"])
-        direction = like.metadata.get("direction", [])
-        if len(direction) == 9:
-            image.SetDirection(direction)
-            image.SetOrigin(like.metadata["origin"])
+    affine = affine_of(like, voxel_um)
+    if affine is not None:
+        affine = LPS @ affine / 1e3
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        image.SetDirection((affine[:3, :3] / sizes).ravel().tolist())
+        image.SetSpacing([float(f"{size:.12g}") for size in sizes])
+        image.SetOrigin(affine[:3, 3].tolist())
+    else:
+        image.SetSpacing([voxel_um[axis] / 1e3 for axis in "xyz"])
+        if like is not None:
+            image.SetOrigin([like.origin_um[axis] / 1e3 for axis in "xyz"])
+    for name, value in (like.metadata.get("fields", {}) if like is not None else {}).items():
+        image.SetMetaData(name, value)
     sitk.WriteImage(image, str(path))
 
 
 def _image_io(path: Path) -> str:
     """Return ITK's name of a file's format; ITK itself knows MetaImage by suffixes in lower case alone."""
     return "NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO"
+
+
+def _own_fields(reader: Any) -> dict[str, str]:
+    """Return the fields of a header that are its writer's own; ITK writes those of the format itself."""
+    fields = {name: reader.GetMetaData(name) for name in reader.GetMetaDataKeys()}
+    return {
+        name: value
+        for name, value in fields.items()
+        if not name.startswith(("ITK_", "NRRD_")) and (name, value) != ("Modality", "MET_MOD_UNKNOWN")
+    }
 
 
 def _dtype(path: Path, pixel: int) -> np.dtype:

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`.
+"""NIfTI-1 and NIfTI-2 (`.nii`, `.nii.gz`, pairs `.hdr` and `.img`), Analyze 7.5 and FreeSurfer's MGH, by nibabel.
 
 A file stores (X, Y, Z) with X fastest, which is (Z, Y, X) in C order. An uncompressed file is memory mapped;
 a compressed one is held in memory, because gzip can only be read from its beginning.
@@ -6,7 +6,9 @@ a compressed one is held in memory, because gzip can only be read from its begin
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -17,6 +19,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select
+from n4flow.io.geometry import affine_of, straight_origin, usable
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
 from n4flow.io.units import to_micrometres
 
@@ -25,10 +28,16 @@ if TYPE_CHECKING:
 
 UNITS_UM = {"mm": 1e3, "micron": 1.0, "meter": 1e6}
 NIFTI1_LONGEST = 32767  # Voxels along an axis that the header of NIfTI-1 can state.
+# Of the square of a quaternion's norm, above 1: other tools normalise such a rotation, nibabel refuses it at 4e-7.
+QUATERNION_ROUNDING = 1e-3
+KINDS = {"Nifti1Pair", "Nifti1Image", "Nifti2Pair", "Nifti2Image", "MGHImage"} | {
+    f"{kind}AnalyzeImage" for kind in ("Spm2", "Spm99", "")
+}
+PAIR = {".hdr": ".img", ".img": ".hdr"}  # The file beside a header, and beside voxels.
 
 
 class NiftiReader(Reader):
-    """One channel (the fourth axis) of a NIfTI file.
+    """One channel, or volume of a series, of a file that nibabel reads.
 
     Voxels are `scl_slope * stored + scl_inter` where the header scales: float32, or float64 for types that float32
     cannot hold. A slope of 0 or NaN means no scaling.
@@ -37,16 +46,8 @@ class NiftiReader(Reader):
     borrowed = True
 
     def __init__(self, path: Path, channel: int | str | None = None) -> None:
-        import nibabel
-        from nibabel.filebasedimages import ImageFileError
-        from nibabel.spatialimages import HeaderDataError
-
         self.path = path
-        try:
-            image: Any = nibabel.load(path)
-        except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-            msg = f"{path} is not a readable NIfTI file: {' '.join(str(error).split())}; write it again"
-            raise InputError(msg) from error
+        image = _opened(path)
         header = image.header
         stored = np.dtype(header.get_data_dtype())
         check_dtype(stored, path)
@@ -57,44 +58,49 @@ class NiftiReader(Reader):
         exact = np.can_cast(stored, np.float32)
         self.dtype = np.dtype(np.float32 if exact else np.float64) if self._scaled else stored.newbyteorder("=")
         self._check_length(int(image.dataobj.offset) + math.prod(shape) * stored.itemsize)
-        # The axis that NIfTI calls time serves all kinds of channels; further axes are allowed if their length is 1.
-        named = ["c", "z", "y", "x"][-len(shape) :]
-        self._select = select(path, [""] * (len(shape) - len(named)) + named, shape, channel, [])
+        # The fourth axis, time, serves all kinds of channels, and the fifth, of vectors, where there is no time.
+        names, further = ["z", "y", "x"][-len(shape) :], shape[:-3]
+        if further:
+            place = max(range(len(further)), key=lambda axis: (further[axis] > 1, axis))
+            names = ["c" if axis == place else "" for axis in range(len(further))] + names
+        self._select = select(path, names, shape, channel, [])
         self.shape = self._select.volume(shape)
         self.channels = self._select.channels
         self.chunks = plane_chunks(self.shape, self.dtype)
         self._describe(image)
 
-    def _describe(self, image: Any) -> None:
-        from nibabel.openers import ImageOpener
+    @classmethod
+    def data_files(cls, path: Path) -> list[Path]:
+        """Return the other file of a pair."""
+        beside = PAIR.get(path.suffix.lower())
+        same = beside.upper() if path.suffix.isupper() and beside else beside
+        return [path.with_suffix(same)] if same else []
 
+    def _describe(self, image: Any) -> None:
         header, affine = image.header, np.asarray(image.affine, float)
-        unit = header.get_xyzt_units()[0]
-        unit_um = UNITS_UM.get(unit)
-        self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
-        with ImageOpener(str(self.path)) as stream:
-            stated = image.header_class.from_fileobj(stream, check=False)  # Checking would turn a size of 0 into 1.
-        zooms = [_meant(abs(zoom)) for zoom in stated["pixdim"][1 : 1 + min(3, len(image.shape))]]
-        if unit_um is None:
-            self.reason = "its header names no unit of length"
+        nifti, mgh = hasattr(header, "get_xyzt_units"), hasattr(header, "get_vox2ras")
+        unit = UNITS_UM.get(header.get_xyzt_units()[0]) if nifti else 1e3
+        unit_um = 1e3 if unit is None else unit
+        if unit is None:
+            self.assumed = "its header names no unit of length, and millimetres are assumed; give voxel_um for another"
+        count, self.metadata = min(3, len(image.shape)), {"format": "mgh" if mgh else "analyze"}
+        if mgh:
+            zooms, stated = header["delta"][:count], int(header["goodRASFlag"]) == 1
         else:
-            self.voxel_um = {
-                axis: to_micrometres(zoom, unit_um) for axis, zoom in zip("xyz", zooms, strict=False) if zoom > 0
-            }
-            rotation = affine[:3, :3]
-            # With a flip or a rotation the corner of the array is no origin along its axes; the affine is kept instead.
-            if np.array_equal(rotation, np.diag(np.diag(rotation))) and np.all(np.diag(rotation) > 0):
-                corner = zip("xyz", affine[:3, 3], strict=True)
-                self.origin_um = {axis: to_micrometres(_meant(value), unit_um) for axis, value in corner}
-        self.metadata = {
-            "format": "nifti",
-            "affine": affine.tolist(),
-            "affine_unit": unit,
-            "affine_codes": [int(header["qform_code"]), int(header["sform_code"])],
-            "qform": _qform(header, affine).tolist(),
-        }
-        if len(image.shape) == 4:
-            self.metadata["time_step"] = [float(header.get_zooms()[3]), header.get_xyzt_units()[1]]
+            raw = _raw_header(image)
+            # Checking would turn a size of 0 into 1.
+            zooms = type(header)(raw[: header.sizeof_hdr], check=False)["pixdim"][1 : 1 + count]
+            stated = nifti and (int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0)
+        sizes = zip("xyz", (_meant(abs(zoom)) for zoom in zooms), strict=False)
+        self.voxel_um = {axis: to_micrometres(size, unit_um) for axis, size in sizes if size > 0}
+        self.origin_um = dict.fromkeys("zyx", 0.0)
+        if nifti:
+            self.metadata = {"format": "nifti", "nifti_header": base64.b64encode(raw).decode("ascii")}
+            affine = _of_voxels(header, affine, np.asarray(zooms, float))
+        if stated and usable(affine):
+            rows = [[to_micrometres(_meant(value), unit_um) for value in row] for row in affine[:3]]
+            self.affine_um = np.array([*rows, [0.0, 0.0, 0.0, 1.0]])
+            self.origin_um.update(straight_origin(self.affine_um))
 
     def _check_length(self, asked: int) -> None:
         """Compare the length of the file with what its header asks for, without reading it where possible."""
@@ -125,66 +131,125 @@ class NiftiReader(Reader):
 
     def _load(self) -> np.ndarray:
         """Return the stored voxels, memory mapped or inflated."""
-        import nibabel
-
         try:
-            image: Any = nibabel.load(self.path, mmap="r")
-            values: np.ndarray = image.dataobj.get_unscaled()
+            values: np.ndarray = _opened(self.path).dataobj.get_unscaled()
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(self.path, error) from error
         return values.T
 
 
 def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
-    """Write a (Z, Y, X) array, or volumes (T, Z, Y, X), with affines, codes and units of the NIfTI file of `like`.
+    """Write a (Z, Y, X) array, or volumes (T, Z, Y, X), with the header of the NIfTI file of `like`.
 
-    Without one the affine is diagonal, in millimetres, with the origin of `like`. An axis longer than NIfTI-1 can
-    count makes it NIfTI-2.
+    Of another format its affine is written, as qform and sform in millimetres; without one a diagonal, with its origin.
+    An axis longer than NIfTI-1 can count makes it NIfTI-2.
     """
     import nibabel
 
-    metadata = like.metadata if like is not None else {}
-    affine, unit = metadata.get("affine"), metadata.get("affine_unit", "mm")
-    codes = metadata.get("affine_codes", [0, 2])
-    size = [voxel_um[axis] / UNITS_UM.get(unit, 1e3) for axis in "xyz"] if voxel_um else None
-    if affine is None and size is not None:
-        origin = like.origin_um if like is not None else dict.fromkeys("xyz", 0.0)
-        affine = np.diag([*size, 1.0])
-        affine[:3, 3] = [origin[axis] / 1e3 for axis in "xyz"]
-        qform = affine
+    kept = like.metadata.get("nifti_header") if like is not None else None
+    values, header = array.T, _header(base64.b64decode(kept)) if kept is not None else None
+    longest = max(array.shape)
+    kind = nibabel.Nifti2Image if longest > NIFTI1_LONGEST else nibabel.Nifti1Image
+    if header is not None and (longest <= NIFTI1_LONGEST or header.sizeof_hdr == nibabel.Nifti2Header.sizeof_hdr):
+        kind = nibabel.Nifti2Image if header.sizeof_hdr == nibabel.Nifti2Header.sizeof_hdr else kind
+        held = header.get_data_shape()
+        if [n for n in held if n > 1] == [n for n in values.shape if n > 1]:
+            values = values.reshape(held)
+        elif len(held) > 4:
+            header.set_intent("none")  # One component is no vector.
+        header.set_data_dtype(array.dtype.newbyteorder(header.endianness))
+        image = kind(values, None, header)
+        _resize(image.header, voxel_um)
     else:
-        affine, qform = np.array(affine, float), np.array(metadata.get("qform", affine), float)
-        # The qform has the size of a voxel. The sform may lead to another space, in which voxels have another size.
-        stated = np.linalg.norm(qform[:3, :3], axis=0)
-        if unit in UNITS_UM and size is not None and not np.allclose(size, stated, rtol=1e-6, atol=0):
-            for matrix in (affine, qform):
-                matrix[:3, :3] *= size / stated  # a voxel size given by hand; directions and origin stay
-    kind = nibabel.Nifti2Image if max(array.shape) > NIFTI1_LONGEST else nibabel.Nifti1Image
-    image = kind(array.T, affine, dtype=array.dtype)
-    image.set_qform(qform, int(codes[0]))
-    image.set_sform(affine, int(codes[1]))
-    step, time_unit = metadata.get("time_step", (0.0, None))
-    if array.ndim == 4 and step > 0:
-        image.header.set_zooms((*image.header.get_zooms()[:3], step))
-    image.header.set_xyzt_units(unit, time_unit if array.ndim == 4 else None)
+        affine, codes = affine_of(like, voxel_um), (1, 1)
+        if affine is None:
+            origin = like.origin_um if like is not None else dict.fromkeys("xyz", 0.0)
+            affine, codes = np.diag([*(voxel_um[axis] for axis in "xyz"), 1.0]), (0, 2)
+            affine[:3, 3] = [origin[axis] for axis in "xyz"]
+        affine[:3] /= 1e3
+        image = kind(values, affine, dtype=array.dtype)
+        image.set_qform(affine, codes[0])
+        image.set_sform(affine, codes[1])
+        image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(1.0, 0.0)
     nibabel.save(image, path)
 
 
-def _qform(header: Any, affine: np.ndarray) -> np.ndarray:
-    """Return the affine of the header's voxel size and quaternion, or `affine` where those make none."""
+def _opened(path: Path) -> Any:
+    """Open a file by nibabel, whatever rounding did to the quaternion of its header."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.imageclasses import all_image_classes
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        qform = np.asarray(header.get_qform(), float)
-    except (HeaderDataError, ValueError):
+        path.stat()
+        sniff, kinds = None, [kind for kind in all_image_classes if kind.__name__ in KINDS]
+        for kind in kinds:
+            fits, sniff = kind.path_maybe_image(str(path), sniff)
+            if fits:
+                return _tolerant(kind).from_filename(str(path), mmap="r")
+        msg = "its header is none of NIfTI, Analyze or MGH"
+        raise ImageFileError(msg)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        msg = f"{path} is not a readable NIfTI file: {' '.join(str(error).split())}; write it again"
+        raise InputError(msg) from error
+
+
+def _tolerant(kind: Any) -> Any:
+    """Return a class of NIfTI images that reads a quaternion which rounding made longer than 1."""
+    if not hasattr(kind.header_class, "quaternion_threshold"):
+        return kind
+    header = type(kind.header_class.__name__, (kind.header_class,), {"quaternion_threshold": QUATERNION_ROUNDING})
+    return type(kind.__name__, (kind,), {"header_class": header})
+
+
+def _raw_header(image: Any) -> bytes:
+    """Return the bytes of a header and its extensions as they stand in the file."""
+    files = image.file_map
+    with files["header" if "header" in files else "image"].get_prepare_fileobj("rb") as stream:
+        single = getattr(image.header, "is_single", False)
+        raw: bytes = stream.read(int(image.dataobj.offset)) if single else stream.read()
+    return raw
+
+
+def _header(raw: bytes) -> Any:
+    """Return the header that `_raw_header` gave, for a single file."""
+    import nibabel
+
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        for order in "<>":
+            if struct.unpack(f"{order}i", raw[:4])[0] == kind.sizeof_hdr:
+                header = kind.from_fileobj(io.BytesIO(raw), endianness=order, check=False)
+                header["magic"], header["vox_offset"] = kind.single_magic, 0
+                return header
+    return None
+
+
+def _resize(header: Any, voxel_um: dict[str, float]) -> None:
+    """Give a header other voxel sizes, by hand; directions and the first voxel stay."""
+    unit_um = UNITS_UM.get(header.get_xyzt_units()[0], 1e3)
+    for column, axis in enumerate("xyz" if voxel_um else ""):
+        size, stated = voxel_um[axis] / unit_um, abs(float(header["pixdim"][1 + column]))
+        if not math.isclose(size, stated, rel_tol=1e-6):
+            header["pixdim"][1 + column] = size
+            for row in ("srow_x", "srow_y", "srow_z") if stated > 0 else ():
+                header[row][column] *= size / stated
+
+
+def _of_voxels(header: Any, affine: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the affine in which voxels have the size that the header states.
+
+    nibabel prefers the sform, which may lead to another space, where voxels have another size.
+    """
+    if int(header["qform_code"]) == 0 or np.allclose(np.linalg.norm(affine[:3, :3], axis=0), sizes, rtol=1e-3, atol=0):
         return affine
-    return qform if np.isfinite(qform).all() else affine
+    return np.asarray(header.get_qform(), float)
 
 
-def _meant(value: np.floating) -> float:
+def _meant(value: float) -> float:
     """Return the decimal number that a float32 of the header stands for: 0.05, and not 0.05000000074505806."""
-    return float(str(np.float32(value)))
+    single = np.float32(value)
+    return float(str(single)) if single == value else float(value)
 
 
 def _inflated(path: Path) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.formats import EXPECTED, ZARR, read_as
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, by_axis
@@ -119,6 +120,8 @@ def _voxel_size(
     if not all(np.isfinite(size) and size > 0 for size in voxel.values()):
         msg = f"voxel_um needs positive micrometres, got {voxel}"
         raise InputError(msg)
+    if given is None and reader.assumed:
+        warnings.warn(f"{reader.path}: {reader.assumed}", N4flowWarning, stacklevel=3)
     if set(voxel) == set(AXES):
         return {axis: voxel[axis] for axis in AXES}
     if not required:

@@ -27,8 +27,12 @@ class Reader(ABC):
         Voxel size in micrometres of the axes for which the file states it.
     origin_um : dict
         Centre of the first voxel in micrometres, by axis name; 0 where the file says nothing.
+    affine_um : (4, 4) array or None
+        From the voxel (x, y, z) to micrometres to the right, front and top; None where the file states no directions.
     metadata : dict
         At least `format`.
+    assumed : str
+        What was assumed about `voxel_um` that the file does not say, for a warning.
     reason : str
         Why `voxel_um` is not complete; empty if it is, or if the file simply says nothing.
     borrowed : bool
@@ -48,7 +52,9 @@ class Reader(ABC):
     shards: Triple | None = None
     voxel_um: dict[str, float]
     origin_um: dict[str, float]
+    affine_um: np.ndarray | None = None
     metadata: dict[str, Any]
+    assumed: str = ""
     reason: str = ""
     borrowed: bool = False
     lead: int = 0

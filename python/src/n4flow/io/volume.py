@@ -37,7 +37,7 @@ class Volume:
     origin_um : dict
         Centre of the first voxel in micrometres by axis name.
     metadata : dict
-        `format`, and what its reader adds: `ome_zarr_version`, `channels`, `affine` of NIfTI, `missing_chunks`.
+        `format`, and what its reader adds: `ome_zarr_version`, `channels`, `nifti_header`, `missing_chunks`.
     source : Path
     """
 

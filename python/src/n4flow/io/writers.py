@@ -42,7 +42,7 @@ def write_volume(
         Several channels, or volumes of a series, go to NIfTI, NRRD, MetaImage and TIFF. Bool is written as uint8, and
         as labels to OME-Zarr.
     like : Volume, optional
-        Gives voxel size and origin, and the affines and codes of a NIfTI file.
+        Gives voxel size, origin and directions, and fields of the header to a file of its own format.
     voxel_um : dict by axis name, or (z, y, x), optional
         Micrometres; takes the place of that of `like`.
     ome_zarr_version : str
@@ -52,7 +52,7 @@ def write_volume(
     ------
     InputError
         Unknown ending, not a volume, a dtype that the format lacks, or no voxel size (`.npy` has none, and NIfTI to
-        NIfTI keeps the affine, whatever its unit).
+        NIfTI keeps the header).
     DiskFullError
         Space, inodes or a quota are used up.
     """
@@ -126,10 +126,10 @@ def _format(path: Path, channels: int) -> Format:
 
 
 def keeps_without_size(path: Path, like: Volume | None) -> bool:
-    """Return whether a file needs no voxel size: .npy has none, NIfTI keeps the affine of a NIfTI as it is."""
+    """Return whether a file needs no voxel size: .npy has none, NIfTI keeps the header of a NIfTI as it is."""
     kind = written_as(path)
     name = kind.name if kind is not None else ""
-    return name == "NumPy" or (name == "NIfTI" and like is not None and "affine" in like.metadata)
+    return name == "NumPy" or (name == "NIfTI" and like is not None and "nifti_header" in like.metadata)
 
 
 def _put_in_place(scratch: Path, path: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from n4flow.compute.arrays import tissue_of
 from n4flow.compute.threads import scratch
-from n4flow.errors import InputError
 from n4flow.io.frame import Frame, framed
+from n4flow.io.geometry import on_grid
 from n4flow.io.open import open_volume
+from n4flow.io.reader import Reader
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.statistics.accumulate import class_rows
@@ -31,7 +34,7 @@ class TissueSource:
     shrink : int
         In-plane block size.
     given : Volume, optional
-        The mask of the user, which replaces the estimated one.
+        The mask of the user, as `open_mask` returns it, which replaces the estimated one.
     z_start : int
         Plane of the volume that is the first one of `small`.
     frame : Frame, optional
@@ -81,7 +84,7 @@ class TissueSource:
     def block(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the (z, y, x) bool mask of a box with whole bounds, in a buffer of this thread."""
         if self._given is not None:
-            return self._given.read(z, y, x) > 0
+            return self._given.read(z, y, x)
         from n4flow.statistics import histogram_kernels as kernels
 
         small = self.small_planes(z.start, z.stop)
@@ -117,10 +120,33 @@ class TissueSource:
         return classes, 1, 0
 
 
+class _Tissue(Reader):
+    """The tissue of a mask: where it has a label, or what `tissue_of` makes of it without one."""
+
+    dtype = np.dtype(bool)
+
+    def __init__(self, mask: Volume, label: int | None) -> None:
+        self.reader, self.label, self.path = mask.reader, label, mask.source
+        reader = mask.reader
+        self.shape, self.chunks, self.shards, self.planes = reader.shape, reader.chunks, reader.shards, reader.planes
+        self.voxel_um, self.origin_um, self.metadata = reader.voxel_um, reader.origin_um, reader.metadata
+
+    def release(self) -> None:
+        self.reader.release()
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        values = self.reader.read(z, y, x)
+        if self.label is not None:
+            return np.asarray(values == self.label)
+        inside: np.ndarray = tissue_of(values, f"the mask {self.path}", whole=False)
+        return inside
+
+
 def open_mask(
     path: str | Path,
     volume: Volume,
     *,
+    label: int | None = None,
     allow_missing_chunks: bool = False,
     planes: tuple[int, int] | None = None,
 ) -> Volume:
@@ -131,18 +157,25 @@ def open_mask(
     Raises
     ------
     InputError
-        The mask has another shape; the message gives both.
+        The mask is on another grid than the volume.
     """
-    mask = open_volume(path, require_voxel_um=False, allow_missing_chunks=allow_missing_chunks, planes=planes)
-    return check_mask(mask, volume)
+    by_hand = volume.voxel_um if volume.voxel_um != volume.reader.voxel_um else None
+    options: dict[str, Any] = {
+        "voxel_um": by_hand,
+        "require_voxel_um": False,
+        "allow_missing_chunks": allow_missing_chunks,
+    }
+    mask = open_volume(path, planes=planes, **options)
+    fitting = on_grid(mask, volume, "the mask")
+    if planes is not None and fitting is not mask:  # other planes of it will be read
+        fitting = on_grid(open_volume(path, **options), volume, "the mask")
+    return _tissue(fitting, label)
 
 
 def check_mask(mask: Volume, volume: Volume) -> Volume:
-    """Return a mask, if it has the shape of its volume; another is an `InputError`."""
-    if mask.shape != volume.shape:
-        msg = (
-            f"mask {mask.source.name} has shape {mask.shape}, the volume has {volume.shape} (Z, Y, X); "
-            "give a mask of the volume's shape"
-        )
-        raise InputError(msg)
-    return mask
+    """Return the tissue of a mask on the grid of its volume, see `on_grid`."""
+    return _tissue(on_grid(mask, volume, "the mask"), None)
+
+
+def _tissue(mask: Volume, label: int | None) -> Volume:
+    return replace(mask, reader=_Tissue(mask, label))

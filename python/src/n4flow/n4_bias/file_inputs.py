@@ -9,11 +9,11 @@ import numpy as np
 
 from n4flow.compute.arrays import as_mask
 from n4flow.errors import InputError
+from n4flow.io.geometry import on_grid
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.n4_bias.otsu_mask import otsu_mask
-from n4flow.n4_bias.results import check_grid
 
 
 def read_channel(volume: Volume, channels: Sequence[Volume]) -> np.ndarray:
@@ -34,7 +34,7 @@ def mean_of(channels: Sequence[Volume]) -> np.ndarray:
 
 
 def open_beside(path: str | Path, image: Volume, role: str, voxel_um: Mapping[str, float] | None) -> Volume:
-    """Open the mask or the weights of an image.
+    """Open the mask or the weights of an image, on its grid.
 
     Raises
     ------
@@ -45,30 +45,29 @@ def open_beside(path: str | Path, image: Volume, role: str, voxel_um: Mapping[st
     if volume.reader.channels > 1:
         msg = f"{role} must be a file of one channel, and {path} has {volume.reader.channels}; save one of them alone"
         raise InputError(msg)
-    check_grid(volume, image, role)
-    return volume
+    return on_grid(volume, image, role)
 
 
 def read_mask(mask: Volume | None, label: int | None, image: np.ndarray, *, whole: bool = False) -> np.ndarray:
-    """Return the voxels to fit: those of a mask's label, or all of a mask that are not 0.
+    """Return the voxels to fit: those of a mask's label, or those that `tissue_of` takes.
 
     Without a mask, Otsu's mask of the image, or with `whole` every voxel.
 
     Raises
     ------
     InputError
-        The mask has no voxel of the label.
+        The mask has no voxel of the label, or several labels and none is given.
     """
     if mask is None:
         return np.ones(image.shape, bool) if whole else otsu_mask(image)
     given = mask.read(slice(None))
     mask.reader.release()
-    inside = as_mask(given, image.shape)
     if label is None:
+        inside: np.ndarray = as_mask(given, image.shape, f"the mask {mask.source}")
         return inside
     chosen = given == label
     if not chosen.any():
-        found = [f"{value:g}" for value in np.unique(given[inside])]
+        found = [f"{value:g}" for value in np.unique(given[given != 0])]
         labels = listed(found) if found else "nothing but 0"
         msg = f"mask-label {label} is not in {mask.source}, which has {labels}; give one of its labels"
         raise InputError(msg)

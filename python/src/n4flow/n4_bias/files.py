@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.io.geometry import on_grid
 from n4flow.io.open import open_channels, open_volume
 from n4flow.io.volume import Volume
 from n4flow.io.writers import check_destination, keeps_without_size, write_volume
@@ -19,7 +20,7 @@ from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.file_inputs import mean_of, open_beside, read_channel, read_mask, read_weights
 from n4flow.n4_bias.intensity import converted, level_kept, result_dtype
 from n4flow.n4_bias.problem import Knots
-from n4flow.n4_bias.results import Named, applied_name, check_distinct, check_grid
+from n4flow.n4_bias.results import Named, applied_name, check_distinct
 from n4flow.n4_bias.shrink import shrink_factors
 
 NO_HABITS = AntsHabits()
@@ -141,7 +142,7 @@ def correct_file(
     made = list(zip([output, *applied], series, strict=True))
     kinds = [result_dtype(dtype, volumes[0].dtype) for volumes in series]
     for volumes in series[1:]:
-        check_grid(volumes[0], volume, "the file to apply to")
+        on_grid(volumes[0], volume, "the file to apply to", turn=False)
     labels = None if mask is None else open_beside(mask, volume, "the mask", voxel_um)
     confidences = None if weights is None else open_beside(weights, volume, "the weights", voxel_um)
     for path, volumes in [*made, *([(Path(bias), [volume])] if bias is not None else [])]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from n4flow.corrections.background import SpatialMeanBackground
 from n4flow.corrections.harmonization.flat import read_flat
 from n4flow.corrections.outside import Outside
 from n4flow.corrections.recipe import Recipe
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.disk_space import store_needs
 from n4flow.io.formats import name_without_suffix
 from n4flow.io.frame import Frame, find_frame
@@ -216,10 +217,16 @@ def _plan(
     frame: Frame | None,
     planes: tuple[int, int] | None,
 ) -> Plan:
-    warnings = []
     allow = {"allow_missing_chunks": parameters["allow_missing_chunks"], "planes": planes}
-    volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
-    mask = open_mask(parameters["mask"], volume, **allow) if parameters["mask"] else None
+    with catch_warnings(record=True) as noticed:
+        filterwarnings("always", category=N4flowWarning)
+        volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
+        given, label = parameters["mask"], parameters["mask_label"]
+        mask = open_mask(given, volume, label=label, **allow) if given else None
+    warnings = [str(warning.message) for warning in noticed]
+    if label is not None and mask is None:
+        msg = f"mask_label {label} needs a mask; give it with mask"
+        raise InputError(msg)
     sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
     incomplete = [file for file in (volume, mask) if file is not None and "missing_planes" in file.metadata]
     if incomplete:

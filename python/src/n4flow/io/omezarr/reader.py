@@ -14,6 +14,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select, spacing
+from n4flow.io.geometry import of_level
 from n4flow.io.omezarr.chunk_grid import FileGrid, listed, zipped_sizes
 from n4flow.io.omezarr.chunk_reader import ChunkReader
 from n4flow.io.omezarr.damage import faulty_files
@@ -57,6 +58,10 @@ class ZarrReader(Reader):
             "levels": described["levels"],
             **described["extra"],
         }
+        with _well_formed(path):
+            if kept := self.metadata.pop("affine_um", None):
+                self.affine_um = np.array(kept, float).reshape(4, 4)
+                self.affine_um = of_level(self.affine_um, self.voxel_um) if level else self.affine_um
         self._faulty = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
 
     def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.formats import name_without_suffix
+from n4flow.io.geometry import affine_of
 from n4flow.io.omezarr.chunk_grid import FileGrid, listed
 from n4flow.io.omezarr.damage import faulty_files
 from n4flow.io.omezarr.layout import AXES, StoreLayout
@@ -101,9 +102,12 @@ def write_zarr(
 
 
 def kept_metadata(like: Volume | None) -> dict[str, Any]:
-    """Return the metadata of the input that an OME-Zarr keeps: its own format needs them to be written again."""
-    keep = ("affine", "affine_unit", "affine_codes", "qform", "direction", "origin")
-    return {key: like.metadata[key] for key in keep if key in like.metadata} if like is not None else {}
+    """Return what an OME-Zarr keeps of its input for other formats: where voxels lie, and fields of headers."""
+    if like is None:
+        return {}
+    kept = {key: like.metadata[key] for key in ("nifti_header", "fields") if like.metadata.get(key)}
+    affine = affine_of(like, like.voxel_um)
+    return kept if affine is None else {"affine_um": affine.tolist(), **kept}
 
 
 def write_omero(path: str | Path, window: tuple[float, float], range: tuple[float, float], label: str) -> None:  # noqa: A002
