@@ -42,6 +42,7 @@ def correct_file(
     backend: str = "auto",
     voxel_um: Mapping[str, float] | None = None,
     channel: int | None = None,
+    allow_missing_chunks: bool = False,
     fit_channel: int | str | None = None,
     apply_to: Sequence[str | Path] = (),
     keep_level: bool = False,
@@ -74,7 +75,7 @@ def correct_file(
         Control points of the first level, 4 by default. Of these two and `ants.spline_mm`, one can be given.
     sharpening : (float, float, int)
         `fwhm`, `wiener` and `nbins` of `fit_bias`.
-    voxel_um, channel
+    voxel_um, channel, allow_missing_chunks
         See `open_volume`.
     fit_channel : int or 'mean', optional
         Fit this channel, or this volume of a 4-D NIfTI, or the mean of all; correct all of them by the one field.
@@ -127,27 +128,30 @@ def correct_file(
             *(Named("the result of apply-to", path, written=True) for path in applied),
         ]
     )
+    read: dict[str, Any] = {"voxel_um": voxel_um, "allow_missing_chunks": allow_missing_chunks}
     if fit_channel is None:
-        channels = [open_volume(image, channel=channel or 0, voxel_um=voxel_um, require_voxel_um=False)]
+        channels = [open_volume(image, channel=channel or 0, require_voxel_um=False, **read)]
         count = channels[0].reader.channels
         remedy = f"choose one with --channel, 0 to {count - 1}, or correct all by the field of --fit-channel"
         _refuse((channel is None and count > 1, f"{image} has {count} channels; {remedy}"))
     else:
-        channels = open_channels(image, voxel_um=voxel_um, require_voxel_um=False)
-    series = [channels, *(open_channels(path, voxel_um=voxel_um, require_voxel_um=False) for path in sources)]
+        channels = open_channels(image, require_voxel_um=False, **read)
+    series = [channels, *(open_channels(path, require_voxel_um=False, **read) for path in sources)]
     volume = channels[_index(fit_channel, len(channels))]
     sized = spline_um is not None or ants.spline_mm is not None
-    sizes = _sizes(volume, voxel_um) if sized else (0.0,) * 3
+    sizes = _sizes(volume, read) if sized else (0.0,) * 3
     made = list(zip([output, *applied], series, strict=True))
     kinds = [result_dtype(dtype, volumes[0].dtype) for volumes in series]
     for volumes in series[1:]:
         check_grid(volumes[0], volume, "the file to apply to")
-    labels = None if mask is None else open_beside(mask, volume, "the mask", voxel_um)
-    confidences = None if weights is None else open_beside(weights, volume, "the weights", voxel_um)
+    labels = None if mask is None else open_beside(mask, volume, "the mask", **read)
+    confidences = None if weights is None else open_beside(weights, volume, "the weights", **read)
     for path, volumes in [*made, *([(Path(bias), [volume])] if bias is not None else [])]:
         check_destination(path, len(volumes), overwrite=overwrite)
         if (volumes[0].voxel_um or volume.voxel_um) is None and not keeps_without_size(path, volumes[0]):
-            open_volume(volumes[0].source, channel=0)  # raises the error that says that the voxel size is missing
+            open_volume(
+                volumes[0].source, channel=0, allow_missing_chunks=allow_missing_chunks
+            )  # raises the error that says that the voxel size is missing
 
     values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
     inside = read_mask(labels, mask_label, values, whole=ants.whole_image)
@@ -259,11 +263,11 @@ def _index(fit_channel: int | str | None, count: int) -> int:
     return number
 
 
-def _sizes(volume: Volume, given: Mapping[str, float] | None) -> tuple[float, ...]:
+def _sizes(volume: Volume, read: Mapping[str, Any]) -> tuple[float, ...]:
     """Return the voxel size along (z, y, x) in micrometres; 0 along an axis of one plane that has none."""
-    stated = volume.reader.voxel_um | dict(given or {})
+    stated = volume.reader.voxel_um | dict(read["voxel_um"] or {})
     if any(n > 1 and axis not in stated for axis, n in zip("zyx", volume.shape, strict=True)):
-        open_volume(volume.source, channel=0, voxel_um=given)  # raises the error that says what is missing
+        open_volume(volume.source, channel=0, **read)  # raises the error that says what is missing
     return tuple(stated.get(axis, 0.0) for axis in "zyx")
 
 

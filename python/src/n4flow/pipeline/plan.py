@@ -221,13 +221,11 @@ def _plan(
     volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
     mask = open_mask(parameters["mask"], volume, **allow) if parameters["mask"] else None
     sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
-    incomplete = [file for file in (volume, mask) if file is not None and "missing_planes" in file.metadata]
-    if incomplete:
-        for file in incomplete:
-            sections = sections.flagged(file.metadata["missing_planes"], "damaged")
-        keys = listed([key for file in incomplete for key in file.metadata["missing_chunks"]])
-        damaged = ", ".join(section.id for section in sections if not section.usable)
-        warnings.append(f"lost chunks are treated as invalid voxels: {keys}; flagged sections: {damaged}")
+    for file in (volume, mask):
+        warnings += _missing(file) if file is not None else []
+    if lost := sections.within(volume.metadata.get("missing_planes", ())):
+        sections = sections.flagged(lost, "damaged")
+        warnings.append(f"no file is left of these sections, which are flagged: {listed([each.id for each in lost])}")
     if len(sections) == 1 and volume.shape[0] > 1:
         warnings.append("the whole stack is treated as one section; give sections where it was cut into several")
     if not any(section.usable for section in sections):
@@ -270,6 +268,17 @@ def _plan(
         flat_field=flat_field,
         backend=parameters["backend"],
     )
+
+
+def _missing(file: Volume) -> list[str]:
+    """Return a sentence for the absent files of a store, and one for those that are cut short."""
+    damaged = file.metadata.get("damaged_chunks", [])
+    absent = [key for key in file.metadata.get("missing_chunks", []) if key not in set(damaged)]
+    said = (
+        ("files are absent, as chunks of the fill value may be, and are read as it", absent),
+        ("files are lost or cut short, and their voxels are invalid", damaged),
+    )
+    return [f"{len(keys)} {what}: {listed(keys)} of {file.source.name}" for what, keys in said if keys]
 
 
 def _check_combinations(parameters: Mapping[str, Any]) -> None:
