@@ -52,3 +52,16 @@ def test_absent_chunks_change_nothing(tmp_path, values, options, masked, setting
     absent = f"{files[0] - files[1]} files are absent, as chunks of the fill value may be, and are read as it: "
     assert plan["warnings"][0].startswith(absent)
     assert plan["warnings"][-1] == "no file is left of these sections, which are flagged: s002"
+
+
+def test_a_report_claims_nothing_where_every_section_is_flagged(tmp_path, values):
+    path = tmp_path / "lost.zarr"
+    write(path, np.zeros(SHAPE, "uint16"), empty=False)
+    result = run(path, tmp_path / "out", sections=3, voxel_um="20 5 5", allow_missing_chunks=True).samples[0]
+    assert result.numbers["plan"]["flagged_sections"] == ["s000", "s001", "s002"]
+    assert not open_volume(result.store).read(slice(None)).any()
+    page = result.report.read_text(encoding="utf-8")
+    assert "Nothing was changed: nothing could be estimated." in page
+    assert "Bias field divided out" not in page
+    assert "Not applied: bias field divided out" in page
+    assert result.numbers["verdict"]["status"] == "look"
