@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import zarr
 
 import n4flow
 from n4flow.commands import ants, main

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
+from n4flow.io.doubts import doubts
 from n4flow.io.open import open_channels, open_volume
 from n4flow.io.volume import Volume
 from n4flow.io.writers import check_destination, keeps_without_size, write_volume
@@ -18,11 +20,13 @@ from n4flow.n4_bias.api import fit_bias
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.file_inputs import mean_of, open_beside, read_channel, read_mask, read_weights
 from n4flow.n4_bias.intensity import converted, level_kept, result_dtype
-from n4flow.n4_bias.problem import Knots
+from n4flow.n4_bias.problem import Knots, wide_spline
 from n4flow.n4_bias.results import Named, applied_name, check_distinct, check_grid
 from n4flow.n4_bias.shrink import shrink_factors
 
 NO_HABITS = AntsHabits()
+OTSU_SHARES = (0.01, 0.9)  # Of an image: less than tissue usually has, and more.
+LEVEL_MOVED = 1.1  # Factor between the means before and after, from which on it is said.
 
 
 def correct_file(
@@ -153,8 +157,19 @@ def correct_file(
                 volumes[0].source, channel=0, allow_missing_chunks=allow_missing_chunks
             )  # raises the error that says that the voxel size is missing
 
+    for file in dict.fromkeys((volume, labels, confidences, *(volumes[0] for volumes in series[1:]))):
+        for doubt in doubts(file) if file is not None else ():
+            warnings.warn(doubt, N4flowWarning, 2)
+    if spline_um is not None:
+        extents = [n * um for n, um in zip(volume.shape, sizes, strict=True)]
+        if (wide := wide_spline(spline_um, extents, "the image")) is not None:
+            warnings.warn(f"spline_um: {wide}", N4flowWarning, 2)
     values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
     inside = read_mask(labels, mask_label, values, whole=ants.whole_image)
+    share = float(np.mean(inside))
+    if labels is None and not ants.whole_image and not OTSU_SHARES[0] <= share <= OTSU_SHARES[1]:
+        said = f"Otsu's mask is {share:.2%} of {image.name}, seldom what tissue is; look at it, or give one (--mask)"
+        warnings.warn(said, N4flowWarning, 2)
     confidence = None if confidences is None else read_weights(confidences)
     domain = _domain(volume.shape, sizes, spline_um, control_points, ants)
     factors = shrink_factors(shrink, domain.padded_shape)
@@ -187,6 +202,10 @@ def correct_file(
         writer.write(path, volumes, kind, volume, values if volumes == [volume] else None)
         for (path, volumes), kind in zip(made, kinds, strict=True)
     ]
+    moved = facts[0]["level"]
+    if not ants.rescale and not 1 / LEVEL_MOVED <= moved <= LEVEL_MOVED:
+        said = f"the mean of the fitted voxels is {moved:.3g} times that of the input; --keep-level keeps it"
+        warnings.warn(said, N4flowWarning, 2)
     return {
         "shape": list(volume.shape),
         "mask": str(mask) if mask is not None else "all" if ants.whole_image else "otsu",
@@ -221,10 +240,14 @@ class _Corrector:
     ) -> dict[str, Any]:
         """Write the corrected channels of a file and release it; `values` are its only one, if already read."""
         result = np.empty((len(volumes) if len(volumes) > 1 else 0, *like.shape), dtype)
-        counts = np.zeros(2, int)
+        counts, levels = np.zeros(2, int), []
         for number, volume in enumerate(volumes):
             given = read_channel(volume, volumes) if values is None else values
-            corrected, *lost = converted(self._correct(given), dtype)
+            fitted = self.mask & np.isfinite(given) & (given > 0)
+            before = given[fitted].mean(dtype=np.float64) if fitted.any() else 1.0
+            exact = self._correct(given)
+            levels.append(float(exact[fitted].mean(dtype=np.float64) / before) if fitted.any() else 1.0)
+            corrected, *lost = converted(exact, dtype)
             counts += lost
             if len(volumes) == 1:
                 result = corrected
@@ -233,7 +256,7 @@ class _Corrector:
         for volume in volumes:
             volume.reader.release()
         write_volume(path, result, like=volumes[0], voxel_um=volumes[0].voxel_um or like.voxel_um)
-        facts = {"path": str(path), "channels": len(volumes), "dtype": dtype.name}
+        facts = {"path": str(path), "channels": len(volumes), "dtype": dtype.name, "level": float(np.mean(levels))}
         return facts | {"voxels_clipped": int(counts[0]), "voxels_undefined": int(counts[1])}
 
     def _correct(self, values: np.ndarray) -> np.ndarray:
