@@ -4,6 +4,7 @@
 include { check_parameters; options } from './modules/parameters'
 include { read_samples; sample_of } from './modules/samples'
 include { add; answer; batches_of; gather; inputs; slabs_of } from './modules/channels'
+include { unchanged } from './modules/paths'
 include { as_json; described; tools } from './modules/run_info'
 include { explain } from './modules/failure'
 include { has_gpu; tell_fallback } from './modules/gpu'
@@ -100,7 +101,7 @@ workflow {
     FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'evidence', 'slabs']), as_json(settings))
 
     // results appear in outdir in one piece, and then what they came from
-    PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)
+    PUBLISH(unchanged(FINISH.out.results, samples), params.outdir, params.publish_mode)
     PUBLISH.out.published.subscribe { meta, folder -> tell_verdict(meta, folder) }
     done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
     PROVENANCE(done, described(workflow, given), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))

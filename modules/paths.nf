@@ -24,9 +24,27 @@ def real(path) {
     return path.toUri().scheme == 'file' ? path.toFile().canonicalPath : path.toUriString()
 }
 
-// Names, sizes and times of all that lies in a directory: Nextflow looks at the directory's own alone.
+// Refuse a place that holds the result of another channel.
+def check_channel(target, channel) {
+    def metrics = target.resolve('metrics.json')
+    def held = metrics.exists() ? new groovy.json.JsonSlurper().parseText(metrics.text).parameters?.channel ?: 0 : channel ?: 0
+    if (held.toString() != (channel ?: 0).toString()) {
+        exit(2, "${target} holds the result of channel ${held}, and channel ${channel ?: 0} was asked for; choose another outdir, or remove that result")
+    }
+}
+
+// Results of samples, [meta, files], whose inputs are still as they were when the run began; a change ends the run.
+def unchanged(results, samples) {
+    return results.join(samples).map { meta, files, sample ->
+        def changed = sample.seen.find { path, seen -> digest(path) != seen }
+        if (changed) { error "sample ${meta.id}: ${changed.key} was changed during the run, so there is no result; run again" }
+        [meta, files]
+    }
+}
+
+// Size and time of a file; names, sizes and times of all that lies in a directory, of which Nextflow looks at its own alone.
 def digest(path) {
-    if (!path.isDirectory()) { return null }
+    if (!path.isDirectory()) { return "${path.size()} ${path.lastModified()}".toString() }
     def lines = list_files('', path)
     def dangling = lines.find { line -> line.startsWith('!') }
     if (dangling) { exit(2, "${dangling.substring(1)} is a link to nothing; restore what it points to") }

@@ -1,7 +1,7 @@
 // The samples of a run and their files, from one volume or a sample sheet.
 
 include { check_whole; without_suffix } from './formats'
-include { digest; existing; check_apart } from './paths'
+include { digest; existing; check_apart; check_channel } from './paths'
 include { allowed; expectation; parameter_rules; read_schema; refuse } from './rules'
 
 // [meta, sample] of each sample of the parameter input.
@@ -32,8 +32,8 @@ def read_sheet(sheet) {
 }
 
 // [meta, sample] of a row; what the row leaves empty is the parameter of that name. In a sample, `volume` is what commands are
-// told of it and what -resume must notice, image to flat are its files or [], and to the lists stages add the files that they
-// make. INSPECT adds its plan, and slabs_of and batches_of the part that one task works on.
+// told of it and what -resume must notice, `seen` the digests of its files by path, image to flat are its files or [], and to the
+// lists stages add the files that they make. INSPECT adds its plan, and slabs_of and batches_of the part that one task works on.
 def sample_of(row, params) {
     def rule = read_schema().sample_sheet.properties.sample
     if (!allowed(row.sample, rule)) { exit(2, "sample name '${row.sample}' must be ${expectation(rule)}; give another in a sample sheet") }
@@ -43,16 +43,18 @@ def sample_of(row, params) {
         !given[name] || name == 'sections' && counted ? [] : existing(given[name], name, row.sample, row[name] ? row.folder : null)
     }
     check_apart(file("${params.outdir}/${row.sample}"), [image, mask, table, flat])
+    check_channel(file("${params.outdir}/${row.sample}"), params.channel)
     [image, mask, flat].findAll().each { path -> check_whole(path) }
+    def seen = [image, mask, flat].findAll().collectEntries { path -> [(path): digest(path)] }
     def volume = [
         options: [given.voxel_um ? "--voxel-um '${given.voxel_um}'" : '', params.channel != null ? "--channel ${params.channel}" : '',
             params.mask_label != null ? "--mask-label ${params.mask_label}" : '', params.allow_missing_chunks.toString() == 'true' ? '--allow-missing-chunks' : ''].join(' ').trim(),
         sections: counted ? given.sections : null,
         version: workflow.manifest.version,  // results of another version are not taken over
-        digests: [image, mask, flat].collect { path -> path ? digest(path) : null },
+        digests: seen.values().toList(),
     ]
     return [[id: row.sample], [
-        volume: volume, image: image, mask: mask, table: table, flat: flat,
+        volume: volume, seen: seen, image: image, mask: mask, table: table, flat: flat,
         shrunken: [], masks: [], histograms: [], recipe: [], evidence: [], slabs: [],
     ]]
 }

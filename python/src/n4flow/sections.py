@@ -167,17 +167,17 @@ class SectionTable(Sequence[Section]):
         start, stop, _step = filled.indices(self.n_planes)
         return np.clip([section.z_start for section in self] + [self.n_planes], start, stop)
 
-    def flagged(self, planes: Sequence[Sequence[int]], flag: str) -> SectionTable:
-        """Return the table with `flag` on the sections that contain planes of any of the runs (z_start, z_stop).
+    def within(self, planes: Sequence[Sequence[int]]) -> list[Section]:
+        """Return the sections of which all planes lie in the runs (z_start, z_stop)."""
+        inside = np.zeros(self.n_planes, bool)
+        for start, stop in planes:
+            inside[start:stop] = True
+        return [section for section in self if inside[section.planes].all()]
 
-        A section that has a flag already keeps it.
-        """
-        touched = [any(start < section.z_stop and section.z_start < stop for start, stop in planes) for section in self]
-        sections = [
-            replace(section, flag=flag) if hit and section.usable else section
-            for section, hit in zip(self, touched, strict=True)
-        ]
-        return SectionTable(sections, self.n_planes)
+    def flagged(self, sections: Sequence[Section], flag: str) -> SectionTable:
+        """Return the table with `flag` on some of its sections; one that has a flag already keeps it."""
+        chosen = [replace(s, flag=flag) if s in sections and s.usable else s for s in self]
+        return SectionTable(chosen, self.n_planes)
 
     @property
     def usable_planes(self) -> np.ndarray:

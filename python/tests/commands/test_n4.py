@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import zarr
 
 import n4flow
 from n4flow.commands import ants, main
@@ -428,6 +429,17 @@ def test_mask_and_weights_have_one_channel(tmp_path, files, image, monkeypatch, 
     series(tmp_path / "bold.nii", image)
     assert ended(files[0], tmp_path / "out.nii", option, tmp_path / "bold.nii") == 2
     assert f"{role} must be a file of one channel, and {tmp_path / 'bold.nii'} has 3" in capsys.readouterr().err
+
+
+def test_chunks_that_a_writer_left_out(tmp_path, image, capsys):
+    values = image.copy()
+    values[:, :8] = 0
+    store = zarr.create_array(tmp_path / "in.zarr", shape=values.shape, chunks=(8, 8, 8), dtype=values.dtype)
+    store[...] = values
+    assert ended(tmp_path / "in.zarr", tmp_path / "out.npy", *FAST) == 2
+    assert "allow missing chunks (allow_missing_chunks)" in capsys.readouterr().err
+    assert ended(tmp_path / "in.zarr", tmp_path / "out.npy", "--allow-missing-chunks", *FAST) == 0
+    assert np.array_equal(np.load(tmp_path / "out.npy"), n4flow.n4(values, iters=(2,)))
 
 
 def test_rescaling_without_a_mask_is_said(tmp_path, files, image, caplog):

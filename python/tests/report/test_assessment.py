@@ -74,8 +74,11 @@ def test_the_headline_says_what_was_done_and_what_to_look_at():
     assert done == "Nothing was changed: the recipe is empty."
     assert verdict == "2 of 3 sections pass; look at s2."
     table = SectionTable([Section(s.id, s.z_start, s.z_stop) for s in table], SHAPE[0])
-    numbers = measured(before, after, tissue, agarose, table, [BiasCorrection(((0, 12, field(0.0, SHAPE)),))])
-    assert headline([BiasCorrection()], numbers) == ("Bias field divided out.", "All 3 sections pass.")
+    recipe = [BiasCorrection(((0, 12, field(0.1, SHAPE)),))]
+    numbers = measured(before, after, tissue, agarose, table, recipe)
+    assert headline(recipe, numbers) == ("Bias field divided out.", "All 3 sections pass.")
+    idle = [BiasCorrection(((0, 12, field(0.0, SHAPE)),)), BiasCorrection()]
+    assert headline(idle, numbers)[0] == "Nothing was changed: nothing could be estimated."
 
 
 def test_the_verdict_names_what_did_harm_and_what_avoids_it():

@@ -134,6 +134,11 @@ class Correction(ABC):
             The block's place.
         """
 
+    @property
+    def idle(self) -> bool:
+        """Whether it leaves every voxel as it is, because nothing could be estimated."""
+        return False
+
     @abstractmethod
     def summary(self) -> dict[str, Any]:
         """Return the numbers a reader wants to see: JSON types only, no large arrays."""

@@ -175,6 +175,11 @@ class BiasCorrection(Correction):
     def __getstate__(self) -> dict[str, Any]:
         return {"fields": self.fields, "frame": self.frame}
 
+    @property
+    def idle(self) -> bool:
+        """See `Correction.idle`."""
+        return not any(field.lattice.any() for _start, _stop, field in self.fields)
+
     def summary(self) -> dict[str, Any]:
         """Return for each run of planes the range of its field, iterations, knots, or why nothing was fitted."""
         return {"fields": [_facts(*part) for part in self.fields]}

@@ -100,6 +100,11 @@ class PlaneGain(Correction):
         """See `Correction.shares`."""
         return np.where(self.measured, self.share, np.nan)
 
+    @property
+    def idle(self) -> bool:
+        """See `Correction.idle`."""
+        return not self.measured.any()
+
     def summary(self) -> dict[str, Any]:
         """Return the spread of the gains and how many planes were measured."""
         gains = self.gain[self.measured] if self.measured.any() else np.ones(1, np.float32)

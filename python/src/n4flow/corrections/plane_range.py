@@ -102,6 +102,11 @@ class PlaneRange(Correction):
         """The span."""
         return float(self.span)
 
+    @property
+    def idle(self) -> bool:
+        """See `Correction.idle`."""
+        return bool(self.span == 1 and not self.lower.any() and np.isinf(self.upper).all())
+
     def summary(self) -> dict[str, Any]:
         """Return range, span and where the agarose levels come from."""
         counts = np.bincount(self.source, minlength=len(SOURCES))

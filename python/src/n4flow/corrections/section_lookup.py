@@ -195,6 +195,11 @@ class SectionLookup(Correction):
         share = np.ones(len(self.offsets) - 1) if self.share is None else self.share
         return np.where(self.map_of_plane < 0, np.nan, np.append(share, np.nan)[self.map_of_plane])
 
+    @property
+    def idle(self) -> bool:
+        """See `Correction.idle`."""
+        return len(self.offsets) < 2
+
     def summary(self) -> dict[str, Any]:
         """Return how many planes were matched and how strongly the maps change intensities."""
         counts = np.bincount(self.status, minlength=len(STATUS))

@@ -45,8 +45,9 @@ def open_volume(
     require_voxel_um : bool
         Refuse a volume without voxel size.
     allow_missing_chunks : bool
-        Read absent, empty and damaged files of a Zarr store as 0; `metadata` then lists them as `missing_chunks`, and
-        the planes they touch as `missing_planes`.
+        Read absent files of a Zarr store as its fill value, and those that are empty or cut short as 0; `metadata` then
+        lists all of them as `missing_chunks`, the latter as `damaged_chunks`, and planes of which no file is left as
+        `missing_planes`.
     planes : (int, int), optional
         What will be read of it, from one plane to another: only their files of a Zarr store are looked at, and no other
         planes can be read of such a store. `data`, which is all of it, is an error then.

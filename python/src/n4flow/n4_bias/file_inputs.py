@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,15 +34,15 @@ def mean_of(channels: Sequence[Volume]) -> np.ndarray:
     return (total / len(channels)).astype(np.float32)
 
 
-def open_beside(path: str | Path, image: Volume, role: str, voxel_um: Mapping[str, float] | None) -> Volume:
-    """Open the mask or the weights of an image, on its grid.
+def open_beside(path: str | Path, image: Volume, role: str, **read: Any) -> Volume:
+    """Open the mask or the weights of an image, on its grid; `read` are options of `open_volume`.
 
     Raises
     ------
     InputError
         The file has several channels, or another grid than the image.
     """
-    volume = open_volume(path, channel=0, voxel_um=voxel_um, require_voxel_um=False)
+    volume = open_volume(path, channel=0, require_voxel_um=False, **read)
     if volume.reader.channels > 1:
         msg = f"{role} must be a file of one channel, and {path} has {volume.reader.channels}; save one of them alone"
         raise InputError(msg)

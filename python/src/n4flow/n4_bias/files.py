@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
+from n4flow.io.doubts import doubts
 from n4flow.io.geometry import on_grid
 from n4flow.io.open import open_channels, open_volume
 from n4flow.io.volume import Volume
@@ -19,11 +21,13 @@ from n4flow.n4_bias.api import fit_bias
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.file_inputs import mean_of, open_beside, read_channel, read_mask, read_weights
 from n4flow.n4_bias.intensity import converted, level_kept, result_dtype
-from n4flow.n4_bias.problem import Knots
+from n4flow.n4_bias.problem import Knots, wide_spline
 from n4flow.n4_bias.results import Named, applied_name, check_distinct
 from n4flow.n4_bias.shrink import shrink_factors
 
 NO_HABITS = AntsHabits()
+OTSU_SHARES = (0.01, 0.9)  # Of an image: less than tissue usually has, and more.
+LEVEL_MOVED = 1.1  # Factor between the means before and after, from which on it is said.
 
 
 def correct_file(
@@ -43,6 +47,7 @@ def correct_file(
     backend: str = "auto",
     voxel_um: Mapping[str, float] | None = None,
     channel: int | None = None,
+    allow_missing_chunks: bool = False,
     fit_channel: int | str | None = None,
     apply_to: Sequence[str | Path] = (),
     keep_level: bool = False,
@@ -75,7 +80,7 @@ def correct_file(
         Control points of the first level, 4 by default. Of these two and `ants.spline_mm`, one can be given.
     sharpening : (float, float, int)
         `fwhm`, `wiener` and `nbins` of `fit_bias`.
-    voxel_um, channel
+    voxel_um, channel, allow_missing_chunks
         See `open_volume`.
     fit_channel : int or 'mean', optional
         Fit this channel, or this volume of a 4-D NIfTI, or the mean of all; correct all of them by the one field.
@@ -128,30 +133,44 @@ def correct_file(
             *(Named("the result of apply-to", path, written=True) for path in applied),
         ]
     )
+    read: dict[str, Any] = {"voxel_um": voxel_um, "allow_missing_chunks": allow_missing_chunks}
     if fit_channel is None:
-        channels = [open_volume(image, channel=channel or 0, voxel_um=voxel_um, require_voxel_um=False)]
+        channels = [open_volume(image, channel=channel or 0, require_voxel_um=False, **read)]
         count = channels[0].reader.channels
         remedy = f"choose one with --channel, 0 to {count - 1}, or correct all by the field of --fit-channel"
         _refuse((channel is None and count > 1, f"{image} has {count} channels; {remedy}"))
     else:
-        channels = open_channels(image, voxel_um=voxel_um, require_voxel_um=False)
-    series = [channels, *(open_channels(path, voxel_um=voxel_um, require_voxel_um=False) for path in sources)]
+        channels = open_channels(image, require_voxel_um=False, **read)
+    series = [channels, *(open_channels(path, require_voxel_um=False, **read) for path in sources)]
     volume = channels[_index(fit_channel, len(channels))]
     sized = spline_um is not None or ants.spline_mm is not None
-    sizes = _sizes(volume, voxel_um) if sized else (0.0,) * 3
+    sizes = _sizes(volume, read) if sized else (0.0,) * 3
     made = list(zip([output, *applied], series, strict=True))
     kinds = [result_dtype(dtype, volumes[0].dtype) for volumes in series]
     for volumes in series[1:]:
         on_grid(volumes[0], volume, "the file to apply to", turn=False)
-    labels = None if mask is None else open_beside(mask, volume, "the mask", voxel_um)
-    confidences = None if weights is None else open_beside(weights, volume, "the weights", voxel_um)
+    labels = None if mask is None else open_beside(mask, volume, "the mask", **read)
+    confidences = None if weights is None else open_beside(weights, volume, "the weights", **read)
     for path, volumes in [*made, *([(Path(bias), [volume])] if bias is not None else [])]:
         check_destination(path, len(volumes), overwrite=overwrite)
         if (volumes[0].voxel_um or volume.voxel_um) is None and not keeps_without_size(path, volumes[0]):
-            open_volume(volumes[0].source, channel=0)  # raises the error that says that the voxel size is missing
+            open_volume(
+                volumes[0].source, channel=0, allow_missing_chunks=allow_missing_chunks
+            )  # raises the error that says that the voxel size is missing
 
+    for file in dict.fromkeys((volume, labels, confidences, *(volumes[0] for volumes in series[1:]))):
+        for doubt in doubts(file) if file is not None else ():
+            warnings.warn(doubt, N4flowWarning, 2)
+    if spline_um is not None:
+        extents = [n * um for n, um in zip(volume.shape, sizes, strict=True)]
+        if (wide := wide_spline(spline_um, extents, "the image")) is not None:
+            warnings.warn(f"spline_um: {wide}", N4flowWarning, 2)
     values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
     inside = read_mask(labels, mask_label, values, whole=ants.whole_image)
+    share = float(np.mean(inside))
+    if labels is None and not ants.whole_image and not OTSU_SHARES[0] <= share <= OTSU_SHARES[1]:
+        said = f"Otsu's mask is {share:.2%} of {image.name}, seldom what tissue is; look at it, or give one (--mask)"
+        warnings.warn(said, N4flowWarning, 2)
     confidence = None if confidences is None else read_weights(confidences)
     domain = _domain(volume.shape, sizes, spline_um, control_points, ants)
     factors = shrink_factors(shrink, domain.padded_shape)
@@ -184,6 +203,10 @@ def correct_file(
         writer.write(path, volumes, kind, volume, values if volumes == [volume] else None)
         for (path, volumes), kind in zip(made, kinds, strict=True)
     ]
+    moved = facts[0]["level"]
+    if not ants.rescale and not 1 / LEVEL_MOVED <= moved <= LEVEL_MOVED:
+        said = f"the mean of the fitted voxels is {moved:.3g} times that of the input; --keep-level keeps it"
+        warnings.warn(said, N4flowWarning, 2)
     return {
         "shape": list(volume.shape),
         "mask": str(mask) if mask is not None else "all" if ants.whole_image else "otsu",
@@ -218,10 +241,14 @@ class _Corrector:
     ) -> dict[str, Any]:
         """Write the corrected channels of a file and release it; `values` are its only one, if already read."""
         result = np.empty((len(volumes) if len(volumes) > 1 else 0, *like.shape), dtype)
-        counts = np.zeros(2, int)
+        counts, levels = np.zeros(2, int), []
         for number, volume in enumerate(volumes):
             given = read_channel(volume, volumes) if values is None else values
-            corrected, *lost = converted(self._correct(given), dtype)
+            fitted = self.mask & np.isfinite(given) & (given > 0)
+            before = given[fitted].mean(dtype=np.float64) if fitted.any() else 1.0
+            exact = self._correct(given)
+            levels.append(float(exact[fitted].mean(dtype=np.float64) / before) if fitted.any() else 1.0)
+            corrected, *lost = converted(exact, dtype)
             counts += lost
             if len(volumes) == 1:
                 result = corrected
@@ -230,7 +257,7 @@ class _Corrector:
         for volume in volumes:
             volume.reader.release()
         write_volume(path, result, like=volumes[0], voxel_um=volumes[0].voxel_um or like.voxel_um)
-        facts = {"path": str(path), "channels": len(volumes), "dtype": dtype.name}
+        facts = {"path": str(path), "channels": len(volumes), "dtype": dtype.name, "level": float(np.mean(levels))}
         return facts | {"voxels_clipped": int(counts[0]), "voxels_undefined": int(counts[1])}
 
     def _correct(self, values: np.ndarray) -> np.ndarray:
@@ -260,11 +287,11 @@ def _index(fit_channel: int | str | None, count: int) -> int:
     return number
 
 
-def _sizes(volume: Volume, given: Mapping[str, float] | None) -> tuple[float, ...]:
+def _sizes(volume: Volume, read: Mapping[str, Any]) -> tuple[float, ...]:
     """Return the voxel size along (z, y, x) in micrometres; 0 along an axis of one plane that has none."""
-    stated = volume.reader.voxel_um | dict(given or {})
+    stated = volume.reader.voxel_um | dict(read["voxel_um"] or {})
     if any(n > 1 and axis not in stated for axis, n in zip("zyx", volume.shape, strict=True)):
-        open_volume(volume.source, channel=0, voxel_um=given)  # raises the error that says what is missing
+        open_volume(volume.source, channel=0, **read)  # raises the error that says what is missing
     return tuple(stated.get(axis, 0.0) for axis in "zyx")
 
 

@@ -110,6 +110,17 @@ class Knots(NamedTuple):
     extents_um: tuple[float, ...]
 
 
+def wide_spline(distance_um: float, extents_um: Sequence[float], name: str) -> str | None:
+    """Return a sentence where a distance of control points is larger than a volume, None where it is not."""
+    if distance_um <= max(extents_um):
+        return None
+    extent = " x ".join(f"{um:g}" for um in extents_um)
+    return (
+        f"a distance of {distance_um:g} micrometres is larger than {name} ({extent}), so one span covers each axis, "
+        "as without it; was another unit meant?"
+    )
+
+
 def first_controls(extents_um: Sequence[float], distance_um: float | None, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the number of control points along each axis: one for each `distance_um`, and at least 4 (one span).
 

@@ -38,6 +38,7 @@ from n4flow.sections import Section, SectionTable, filled_planes
 from n4flow.statistics.accumulate import PLANE_COUNTS
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
+TISSUE_SHARES = (0.01, 0.9)  # Of a volume without its padding: less than tissue usually has, and more.
 if TYPE_CHECKING:
     from n4flow.corrections.harmonization.prepare import Samples
 
@@ -226,6 +227,9 @@ def find_masks(
     agarose, threshold = get_agarose_mask(shrunken)
     filled = filled_planes(shrunken.planes["n_valid"])
     numbers["tissue_share"] = tissue.mean() * len(tissue) / (filled.stop - filled.start)
+    if given is None and not TISSUE_SHARES[0] <= numbers["tissue_share"] <= TISSUE_SHARES[1]:
+        said = f"the estimated tissue mask is {numbers['tissue_share']:.2%} of the volume, seldom what tissue is"
+        warnings.warn(f"{said}; look at mask.ome.zarr, or give a mask", N4flowWarning, 2)
     numbers["agarose_share"] = float(agarose.mean())
     numbers["agarose_threshold"] = float(threshold)
     numbers["agarose_levels"] = agarose_levels(shrunken, agarose, sections, tissue)

@@ -18,16 +18,17 @@ from n4flow.corrections.outside import Outside
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.disk_space import store_needs
+from n4flow.io.doubts import doubts
 from n4flow.io.formats import name_without_suffix
 from n4flow.io.frame import Frame, find_frame
 from n4flow.io.omezarr.chunk_grid import listed
-from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.omezarr.layout import AXES, StoreLayout
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
 from n4flow.n4_bias.bspline import spans
-from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls
+from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls, wide_spline
 from n4flow.pipeline.parameters import defaults, iteration_list, sample_sheet, spline_distance, voxel_size
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
 from n4flow.sections import SectionTable
@@ -228,13 +229,11 @@ def _plan(
         msg = f"mask_label {label} needs a mask; give it with mask"
         raise InputError(msg)
     sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
-    incomplete = [file for file in (volume, mask) if file is not None and "missing_planes" in file.metadata]
-    if incomplete:
-        for file in incomplete:
-            sections = sections.flagged(file.metadata["missing_planes"], "damaged")
-        keys = listed([key for file in incomplete for key in file.metadata["missing_chunks"]])
-        damaged = ", ".join(section.id for section in sections if not section.usable)
-        warnings.append(f"lost chunks are treated as invalid voxels: {keys}; flagged sections: {damaged}")
+    for file in (volume, mask):
+        warnings += doubts(file) if file is not None else []
+    if lost := sections.within(volume.metadata.get("missing_planes", ())):
+        sections = sections.flagged(lost, "damaged")
+        warnings.append(f"no file is left of these sections, which are flagged: {listed([each.id for each in lost])}")
     if len(sections) == 1 and volume.shape[0] > 1:
         warnings.append("the whole stack is treated as one section; give sections where it was cut into several")
     if not any(section.usable for section in sections):
@@ -251,6 +250,7 @@ def _plan(
         warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
     warnings += _idle(parameters)
     _check_spline(parameters, volume, frame)
+    warnings += _wide_spline(parameters, volume, frame, sections)
     before = background(parameters, volume.voxel_um)
     geometry = {"voxel_um": volume.voxel_um, "origin_um": volume.origin_um, "slab_planes": parameters["slab_planes"]}
     layout = plan_layout(
@@ -306,6 +306,20 @@ def _idle(parameters: Mapping[str, Any]) -> list[str]:
             sentences.append(f"{name} {parameters[name]:g} does nothing with {other} {parameters[other]}")
     masked = [name for name in ("mask_smoothing_um", "mask_closing_um") if name in given and parameters["mask"]]
     return sentences + [f"{name} {parameters[name]:g} does nothing with a mask that is given" for name in masked]
+
+
+def _wide_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame, sections: SectionTable) -> list[str]:
+    """Return a sentence for each distance of control points that is larger than what its field covers."""
+    voxel_um = volume.voxel_um or {}
+    longest = max(section.z_stop - section.z_start for section in sections)
+    said = []
+    for kind in BIAS_FIELDS[parameters["bias"]]:
+        name, distance = spline_distance(parameters, kind)
+        planes = longest if kind == "section" else volume.shape[0]
+        extents = [n * voxel_um.get(axis, 0.0) for n, axis in zip((planes, *frame.shape), AXES, strict=True)]
+        if distance and voxel_um and (wide := wide_spline(distance, extents, f"the {kind}")):
+            said.append(f"{name}: {wide}")
+    return said
 
 
 def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> None:

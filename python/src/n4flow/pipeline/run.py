@@ -13,7 +13,9 @@ from typing import Any
 import numba
 
 from n4flow.corrections.recipe import Recipe
+from n4flow.errors import InputError
 from n4flow.io.disk_space import check_space
+from n4flow.io.doubts import state
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.publishing import published, reclaim
@@ -29,7 +31,7 @@ from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background, completed, make_plan
 from n4flow.pipeline.provenance import Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
-from n4flow.pipeline.samples import check_apart, read_samples
+from n4flow.pipeline.samples import check_apart, check_channel, read_samples
 from n4flow.pipeline.stages import STAGES, Stage
 from n4flow.pipeline.timing import stage
 from n4flow.statistics.histograms import HistogramFiles
@@ -112,23 +114,29 @@ def run(
     asked = []
     for sample, image, own in read_samples(Path(input)):
         plan = make_plan(image, resolved | own, sample)
+        seen = state(image)
         files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
         check_apart(Path(outdir) / plan.sample, [image, *files])
+        check_channel(Path(outdir) / plan.sample, (resolved | own)["channel"])
         reclaim(Path(outdir) / plan.sample)  # before there is asked for room
-        asked.append((plan, resolved | own))
+        asked.append((plan, resolved | own, seen))
     results = []
-    for number, (plan, settled) in enumerate(asked):
-        _check_room(Path(outdir), [plan for plan, _settled in asked[number:]])  # now, not after hours of estimating
+    for number, (plan, settled, seen) in enumerate(asked):
+        _check_room(Path(outdir), [plan for plan, *_settled in asked[number:]])  # now, not after hours of estimating
         for warning in plan.warnings:
             log.warning("warning: sample %s: %s", plan.sample, warning)
         with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
             log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
             numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
+            if state(plan.volume.source) != seen:
+                said = "was changed during the run, so there is no result; run again"
+                msg = f"sample {plan.sample}: {plan.volume.source} {said}"
+                raise InputError(msg)
         results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
     versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
     settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
     command = f"n4flow.run {input} {outdir} {settings}".strip()
-    done = Run(command, resolved, [str(plan.volume.source) for plan, _settled in asked], versions)
+    done = Run(command, resolved, [str(plan.volume.source) for plan, *_settled in asked], versions)
     write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
     return Result(Path(outdir), tuple(results))
 

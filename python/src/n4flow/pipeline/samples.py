@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,26 @@ def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
         if isinstance(path, (str, Path)) and target in (Path(path).resolve(), *Path(path).resolve().parents):
             msg = f"{path} lies in {folder}, where the results go; choose another outdir"
             raise InputError(msg)
+
+
+def check_channel(folder: Path, channel: int | None) -> None:
+    """Refuse a place that holds the result of another channel: a run would replace it.
+
+    Raises
+    ------
+    InputError
+        With both channels.
+    """
+    try:
+        held = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["parameters"]["channel"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if (held or 0) != (channel or 0):
+        msg = (
+            f"{folder} holds the result of channel {held or 0}, and channel {channel or 0} was asked for; "
+            "choose another outdir, or remove that result"
+        )
+        raise InputError(msg)
 
 
 def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:

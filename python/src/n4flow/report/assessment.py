@@ -189,9 +189,12 @@ def headline(recipe: Sequence[Correction], numbers: Mapping[str, Any]) -> tuple[
     """Return what was done, in a sentence, and which sections deserve a look."""
     shares = numbers["applied"]
     done = [
-        step.title + (f" ({shares[step.kind]:.0%} of it)" if shares.get(step.kind, 1) < 1 else "") for step in recipe
+        step.title + (f" ({shares[step.kind]:.0%} of it)" if shares.get(step.kind, 1) < 1 else "")
+        for step in recipe
+        if not step.idle
     ]
-    first = "; ".join(done) + "." if done else "nothing was changed: the recipe is empty."
+    reason = "nothing could be estimated" if recipe else "the recipe is empty"
+    first = "; ".join(done) + "." if done else f"nothing was changed: {reason}."
     rows = numbers["sections"]
     look = [row["id"] for row in rows if row["status"] == "warn"]
     sections = f"{len(rows)} section{'s' if len(rows) != 1 else ''}"

@@ -67,7 +67,9 @@ def write_report(path: Path, numbers: Mapping[str, Any], pair: Pair, estimates: 
         pictures=_pictures(pair, volume, metrics),
         plots=_plots(pair, metrics),
         stages=grouped(stages, pair.recipe, estimates),
-        corrections=[(step.title, plain(step.summary())) for step in pair.recipe],
+        corrections=[
+            (f"not applied: {step.title}" if step.idle else step.title, plain(step.summary())) for step in pair.recipe
+        ],
         parameters=numbers["parameters"],
     )
     path.write_text(page, encoding="utf-8")

@@ -380,7 +380,7 @@ def missing_key(path):
     ],
 )
 def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, options, fault):
-    path = make(tmp_path / "s.zarr", voxels, version, fill_value=9, **options)
+    path = make(tmp_path / "s.zarr", voxels, version, fill_value=9 if fault == "missing" else 0, **options)
     assert lost_chunks(path) == []
     key = missing_key(path)
     data = (path / key).read_bytes()
@@ -403,10 +403,44 @@ def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, o
     z, y, x = (int(part) for part in key.split("/")[-3:])
     file = options.get("shards", (5, 8, 16))
     expected = voxels.copy()
-    expected[tuple(slice(i * f, (i + 1) * f) for i, f in zip((z, y, x), file, strict=True))] = 0
-    assert volume.metadata["missing_planes"] == [[z * 5, min(z * 5 + 5, 13)]]
+    box = tuple(slice(i * f, (i + 1) * f) for i, f in zip((z, y, x), file, strict=True))
+    expected[box] = 9 if fault == "missing" else 0  # the fill value, or invalid
+    assert volume.metadata["damaged_chunks"] == ([] if fault == "missing" else [key.removeprefix("0/")])
+    assert volume.metadata["missing_planes"] == []
     assert np.array_equal(volume.read(slice(None)), expected)
+    if fault == "missing":
+        assert np.array_equal(zarr.open_array(path / "0", mode="r")[...], expected)
     assert np.array_equal(volume.read(slice(2, 9), slice(3, 20), slice(7, 33)), expected[2:9, 3:20, 7:33])
+
+
+@pytest.mark.parametrize("axes", ["zyx", "cyxz", "yx"])
+def test_planes_of_which_no_file_is_left_are_listed(tmp_path, axes):
+    shape = {"z": 13, "y": 16, "x": 32, "c": 2}
+    values = np.zeros([shape[axis] for axis in axes], "uint16")
+    chunks = [{"z": 5, "y": 8, "x": 16, "c": 1}[axis] for axis in axes]
+    stored = zarr.create_array(tmp_path / "s.zarr", shape=values.shape, chunks=chunks, dtype="uint16", fill_value=0)
+    in_order = np.moveaxis(values, [axes.index(axis) for axis in "czyx" if axis in axes], range(values.ndim))
+    if "c" in axes:
+        in_order[0] = 1  # of the other channel all files are there
+    if "z" in axes:
+        in_order[..., :5, :8, :16] = in_order[..., 10:, 8:, 16:] = 7
+    stored[...] = values
+    (tmp_path / "s.zarr/zarr.json").write_text(
+        json.dumps(json.loads((tmp_path / "s.zarr/zarr.json").read_bytes()) | {"dimension_names": list(axes)})
+    )
+    options = {"channel": 1 if "c" in axes else None, "require_voxel_um": False, "allow_missing_chunks": True}
+    volume = open_volume(tmp_path / "s.zarr", **options)
+    assert volume.metadata["missing_planes"] == ([[5, 10]] if "z" in axes else [[0, 1]])
+    assert len(volume.metadata["missing_chunks"]) == (3 * 4 - 2 if "z" in axes else 4)
+
+
+def test_a_store_without_a_fill_value_may_leave_nothing_out(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels, "0.4", fill_value=None)
+    key = missing_key(path)
+    (path / key).unlink()
+    with pytest.raises(InputError, match=r"allow missing chunks \(allow_missing_chunks\): those that are cut short"):
+        open_volume(path)
+    assert open_volume(path, allow_missing_chunks=True).metadata["damaged_chunks"] == [key.removeprefix("0/")]
 
 
 @pytest.mark.parametrize("options", [{}, {"shards": (5, 32, 48)}], ids=["chunks", "shards"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,3 +74,13 @@ def listed(names: list[str], most: int = 5) -> str:
     """Return names for a message: the first few, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def lost_layers(faulty: Iterable[Index], grid: FileGrid, z: int | None, alone: Iterable[int]) -> list[int]:
+    """Return the positions along the axis `z`, of layers of files of which all are faulty; 0 without such an axis.
+
+    Along the axes `alone` one position is looked at.
+    """
+    found = Counter(0 if z is None else index[z] for index in faulty)
+    files = math.prod(count for axis, count in enumerate(grid.counts) if axis != z and axis not in alone)
+    return sorted(layer for layer, count in found.items() if count == files)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.threads import thread_limit
-from n4flow.io.omezarr.chunk_grid import FileGrid
+from n4flow.io.omezarr.chunk_grid import FileGrid, Index
 
 Box = tuple[slice, ...]
 _ran_in: list[int] = []  # Id of the process in which tensorstore runs, once it does; a forked process inherits it.
@@ -30,12 +31,14 @@ class ChunkReader:
     """Reads boxes of one array.
 
     tensorstore and zarr-python both verify checksums of chunks and of the indices of shards (CRC32C). Only the process
-    of the id `process` may use it: threads of tensorstore do not exist in a forked one.
+    of the id `process` may use it: threads of tensorstore do not exist in a forked one. The files at the positions
+    `absent` are known to be, and read as the fill value.
     """
 
-    def __init__(self, path: Path, array: Any) -> None:
+    def __init__(self, path: Path, array: Any, absent: Container[Index] = ()) -> None:
         self.process = os.getpid()
         self.files = FileGrid.of(array)
+        self._absent = absent
         self._array = array
         self._folder = path / array.path if path.is_dir() else None
         self._store = _open(self._folder, array) if self._folder is not None else None
@@ -65,8 +68,9 @@ class ChunkReader:
     def _check_files(self, box: Box) -> None:
         """Refuse a box whose files are not all there: both libraries would read the fill value."""
         if self._folder is not None:
-            for key in map(self.files.key, self.files.touched(box)):
-                if not (self._folder / key).is_file():
+            for index in self.files.touched(box):
+                key = self.files.key(index)
+                if index not in self._absent and not (self._folder / key).is_file():
                     msg = f"{key} is missing"
                     raise FileNotFoundError(msg)
 

@@ -14,6 +14,7 @@ from typing import Any
 from n4flow.io.omezarr.chunk_grid import FileGrid, Index, batched
 from n4flow.io.omezarr.shards import blosc_fault, plain_index, shard_fault
 
+ABSENT = "is missing"  # The one fault that a writer may have meant: chunks of the fill value need no file.
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 REPEATED = 1  # Type of a Zstandard block that holds one byte, whatever length it states.
 CRC32C = 4  # Bytes of the checksum behind a chunk.
@@ -49,7 +50,7 @@ def _fault(file: Path, check: Callable[[Path], str | None] | None) -> str | None
             return "is empty"
         return check(file) if check is not None else None
     except (FileNotFoundError, NotADirectoryError):
-        return "is missing"
+        return ABSENT
 
 
 def file_check(array: Any) -> Callable[[Path], str | None] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.io.axes import select, spacing
 from n4flow.io.geometry import of_level
-from n4flow.io.omezarr.chunk_grid import FileGrid, listed, zipped_sizes
+from n4flow.io.omezarr.chunk_grid import FileGrid, Index, listed, lost_layers, zipped_sizes
 from n4flow.io.omezarr.chunk_reader import ChunkReader
-from n4flow.io.omezarr.damage import faulty_files
+from n4flow.io.omezarr.damage import ABSENT, faulty_files
 from n4flow.io.reader import Reader, check_dtype
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
@@ -62,34 +62,40 @@ class ZarrReader(Reader):
             if kept := self.metadata.pop("affine_um", None):
                 self.affine_um = np.array(kept, float).reshape(4, 4)
                 self.affine_um = of_level(self.affine_um, self.voxel_um) if level else self.affine_um
-        self._faulty = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
+        self._absent, self._damaged = self._find_faults(array, allow_missing_chunks=allow_missing_chunks)
 
-    def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> frozenset[tuple[int, ...]]:
-        """Return the positions of absent and damaged files of the chosen channel and planes, or refuse the store.
+    def _find_faults(self, array: Any, *, allow_missing_chunks: bool) -> tuple[frozenset[Index], frozenset[Index]]:
+        """Return the positions of absent and of damaged files of the chosen channel and planes, or refuse the store.
 
         Whether a file is truncated is told without decoding it: see `n4flow.io.omezarr.damage`. In a zip file only
-        lengths of 0 are found.
+        lengths of 0 are found. An absent file holds the fill value; without one in the metadata it is damage.
         """
         grid = FileGrid.of(array)
         wanted = partial(self._select.touches, grid=grid, planes=self.planes)
         if self.path.is_dir():
-            lost: Iterable[tuple[int, ...]] = faulty_files(self.path / array.path, array, wanted)
+            faults = faulty_files(self.path / array.path, array, wanted)
         else:
             sizes = zipped_sizes(self.path, array.path)
-            lost = (index for index in filter(wanted, grid.indices()) if not sizes.get(grid.key(index)))
-        faults = {index: grid.key(index) for index in lost}
+            found = {index: sizes.get(grid.key(index)) for index in filter(wanted, grid.indices())}
+            faults = {index: ABSENT if size is None else "is empty" for index, size in found.items() if not size}
+        fill = array.metadata.fill_value
+        absent = frozenset(index for index, fault in faults.items() if fault == ABSENT and fill is not None)
+        damaged = frozenset(faults) - absent
         if faults and not allow_missing_chunks:
+            value = f"those that are absent are then read as the fill value {fill}, " if absent else ""
             msg = (
-                f"{self.path} lacks {len(faults)} files, or they are cut short: {listed(list(faults.values()))}; "
-                "copy the store again, or allow missing chunks to treat those voxels as invalid"
+                f"{self.path} lacks {len(faults)} files, or they are cut short: {listed(list(map(grid.key, faults)))}; "
+                f"copy the store again, or allow missing chunks (allow_missing_chunks): {value}"
+                "those that are cut short are invalid voxels"
             )
             raise InputError(msg)
         if faults:
-            depth, axis = (self.shards or self.chunks)[0], self._select.positions[0]
-            places = sorted({0 if axis is None else index[axis] for index in faults})
-            self.metadata["missing_chunks"] = list(faults.values())
-            self.metadata["missing_planes"] = [[z * depth, min((z + 1) * depth, self.shape[0])] for z in places]
-        return frozenset(faults)
+            axis, alone = self._select.positions[0], dict(self._select.fixed)
+            depth, layers = self.shape[0] if axis is None else grid.file[axis], lost_layers(faults, grid, axis, alone)
+            self.metadata["missing_chunks"] = list(map(grid.key, faults))
+            self.metadata["damaged_chunks"] = list(map(grid.key, sorted(damaged)))
+            self.metadata["missing_planes"] = [[z * depth, min((z + 1) * depth, self.shape[0])] for z in layers]
+        return absent, damaged
 
     def _box(self, z: slice, y: slice, x: slice) -> tuple[slice, ...]:
         """Return a box along all axes of the array; refuse planes whose files were not checked when it was opened."""
@@ -117,33 +123,33 @@ class ZarrReader(Reader):
     @property
     def by_chunks(self) -> bool:
         """Whether tensorstore reads the array, and whole boxes of it."""
-        return not self._faulty and self._select.in_order and self._chunks.by_tensorstore
+        return not self._damaged and self._select.in_order and self._chunks.by_tensorstore
 
     @property
     def _chunks(self) -> ChunkReader:
         """What reads the array, opened once in each process."""
         if self._handle is None or self._handle.process != os.getpid():
-            self._handle = ChunkReader(self.path, open_node(self.path, self._array_path))
+            self._handle = ChunkReader(self.path, open_node(self.path, self._array_path), self._absent)
         return self._handle
 
     def _fill(self, out: np.ndarray, box: tuple[slice, ...], z: slice) -> None:
         """Read a box along all axes of the array; an error of a library becomes one that names the planes."""
         try:
-            self._fill_around_faults(out, box)
+            self._fill_around_damage(out, box)
         except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
             msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
             raise InputError(msg) from error
 
-    def _fill_around_faults(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
-        """Read a box along all axes of the array; file by file around those that are lost, whose voxels are 0."""
+    def _fill_around_damage(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
+        """Read a box along all axes of the array; file by file around those that are damaged, whose voxels are 0."""
         chunks = self._chunks
-        if not self._faulty:
+        if not self._damaged:
             chunks.read_into(out, box)
             return
         out[...] = 0
         for index in chunks.files.touched(box):
-            if index not in self._faulty:
+            if index not in self._damaged:
                 part = tuple(
                     slice(max(s.start, i * f), min(s.stop, (i + 1) * f))
                     for s, i, f in zip(box, index, chunks.files.file, strict=True)

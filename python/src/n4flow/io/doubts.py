@@ -1,0 +1,48 @@
+"""Sentences on what is odd about a volume and yet may be meant."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from n4flow.io.formats import read_as
+from n4flow.io.omezarr.chunk_grid import listed
+from n4flow.io.volume import Volume
+
+SMALLEST_UM = 0.01  # A voxel size below it is finer than what light resolves: millimetres, most likely.
+LARGEST_RATIO = 1000  # Of the voxel sizes along two axes.
+
+
+def doubts(volume: Volume) -> list[str]:
+    """Return a sentence on a voxel size that hardly can be, on absent files of a store, and on those cut short."""
+    said = []
+    name = volume.source.name
+    if volume.voxel_um is not None:
+        sizes = list(volume.voxel_um.values())
+        if min(sizes) < SMALLEST_UM or max(sizes) >= LARGEST_RATIO * min(sizes):
+            stated = " x ".join(f"{size:g}" for size in sizes)
+            asked = "were millimetres meant? give the size with voxel_um"
+            said.append(f"{name} has voxels of {stated} micrometres (z, y, x): {asked}")
+    damaged = volume.metadata.get("damaged_chunks", [])
+    absent = [key for key in volume.metadata.get("missing_chunks", []) if key not in set(damaged)]
+    if absent:
+        what = "files are absent, as chunks of the fill value may be, and are read as it"
+        said.append(f"{len(absent)} {what}: {listed(absent)} of {name}")
+    if damaged:
+        what = "files are lost or cut short, and their voxels are invalid"
+        said.append(f"{len(damaged)} {what}: {listed(damaged)} of {name}")
+    return said
+
+
+def state(path: Path) -> str:
+    """Return a digest of the names, sizes and times of all files of a volume, which is the same while nobody writes."""
+    kind = read_as(path)
+    files = kind.files_read(path) if kind is not None and path.is_file() else [path]
+    if path.is_dir():
+        files = sorted(Path(folder) / name for folder, _folders, names in os.walk(path) for name in names)
+    found = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        found.update(f"{file}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+    return found.hexdigest()
