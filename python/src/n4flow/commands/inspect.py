@@ -40,7 +40,9 @@ def _inspect(
         out.mkdir(parents=True, exist_ok=True)
         if (first := background(settings, plan.volume.voxel_um)) is not None:
             save_correction(first, out / "10_background.npz")
-        if any(file is not None and "missing_planes" in file.metadata for file in (plan.volume, plan.mask)):
+        if any(file is not None and "missing_planes" in file.metadata for file in (plan.volume, plan.mask)) or (
+            "sections" in plan.volume.metadata
+        ):
             plan.sections.write(out / "sections.tsv")
     numbers["plan"] = plan.summary()
     if answer is not None:

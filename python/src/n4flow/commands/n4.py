@@ -128,7 +128,9 @@ def _n4(
     lattice = ants.mesh(mesh) if mesh is not None else ants.Mesh(None, None)
     points = None if control_points is None else _counts(control_points, "control-points")
     if lattice.spans is not None or dimensions is not None:
-        shape = open_volume(source, channel=settings["channel"] or 0, require_voxel_um=False).shape
+        shape = open_volume(
+            source, channel=settings["channel"] or 0, axes=settings["axes"], require_voxel_um=False
+        ).shape
         if dimensions is not None:
             ants.check_dimensions(dimensions, shape, source)
         if lattice.spans is not None:
@@ -156,6 +158,7 @@ def _n4(
         backend=settings["backend"],
         voxel_um=voxel_size(settings["voxel_um"]),
         channel=settings["channel"],
+        axes=settings["axes"],
         fit_channel=fit_channel,
         apply_to=apply_to or (),
         keep_level=keep_level,
@@ -224,4 +227,4 @@ def _counts(text: str, name: str) -> int | tuple[int, ...]:
     return counts[0] if len(counts) == 1 else counts
 
 
-n4 = as_step("N4", _n4, ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel", "dtype"))
+n4 = as_step("N4", _n4, ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel", "axes", "dtype"))

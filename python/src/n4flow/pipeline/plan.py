@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from n4flow.corrections.background import SpatialMeanBackground
 from n4flow.corrections.harmonization.flat import read_flat
 from n4flow.corrections.outside import Outside
 from n4flow.corrections.recipe import Recipe
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.disk_space import store_needs
 from n4flow.io.formats import name_without_suffix
 from n4flow.io.frame import Frame, find_frame
@@ -27,9 +28,9 @@ from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
 from n4flow.n4_bias.bspline import spans
 from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls
-from n4flow.pipeline.parameters import defaults, iteration_list, sample_sheet, spline_distance, voxel_size
+from n4flow.pipeline.parameters import defaults, iteration_list, opening, sample_sheet, spline_distance
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
-from n4flow.sections import SectionTable
+from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import runs
 
@@ -216,11 +217,14 @@ def _plan(
     frame: Frame | None,
     planes: tuple[int, int] | None,
 ) -> Plan:
-    warnings = []
+    warnings: list[str] = []
     allow = {"allow_missing_chunks": parameters["allow_missing_chunks"], "planes": planes}
-    volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
+    with catch_warnings(record=True) as caught:
+        simplefilter("always", N4flowWarning)
+        volume = open_volume(image, **opening(parameters), planes=planes)
+    warnings += [str(warning.message) for warning in caught]
     mask = open_mask(parameters["mask"], volume, **allow) if parameters["mask"] else None
-    sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
+    sections = SectionTable.coerce(_sections(parameters, volume), volume.shape[0])
     incomplete = [file for file in (volume, mask) if file is not None and "missing_planes" in file.metadata]
     if incomplete:
         for file in incomplete:
@@ -270,6 +274,13 @@ def _plan(
         flat_field=flat_field,
         backend=parameters["backend"],
     )
+
+
+def _sections(parameters: Mapping[str, Any], volume: Volume) -> Any:
+    """Return the sections that were asked for, or else those that the folders of a volume's planes are."""
+    if parameters["sections"] == defaults()["sections"] and "sections" in volume.metadata:
+        return [Section(*named) for named in volume.metadata["sections"]]
+    return parameters["sections"]
 
 
 def _check_combinations(parameters: Mapping[str, Any]) -> None:
