@@ -38,7 +38,9 @@ def _convert(
     numbers.update(convert_volume(volume, output, ome_zarr_version=settings["ome_zarr_version"], threads=threads))
     size = " x ".join(f"{numbers['voxel_um'][axis]:g}" for axis in "zyx")
     shape = " x ".join(map(str, numbers["shape"]))
-    return f"{output}: {shape} voxels of {size} micrometres (z y x), {numbers['dtype']}"
+    lost = len(volume.metadata.get("missing_planes", ()))
+    said = f"; {lost} runs of planes that are missing are invalid voxels" if lost else ""
+    return f"{output}: {shape} voxels of {size} micrometres (z y x), {numbers['dtype']}{said}"
 
 
 convert = as_step("CONVERT", _convert, ("ome_zarr_version", *OPENING))

@@ -94,56 +94,48 @@ class _OmeSet(NamedTuple):
 
 
 def _ome_set(path: Path) -> _OmeSet:
-    """Find the files that OME-XML names: its own, that of the companion file, or of the file that a member points to.
+    """Find the files that OME-XML names: a file's own, or that of the file, TIFF or companion, that it points to.
 
     Raises
     ------
     InputError
-        A file of them is missing.
+        A file of them is missing, or OME-XML cannot be read: it might name others.
     """
+    own = path.resolve()  # Files are named beside it, and not beside a link to it.
+    describing, (root, text) = own, _ome_xml(path)
+    pointers = [node.get("MetadataFile", "") for node in root if node.tag.endswith("BinaryOnly")]
+    if pointers:
+        describing = _beside(path, own.parent / pointers[0])
+        root, text = _ome_xml(describing)
+    named = {node.text: node.get("FileName", "") for node in root.iter() if node.tag.endswith("}UUID")}
+    companion = describing.name.lower().endswith(COMPANION)
+    if not companion:
+        itself = named.pop(root.get("UUID"), None)  # It may have another name now.
+        if itself is None and len(named) == 1:
+            named.clear()
+    members = [_beside(path, own.parent / name) for name in named.values() if name]
+    files = [file for file in dict.fromkeys([describing, *members]) if file != own]
+    if not companion:
+        return _OmeSet(path if describing == own else describing, None, files)
+    if describing == own and not members:
+        msg = f"{path} names no file that holds planes; give a TIFF file"
+        raise InputError(msg)
+    return _OmeSet(members[0] if describing == own else path, text, files)
+
+
+def _ome_xml(file: Path) -> tuple[ET.Element, str]:
+    """Return the OME-XML of a TIFF or companion file; an empty element where there is none."""
     from tifffile import TiffFile, TiffFileError
 
-    def described_by(file: Path) -> str | None:
-        if file.name.lower().endswith(COMPANION):
-            return file.read_text(encoding="utf-8")
-        try:
-            with TiffFile(file) as tif:
-                return tif.ome_metadata
-        except (TiffFileError, OSError, ValueError, IndexError, struct.error) as error:
-            raise _damaged(file, error) from error
-
-    folder, others = path.resolve().parent, []
-    text = described_by(path)
     try:
-        root = ET.fromstring(text) if text else None
-        pointers = (
-            [] if root is None else [node.get("MetadataFile") for node in root if node.tag.endswith("BinaryOnly")]
-        )
-        for name in pointers:
-            others.append(_beside(path, folder / str(name)))
-            text = described_by(others[0])
-            root = ET.fromstring(text or "")
-    except ET.ParseError as error:
-        raise _damaged(path, error) from error
-    if root is None:
-        return _OmeSet(path, None, [])
-    named = {
-        node.text: node.get("FileName") for node in root.iter() if node.tag.endswith("}UUID") and node.get("FileName")
-    }
-    companion = path.name.lower().endswith(COMPANION)
-    if not companion and not pointers:
-        named.pop(root.get("UUID"), None)  # The file itself, whatever its name is now.
-        if set(named.values()) <= {path.name} or (len(named) == 1 and root.get("UUID") is None):
-            return _OmeSet(path, None, [])
-    others += [_beside(path, folder / str(name)) for name in named.values()]
-    members = list(dict.fromkeys(other for other in others if other != folder / path.name))
-    first = (
-        next((other for other in members if not other.name.lower().endswith(COMPANION)), None) if companion else path
-    )
-    if first is None:
-        msg = f"{path} names no TIFF file that holds its planes; give one of them"
-        raise InputError(msg)
-    return _OmeSet(first, text if companion or pointers else None, members)
+        if file.name.lower().endswith(COMPANION):
+            text = file.read_text(encoding="utf-8")
+        else:
+            with TiffFile(file) as tif:
+                text = tif.ome_metadata or "<none/>"
+        return ET.fromstring(text), text
+    except (TiffFileError, ET.ParseError, OSError, ValueError, IndexError, struct.error) as error:
+        raise _damaged(file, error) from error
 
 
 def _beside(path: Path, member: Path) -> Path:
