@@ -1,14 +1,27 @@
 // Paths of a run: do they exist, may they be replaced, have they changed?
 
 def existing(name, parameter, sample = null, folder = null) {
-    def path = name instanceof java.nio.file.Path ? name : file(name.toString(), glob: false)
-    if (folder != null && !name.toString().startsWith('/') && !name.toString().contains('://')) {
-        path = folder.resolve(name.toString())
-    }
+    def path = located(name, folder)
     if (!path.exists()) {
         exit(2, "${sample ? "sample ${sample}: " : ''}parameter ${parameter}: ${name} does not exist; check the path")
     }
     return path
+}
+
+// The folder of a pattern of planes, as 'planes/*.tif', and what follows it; a path that exists is no pattern.
+def split_pattern(name, folder = null) {
+    def parts = name.toString().tokenize('/')
+    def first = parts.findIndexOf { part -> part ==~ /.*[*?\[].*/ }
+    if (first < 0 || located(name, folder).exists()) { return [name, ''] }
+    if (name.toString().contains("'")) { exit(2, "pattern ${name} must have no quotes; rename the files, or give their folder") }
+    def before = "${name.toString().startsWith('/') ? '/' : ''}${parts.take(first).join('/')}"
+    return [located(before ?: '.', folder).normalize(), parts.drop(first).join('/')]
+}
+
+// The path of a name, which may be relative to a folder.
+def located(name, folder) {
+    def path = name instanceof java.nio.file.Path ? name : file(name.toString(), glob: false)
+    return folder != null && !name.toString().startsWith('/') && !name.toString().contains('://') ? folder.resolve(name.toString()) : path
 }
 
 // Refuse inputs that lie where a sample's results go, and a place that holds something else: a run replaces what is there.

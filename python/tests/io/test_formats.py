@@ -380,7 +380,7 @@ def test_ome_tiff_of_a_file_for_each_plane(tmp_path):
     with pytest.raises(InputError, match=r"z2.ome.tif is cut short"):
         open_volume(tmp_path / files[0], voxel_um=(1, 1, 1))
     (tmp_path / files[2]).unlink()
-    with pytest.raises(InputError, match=r"z0.ome.tif lacks pages of its image of shape \(4, 40, 30\)"):
+    with pytest.raises(InputError, match=r"z0.ome.tif is one of several files, of which \S*z2.ome.tif is missing"):
         open_volume(tmp_path / files[0], voxel_um=(1, 1, 1))
 
 

@@ -21,6 +21,7 @@ from n4flow.pipeline.stages import STAGES
 
 USER_COMMANDS = {
     "run": "The whole chain on this machine, with the workflow's parameters.",
+    "convert": "Any volume as an OME-Zarr with its pyramid.",
     "n4": "Correct the bias field of one image, any format to any format.",
     "inspect": "Check input and parameters, and say what a run would do.",
     "render": "Apply a stored recipe to a volume.",

@@ -40,7 +40,7 @@ def _inspect(
         out.mkdir(parents=True, exist_ok=True)
         if (first := background(settings, plan.volume.voxel_um)) is not None:
             save_correction(first, out / "10_background.npz")
-        if "missing_planes" in plan.volume.metadata:
+        if {"missing_planes", "sections"} & set(plan.volume.metadata):
             plan.sections.write(out / "sections.tsv")
     numbers["plan"] = plan.summary()
     if answer is not None:

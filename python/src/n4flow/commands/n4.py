@@ -128,8 +128,7 @@ def _n4(
     lattice = ants.mesh(mesh) if mesh is not None else ants.Mesh(None, None)
     points = None if control_points is None else _counts(control_points, "control-points")
     if lattice.spans is not None or dimensions is not None:
-        allow = settings["allow_missing_chunks"]
-        read = {"require_voxel_um": False, "allow_missing_chunks": allow}
+        read = {name: settings[name] for name in ("axes", "allow_missing_chunks")} | {"require_voxel_um": False}
         shape = open_volume(source, channel=settings["channel"] or 0, **read).shape
         if dimensions is not None:
             ants.check_dimensions(dimensions, shape, source)
@@ -159,6 +158,7 @@ def _n4(
         voxel_um=voxel_size(settings["voxel_um"]),
         channel=settings["channel"],
         allow_missing_chunks=settings["allow_missing_chunks"],
+        axes=settings["axes"],
         fit_channel=fit_channel,
         apply_to=apply_to or (),
         keep_level=keep_level,
@@ -230,5 +230,5 @@ def _counts(text: str, name: str) -> int | tuple[int, ...]:
 n4 = as_step(
     "N4",
     _n4,
-    ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel", "allow_missing_chunks", "dtype"),
+    ("iterations", "spline_um", "tolerance", "backend", "voxel_um", "channel", "axes", "allow_missing_chunks", "dtype"),
 )

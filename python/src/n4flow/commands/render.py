@@ -26,12 +26,12 @@ def _render(
     from n4flow.corrections.recipe import Recipe
     from n4flow.io.open import open_volume
     from n4flow.masks.tissue_source import open_mask
-    from n4flow.pipeline.parameters import voxel_size
+    from n4flow.pipeline.parameters import opening
     from n4flow.pipeline.render import render as render_volume
 
     corrections = Recipe.load(recipe)
     allow = {"allow_missing_chunks": settings["allow_missing_chunks"]}
-    volume = open_volume(image, channel=settings["channel"], voxel_um=voxel_size(settings["voxel_um"]), **allow)
+    volume = open_volume(image, **opening(settings))
     inside = mask or corrections.mask
     written = render_volume(
         volume,
@@ -46,4 +46,5 @@ def _render(
     return f"{output}: {', '.join(numbers['corrections']) or 'no correction'}"
 
 
-render = as_step("RENDER", _render, ("ome_zarr_version", "dtype", "voxel_um", "channel", "allow_missing_chunks"))
+OPENING = ("voxel_um", "channel", "axes", "allow_missing_chunks", "allow_missing_planes")
+render = as_step("RENDER", _render, ("ome_zarr_version", "dtype", *OPENING))

@@ -71,11 +71,11 @@ def _opened(image: Path, planes: str, settings: Mapping[str, Any]) -> tuple[Volu
     """Return the volume, the user's mask and the planes of a slab, of which alone the files are looked at."""
     from n4flow.io.open import open_volume
     from n4flow.masks.tissue_source import open_mask
-    from n4flow.pipeline.parameters import voxel_size
+    from n4flow.pipeline.parameters import opening
 
     asked = plane_range(planes)
     read: dict[str, Any] = {"allow_missing_chunks": settings["allow_missing_chunks"], "planes": asked}
-    volume = open_volume(image, channel=settings["channel"], voxel_um=voxel_size(settings["voxel_um"]), **read)
+    volume = open_volume(image, **opening(settings), planes=asked)
     plane_range(planes, volume.shape[0])  # it has them
     given, label = settings["mask"], settings["mask_label"]
     return volume, open_mask(given, volume, label=label, **read) if given else None, asked

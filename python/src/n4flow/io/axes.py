@@ -85,12 +85,19 @@ def select(
         msg = f"{path} has axes {', '.join(axes)} and shape {tuple(shape)}; expected z, y, x, and t or c at most"
         raise InputError(msg)
     sizes = dict(zip(axes, shape, strict=True))
+    # A stack whose planes are saved as channels or times looks like this.
+    planes = {
+        axis: "".join("z" if a == axis else a for a, n in zip(axes, shape, strict=True) if n > 1) for axis in "ct"
+    }
+    flat = sizes.get("z", 1) == 1
     if sizes.get("t", 1) != 1:
-        msg = f"{path} has {sizes['t']} time points; expected one volume, so save the one to process by itself"
+        remedy = f", or give axes {planes['t']} if they are planes" if flat else ""
+        msg = f"{path} has {sizes['t']} time points; expected one volume, so save the one to process by itself{remedy}"
         raise InputError(msg)
     fixed = [(position, 0) for position, axis in enumerate(axes) if axis in ("", "t")]
     if "c" in axes:
-        fixed.append((axes.index("c"), _channel(path, sizes["c"], channel, labels)))
+        remedy = f"; or give axes {planes['c']} if they are planes" if flat else ""
+        fixed.append((axes.index("c"), _channel(path, sizes["c"], channel, labels, remedy)))
     elif channel not in (None, 0, "0"):
         msg = f"{path} has one channel, got channel {channel}; leave channel out"
         raise InputError(msg)
@@ -101,12 +108,35 @@ def select(
     return Selection((z, y, x), tuple(fixed), sizes.get("c", 1))
 
 
-def _channel(path: Path, count: int, channel: int | str | None, labels: Sequence[str]) -> int:
+def named_axes(path: Path, axes: Sequence[str], shape: Sequence[int], given: str | None) -> list[str]:
+    """Return the names of an array's axes: those that the user gives, where any are given, in place of the file's.
+
+    Axes of length 1 may be left out. `path` is for messages.
+
+    Raises
+    ------
+    InputError
+        Their number is another than that of the axes.
+    """
+    if given is None:
+        return list(axes)
+    long = [place for place, size in enumerate(shape) if size > 1]
+    places = list(range(len(shape))) if len(given) == len(shape) else long
+    if len(given) != len(places) or not set(given) <= set("tczyx"):
+        stated = ", ".join(axis or "?" for axis in axes)
+        asked = f"one letter of t, c, z, y, x for each of its {len(shape)} axes, or those longer than 1"
+        msg = f"axes {given} do not fit {path}, which has axes {stated} and shape {tuple(shape)}; give {asked}"
+        raise InputError(msg)
+    renamed = dict(zip(places, given, strict=True))
+    return [renamed.get(place, "") for place in range(len(shape))]
+
+
+def _channel(path: Path, count: int, channel: int | str | None, labels: Sequence[str], remedy: str) -> int:
     named = f" ({listed(list(labels))})" if labels else ""
     if channel is None:
         if count == 1:
             return 0
-        msg = f"{path} has {count} channels{named}; choose one with channel, 0 to {count - 1}"
+        msg = f"{path} has {count} channels{named}; choose one with channel, 0 to {count - 1}{remedy}"
         raise InputError(msg)
     if isinstance(channel, str) and channel in labels:
         return list(labels).index(channel)

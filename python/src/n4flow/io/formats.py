@@ -8,6 +8,7 @@ A format is added there, with the names of its reader and its writer; nothing el
 * `written_beside` are those of them that are written with a file of the same name beside them, and its suffix,
 * `channels` says whether several channels, (C, Z, Y, X), can be written to one file,
 * `zipped` are suffixes of files that hold a store of this format, whatever stands before them,
+* `axes` says whether a user may name the axes of the array in a file,
 * `voxels_beside` are headers whose voxels lie in another file, and the suffix of the same format in one file,
 * `reader` and `writer` are `module:name`, imported when they are needed.
 """
@@ -15,8 +16,11 @@ A format is added there, with the names of its reader and its writer; nothing el
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -36,11 +40,12 @@ class Format:
     written: Sequence[str] = ()
     written_beside: Mapping[str, str] = field(default_factory=dict)
     channels: bool = False
+    axes: bool = False
     zipped: Sequence[str] = ()
     voxels_beside: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
-        """Return the reader of a file; `options` are those of a store."""
+        """Return the reader of a file; `options` are those that the reader has."""
         reader: Reader = resolve_name(self.reader)(path, channel, **options)
         return reader
 
@@ -60,7 +65,9 @@ class Format:
 
 FORMATS = [Format(**entry) for entry in json.loads(Path(__file__).with_name("formats.json").read_bytes())["formats"]]
 ZARR = next(kind for kind in FORMATS if kind.name == "OME-Zarr")
+PLANES = next(kind for kind in FORMATS if kind.name == "a folder of planes")
 WRITTEN = tuple(suffix for kind in FORMATS for suffix in kind.written)
+WILD = re.compile(r"[*?\[]")
 EXPECTED = ", ".join(f"{kind.name} ({', '.join(kind.suffixes)})" for kind in FORMATS)  # for messages
 
 
@@ -83,11 +90,21 @@ def suffix_of(path: str | Path, suffixes: Iterable[str]) -> str:
     return max((suffix for suffix in suffixes if name.endswith(suffix)), key=len, default="")
 
 
+def is_pattern(path: Path) -> bool:
+    """Return whether a path has wildcards, and is not the name of a file that has such characters."""
+    return any(map(WILD.search, path.parts)) and not os.path.lexists(path)
+
+
 def name_without_suffix(path: str | Path) -> str:
-    """Return a file's name without the suffix of its format.
+    """Return a file's name without the suffix of its format; of a pattern of files, the name of their folder.
 
     >>> name_without_suffix("data/brain.ome.zarr"), name_without_suffix("T1.NII.gz"), name_without_suffix("a.b.tif")
     ('brain', 'T1', 'a.b')
+    >>> name_without_suffix("data/planes/s*/*.tif")
+    'planes'
     """
-    name = Path(path).name
+    path = Path(path)
+    if is_pattern(path):
+        path = Path(*takewhile(lambda part: not WILD.search(part), path.parts))
+    name = path.name or path.absolute().name
     return name[: len(name) - len(suffix_of(name, (suffix for kind in FORMATS for suffix in kind.suffixes)))]

@@ -53,7 +53,7 @@ class ItkReader(Reader):
         self._select = select(path, axes, shape, channel, [])
         self.shape = self._select.volume(shape)
         self.channels = self._select.channels
-        self.dtype = _dtype(path, reader.GetPixelID())
+        self.dtype = itk_dtype(path, reader.GetPixelID())
         self.chunks = plane_chunks(self.shape, self.dtype)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
         fields = _header(path)
@@ -133,7 +133,8 @@ def _own_fields(reader: Any) -> dict[str, str]:
     }
 
 
-def _dtype(path: Path, pixel: int) -> np.dtype:
+def itk_dtype(path: Path, pixel: int) -> np.dtype:
+    """Return ITK's type of voxels as NumPy's; `path` is for messages."""
     import SimpleITK as sitk
 
     names = "UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64", "Float32", "Float64"

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError, N4flowWarning
-from n4flow.io.formats import EXPECTED, ZARR, read_as
+from n4flow.io.formats import EXPECTED, FORMATS, PLANES, ZARR, Format, is_pattern, read_as
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, by_axis
 from n4flow.io.omezarr.reader import MARKERS
+from n4flow.io.planes import PlanesReader, described_set, holds_planes
 from n4flow.io.reader import Reader
 from n4flow.io.volume import Volume
 
@@ -25,9 +26,11 @@ def open_volume(
     *,
     level: int = 0,
     channel: int | str | None = None,
+    axes: str | None = None,
     voxel_um: Mapping[str, float] | Sequence[float] | None = None,
     require_voxel_um: bool = True,
     allow_missing_chunks: bool = False,
+    allow_missing_planes: bool = False,
     planes: tuple[int, int] | None = None,
 ) -> Volume:
     """Open a volume lazily.
@@ -35,11 +38,15 @@ def open_volume(
     Parameters
     ----------
     path : path
-        OME-Zarr 0.1 to 0.5 (a folder, or zipped), a Zarr array, NIfTI, TIFF, NRRD, MHA or `.npy`.
+        OME-Zarr 0.1 to 0.5 (a folder, or zipped), a Zarr array, NIfTI, TIFF, NRRD, MHA or `.npy`; or a folder of
+        planes, a folder of such folders, or a pattern such as `planes/*.tif`.
     level : int
         Pyramid level of an OME-Zarr image.
     channel : int or str, optional
         Index or label; needed where there are several.
+    axes : str, optional
+        Names of the axes of the array in a file, slowest first, where its own are wrong or missing: `zyx` of a stack
+        whose planes were saved as channels. Axes of length 1 may be left out. For Zarr, TIFF and `.npy`.
     voxel_um : dict by axis name, or (z, y, x), optional
         Micrometres; takes the place of what the file says. A dict may name single axes.
     require_voxel_um : bool
@@ -48,9 +55,12 @@ def open_volume(
         Read absent files of a Zarr store as its fill value, and those that are empty or cut short as 0; `metadata` then
         lists all of them as `missing_chunks`, the latter as `damaged_chunks`, and planes of which no file is left as
         `missing_planes`.
+    allow_missing_planes : bool
+        Read planes that a folder of planes lacks, by the numbers in their names, or whose files are cut short, as 0;
+        `metadata` then lists them as `missing_planes`.
     planes : (int, int), optional
-        What will be read of it, from one plane to another: only their files of a Zarr store are looked at, and no other
-        planes can be read of such a store. `data`, which is all of it, is an error then.
+        What will be read of it, from one plane to another: only their files of a Zarr store or a folder of planes are
+        looked at, and no other planes can be read of such a store. `data`, which is all of it, is an error then.
 
     Returns
     -------
@@ -66,8 +76,15 @@ def open_volume(
     if planes is not None and not 0 <= planes[0] < planes[1]:
         msg = f"planes must be START:STOP from 0 on, got {planes[0]}:{planes[1]}"
         raise InputError(msg)
-    reader = _reader(path, level, channel, allow_missing_chunks=allow_missing_chunks, planes=planes)
+    of_a_store = {"level": level, "allow_missing_chunks": allow_missing_chunks, "planes": planes}
+    reader = _reader(path, channel, axes, of_a_store, {"allow_missing_planes": allow_missing_planes, "planes": planes})
     voxel = _voxel_size(reader, voxel_um, required=require_voxel_um)
+    if reader.shape[0] == 1 and planes is None and (brothers := _brothers(path)):
+        msg = (
+            f"{path} is one plane, and {len(brothers)} files beside it have such a name and another number, as "
+            f"{brothers[0].name}; give the folder, {path.parent}, if they are planes of one volume"
+        )
+        warnings.warn(msg, N4flowWarning, stacklevel=2)
     return Volume(reader, voxel, reader.origin_um, reader.metadata, path)
 
 
@@ -91,23 +108,65 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _reader(path: Path, level: int, channel: int | str | None, **of_a_store: Any) -> Reader:
-    folder = _existing(path).is_dir()
+def files_read(path: str | Path) -> list[Path]:
+    """Return what is read of a path: a file and those that hold its voxels, a folder, or the files of a pattern."""
+    path = Path(path)
+    if is_pattern(path):
+        return PlanesReader.data_files(path)
+    kind = read_as(path) if path.is_file() else None
+    return [path] if kind is None else kind.files_read(path)
+
+
+def _brothers(path: Path) -> list[Path]:
+    """Return the files beside a file whose names differ from its own in one number, where there are two or more."""
+    parts = re.split(r"(\d+)", path.name)
+    if not path.is_file() or len(parts) == 1:
+        return []
+    alike = []
+    for other in sorted(path.absolute().parent.iterdir()):
+        split = re.split(r"(\d+)", other.name)
+        if split[::2] == parts[::2] and sum(a != b for a, b in zip(split, parts, strict=True)) == 1:
+            alike.append(other)
+    return alike if len(alike) > 1 else []
+
+
+def _reader(
+    path: Path,
+    channel: int | str | None,
+    axes: str | None,
+    of_a_store: dict[str, Any],
+    of_planes: dict[str, Any],
+) -> Reader:
+    folder = not is_pattern(path) and _existing(path).is_dir()
     if folder and not any((path / marker).exists() for marker in MARKERS):
-        inside = sorted(child.name for child in path.iterdir())
-        held = listed(inside) if inside else "nothing"
-        msg = f"{path} is a folder without Zarr metadata, it holds {held}; expected {EXPECTED}"
-        raise InputError(msg)
-    kind = ZARR if folder else read_as(path)
-    if kind is ZARR:
-        return kind.read(path, channel, level=level, **of_a_store)
-    if level != 0:
-        msg = f"pyramid levels are read from OME-Zarr alone, not from {path}; level must be 0, got {level}"
-        raise InputError(msg)
+        if not holds_planes(path):
+            inside = sorted(child.name for child in path.iterdir())
+            held = listed(inside) if inside else "nothing"
+            msg = f"{path} is a folder without Zarr metadata, it holds {held}; expected {EXPECTED}"
+            raise InputError(msg)
+        if (of_a_set := described_set(path)) is not None:
+            kind: Format | None = read_as(of_a_set)
+            path = of_a_set
+        else:
+            kind = PLANES
+    elif is_pattern(path):
+        kind = PLANES
+    else:
+        kind = ZARR if folder else read_as(path)
     if kind is None:
         msg = f"{path} is not a volume that n4flow reads; expected {EXPECTED}"
         raise InputError(msg)
-    return kind.read(path, channel)
+    if kind is not ZARR and of_a_store["level"] != 0:
+        msg = (
+            f"pyramid levels are read from OME-Zarr alone, not from {path}; level must be 0, got {of_a_store['level']}"
+        )
+        raise InputError(msg)
+    if axes is not None and not kind.axes:
+        able = ", ".join(other.name for other in FORMATS if other.axes)
+        msg = f"axes {axes} cannot be given to {path}, which is {kind.name}; they can to {able}, so leave axes out"
+        raise InputError(msg)
+    options = of_a_store if kind is ZARR else of_planes if kind is PLANES else {}
+    return kind.read(path, channel, **options, **({"axes": axes} if kind.axes else {}))
 
 
 def _voxel_size(

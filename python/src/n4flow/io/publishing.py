@@ -22,15 +22,17 @@ log = logging.getLogger("n4flow")
 
 
 @contextmanager
-def published(out: Path) -> Iterator[Path]:
+def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a folder beside `out` to write into; it takes the place of `out` only if nothing fails.
+
+    `replace` says that the caller has judged what is at `out`.
 
     Raises
     ------
     InputError
         There is something at `out` that is no result of an earlier run.
     """
-    if out.exists() and not (out / "recipe.json").is_file():
+    if not replace and out.exists() and not (out / "recipe.json").is_file():
         msg = f"{out} exists and is no result of n4flow; remove it or choose another place"
         raise InputError(msg)
     out.parent.mkdir(parents=True, exist_ok=True)

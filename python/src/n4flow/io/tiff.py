@@ -1,7 +1,8 @@
-"""TIFF: series of pages, ImageJ stacks and hyperstacks, OME-TIFF, BigTIFF.
+"""TIFF: series of pages, ImageJ stacks and hyperstacks, OME-TIFF of one or several files, BigTIFF.
 
 The shape is that of the series, never of the first page: an ImageJ stack above 4 GB has one page. Uncompressed
-voxels are memory mapped where they lie in one piece, others are decoded page by page.
+voxels are memory mapped where they lie in one piece, others are decoded page by page. Several files of OME-TIFF are
+opened by any of them, or by the companion file that describes them.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree as ET
 
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io.axes import select
+from n4flow.io.axes import named_axes, select
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
 from n4flow.io.units import micrometres_per, to_micrometres
@@ -26,31 +27,42 @@ from n4flow.io.units import micrometres_per, to_micrometres
 if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
+COMPANION = ".companion.ome"  # Ends the name of a file of OME-XML that describes TIFF files beside it.
+
 
 class TiffReader(Reader):
     """One channel of a TIFF file."""
 
     borrowed = True
 
-    def __init__(self, path: Path, channel: int | str | None = None) -> None:
+    def __init__(self, path: Path, channel: int | str | None = None, *, axes: str | None = None) -> None:
         self.path = path
         with _opened(path) as tif:
             series = _series(path, tif)
-            axes, shape = _axes(series), tuple(int(n) for n in series.shape)
+            shape = tuple(int(n) for n in series.shape)
+            own = _axes(series)
             check_dtype(series.dtype, path)
             self._stored = np.dtype(series.dtype).newbyteorder(tif.byteorder)
             self._stored_shape = shape
             self._offset = series.dataoffset
             _check_length(path, series)
             _check_codec(path, series.keyframe)
-            self.voxel_um, self.reason, labels, flavour = _physical(tif, series)
+            stated, self.reason, labels, flavour = _physical(tif, series)
         self.dtype = self._stored.newbyteorder("=")
         self.origin_um = dict.fromkeys("zyx", 0.0)
-        self._select = select(path, axes, shape, channel, labels)
+        named = named_axes(path, own, shape, axes)
+        renamed = dict(zip(own, named, strict=True))
+        self.voxel_um = {renamed.get(axis, axis): size for axis, size in stated.items()}
+        self._select = select(path, named, shape, channel, labels)
         self.shape = self._select.volume(shape)
         self.channels = self._select.channels
         self.chunks = plane_chunks(self.shape, self.dtype)
-        self.metadata = {"format": "tiff", "tiff": flavour, "axes": axes, "channels": labels}
+        self.metadata = {"format": "tiff", "tiff": flavour, "axes": named, "channels": labels}
+
+    @classmethod
+    def data_files(cls, path: Path) -> list[Path]:
+        """Return the other files of an OME-TIFF of several."""
+        return _ome_set(path).files
 
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
@@ -63,13 +75,82 @@ class TiffReader(Reader):
 
     def _load(self) -> Any:
         if self._offset is not None:
-            return np.memmap(self.path, self._stored, "r", self._offset, self._stored_shape)
+            return np.memmap(_ome_set(self.path).first, self._stored, "r", self._offset, self._stored_shape)
         import zarr
         from tifffile import TiffFile
 
-        tif = TiffFile(self.path)
+        described = _ome_set(self.path)
+        tif = TiffFile(described.first, omexml=described.xml)
         weakref.finalize(self, tif.close)  # the array reads from the open file as long as this reader lives
         return zarr.open_array(_series(self.path, tif).aszarr(level=0), mode="r")
+
+
+class _OmeSet(NamedTuple):
+    """The file that is opened, the OME-XML where it lies in another one, and the files beside that are read with it."""
+
+    first: Path
+    xml: str | None
+    files: list[Path]
+
+
+def _ome_set(path: Path) -> _OmeSet:
+    """Find the files that OME-XML names: a file's own, or that of the file, TIFF or companion, that it points to.
+
+    Raises
+    ------
+    InputError
+        A file of them is missing, or OME-XML cannot be read: it might name others.
+    """
+    own = path.resolve()  # Files are named beside it, and not beside a link to it.
+    describing, (root, text) = own, _ome_xml(path)
+    pointers = [node.get("MetadataFile", "") for node in root if node.tag.endswith("BinaryOnly")]
+    if pointers:
+        describing = _beside(path, own.parent / pointers[0])
+        root, text = _ome_xml(describing)
+    named = {node.text: node.get("FileName", "") for node in root.iter() if node.tag.endswith("}UUID")}
+    companion = describing.name.lower().endswith(COMPANION)
+    if not companion:
+        itself = named.pop(root.get("UUID"), None)  # It may have another name now.
+        if itself is None and len(named) == 1:
+            named.clear()
+    members = [_beside(path, own.parent / name) for name in named.values() if name]
+    files = [file for file in dict.fromkeys([describing, *members]) if file != own]
+    if not companion:
+        return _OmeSet(path if describing == own else describing, None, files)
+    if describing == own and not members:
+        msg = f"{path} names no file that holds planes; give a TIFF file"
+        raise InputError(msg)
+    return _OmeSet(members[0] if describing == own else path, text, files)
+
+
+def _ome_xml(file: Path) -> tuple[ET.Element, str]:
+    """Return the OME-XML of a TIFF or companion file; an empty element where there is none."""
+    from tifffile import TiffFile, TiffFileError
+
+    try:
+        if file.name.lower().endswith(COMPANION):
+            text = file.read_text(encoding="utf-8")
+        else:
+            with TiffFile(file) as tif:
+                text = tif.ome_metadata or "<none/>"
+        return ET.fromstring(text), text
+    except (TiffFileError, ET.ParseError, OSError, ValueError, IndexError, struct.error) as error:
+        raise _damaged(file, error) from error
+
+
+def _beside(path: Path, member: Path) -> Path:
+    """Return a file of a set, which must exist."""
+    if not member.is_file():
+        msg = f"{path} is one of several files, of which {member} is missing; put it there"
+        raise InputError(msg)
+    return member
+
+
+def stated_size(path: Path) -> tuple[dict[str, float], str]:
+    """Return the voxel size that a TIFF file states, in micrometres by axis name, and why it is not complete."""
+    with _opened(path) as tif:
+        voxel_um, reason, *_others = _physical(tif, tif.series[0])
+    return voxel_um, reason
 
 
 @contextmanager
@@ -78,6 +159,7 @@ def _opened(path: Path) -> Iterator[Any]:
     from tifffile import TiffFile, TiffFileError
 
     complaints: list[str] = []
+    described = _ome_set(path)
 
     def listen(record: logging.LogRecord) -> bool:
         complaints.append(record.getMessage())
@@ -86,8 +168,11 @@ def _opened(path: Path) -> Iterator[Any]:
     logger = logging.getLogger("tifffile")
     logger.addFilter(listen)
     try:
-        with TiffFile(path) as tif:
+        with TiffFile(described.first, omexml=described.xml) as tif:
             len(tif.series)
+            if described.files and any(series.kind != "ome" for series in tif.series):
+                msg = f"its OME-XML does not fit its {len(described.files)} files"
+                raise TiffFileError(msg)
             broken = [text for text in complaints if "invalid page offset" in text or "corrupt" in text.lower()]
             if broken:
                 raise TiffFileError(broken[0])
@@ -111,7 +196,7 @@ def _series(path: Path, tif: Any) -> Any:
         msg = f"{path} holds {len(series)} images ({listed(shapes)}); expected one volume, so save it by itself"
         raise InputError(msg)
     if series[0].dataoffset is None and any(page is None for page in series[0].pages):
-        msg = f"{path} lacks pages of its image of shape {series[0].shape}; put the files that hold them beside it"
+        msg = f"{path} lacks pages of its image of shape {series[0].shape}; write or copy it again"
         raise InputError(msg)
     return series[0]
 

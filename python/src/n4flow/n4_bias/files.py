@@ -13,6 +13,7 @@ import numpy as np
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.doubts import doubts
 from n4flow.io.geometry import on_grid
+from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.open import open_channels, open_volume
 from n4flow.io.volume import Volume
 from n4flow.io.writers import check_destination, keeps_without_size, write_volume
@@ -46,7 +47,8 @@ def correct_file(
     sharpening: tuple[float, float, int] = (0.15, 0.01, 200),
     backend: str = "auto",
     voxel_um: Mapping[str, float] | None = None,
-    channel: int | None = None,
+    channel: int | str | None = None,
+    axes: str | None = None,
     allow_missing_chunks: bool = False,
     fit_channel: int | str | None = None,
     apply_to: Sequence[str | Path] = (),
@@ -80,7 +82,7 @@ def correct_file(
         Control points of the first level, 4 by default. Of these two and `ants.spline_mm`, one can be given.
     sharpening : (float, float, int)
         `fwhm`, `wiener` and `nbins` of `fit_bias`.
-    voxel_um, channel, allow_missing_chunks
+    voxel_um, channel, axes, allow_missing_chunks
         See `open_volume`.
     fit_channel : int or 'mean', optional
         Fit this channel, or this volume of a 4-D NIfTI, or the mean of all; correct all of them by the one field.
@@ -135,14 +137,14 @@ def correct_file(
     )
     read: dict[str, Any] = {"voxel_um": voxel_um, "allow_missing_chunks": allow_missing_chunks}
     if fit_channel is None:
-        channels = [open_volume(image, channel=channel or 0, require_voxel_um=False, **read)]
+        channels = [open_volume(image, channel=channel or 0, axes=axes, require_voxel_um=False, **read)]
         count = channels[0].reader.channels
         remedy = f"choose one with --channel, 0 to {count - 1}, or correct all by the field of --fit-channel"
         _refuse((channel is None and count > 1, f"{image} has {count} channels; {remedy}"))
     else:
-        channels = open_channels(image, require_voxel_um=False, **read)
+        channels = open_channels(image, axes=axes, require_voxel_um=False, **read)
     series = [channels, *(open_channels(path, require_voxel_um=False, **read) for path in sources)]
-    volume = channels[_index(fit_channel, len(channels))]
+    volume = channels[_index(fit_channel, channels)]
     sized = spline_um is not None or ants.spline_mm is not None
     sizes = _sizes(volume, read) if sized else (0.0,) * 3
     made = list(zip([output, *applied], series, strict=True))
@@ -276,13 +278,17 @@ def _refuse(*faults: tuple[bool, str]) -> None:
             raise InputError(msg)
 
 
-def _index(fit_channel: int | str | None, count: int) -> int:
+def _index(fit_channel: int | str | None, channels: Sequence[Volume]) -> int:
     """Return which channel is fitted; the first one stands for the mean."""
+    count, labels = len(channels), list(channels[0].metadata.get("channels", []))
     if fit_channel in (None, "mean"):
         return 0
+    if fit_channel in labels:
+        return labels.index(str(fit_channel))
     number = int(str(fit_channel)) if str(fit_channel).isdecimal() else count
     if number >= count:
-        msg = f"fit-channel must be a number from 0 to {count - 1} or mean, got {fit_channel}"
+        named = f", one of {listed(labels)}" if labels else ""
+        msg = f"fit-channel must be a number from 0 to {count - 1}{named} or mean, got {fit_channel}"
         raise InputError(msg)
     return number
 

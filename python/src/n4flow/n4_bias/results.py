@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from n4flow.errors import InputError
-from n4flow.io.formats import WRITTEN, name_without_suffix, read_as, suffix_of, written_as
+from n4flow.io.formats import WRITTEN, name_without_suffix, suffix_of, written_as
+from n4flow.io.open import files_read
 
 
 class Named(NamedTuple):
@@ -20,10 +21,10 @@ class Named(NamedTuple):
 
     def files(self) -> list[Path]:
         """Return the file and those that are read or written with it."""
-        kind = written_as(self.path) if self.written else read_as(self.path)
-        if kind is None or not (self.written or self.path.is_file()):
-            return [self.path]
-        return kind.files_written(self.path) if self.written else kind.files_read(self.path)
+        kind = written_as(self.path)
+        if not self.written:
+            return files_read(self.path)
+        return [self.path] if kind is None else kind.files_written(self.path)
 
 
 def applied_name(output: Path, file: Path) -> Path:

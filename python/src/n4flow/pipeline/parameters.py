@@ -115,6 +115,13 @@ def voxel_size(text: Any, name: str = "voxel_um") -> dict[str, float] | None:
     return dict(zip("zyx", values, strict=True))
 
 
+def opening(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `open_volume` that resolved parameters set."""
+    named = ("channel", "axes", "allow_missing_chunks", "allow_missing_planes")
+    options = {name: parameters[name] for name in named}
+    return {**options, "voxel_um": voxel_size(parameters["voxel_um"])}
+
+
 def iteration_list(text: Any) -> tuple[int, ...]:
     """Read the most iterations of each level."""
     return tuple(int(value) for value in numbers(text, "iterations"))

@@ -29,9 +29,9 @@ from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
 from n4flow.n4_bias.bspline import spans
 from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls, wide_spline
-from n4flow.pipeline.parameters import defaults, iteration_list, sample_sheet, spline_distance, voxel_size
+from n4flow.pipeline.parameters import defaults, iteration_list, opening, sample_sheet, spline_distance
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
-from n4flow.sections import SectionTable
+from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import runs
 
@@ -221,14 +221,14 @@ def _plan(
     allow = {"allow_missing_chunks": parameters["allow_missing_chunks"], "planes": planes}
     with catch_warnings(record=True) as noticed:
         filterwarnings("always", category=N4flowWarning)
-        volume = open_volume(image, channel=parameters["channel"], voxel_um=voxel_size(parameters["voxel_um"]), **allow)
+        volume = open_volume(image, **opening(parameters), planes=planes)
         given, label = parameters["mask"], parameters["mask_label"]
         mask = open_mask(given, volume, label=label, **allow) if given else None
     warnings = [str(warning.message) for warning in noticed]
     if label is not None and mask is None:
         msg = f"mask_label {label} needs a mask; give it with mask"
         raise InputError(msg)
-    sections = SectionTable.coerce(parameters["sections"], volume.shape[0])
+    sections = SectionTable.coerce(_sections(parameters, volume), volume.shape[0])
     for file in (volume, mask):
         warnings += doubts(file) if file is not None else []
     if lost := sections.within(volume.metadata.get("missing_planes", ())):
@@ -277,6 +277,13 @@ def _plan(
         flat_field=flat_field,
         backend=parameters["backend"],
     )
+
+
+def _sections(parameters: Mapping[str, Any], volume: Volume) -> Any:
+    """Return the sections that were asked for, or else those that the folders of a volume's planes are."""
+    if parameters["sections"] == defaults()["sections"] and "sections" in volume.metadata:
+        return [Section(*named) for named in volume.metadata["sections"]]
+    return parameters["sections"]
 
 
 def _check_combinations(parameters: Mapping[str, Any]) -> None:

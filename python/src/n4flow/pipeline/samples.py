@@ -10,7 +10,7 @@ from typing import Any
 
 from n4flow.errors import InputError
 from n4flow.io.formats import name_without_suffix
-from n4flow.pipeline.parameters import sample_sheet
+from n4flow.pipeline.parameters import resolve, sample_sheet
 
 
 def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
@@ -73,6 +73,8 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
         if not row.get("sample") or not row.get("image"):
             msg = f"sample sheet {path.name}, row {number}: sample and image must not be empty"
             raise InputError(msg)
+        for name in ("voxel_um", "channel"):
+            resolve({name: row.get(name) or None})
     samples = [row["sample"] for row in rows]
     for sample in samples:
         if samples.count(sample) > 1:
@@ -88,8 +90,7 @@ def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
     for name in ("mask", "flat_field"):
         if row.get(name):
             own[name] = str(folder / str(row[name]))
-    if row.get("voxel_um"):
-        own["voxel_um"] = row["voxel_um"]
+    own.update({name: row[name] for name in ("voxel_um", "channel") if row.get(name)})
     if row.get("sections"):
         text = str(row["sections"])
         own["sections"] = int(text) if text.isdecimal() else str(folder / text)

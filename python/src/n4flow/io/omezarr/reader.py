@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
-from n4flow.io.axes import select, spacing
+from n4flow.io.axes import named_axes, select, spacing
 from n4flow.io.geometry import of_level
 from n4flow.io.omezarr.chunk_grid import FileGrid, Index, listed, lost_layers, zipped_sizes
 from n4flow.io.omezarr.chunk_reader import ChunkReader
@@ -31,6 +31,7 @@ class ZarrReader(Reader):
         path: Path,
         channel: int | str | None = None,
         *,
+        axes: str | None = None,
         level: int = 0,
         allow_missing_chunks: bool = False,
         planes: tuple[int, int] | None = None,
@@ -39,10 +40,14 @@ class ZarrReader(Reader):
         node = open_node(path)
         array, described = find_level(path, node, level)
         self._array_path = array.path
-        axes = [axis["name"] for axis in described["axes"]] or default_axes(path, array)
+        own = [axis["name"] for axis in described["axes"]] or ([""] * array.ndim if axes else default_axes(path, array))
+        named = named_axes(path, own, array.shape, axes)
+        described["axes"] = [
+            {**axis, "name": name or "t"} for axis, name in zip(described["axes"], named, strict=False)
+        ]
         check_dtype(array.dtype, path)
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
-        self._select = select(path, axes, array.shape, channel, described["labels"])
+        self._select = select(path, named, array.shape, channel, described["labels"])
         self.shape = self._select.volume(array.shape)
         self.channels = self._select.channels
         self.chunks = self._select.volume(array.chunks, clip=self.shape)
@@ -53,7 +58,7 @@ class ZarrReader(Reader):
             "format": "ome-zarr" if described["version"] else "zarr",
             "ome_zarr_version": described["version"],
             "zarr_format": array.metadata.zarr_format,
-            "axes": axes,
+            "axes": named,
             "channels": described["labels"],
             "levels": described["levels"],
             **described["extra"],

@@ -1,0 +1,46 @@
+"""`n4flow convert`: any volume as an OME-Zarr with its pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from n4flow.commands.options import Image, as_step
+from n4flow.commands.render import OPENING
+
+
+def _convert(
+    image: Image,
+    output: Annotated[Path, typer.Argument(help="The OME-Zarr: a name that ends in .ome.zarr or .zarr.")],
+    settings: Mapping[str, Any],
+    numbers: dict[str, Any],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
+    threads: int | None = None,
+) -> str:
+    """Write any volume as an OME-Zarr with its pyramid, block by block, its voxels and voxel size as they are."""
+    from n4flow.errors import InputError
+    from n4flow.io.formats import ZARR, written_as
+    from n4flow.io.open import open_volume
+    from n4flow.io.writers import check_destination
+    from n4flow.n4_bias.results import Named, check_distinct
+    from n4flow.pipeline.convert import convert as convert_volume
+    from n4flow.pipeline.parameters import opening
+
+    if written_as(output) is not ZARR:
+        msg = f"{output} must be an OME-Zarr, a name that ends in {' or '.join(ZARR.written)}"
+        raise InputError(msg)
+    check_distinct([Named("the input", image), Named("the output", output, written=True)])
+    volume = open_volume(image, **opening(settings))
+    check_destination(output, overwrite=overwrite)
+    numbers.update(convert_volume(volume, output, ome_zarr_version=settings["ome_zarr_version"], threads=threads))
+    size = " x ".join(f"{numbers['voxel_um'][axis]:g}" for axis in "zyx")
+    shape = " x ".join(map(str, numbers["shape"]))
+    lost = len(volume.metadata.get("missing_planes", ()))
+    said = f"; {lost} runs of planes that are missing are invalid voxels" if lost else ""
+    return f"{output}: {shape} voxels of {size} micrometres (z y x), {numbers['dtype']}{said}"
+
+
+convert = as_step("CONVERT", _convert, ("ome_zarr_version", *OPENING))
