@@ -32,6 +32,7 @@ from n4flow.io.open import open_volume
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.estimate import Inputs, n4_volume
 from n4flow.pipeline.parameters import resolve
+from n4flow.pipeline.provenance import crate_sum
 from n4flow.pipeline.verify import verify
 from n4flow.sections import SectionTable
 from n4flow.statistics.histograms import HistogramFiles
@@ -274,6 +275,7 @@ def crate(case: Case, files: Sequence[Path]) -> None:
         assert verify(outdir).samples == ("phantom",)
         name = outdir / "ro-crate-metadata.json"
         name.write_text(re.sub(r'"identifier": "[0-9a-f]', '"identifier": "x', name.read_text()))
+        (outdir / "pipeline_info" / "ro-crate-metadata.json.sha256").write_text(crate_sum(outdir))
         with pytest.raises(N4flowError, match="names digest x"):
             verify(outdir)
 

@@ -28,6 +28,7 @@ from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.slab_writer import SlabWriter
 from n4flow.io.omezarr.store import create_store, write_omero
 from n4flow.io.open import open_volume
+from n4flow.io.publishing import locked
 from n4flow.io.volume import Volume
 from n4flow.io.writers import write_volume
 from n4flow.masks.tissue_source import TissueSource
@@ -305,6 +306,16 @@ def test_a_run_asks_for_the_room_of_all_its_samples_before_it_reads(tmp_path, mo
     monkeypatch.setattr(space.os, "statvfs", lambda _path: SimpleNamespace(**disk))
     with pytest.raises(TypeError, match="first argument must be callable"):  # there is room: it begins to shrink
         run(tmp_path / "sheet.csv", tmp_path / "out", sections=3)
+
+
+def test_a_second_run_into_one_outdir_is_refused_before_it_reads(tmp_path, monkeypatch):
+    write_volume(tmp_path / "v.npy", np.ones((4, 32, 32), np.float32))
+    monkeypatch.setattr(local, "_Sample", None)
+    with locked(tmp_path / "out" / "pipeline_info"):
+        with pytest.raises(InputError, match=r"pipeline_info is being written by process \d+ on .*; wait until"):
+            run(tmp_path / "v.npy", tmp_path / "out", voxel_um="10 5 5")
+        assert not (tmp_path / "out" / "v").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("kind", "shrink"), [("float32", 1), ("float32", 3), ("uint16", 2), ("uint8", 1)])

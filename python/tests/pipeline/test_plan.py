@@ -98,7 +98,9 @@ def test_a_gpu_that_nothing_would_use_is_refused(image):
     assert plan(image, backend="gpu", bias="two_pass").shrink == 1
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "bob's", "scan [1]", "", "mask", "pipeline_info", "-x", "a;b"])
+@pytest.mark.parametrize(
+    "name", ["../up", "a/b", "bob's", "scan [1]", "", "mask", "pipeline_info", "ro-crate-metadata.json", "-x", "a;b"]
+)
 def test_a_sample_name_that_cannot_be_a_folder_is_refused(name):
     with pytest.raises(InputError, match="must be letters, digits, spaces and"):
         check_name(name)

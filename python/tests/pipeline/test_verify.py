@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ import n4flow
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.omezarr.checksums import chunk_checksum
 from n4flow.io.writers import write_volume
-from n4flow.pipeline.provenance import tool_versions
+from n4flow.pipeline.provenance import Run, tool_versions, write_provenance
 from n4flow.pipeline.verify import verify
 
 
@@ -62,7 +65,8 @@ def test_a_checksum_is_the_crc_32c_of_the_voxels_inside(results: Path):
         ("brain/report.html", "brain/report.html has SHA-256 "),
         ("pipeline_info/parameters.json", "pipeline_info/parameters.json has SHA-256 "),
         ("brain/checksums.json", "checksums.json"),
-        ("ro-crate-metadata.json", "ro-crate-metadata.json is not an RO-Crate"),
+        ("ro-crate-metadata.json", "ro-crate-metadata.json has SHA-256 "),
+        ("pipeline_info/ro-crate-metadata.json.sha256", "ro-crate-metadata.json.sha256 says otherwise"),
     ],
 )
 def test_a_flipped_byte_is_named(copy: Path, name: str, says: str):
@@ -98,10 +102,54 @@ def test_what_is_missing_is_named(copy: Path, name: str, says: str):
         verify(copy)
 
 
-def test_what_is_foreign_is_named(copy: Path):
-    (copy / "brain" / "notes.txt").touch()
-    with pytest.raises(N4flowError, match=r"notes\.txt was not written by the run"):
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "fifo"])
+@pytest.mark.parametrize(
+    "where",
+    ["", "pipeline_info", "brain", "brain/brain.ome.zarr", "brain/mask.ome.zarr/0/c/0/0"],
+)
+def test_what_is_foreign_is_named(copy: Path, where: str, kind: str):
+    path = copy / where / ".notes"
+    if kind == "link":
+        path.symlink_to(copy / "brain" / "recipe.json")
+    else:
+        {"file": Path.touch, "folder": Path.mkdir, "fifo": os.mkfifo}[kind](path)
+    with pytest.raises(N4flowError, match=rf"{re.escape(str(path))} was not written by the run; remove it"):
         verify(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "brain/recipe.json",
+        "brain/brain.ome.zarr/zarr.json",
+        "brain/mask.ome.zarr/0/c/0/0/0",
+        "brain/brain.ome.zarr/1",
+        "brain",
+        "pipeline_info",
+        "pipeline_info/run.json",
+        "ro-crate-metadata.json",
+    ],
+)
+def test_what_was_replaced_by_a_link_to_the_same_is_named(copy: Path, name: str):
+    kept = copy.parent / "kept"
+    (copy / name).rename(kept)
+    (copy / name).symlink_to(kept)
+    with pytest.raises(N4flowError, match=rf"{re.escape(str(copy / name))} is a link, and the run wrote none"):
+        verify(copy)
+
+
+def test_sha256sum_checks_the_crate(results: Path):
+    subprocess.run(["sha256sum", "--check", "pipeline_info/ro-crate-metadata.json.sha256"], cwd=results, check=True)
+
+
+def test_a_run_after_one_of_the_workflow_leaves_none_of_its_files(copy: Path):
+    names = ("main.nf", "trace.tsv", "timeline.html", "nextflow_report.html")
+    for name in names:
+        (copy / "pipeline_info" / name).touch()
+    verify(copy)
+    write_provenance(copy, Run("again", {}, [], ""), [copy / "brain" / "checksums.json"])
+    verify(copy)
+    assert not {path.name for path in (copy / "pipeline_info").iterdir()} & set(names)
 
 
 def test_a_digest_that_was_replaced_together_with_its_checksums_is_found_by_the_crate(copy: Path):

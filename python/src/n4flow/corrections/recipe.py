@@ -130,12 +130,13 @@ class Recipe(Sequence[Correction]):
         return [file for file, _expected in listed], stored
 
     def save(self, path: str | Path, **provenance: Any) -> None:
-        """Write `recipe.json`, and the corrections' arrays in a folder `corrections` beside it."""
+        """Write `recipe.json`, and the corrections' arrays in a folder `corrections` beside it, where there are any."""
         path = Path(path)
         folder = path.parent / "corrections"
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         entries = []
         for number, correction in enumerate(self):
+            folder.mkdir(exist_ok=True)
             file = folder / f"{number:02d}_{correction.kind}.npz"
             save_correction(correction, file)
             entries.append(

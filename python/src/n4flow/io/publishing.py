@@ -1,22 +1,34 @@
-"""Results appear under their name complete or not at all, whatever happens to the process that makes them."""
+"""Results appear under their name complete or not at all, whatever happens to the processes that make them.
+
+Whoever makes `NAME` works in the hidden folder `.NAME.n4flow` beside it: there lie a lock, which ends with its process,
+and the process's own folder. What a killed process left is removed by the next one that writes into the same place.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
-import re
 import shutil
 import socket
+import struct
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, N4flowError
 
-LOCK = "n4flow.lock"  # Lies in a hidden folder; the process that fills the folder holds it, and it names the machine.
+HIDDEN = ".n4flow"  # Ending of a hidden folder.
+SCRATCH = "n4flow-"  # Beginning of the folders in it, one of each process.
+LOCK = "lock"  # Its file that is locked; the text says by which process.
+FICLONE = 0x40049409  # Of <linux/fs.h>: one file gets the blocks of another.
+PATIENCE = 2.0  # Seconds until a lock counts as held: who looks for what killed processes left takes it for a moment.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # What file systems without locks answer.
 
 log = logging.getLogger("n4flow")
 
@@ -30,104 +42,273 @@ def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises
     ------
     InputError
-        There is something at `out` that is no result of an earlier run.
+        There is something at `out` that is no result of an earlier run, or another process is making `out`.
     """
-    if not replace and out.exists() and not (out / "recipe.json").is_file():
+    with scratch_beside(out) as scratch:
+        if not replace:
+            _check_ours(out)
+        yield scratch / "new"
+        _take_place(scratch, out)
+
+
+def publish(source: Path, out: Path, *, link: bool = False, threads: int = 8) -> dict[str, Any]:
+    """Bring a folder of results to another place, where it appears complete or not at all.
+
+    Files are hard links if `link` asks for it and the disks allow it; else they share their blocks with the source,
+    where the file system has such clones; else they are copies. What is there already is left alone if it is equal:
+    the same `checksums.json`, and the same names and sizes of files.
+
+    Parameters
+    ----------
+    source, out : path
+    link : bool
+    threads : int
+        Files that are brought at a time.
+
+    Returns
+    -------
+    dict
+        Counts of `files` and of their `bytes`, and how many of them were `linked`, `cloned`, `copied` or `kept`.
+
+    Raises
+    ------
+    InputError
+        There is something at `out` that is no result of an earlier run, or another process is making `out`.
+    N4flowError
+        What arrived is not what was sent.
+    """
+    with scratch_beside(out) as scratch:
+        _check_ours(out)
+        wanted, new = _sizes(source), scratch / "new"
+        files = [name for name, size in wanted.items() if size is not None]
+        how = dict.fromkeys(("linked", "cloned", "copied", "kept"), 0)
+        if _checksums(out) == _checksums(source) is not None and _sizes(out) == wanted:
+            how["kept"] = len(files)
+        else:
+            new.mkdir()
+            for name, size in wanted.items():
+                if size is None:
+                    (new / name).mkdir()
+            with ThreadPoolExecutor(threads) as pool:
+                for done in pool.map(lambda name: _bring(source / name, new / name, link=link), files):
+                    how[done] += 1
+            if _sizes(new) != wanted:
+                msg = f"{out}: files were lost or changed while they were brought from {source}; run again with -resume"
+                raise N4flowError(msg)
+            _take_place(scratch, out)
+    return {"files": len(files), "bytes": sum(wanted[name] or 0 for name in files), **how}
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """Give a folder on the disk of `out` to this process alone, as the only one that makes `out`; remove it at the end.
+
+    Raises
+    ------
+    InputError
+        Another process is making `out`.
+    """
+    reclaim(out.parent)
+    with locked(out) as hidden:
+        scratch = Path(tempfile.mkdtemp(dir=hidden, prefix=SCRATCH))
+        try:
+            yield scratch
+        finally:
+            _put_back(scratch, out)  # A signal may have come between two renamings.
+            _remove(scratch)
+
+
+def _check_ours(out: Path) -> None:
+    if out.exists() and not (out / "recipe.json").is_file():
         msg = f"{out} exists and is no result of n4flow; remove it or choose another place"
         raise InputError(msg)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    lock = _locked(scratch)
+
+
+def _take_place(scratch: Path, out: Path) -> None:
+    if os.path.lexists(out):
+        set_aside(out, scratch)
+    os.replace(scratch / "new", out)
+
+
+def _sizes(folder: Path) -> dict[str, int | None]:
+    """Return the size of every file at any depth of a folder, None for a folder, each after the one that it is in."""
+    found: dict[str, int | None] = {}
+    pending = [""]
+    while pending:
+        above = pending.pop()
+        with os.scandir(folder / above) as entries:
+            for entry in entries:
+                name = f"{above}{entry.name}"
+                found[name] = None if entry.is_dir() else entry.stat().st_size
+                if entry.is_dir():
+                    pending.append(f"{name}/")
+    return found
+
+
+def _checksums(folder: Path) -> bytes | None:
+    """Return what vouches for a sample's voxels."""
     try:
-        yield scratch / "new"
-        if os.path.lexists(out):
-            os.replace(out, scratch / "old")
-        os.replace(scratch / "new", out)
-    finally:
-        with closing(lock):
-            _put_back(scratch, out)  # A signal may have come between the two renamings.
-            _remove(scratch, lock)
+        return (folder / "checksums.json").read_bytes()
+    except FileNotFoundError:
+        return None
 
 
-def reclaim(out: Path) -> None:
-    """Remove the hidden folders beside `out` whose process was killed, and put back a result that it had moved there.
+def _bring(source: Path, target: Path, *, link: bool) -> str:
+    """Make a file that is another one's link, clone or copy; return which."""
+    if link:
+        try:
+            os.link(source.resolve(), target)
+            return "linked"
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+    with source.open("rb") as old, target.open("xb") as new, suppress(OSError):
+        fcntl.ioctl(new, FICLONE, old.fileno())
+        return "cloned"
+    shutil.copyfile(source, target)
+    return "copied"
 
-    A folder of another machine stays, with a warning: whether its process lives cannot be seen from here.
+
+def set_aside(out: Path, scratch: Path) -> None:
+    """Move an older result away; it comes back if nothing takes its place until `scratch` is removed."""
+    os.replace(out, scratch / "old")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[Path]:
+    """Be the only process that makes `out`, and give the hidden folder beside it.
+
+    On a file system without locks there is a warning instead of a lock.
+
+    Raises
+    ------
+    InputError
+        Another process makes it.
     """
-    name = re.compile(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}")  # As `tempfile.mkdtemp` names them.
-    for lock in sorted(out.parent.glob(f".*/{LOCK}")):
-        scratch = lock.parent
-        if not name.fullmatch(scratch.name):
+    hidden = out.parent / f".{out.name}{HIDDEN}"
+    made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    try:
+        lock = _acquire(hidden, PATIENCE)
+    except BlockingIOError:
+        msg = f"{out} is being written by {_holder(hidden)}; wait until that ends, or choose another place"
+        raise InputError(msg) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("warning: %s has no locks (%s); let nothing else write %s", out.parent, error.strerror, out.name)
+        lock = None
+    try:
+        yield hidden
+    finally:
+        _release(hidden, lock)
+        with suppress(OSError):  # The first one that is not empty.
+            for folder in made:
+                folder.rmdir()
+
+
+def reclaim(folder: Path) -> None:
+    """Remove what killed processes left in a folder, and put back the results that they had set aside."""
+    for hidden in sorted(folder.glob(f".*{HIDDEN}")):
+        if hidden.is_symlink():  # Nothing of ours.
             continue
         try:
-            stream = lock.open("r+", encoding="utf-8", errors="replace")
-        except OSError:  # It is gone meanwhile, or not ours.
+            lock = _acquire(hidden)
+        except OSError:  # Its process lives, the folder may not be written to, or nobody knows.
             continue
-        with closing(stream):
-            if not _lock(stream):  # Its process lives.
-                continue
-            if (machine := stream.read()) != socket.gethostname():
-                log.warning("warning: %s was left by a run on %s; remove it if that run is over", scratch, machine)
-                continue
-            try:
-                if _put_back(scratch, out):
-                    log.warning("warning: %s was put back: the run that was to replace it was killed", out)
-            except OSError as error:
-                log.warning("warning: %s could not be put back to %s (%s)", scratch / "old", out, error)
-                continue
-            if _remove(scratch, stream):
-                log.warning("warning: %s, which a killed run had left, was removed", scratch)
+        try:
+            out = folder / hidden.name.removeprefix(".").removesuffix(HIDDEN)
+            for scratch in sorted(hidden.glob(f"{SCRATCH}*")):
+                try:
+                    if _put_back(scratch, out):
+                        log.warning("warning: %s was put back: the run that was to replace it was killed", out)
+                except OSError as error:
+                    log.warning("warning: %s could not be put back to %s (%s)", scratch / "old", out, error)
+                    continue
+                if _remove(scratch):
+                    log.warning("warning: %s, which a killed run had left, was removed", scratch)
+        finally:
+            _release(hidden, lock)
 
 
-def _locked(scratch: Path) -> TextIO:
-    """Return the lock of a hidden folder; its file gets the name `LOCK` once the lock is held.
+def _acquire(hidden: Path, patience: float = 0.0) -> TextIO:
+    """Return the locked file of a hidden folder, which is made where there is none.
 
-    On a file system without locks it never does: folders that are left there stay until someone removes them.
+    Raises
+    ------
+    BlockingIOError
+        Another process holds the lock.
+    OSError
+        There are no locks here.
     """
-    unnamed = scratch / f".{LOCK}"
-    stream = unnamed.open("w", encoding="utf-8")
-    if not _lock(stream):
+    end = time.monotonic() + patience
+    while True:
+        hidden.mkdir(parents=True, exist_ok=True)
+        try:
+            stream = (hidden / LOCK).open("a+", encoding="utf-8")
+        except FileNotFoundError:  # Its last owner has just removed the folder.
+            continue
+        try:
+            _lock(stream)
+            if os.path.samestat(os.fstat(stream.fileno()), (hidden / LOCK).stat()):
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+                stream.flush()
+                return stream
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                stream.close()
+                raise
+            time.sleep(0.05)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # Its last owner has just removed the file.
+                stream.close()
+                raise
         stream.close()
-        return stream
-    stream.write(socket.gethostname())
-    stream.flush()
-    os.replace(unnamed, scratch / LOCK)
-    return stream
 
 
-def _lock(stream: TextIO) -> bool:
-    try:
+def _lock(stream: TextIO) -> None:
+    """Lock a file as long as it is open, against other processes and threads, and against the locks of Java.
+
+    This is Linux's lock of an open file description; elsewhere it is `flock`, which Java does not see.
+    """
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock, of 64 bits
+        fcntl.fcntl(stream, fcntl.F_OFD_SETLK, whole)
+    else:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+
+
+def _release(hidden: Path, lock: TextIO | None) -> None:
+    """Remove a lock and its folder: the file while it is locked, so that nobody removes one that is another's."""
+    with suppress(OSError):  # Something could not be removed, or another process has made it again.
+        with closing(lock) if lock is not None else nullcontext():
+            (hidden / LOCK).unlink(missing_ok=True)
+        hidden.rmdir()
+
+
+def _holder(hidden: Path) -> str:
+    """Return which process holds a lock."""
+    with suppress(OSError):
+        return (hidden / LOCK).read_text(encoding="utf-8", errors="replace") or "another process"
+    return "another process"
 
 
 def _put_back(scratch: Path, out: Path) -> bool:
-    """Give a result that was moved aside its place again, where nothing has taken that."""
+    """Give a result that was set aside its place again, where nothing has taken that."""
     if os.path.lexists(out) or not os.path.lexists(scratch / "old"):
         return False
     os.replace(scratch / "old", out)
     return True
 
 
-def _remove(scratch: Path, lock: TextIO) -> bool:
-    """Remove a hidden folder, its lock last: if this process is killed on the way, the next one finds the folder.
-
-    An old result is renamed before it is removed, so that a part of it is never put back.
-    """
+def _remove(scratch: Path) -> bool:
+    """Remove a process's folder; an old result is renamed first, so that a part of it is never put back."""
     old, gone = scratch / "old", scratch / "gone"
     try:
         if os.path.lexists(old):
             _delete(gone)
             os.replace(old, gone)
-        for path in scratch.iterdir():
-            if path.name != LOCK:
-                _delete(path)
-        lock.close()  # Some file systems keep a removed file as long as it is open.
-        (scratch / LOCK).unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
-            scratch.rmdir()
+        _delete(scratch)
     except OSError as error:
         log.warning("warning: %s could not be removed (%s); remove it", scratch, error)
         return False

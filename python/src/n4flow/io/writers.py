@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ from n4flow.io.omezarr.layout import by_axis
 from n4flow.io.omezarr.planning import DTYPES
 from n4flow.io.omezarr.reader import MARKERS
 from n4flow.io.omezarr.shards import disk_error
+from n4flow.io.publishing import scratch_beside, set_aside
 
 if TYPE_CHECKING:
     from n4flow.io.volume import Volume
@@ -73,19 +72,18 @@ def write_volume(
     if voxel is None and not keeps_without_size(path, like):
         msg = f"{path.name} needs a voxel size; give it with voxel_um (z y x, micrometres)"
         raise InputError(msg)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        of_a_store = {"version": ome_zarr_version, "labels": labels} if kind is ZARR else {}
-        suffix = suffix_of(path, kind.written)  # Libraries write other files under suffixes in upper case.
-        made = scratch / f"{path.name[: -len(suffix)]}{suffix}"
-        kind.write(made, array, voxel or {}, like, **of_a_store)
-        made.rename(scratch / path.name)
-        _put_in_place(scratch, path)
+        with scratch_beside(path) as scratch:
+            of_a_store = {"version": ome_zarr_version, "labels": labels} if kind is ZARR else {}
+            suffix = suffix_of(path, kind.written)  # Libraries write other files under suffixes in upper case.
+            new = scratch / "new"
+            new.mkdir()
+            made = new / f"{path.name[: -len(suffix)]}{suffix}"
+            kind.write(made, array, voxel or {}, like, **of_a_store)
+            made.rename(new / path.name)
+            _put_in_place(scratch, path)
     except OSError as error:
         raise disk_error(error, path) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_destination(path: Path, channels: int = 1, *, overwrite: bool = False) -> None:
@@ -133,11 +131,11 @@ def keeps_without_size(path: Path, like: Volume | None) -> bool:
 
 
 def _put_in_place(scratch: Path, path: Path) -> None:
-    """Move everything in `scratch` beside `path`; the file of that name last, so that it never points nowhere."""
-    for made in sorted(scratch.iterdir(), key=lambda item: item.name == path.name):
+    """Move all that is new beside `path`; the file of that name last, so that it never points nowhere."""
+    for made in sorted((scratch / "new").iterdir(), key=lambda item: item.name == path.name):
         target = path.parent / made.name
         if _store_at(target):
-            os.replace(target, scratch / f"{made.name}.old")
+            set_aside(target, scratch)
         os.replace(made, target)
 
 

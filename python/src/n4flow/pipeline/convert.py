@@ -13,7 +13,7 @@ from n4flow.io.disk_space import check_space, store_needs
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.slab_writer import SlabWriter
 from n4flow.io.omezarr.store import create_store, kept_metadata, validate_store, write_omero
-from n4flow.io.publishing import published, reclaim
+from n4flow.io.publishing import published
 from n4flow.io.volume import Volume
 from n4flow.pipeline.blocks import Blocks, stream
 from n4flow.statistics.shrunken import runs
@@ -52,7 +52,6 @@ def convert(
     layout = plan_layout(volume.shape, volume.dtype, volume.voxel_um, volume.origin_um, version=ome_zarr_version)
     blocks, planes = Blocks.of(volume, *layout.levels[0].chunks[:2]), volume.shape[0]
     extremes: list[float] = []
-    reclaim(out)
     with published(out, replace=True) as partial:
         check_space(partial.parent, *store_needs([layout], 0, planes))
         create_store(partial, layout, kept_metadata(volume))

@@ -25,6 +25,10 @@ from n4flow.pipeline.timing import dumps
 
 CRATE_NAME = "ro-crate-metadata.json"
 INFO = "pipeline_info"
+CRATE_SUM = "ro-crate-metadata.json.sha256"  # what `sha256sum --check` reads in outdir
+WRITTEN_INFO = ("run.json", "parameters.json", "versions.tsv")
+WORKFLOW_INFO = ("main.nf",)
+ENGINE_INFO = ("trace.tsv", "timeline.html", "nextflow_report.html")  # Nextflow completes them after everything else
 GPU_TOOLS = ("cupy-cuda12x", "cupy-cuda13x")  # what a result depends on as well where a GPU is used
 PROFILES = "https://w3id.org/ro/wfrun"
 WORKFLOW_CRATE = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
@@ -93,6 +97,8 @@ def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
     """
     info = outdir / INFO
     info.mkdir(parents=True, exist_ok=True)
+    for name in (*WORKFLOW_INFO, *ENGINE_INFO):  # of an earlier run of the workflow
+        (info / name).unlink(missing_ok=True)
     details = {"command": run.command, "inputs": list(run.inputs), **run.details}
     (info / "run.json").write_text(dumps(details) + "\n", encoding="utf-8")
     (info / "parameters.json").write_text(dumps(dict(run.parameters)) + "\n", encoding="utf-8")
@@ -101,6 +107,12 @@ def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
         shutil.copyfile(run.workflow, info / "main.nf")
     crate = _crate(outdir, run, samples)
     (outdir / CRATE_NAME).write_text(dumps(crate.metadata.generate()) + "\n", encoding="utf-8")
+    (info / CRATE_SUM).write_text(crate_sum(outdir), encoding="utf-8")
+
+
+def crate_sum(outdir: Path) -> str:
+    """Return the line that vouches for the RO-Crate of a run, as `sha256sum` writes it."""
+    return f"{hashlib.sha256((outdir / CRATE_NAME).read_bytes()).hexdigest()}  {CRATE_NAME}\n"
 
 
 def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
@@ -112,8 +124,7 @@ def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
     crate.description = "Serial-section volumes with even intensity, the recipes that made them so, and reports"
     crate.license = "that of the input data"
     crate.datePublished = datetime.now(UTC)
-    names = ("run.json", "parameters.json", "versions.tsv")
-    info = [_file(crate, f"{INFO}/{name}", outdir / INFO / name) for name in names]
+    info = [_file(crate, f"{INFO}/{name}", outdir / INFO / name) for name in WRITTEN_INFO]
     profiles = [(f"{PROFILES}/process/0.5", "Process Run Crate", "0.5")]
     if run.workflow is not None:
         profiles.append((f"{PROFILES}/workflow/0.5", "Workflow Run Crate", "0.5"))

@@ -23,7 +23,7 @@ from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.slab_writer import SlabWriter
 from n4flow.io.omezarr.store import create_store, validate_store, write_omero
-from n4flow.io.publishing import published, reclaim
+from n4flow.io.publishing import published
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource, check_mask, open_mask
@@ -328,7 +328,6 @@ def render(
     )
     tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink(volume.shape)
     slabs = []
-    reclaim(Path(out))
     with published(Path(out)) as partial:
         check_space(partial.parent, *store_needs([layout], 0, volume.shape[0]))
         create_store(partial, layout)

@@ -18,7 +18,7 @@ from n4flow.io.disk_space import check_space
 from n4flow.io.doubts import state
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
-from n4flow.io.publishing import published, reclaim
+from n4flow.io.publishing import locked, published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
@@ -29,7 +29,7 @@ from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background, completed, make_plan
-from n4flow.pipeline.provenance import Run, tool_versions, write_provenance
+from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
 from n4flow.pipeline.stages import STAGES, Stage
@@ -98,7 +98,8 @@ def run(
     Raises
     ------
     InputError
-        Unknown parameter, value out of range, or input that cannot be processed; before anything is computed.
+        Unknown parameter, value out of range, input that cannot be processed, or another run works in `outdir`; before
+        anything is computed.
     GpuError
         Backend `gpu` was asked for and no GPU works.
     """
@@ -118,26 +119,27 @@ def run(
         files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
         check_apart(Path(outdir) / plan.sample, [image, *files])
         check_channel(Path(outdir) / plan.sample, (resolved | own)["channel"])
-        reclaim(Path(outdir) / plan.sample)  # before there is asked for room
         asked.append((plan, resolved | own, seen))
     results = []
-    for number, (plan, settled, seen) in enumerate(asked):
-        _check_room(Path(outdir), [plan for plan, *_settled in asked[number:]])  # now, not after hours of estimating
-        for warning in plan.warnings:
-            log.warning("warning: sample %s: %s", plan.sample, warning)
-        with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
-            log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
-            numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
-            if state(plan.volume.source) != seen:
-                said = "was changed during the run, so there is no result; run again"
-                msg = f"sample {plan.sample}: {plan.volume.source} {said}"
-                raise InputError(msg)
-        results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
-    versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
-    settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
-    command = f"n4flow.run {input} {outdir} {settings}".strip()
-    done = Run(command, resolved, [str(plan.volume.source) for plan, *_settled in asked], versions)
-    write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
+    with locked(Path(outdir) / INFO):  # of all samples together, so no other run may work there
+        reclaim(Path(outdir))  # before there is asked for room
+        for number, (plan, settled, seen) in enumerate(asked):
+            _check_room(Path(outdir), [plan for plan, *_ in asked[number:]])  # now, not after hours of estimating
+            for warning in plan.warnings:
+                log.warning("warning: sample %s: %s", plan.sample, warning)
+            with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
+                log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
+                numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
+                if state(plan.volume.source) != seen:
+                    said = "was changed during the run, so there is no result; run again"
+                    msg = f"sample {plan.sample}: {plan.volume.source} {said}"
+                    raise InputError(msg)
+            results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
+        versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
+        settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
+        command = f"n4flow.run {input} {outdir} {settings}".strip()
+        done = Run(command, resolved, [str(plan.volume.source) for plan, *_ in asked], versions)
+        write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
     return Result(Path(outdir), tuple(results))
 
 

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from n4flow.compute.threads import available_threads
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.omezarr.checksums import chunk_checksum, describe_level, grid
-from n4flow.io.omezarr.store import validate_store
+from n4flow.io.omezarr.store import validate_store, voxel_files
 from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.pipeline.finish import CHECKSUMS_NAME
-from n4flow.pipeline.provenance import CRATE_NAME, sample_digests
+from n4flow.pipeline.provenance import (
+    CRATE_NAME,
+    CRATE_SUM,
+    ENGINE_INFO,
+    INFO,
+    WORKFLOW_INFO,
+    WRITTEN_INFO,
+    crate_sum,
+    sample_digests,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ def verify(outdir: str | Path) -> Verified:
 
     Every file is compared with its SHA-256, every chunk of every pyramid level is decoded and compared with the
     checksum that its writer took, the stores' metadata is validated, recipes are loaded, and the RO-Crate must name
-    the same digests.
+    the same digests. Nothing else may be there, no link and no empty folder either.
 
     Parameters
     ----------
@@ -55,10 +65,14 @@ def verify(outdir: str | Path) -> Verified:
     """
     outdir = Path(outdir)
     whole_run = not (outdir / CHECKSUMS_NAME).is_file()
-    folders = sorted(path.parent for path in outdir.glob("*/recipe.json")) if whole_run else [outdir]
+    marks = ("recipe.json", CHECKSUMS_NAME)
+    folders = sorted({path.parent for mark in marks for path in outdir.glob(f"*/{mark}")}) if whole_run else [outdir]
     if not folders:
         msg = f"{outdir} holds no results of n4flow; give the outdir of a run, or the folder of one sample"
         raise InputError(msg)
+    if whole_run:
+        info = (*WRITTEN_INFO, *WORKFLOW_INFO, *ENGINE_INFO, CRATE_SUM)
+        _refuse_foreign(outdir, {CRATE_NAME, *(f"{INFO}/{name}" for name in info)}, [path.name for path in folders])
     counts = [_verify_sample(folder) for folder in folders]
     files, chunks = (sum(numbers) for numbers in zip(*counts, strict=True))
     if whole_run:
@@ -75,12 +89,8 @@ def _verify_sample(folder: Path) -> tuple[int, int]:
         raise N4flowError(msg) from error
     for name, expected in files.items():
         _compare_file(folder / name, expected)
-    inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    in_stores = tuple(f"{name}/" for name in stores)
-    unknown = sorted(n for n in inside - set(files) - {CHECKSUMS_NAME} if not n.startswith(in_stores))
-    if unknown:
-        msg = f"{folder / unknown[0]} was not written by the run; remove it"
-        raise N4flowError(msg)
+    voxels = {f"{name}/{key}" for name in stores for key in voxel_files(folder / name)}
+    _refuse_foreign(folder, {CHECKSUMS_NAME, *files, *voxels})
     chunks = 0
     for name, store in stores.items():
         if (difference := first_difference(folder / name, store)) is not None:
@@ -89,6 +99,32 @@ def _verify_sample(folder: Path) -> tuple[int, int]:
         chunks += sum(len(level["checksums"]) for level in store["levels"])
     Recipe.load(folder / "recipe.json")
     return len(files) + 1, chunks
+
+
+def _refuse_foreign(folder: Path, known: Collection[str], apart: Collection[str] = ()) -> None:
+    """Refuse what lies in a folder, at any depth, and is neither a known file nor a folder that leads to one.
+
+    Folders `apart` may be there, and are not looked into.
+    """
+    above = {str(parent) for name in known for parent in PurePosixPath(name).parents}
+    pending = [""]
+    while pending:
+        with os.scandir(folder / pending.pop()) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = Path(entry.path)
+                name = path.relative_to(folder).as_posix()
+                if entry.is_symlink() and name in (*known, *above, *apart):
+                    msg = f"{path} is a link, and the run wrote none; publish the sample again"
+                    raise N4flowError(msg)
+                if entry.is_dir(follow_symlinks=False):
+                    if name in above:
+                        pending.append(name)
+                    if name in above or name in apart:
+                        continue
+                elif entry.is_file(follow_symlinks=False) and name in known:
+                    continue
+                msg = f"{path} was not written by the run; remove it, unless a run is writing there"
+                raise N4flowError(msg)
 
 
 def first_difference(store: Path, stated: Mapping[str, Any]) -> str | None:
@@ -162,19 +198,25 @@ def _verify_crate(outdir: Path) -> int:
     """Check that the RO-Crate can be read, that its files are as it says, and that the stores have its digests."""
     from rocrate.rocrate import ROCrate
 
-    path = outdir / CRATE_NAME
+    path, stated = outdir / CRATE_NAME, outdir / INFO / CRATE_SUM
     try:
-        crate = ROCrate(outdir)
+        expected, found = stated.read_bytes(), crate_sum(outdir).encode()
+        crate = ROCrate(outdir) if found == expected else None
     except (OSError, ValueError, KeyError) as error:
         msg = f"{path} is not an RO-Crate ({type(error).__name__}: {error}); run the workflow again with -resume"
         raise N4flowError(msg) from error
+    if crate is None:
+        msg = (
+            f"{path} has SHA-256 {found[:64].decode()}, and {stated} says otherwise; one of them was changed: run again"
+        )
+        raise N4flowError(msg)
     files = [entity for entity in crate.get_entities() if entity.get("sha256")]
     for entity in files:
         _compare_file(outdir / entity.id, entity["sha256"])
     for store in (entity for entity in crate.get_entities() if entity.get("additionalType") == "OME-Zarr"):
         folder = outdir / store.id
-        stated = sample_digests(folder.parent / CHECKSUMS_NAME).get(folder.name)
-        if store["identifier"] != stated:
-            msg = f"{path} names digest {store['identifier']} for {store.id}, {CHECKSUMS_NAME} has {stated}; run again"
+        digest = sample_digests(folder.parent / CHECKSUMS_NAME).get(folder.name)
+        if store["identifier"] != digest:
+            msg = f"{path} names digest {store['identifier']} for {store.id}, {CHECKSUMS_NAME} has {digest}; run again"
             raise N4flowError(msg)
     return len(files)

@@ -190,6 +190,21 @@ def validate_store(path: str | Path) -> None:
         _check_files(path / dataset["path"], array)
 
 
+def voxel_files(path: Path) -> set[str]:
+    """Return the keys of all files with voxels, shards or chunks, that a store has by its metadata.
+
+    Raises
+    ------
+    InputError, N4flowError
+        As `validate_store`, which also looks at the files.
+    """
+    group, ome = _open_ome(path, "r")
+    _check_models(path, group, ome)
+    names = [dataset["path"] for dataset in ome["multiscales"][0]["datasets"]]
+    grids = {name: FileGrid.of(group[name]) for name in names}
+    return {f"{name}/{grid.key(index)}" for name, grid in grids.items() for index in grid.indices()}
+
+
 def _attributes(path: Path, layout: StoreLayout, extra: Mapping[str, Any] | None) -> dict[str, Any]:
     datasets = []
     for number, level in enumerate(layout.levels):
