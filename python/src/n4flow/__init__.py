@@ -7,10 +7,7 @@ first used, so that `import n4flow` costs nothing and needs no GPU.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import Any
-
-__version__ = version("n4flow")
 
 _HOME = {
     "BiasField": "n4_bias.field",
@@ -45,6 +42,10 @@ __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("n4flow")
     if name not in _HOME:
         msg = f"module 'n4flow' has no attribute {name!r}"
         raise AttributeError(msg)

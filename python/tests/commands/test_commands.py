@@ -37,7 +37,7 @@ def ended(arguments):
         ("n4flow.commands", "numpy"),
         (
             "n4flow.pipeline.estimate",
-            "scipy.ndimage scipy.optimize skimage SimpleITK matplotlib dask zarr tensorstore cupy",
+            "numba scipy skimage SimpleITK matplotlib dask zarr tensorstore numcodecs cupy",
         ),
     ],
 )

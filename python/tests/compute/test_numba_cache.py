@@ -1,14 +1,15 @@
 """Kernels of a read-only cache folder are used; missing ones are compiled and the folder stays as it is."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import test_rooms
 
-import n4flow
 from n4flow.compute import numba_cache
 
 MODULE = """
@@ -65,7 +66,7 @@ import os, sys
 from numba.core.caching import IndexDataCacheFile
 from n4flow.compute import numba_cache
 if sys.argv[1]:
-    numba_cache.sources_digest = lambda: sys.argv[1]  # as if another file of the package had changed
+    numba_cache.sources_digest = lambda _file: sys.argv[1]  # as if a file that is imported had changed
 from n4flow.n4_bias.cpu.convergence_kernels import cv
 if "killed" in sys.argv:  # before the data, after the index
     IndexDataCacheFile._save_data = lambda *_: os._exit(0)
@@ -88,14 +89,47 @@ def kernel(tmp_path: Path) -> Callable[..., str]:
     return call
 
 
-def test_kernels_are_as_fresh_as_the_whole_package(kernel: Callable[..., str]) -> None:
+def test_kernels_are_as_fresh_as_what_they_are_made_of(kernel: Callable[..., str]) -> None:
     """A kernel in an unchanged file may hold parts of another file that has changed."""
     found = [kernel(digest) for digest in ("", "", "changed", "changed", "")]
     assert found == ["0 1", "1 0", "0 1", "1 0", "0 1"]
 
 
-def test_the_digest_is_of_every_room() -> None:
-    assert Path(n4flow.__file__).parent == numba_cache.PACKAGE
+def test_a_stamp_is_of_every_file_that_python_would_read_for_a_kernel() -> None:
+    """By the imports that Python's own parser finds, and theirs."""
+    package = numba_cache.PACKAGE
+    graph = test_rooms.imports(package)
+    files = {test_rooms.module_name(file, package): file for file in package.rglob("*.py")}
+    kernels = [module for module in graph if {"n4flow.compute.jit", "n4flow.compute.numba_cache"} & graph[module]]
+    assert len(kernels) > 15
+    for module in kernels:
+        needed, new = {module}, {module}
+        while new := set().union(*(graph[each] for each in new)) - needed:
+            needed |= new
+        found = numba_cache.sources(files[module])
+        assert {files[each] for each in needed} <= found
+        assert {file.name for file in found - {files[each] for each in needed}} <= {"__init__.py"}
+        assert package / "report" / "html.py" not in found
+
+
+def test_a_stamp_changes_with_what_a_kernel_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(numba_cache.PACKAGE, tmp_path / "n4flow", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(numba_cache, "PACKAGE", tmp_path / "n4flow")
+    kernels = tmp_path / "n4flow" / "n4_bias" / "cpu" / "level_kernels.py"
+
+    def stamp() -> str:
+        for function in (numba_cache.imported, numba_cache.sources_digest):
+            function.cache_clear()
+        return numba_cache.sources_digest(kernels)
+
+    before = stamp()
+    (tmp_path / "n4flow" / "report" / "html.py").write_text("")
+    assert stamp() == before
+    for part in ("compute/simd.py", "n4_bias/cpu/sweep_kernels.py", "n4_bias/cpu/level_kernels.py"):
+        file = tmp_path / "n4flow" / part
+        file.write_text(file.read_text() + "\n")
+        assert stamp() != before
+        before = stamp()
 
 
 def test_a_new_index_that_names_old_data_is_no_hit(kernel: Callable[..., str]) -> None:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from n4flow.compute import jit as compiled
+from n4flow.compute import threads as compiled
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate import Evaluator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from n4flow.compute.threads import limit_threads, thread_limit
 from n4flow.errors import InputError
 
 # What tasks leave of a slab, by kind: SHRINK (`given` is the user's mask), PLANE_STATISTICS and RENDER.
@@ -16,15 +17,10 @@ SLAB_FILES = {
 
 
 def set_threads(threads: int | None) -> int:
-    """Limit the compiled kernels and SimpleITK to a number of threads, all available cores without one."""
-    import numba
-
-    from n4flow.compute.threads import available_threads, limit_threads
-
-    count = min(threads or available_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(count)
-    limit_threads(count)
-    return count
+    """Limit this process to a number of threads, all available cores without one."""
+    if threads is not None:
+        limit_threads(threads)
+    return thread_limit()
 
 
 def parts(folder: Path, kind: str) -> list[Path]:

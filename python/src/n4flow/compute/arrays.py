@@ -86,6 +86,11 @@ def to_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def writeable(array: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+    """Return `array` as kernels need it: contiguous, native byte order, writeable; copied if it is not."""
+    return np.require(array, np.dtype(dtype).newbyteorder("="), ["C", "W"])
+
+
 def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
     """Let a public function take every kind of array that people hold.
 

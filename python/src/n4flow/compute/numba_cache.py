@@ -1,8 +1,9 @@
 """The cache of compiled kernels: where numba stores them, and when it reuses them.
 
 Numba reuses a compiled kernel as long as the file that defines it is unchanged. But kernels call each other across
-files, and the called ones are compiled into the caller, so that after an upgrade numba would use parts of the older
-version. Kernels of this package are therefore reused only if every file of the package is unchanged.
+files, and the called ones are compiled into the caller, as are the constants that a file imports, so that after an
+upgrade numba would use parts of the older version. A kernel of this package is therefore reused only if its file and
+every file of the package from which that one imports, directly or not, are unchanged.
 
 After an upgrade many tasks may start at once, on processors of several kinds, and compile into one folder. Numba
 numbers the files with compiled kernels and writes the index that names them first: for a moment, or for good if two
@@ -21,6 +22,7 @@ import functools
 import hashlib
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,24 +31,48 @@ from typing import Any
 import numba
 from numba.core import caching
 
-PACKAGE = Path(__file__).parents[1]  # A kernel may call any other kernel of the package.
+PACKAGE = Path(__file__).parents[1]
+# from n4flow.a import b, c: the names may be modules
+IMPORTS = re.compile(rf"^\s*(?:from|import) {PACKAGE.name}\.([\w.]+)(?: import (\([^)]*\)|[^\n(]*))?", re.MULTILINE)
 
 
 @functools.cache
-def sources_digest() -> str:
-    """Return the SHA-256 of every source file of the package."""
+def imported(file: Path) -> frozenset[Path]:
+    """Return the files of the package from which a file of it imports, as its text says."""
+    found = set()
+    for module, names in IMPORTS.findall(file.read_text(encoding="utf-8")):
+        place = PACKAGE.joinpath(*module.split("."))
+        parts = [place / name for name in re.findall(r"\w+", names)]
+        files = (file for each in (place, *parts) for file in (each.with_suffix(".py"), each / "__init__.py"))
+        found |= {each for each in files if each.is_file()}
+    return frozenset(found)
+
+
+def sources(file: Path) -> set[Path]:
+    """Return a file of the package and all of it from which that one imports, directly or not."""
+    known, new = {file}, {file}
+    while new := set().union(*map(imported, new)) - known:
+        known |= new
+    return known
+
+
+@functools.cache
+def sources_digest(file: Path) -> str:
+    """Return the SHA-256 of the sources of a file of the package."""
     digest = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{file.relative_to(PACKAGE)}\0".encode())
-        digest.update(file.read_bytes())
+    for each in sorted(sources(file)):
+        digest.update(f"{each.relative_to(PACKAGE)}\0".encode())
+        digest.update(each.read_bytes())
     return digest.hexdigest()
 
 
 class _PackageKernels:
-    """Restricts a cache locator of numba to kernels of this package, whose stamp is the digest of the package."""
+    """Restricts a cache locator of numba to kernels of this package, whose stamp is the digest of their sources."""
+
+    _py_file: str
 
     def get_source_stamp(self) -> str:
-        return sources_digest()
+        return sources_digest(Path(self._py_file))
 
     @classmethod
     def from_function(cls, py_func: object, py_file: str) -> object:

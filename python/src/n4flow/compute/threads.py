@@ -9,14 +9,19 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+THREAD_VOXELS = 1 << 20  # A further thread starts only for at least this many voxels.
+BLOCK_VOXELS = 1 << 20  # largest block: 4 MB of float32
 
 _limit: list[int] = []  # holds one number once `limit_threads` was called
 
@@ -48,6 +53,16 @@ def thread_limit() -> int:
 def limit_threads(threads: int) -> None:
     """Let this process use at most `threads` threads: a job may own fewer cores than it sees."""
     _limit[:] = [max(1, int(threads))]
+
+
+def thread_count(threads: int | None) -> int:
+    """Return `threads`; by default as many as this process may use."""
+    return available_threads() if threads is None else max(1, int(threads))
+
+
+def useful_threads(threads: int, voxels: int) -> int:
+    """Return how many of `threads` make a pass over `voxels` faster than the start of a thread costs."""
+    return max(1, min(threads, voxels // THREAD_VOXELS))
 
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:
@@ -88,6 +103,8 @@ def serial_algebra() -> threadpool_limits:
     On many small matrices the threads of BLAS wait for each other, at full load: where others work on the machine, or a
     job owns fewer cores than it sees, that takes eight times the CPU time.
     """
+    from threadpoolctl import threadpool_limits
+
     return threadpool_limits(1, user_api="blas")
 
 
@@ -96,6 +113,17 @@ def parallel_planes(work: Callable[[int, int], None], n: int, threads: int | Non
     count = threads or available_threads()
     parts = min(n, 4 * count) if count > 1 else 1
     run_tasks(lambda part: work(*part), pairwise([n * i // parts for i in range(parts + 1)]), threads)
+
+
+def cut_blocks(shape: Sequence[int], threads: int) -> list[tuple[int, int, int, int]]:
+    """Cut a volume into blocks of planes, or of rows if planes are large or few: z_start, z_stop, y_start, y_stop."""
+    n_z, n_y, n_x = shape
+    if 0 in shape:
+        return []
+    most = min(BLOCK_VOXELS, -(-n_z * n_y * n_x // (4 * threads))) if threads > 1 else BLOCK_VOXELS
+    deep = max(1, most // (n_y * n_x))
+    high = n_y if n_y * n_x <= most else max(1, most // n_x)
+    return [(z, min(z + deep, n_z), y, min(y + high, n_y)) for z in range(0, n_z, deep) for y in range(0, n_y, high)]
 
 
 def over_planes(kernel: Callable[..., Any], n: int, *arguments: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from n4flow.compute.arrays import array_module
-from n4flow.compute.jit import thread_count
+from n4flow.compute.threads import thread_count
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, in_frame
 from n4flow.io.frame import Frame
 from n4flow.n4_bias.evaluate import Evaluator

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.arrays import array_module, as_block, takes_arrays
-from n4flow.compute.threads import available_threads, parallel_planes, reuse_threads
+from n4flow.compute.threads import available_threads, parallel_planes, reuse_threads, useful_threads
 from n4flow.errors import N4flowWarning
 from n4flow.masks.agarose_levels import SOURCES, fill_levels, has_evidence
 from n4flow.masks.morphology import Norms, smooth_planes, smooth_valid
@@ -92,7 +92,6 @@ def projection(vol: Any) -> Any:
 
 def _add_valid(planes: np.ndarray, total: np.ndarray, gone: np.ndarray) -> None:
     """Add planes (z, Y, X) to the sums of their valid voxels and the numbers of the others (Y * X,), in order of Z."""
-    from n4flow.compute.jit import useful_threads
     from n4flow.statistics import block_mean_kernels as kernels
 
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid

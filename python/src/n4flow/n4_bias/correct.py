@@ -10,7 +10,7 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, as_mask, takes_arrays, to_numpy
 from n4flow.compute.gpu import on_device
-from n4flow.compute.jit import thread_count
+from n4flow.compute.threads import thread_count
 from n4flow.errors import InputError
 from n4flow.n4_bias import engine
 from n4flow.n4_bias.api import fit_spaced

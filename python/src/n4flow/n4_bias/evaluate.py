@@ -13,10 +13,9 @@ from copy import copy
 
 import numpy as np
 
-from n4flow.compute.jit import cut_blocks, useful_threads, writeable
-from n4flow.compute.threads import parallel_planes
+from n4flow.compute.arrays import writeable
+from n4flow.compute.threads import cut_blocks, parallel_planes, useful_threads
 from n4flow.n4_bias import bspline
-from n4flow.n4_bias.evaluate_kernels import field_block
 
 Axes = Sequence[np.ndarray]  # parametric coordinates along each axis
 
@@ -78,6 +77,8 @@ class Evaluator:
         return self._run(-1.0, image, out, threads)
 
     def _run(self, sign: float, image: np.ndarray | None, out: np.ndarray, threads: int) -> np.ndarray:
+        from n4flow.n4_bias.evaluate_kernels import field_block
+
         threads = useful_threads(threads, out.size)
         cuts = cut_blocks(self.shape, threads)
         in_place = _plain(out) and (image is None or _plain(image))

@@ -12,7 +12,7 @@ import numpy as np
 
 from n4flow.compute.arrays import is_dask
 from n4flow.compute.gpu import as_float32, on_device, run_on_gpu
-from n4flow.compute.jit import thread_count
+from n4flow.compute.threads import thread_count
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate import Evaluator

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from n4flow.compute.jit import thread_count
+from n4flow.compute.threads import thread_count
 from n4flow.errors import InputError
 
 DEFAULT_ITERATIONS = (50, 50, 50, 50)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from n4flow.compute.jit import writeable
+from n4flow.compute.arrays import writeable
 from n4flow.compute.threads import parallel_planes
 from n4flow.errors import InputError
-from n4flow.n4_bias.shrink_kernels import shrink_block
 
 Factors = int | Sequence[int]  # one shrink factor for all axes, or one for each axis
 
@@ -65,6 +64,8 @@ def shrink_masked(
     small_weights : (z, y, x) float32 array or None
         Sum of the weights in the block, divided by the number of its voxels.
     """
+    from n4flow.n4_bias.shrink_kernels import shrink_block
+
     deep, high, wide = shrink
     small = shrunken_shape(image.shape, shrink)
     mean, shares = np.zeros(small, np.float32), np.zeros(small, np.float32)

@@ -28,7 +28,6 @@ from n4flow.masks.agarose import agarose_levels, get_agarose_mask
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue import tissue_mask_with_levels
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.n4_bias.api import fit_spaced
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.inputs import FitInput
 from n4flow.n4_bias.settings import fit_settings
@@ -288,6 +287,8 @@ def _field_frame(shrunken: Shrunken) -> Frame:
 
 def _fit(inputs: Inputs, parameters: Mapping[str, Any], planes: slice, name: str) -> tuple[int, int, BiasField]:
     """Fit a bias field to planes, as far as they have valid voxels; return the first, the end and the field."""
+    from n4flow.n4_bias.api import fit_spaced
+
     shrunken, k = inputs.shrunken, inputs.shrunken.shrink
     some = filled_planes(shrunken.planes["n_valid"][planes])
     first, last = planes.start + some.start, planes.start + some.stop

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from n4flow.errors import InputError
@@ -18,7 +18,7 @@ PYTHON_TYPES = {"integer": int, "number": float, "string": str, "boolean": bool}
 
 @cache
 def _schema_file() -> dict[str, Any]:
-    return json.loads(resources.files("n4flow").joinpath("nextflow_schema.json").read_text(encoding="utf-8"))
+    return json.loads((Path(__file__).parents[1] / "nextflow_schema.json").read_text(encoding="utf-8"))
 
 
 @cache

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numba
-
+from n4flow.compute.threads import thread_limit
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError
 from n4flow.io.disk_space import check_space
@@ -22,7 +21,6 @@ from n4flow.io.publishing import locked, published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
-from n4flow.n4_bias.engine import choose_backend
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
@@ -84,7 +82,7 @@ def run(
     outdir : path
         One folder for each sample appears here, complete or not at all.
     threads : int, optional
-        Threads of the bias field's fit; the compiled passes follow numba's setting.
+        Threads of the bias field's fit; other stages take the cores that the process may use.
     dask_scheduler : str, optional
         Address of a dask.distributed scheduler, on whose workers the passes over full resolution run, slab by slab;
         they must see input and `outdir` under the same paths.
@@ -111,6 +109,8 @@ def run(
     resolved = resolve({**parameters, "input": str(input), "outdir": str(outdir)})
     backend = resolved["backend"]
     if resolved["bias"] in ("volume", "two_pass"):  # sections are fitted on CPUs
+        from n4flow.n4_bias.engine import choose_backend
+
         backend = choose_backend(backend)
     asked = []
     for sample, image, own in read_samples(Path(input)):
@@ -184,7 +184,7 @@ class _Sample:
     @contextmanager
     def clocked(self, name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
         """Time a stage and keep its numbers."""
-        with stage(name, threads=numba.get_num_threads(), **numbers) as found:
+        with stage(name, threads=thread_limit(), **numbers) as found:
             yield found
         self.stages.append(found)
 
@@ -284,7 +284,7 @@ def _render(
     after: Path,
 ) -> tuple[dict[str, Checksums], dict[str, Any]]:
     """Render a slab, and its shrunken copy into a file; return the checksums of its chunks and the stage's numbers."""
-    with stage("RENDER", threads=numba.get_num_threads(), planes=list(slab)) as numbers:
+    with stage("RENDER", threads=thread_limit(), planes=list(slab)) as numbers:
         rendered = render_slab(
             plan.volume,
             recipe,

@@ -16,7 +16,6 @@ import numpy as np
 from n4flow.compute.threads import run_tasks
 from n4flow.n4_bias.otsu_mask import otsu_cut
 from n4flow.report.harm import contrast_kept, tile_products, unproven
-from n4flow.report.kernels import class_sums
 from n4flow.report.pair import MIN_PIXELS, TIMES, Pair, bias_fields, median, middle, weighted_mean
 from n4flow.sections import filled_planes
 
@@ -117,6 +116,8 @@ class Measurement:
         and of the bright class: pixels, and sums of the signal before and after. (3, sections): sums of
         `tile_products`.
         """
+        from n4flow.report.kernels import class_sums
+
         pair, (lowest, threshold) = self.pair, self.class_thresholds
         owner, n_sections = self.sections.section_of_plane, len(self.sections)
         tiles = math.prod(-(-size // TILE) for size in pair.shape[1:])

@@ -150,11 +150,3 @@ def _drain(table: Any, start: int, stop: int, shift: int, out: Any) -> int:
             table[place, 1] = 0
             n += 1
     return n
-
-
-@njit(nogil=True, cache=True)
-def add_pairs(index: Any, values: Any, counts: Any, total: Any, moment: Any) -> None:
-    """Add counts, and counts times values, to the bins at `index`, in order."""
-    for i in range(index.size):
-        total[index[i]] += np.float64(counts[i])
-        moment[index[i]] += np.float64(counts[i]) * np.float64(values[i])

@@ -41,11 +41,11 @@ class Pool:
         """Add (value, count) pairs, finite float32 and whole numbers."""
         if not len(values):
             return
-        from n4flow.statistics import histogram_kernels as kernels
-
         index = bin_index(values) + N_BINS
         self._first, self._stop = min(self._first, int(index.min())), max(self._stop, int(index.max()) + 1)
-        kernels.add_pairs(index, values, counts, self._total, self._moment)
+        counts = counts.astype(np.float64)
+        np.add.at(self._total, index, counts)  # one after the other, in order
+        np.add.at(self._moment, index, counts * values)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return sorted values (bin means, float32) and counts (int64)."""

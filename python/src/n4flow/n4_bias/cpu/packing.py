@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from n4flow.compute.jit import cut_blocks, useful_threads, writeable
+from n4flow.compute.arrays import writeable
 from n4flow.compute.simd import LANES
-from n4flow.compute.threads import parallel_planes
+from n4flow.compute.threads import cut_blocks, parallel_planes, useful_threads
 from n4flow.n4_bias.cpu.packing_kernels import extremes, find_hulls, pack_rows
 from n4flow.n4_bias.problem import Survey, Voxels
 
