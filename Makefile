@@ -13,7 +13,8 @@ ARGS   ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
             "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 
-LOCK   := python/requirements.lock
+PROJECT := python/pyproject.toml
+LOCK    := python/requirements.lock
 # Of a registry, whichever pip is told to ask, nothing is installed but what a lock file has the SHA-256 of.
 LOCKED  = '$(VENV)/bin/python' -m pip install --quiet --require-hashes
 # In a recipe: the environment's commands come first, and matplotlib needs no home directory.
@@ -22,16 +23,23 @@ USE    = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" MPLCONFIGDIR="$$PWD/$(STATE)/
 QUICK  = NXF_JVM_ARGS='-XX:TieredStopAtLevel=1 -XX:+UseSerialGC'
 # Files of tests are shared out: a run of the workflow is idle for nearly half of its time.
 SHARE  = --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# What `make set-up` installs: what the lock file pins or, to see whether that works too, the newest or the lowest that
+# pyproject.toml allows.
+DEPENDENCIES ?= locked
+UNLOCKED       = $(LOCKED) --requirement python/requirements-maintain.lock && '$(VENV)/bin/uv' pip install --quiet \
+                 --python '$(VENV)/bin/python' --upgrade --requirement $(PROJECT) --extra distributed --extra test
+install-locked = $(LOCKED) --requirement $(LOCK)
+install-newest = $(UNLOCKED) --resolution highest
+install-lowest = $(UNLOCKED) --resolution lowest-direct
 # Results of the last run are taken over unless the package has changed since: Nextflow does not look inside it.
 RESUME = $$(test -f .nextflow/history && test -z "$$(find python/src -name '*.py' -newer .nextflow/history)" && echo -resume)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VENV)/bin/uv' pip compile --quiet --universal \
           --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes
-PROJECT := python/pyproject.toml
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 
-.PHONY: help set-up run test lint format lock audit images bench clean
+.PHONY: help set-up run test lint format lock audit package images bench clean
 .DELETE_ON_ERROR:
 
 help: ## Say what can be made
@@ -79,6 +87,10 @@ bench: set-up ## Measure speed and memory; results go to benchmarks/results
 	@$(USE) python benchmarks/n4.py --skip survey --out benchmarks/results/n4.json $(ARGS)
 	@$(USE) python benchmarks/n4.py --skip timed compared rest --out benchmarks/results/n4_survey.json
 
+package: | $(VENV)/bin/python ## Build the wheel and the source archive into python/dist
+	@$(LOCKED) --requirement python/requirements-build.lock
+	@cd python && rm -rf dist && '$(abspath $(VENV))/bin/hatchling' build
+
 images: ## Build both container images with docker
 	docker build --tag n4flow:cpu --file containers/cpu/Dockerfile .
 	docker build --tag n4flow:cuda --file containers/cuda/Dockerfile .
@@ -86,10 +98,10 @@ images: ## Build both container images with docker
 clean: ## Remove everything that was made, but no results
 	rm -rf "$(VENV)" "$(STATE)" .nextflow .nextflow.log* .nf-test .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/.package: python/pyproject.toml $(LOCK) python/requirements-build.lock | $(VENV)/bin/python
+$(VENV)/.package: $(PROJECT) $(LOCK) python/requirements-build.lock | $(VENV)/bin/python
 	@echo "Installing n4flow and what it needs into $(VENV); once, some minutes"
 	@$(LOCKED) --requirement python/requirements-build.lock
-	@$(LOCKED) --requirement $(LOCK)
+	@$(install-$(DEPENDENCIES))
 	@'$(VENV)/bin/python' -m pip install --quiet --no-deps --no-build-isolation --editable python
 	@touch "$@"
 
