@@ -11,6 +11,7 @@ import gzip
 import io
 import math
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,17 +105,18 @@ class NiftiReader(Reader):
 
     def _check_length(self, asked: int) -> None:
         """Compare the length of the file with what its header asks for, without reading it where possible."""
-        size = self.path.stat().st_size
-        if self.path.name.lower().endswith(".gz"):
-            with self.path.open("rb") as stream:
+        path = self.path if self.path.suffix.lower() != ".hdr" else self.data_files(self.path)[0]
+        size = path.stat().st_size
+        if path.name.lower().endswith((".gz", ".mgz")):
+            with path.open("rb") as stream:
                 stream.seek(max(0, size - 4))
                 # A gzip member ends with its length modulo 2^32. Another number there may mean several members.
                 stated = struct.unpack("<I", stream.read(4).rjust(4, b"\0"))[0]
             if stated == asked % 2**32:
                 return
-            size = _inflated(self.path)
+            size = _inflated(path)
         if size < asked:
-            msg = f"{self.path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
+            msg = f"{path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
             raise InputError(msg)
 
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
@@ -182,12 +184,15 @@ def _opened(path: Path) -> Any:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        path.stat()
-        sniff, kinds = None, [kind for kind in all_image_classes if kind.__name__ in KINDS]
-        for kind in kinds:
+        for file in (path, *NiftiReader.data_files(path)):
+            file.stat()
+        sniff = None
+        for kind in [kind for kind in all_image_classes if kind.__name__ in KINDS]:
             fits, sniff = kind.path_maybe_image(str(path), sniff)
             if fits:
-                return _tolerant(kind).from_filename(str(path), mmap="r")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves it to Python to close an MGH
+                    return _tolerant(kind).from_filename(str(path), mmap="r")
         msg = "its header is none of NIfTI, Analyze or MGH"
         raise ImageFileError(msg)
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
