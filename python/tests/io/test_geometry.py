@@ -11,6 +11,7 @@ from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.formats import read_as
 from n4flow.io.geometry import on_grid
 from n4flow.io.open import open_volume
+from n4flow.io.volume import Volume
 from n4flow.io.writers import write_volume
 from n4flow.masks.tissue_source import open_mask
 
@@ -87,6 +88,21 @@ def sitk_centroid(path):
     image = sitk.ReadImage(path)
     inside = np.argwhere(sitk.GetArrayFromImage(image) > 0).mean(0)[::-1]
     return np.array(image.TransformContinuousIndexToPhysicalPoint(inside.tolist())) * (-1, -1, 1)
+
+
+def test_a_volume_without_directions_lies_where_itk_puts_it_in_every_format(tmp_path):
+    values = np.zeros(SHAPE, np.uint8)
+    values[1:3, :2, 8:] = 1
+    write_volume(tmp_path / "in.ome.zarr", values, like=Volume.from_array(values, (3000, 2000, 500), (7000, 0, -3000)))
+    volume = open_volume(tmp_path / "in.ome.zarr")
+    plain = sitk.GetImageFromArray(values)
+    plain.SetSpacing((0.5, 2, 3))
+    plain.SetOrigin((-3, 0, 7))
+    sitk.WriteImage(plain, tmp_path / "itk.nii")
+    for ending in ENDINGS:
+        write_volume(tmp_path / f"out.{ending}", values, like=volume)
+        assert np.allclose(centroid(tmp_path / f"out.{ending}"), centroid(tmp_path / "itk.nii"), atol=1e-5)
+        assert open_volume(tmp_path / f"out.{ending}").origin_um == volume.origin_um
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])

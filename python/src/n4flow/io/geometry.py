@@ -2,8 +2,9 @@
 
 A reader whose file states directions gives one matrix, `affine_um`: from the voxel (x, y, z), counted from 0, to the
 place of its centre in micrometres to the right, to the front and to the top (RAS, as in NIfTI; ITK counts to the left
-and to the back). Writers of formats with directions take it. Other formats state a voxel size and an origin at most; in
-a file with directions the axes of their arrays are (R, A, S) if it is NIfTI, and (L, P, S) if NRRD or MetaImage.
+and to the back). Writers of formats with directions take it. Other formats state a voxel size and an origin at most,
+along the axes of their arrays; written to a file with directions, these are to the left, to the back and to the top, as
+ITK has it for such formats.
 """
 
 from __future__ import annotations
@@ -41,17 +42,12 @@ def usable(affine: np.ndarray) -> bool:
 
 
 def straight_origin(affine: np.ndarray) -> dict[str, float]:
-    """Return the centre of the first voxel by axis name; 0 where axes are flipped, swapped or oblique.
-
-    The corner of such an array is no origin along its axes.
-    """
-    matrix = affine[:3, :3]
-    if (
-        np.allclose(matrix, np.diag(np.diag(matrix)), rtol=0, atol=1e-9 * np.abs(matrix).max())
-        and np.diag(matrix).min() > 0
-    ):
-        return dict(zip("xyz", affine[:3, 3].tolist(), strict=True))
-    return dict.fromkeys("xyz", 0.0)
+    """Return the centre of the first voxel by axis name, along the axes of the array; 0 where these are oblique."""
+    sizes = np.diag(affine)[:3]
+    oblique = affine[:3, :3] - np.diag(sizes)
+    if np.abs(oblique).max() > 1e-9 * np.abs(sizes).max():
+        return dict.fromkeys("xyz", 0.0)
+    return dict(zip("xyz", (np.sign(sizes) * affine[:3, 3] + 0.0).tolist(), strict=True))
 
 
 def affine_of(volume: Volume | None, voxel_um: dict[str, float] | None) -> np.ndarray | None:
@@ -66,6 +62,16 @@ def affine_of(volume: Volume | None, voxel_um: dict[str, float] | None) -> np.nd
     for column, axis in enumerate("xyz"):
         if voxel_um:
             affine[:3, column] *= voxel_um[axis] / stated.get(axis, float(np.linalg.norm(affine[:3, column])))
+    return affine
+
+
+def affine_to_write(like: Volume | None, voxel_um: dict[str, float]) -> np.ndarray:
+    """Return the affine for a file with directions, from that of `like`, or from its origin."""
+    affine = affine_of(like, voxel_um)
+    if affine is None:
+        affine = np.diag([*(voxel_um[axis] for axis in "xyz"), 1.0])
+        affine[:3, 3] = [like.origin_um[axis] if like is not None else 0.0 for axis in "xyz"]
+        affine = LPS @ affine
     return affine
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select
-from n4flow.io.geometry import affine_of, straight_origin, usable
+from n4flow.io.geometry import affine_to_write, straight_origin, usable
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
 from n4flow.io.units import to_micrometres
 
@@ -143,8 +143,8 @@ class NiftiReader(Reader):
 def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
     """Write a (Z, Y, X) array, or volumes (T, Z, Y, X), with the header of the NIfTI file of `like`.
 
-    Of another format its affine is written, as qform and sform in millimetres; without one a diagonal, with its origin.
-    An axis longer than NIfTI-1 can count makes it NIfTI-2.
+    Of another format its affine is written, as qform and sform in millimetres. An axis longer than NIfTI-1 can count
+    makes it NIfTI-2.
     """
     import nibabel
 
@@ -163,15 +163,11 @@ def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like:
         image = kind(values, None, header)
         _resize(image.header, voxel_um)
     else:
-        affine, codes = affine_of(like, voxel_um), (1, 1)
-        if affine is None:
-            origin = like.origin_um if like is not None else dict.fromkeys("xyz", 0.0)
-            affine, codes = np.diag([*(voxel_um[axis] for axis in "xyz"), 1.0]), (0, 2)
-            affine[:3, 3] = [origin[axis] for axis in "xyz"]
+        affine = affine_to_write(like, voxel_um)
         affine[:3] /= 1e3
         image = kind(values, affine, dtype=array.dtype)
-        image.set_qform(affine, codes[0])
-        image.set_sform(affine, codes[1])
+        image.set_qform(affine, 1)
+        image.set_sform(affine, 1)
         image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(1.0, 0.0)
     nibabel.save(image, path)
