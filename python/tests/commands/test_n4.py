@@ -146,6 +146,8 @@ def test_a_plane_needs_no_size_across_it(tmp_path, image, lattice, points):
         (["-x", "LABELS"], "labels.nii has the labels 1, 2; choose one with mask-label"),
         (["--fit-channel", "1"], "fit-channel must be a number from 0 to 0 or mean, got 1"),
         (["--fit-channel", "0", "--channel", "0"], "channel and fit-channel exclude each other"),
+        (["--volume", "0", "--channel", "0"], "leave --channel and --fit-channel out"),
+        (["--volume", "last"], "--volume must be a number from 0 on, or all, got last"),
         (["-i", "other.nii"], "INPUT and -i both name a file"),
         (["-o", "other.nii"], "OUTPUT and -o both name a file"),
         (["--shrink", "1.5"], "shrink must be a whole number, or one for each axis, got 1.5"),
@@ -277,6 +279,15 @@ def series(path, image):
     nifti.header.set_xyzt_units("mm", "sec")
     nifti.header.set_zooms((*reversed(VOXEL_MM), 2.5))
     nibabel.save(nifti, path)
+
+
+def test_one_volume_of_a_series_or_all_by_one_field(tmp_path, image):
+    series(tmp_path / "bold.nii", image)
+    assert ended(tmp_path / "bold.nii", tmp_path / "one.nii", *FAST, "--volume", "1") == 0
+    assert np.array_equal(voxels(tmp_path / "one.nii"), n4flow.n4(2 * image, iters=(2,)))
+    assert ended(tmp_path / "bold.nii", tmp_path / "all.nii", *FAST, "--volume", "all") == 0
+    field = n4flow.fit_bias(2 * image, iters=(2,))
+    assert np.allclose(voxels(tmp_path / "all.nii")[2], field.apply(3 * image), rtol=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".tif"])

@@ -72,6 +72,12 @@ def _n4(
             help="Fit this channel, or volume of a 4-D image, or the mean of all; correct all of them by that field.",
         ),
     ] = None,
+    volume: Annotated[
+        str | None,
+        typer.Option(
+            "--volume", metavar="N|all", help="Of a 4-D image: this volume alone, or all by the field of their mean."
+        ),
+    ] = None,
     apply_to: Annotated[
         list[Path] | None,
         typer.Option(
@@ -120,6 +126,15 @@ def _n4(
         msg = f"--bias {bias} and -o {ants_output} both name the bias field; give one of them"
         raise InputError(msg)
 
+    channel = settings["channel"]
+    if volume is not None:
+        if channel is not None or fit_channel is not None:
+            msg = "--volume says which volumes are corrected; leave --channel and --fit-channel out"
+            raise InputError(msg)
+        if volume != "all" and not volume.isdecimal():
+            msg = f"--volume must be a number from 0 on, or all, got {volume}"
+            raise InputError(msg)
+        channel, fit_channel = (None, "mean") if volume == "all" else (int(volume), None)
     iterations, tolerance = iteration_list(settings["iterations"]), settings["tolerance"]
     if convergence is not None:
         iterations, tolerance = ants.convergence(convergence)
@@ -128,7 +143,7 @@ def _n4(
     lattice = ants.mesh(mesh) if mesh is not None else ants.Mesh(None, None)
     points = None if control_points is None else _counts(control_points, "control-points")
     if lattice.spans is not None or dimensions is not None:
-        shape = open_volume(source, channel=settings["channel"] or 0, require_voxel_um=False).shape
+        shape = open_volume(source, channel=channel or 0, require_voxel_um=False).shape
         if dimensions is not None:
             ants.check_dimensions(dimensions, shape, source)
         if lattice.spans is not None:
@@ -155,7 +170,7 @@ def _n4(
         sharpening=ants.sharpening(sharpening),
         backend=settings["backend"],
         voxel_um=voxel_size(settings["voxel_um"]),
-        channel=settings["channel"],
+        channel=channel,
         fit_channel=fit_channel,
         apply_to=apply_to or (),
         keep_level=keep_level,
