@@ -32,10 +32,10 @@ def image() -> np.ndarray:
 
 @pytest.fixture
 def files(tmp_path, image):
-    """Return the paths of the image and of a mask with labels 0, 1 and 2, as NIfTI."""
+    """Return the paths of the image and of a mask; with labels.nii, of labels 0, 1 and 2, beside them, as NIfTI."""
     labels = np.where(image > 60, np.where(image > 150, 2, 1), 0).astype(np.uint8)
     paths = tmp_path / "image.nii", tmp_path / "mask.nii"
-    for path, values in zip(paths, (image, labels), strict=True):
+    for path, values in zip((*paths, tmp_path / "labels.nii"), (image, labels > 0, labels), strict=True):
         write_volume(path, values, voxel_um=[1e3 * mm for mm in VOXEL_MM])
     return paths
 
@@ -143,9 +143,12 @@ def test_a_plane_needs_no_size_across_it(tmp_path, image, lattice, points):
         (["-t", "[0.15,0.01,200,1]"], "-t must be [WIDTH,NOISE,BINS]"),
         (["-r", "1", "-x", "MASK", "--keep-level"], "-r 1 and --keep-level both set the level"),
         (["--mask-label", "1"], "mask-label 1 needs a mask"),
-        (["--mask-label", "7", "-x", "MASK"], "which has 1, 2; give one of its labels"),
+        (["--mask-label", "7", "-x", "LABELS"], "which has 1, 2; give one of its labels"),
+        (["-x", "LABELS"], "labels.nii has the labels 1, 2; choose one with mask-label"),
         (["--fit-channel", "1"], "fit-channel must be a number from 0 to 0 or mean, got 1"),
         (["--fit-channel", "0", "--channel", "0"], "channel and fit-channel exclude each other"),
+        (["--volume", "0", "--channel", "0"], "leave --channel and --fit-channel out"),
+        (["--volume", "last"], "--volume must be a number from 0 on, or all, got last"),
         (["-i", "other.nii"], "INPUT and -i both name a file"),
         (["-o", "other.nii"], "OUTPUT and -o both name a file"),
         (["--shrink", "1.5"], "shrink must be a whole number, or one for each axis, got 1.5"),
@@ -155,7 +158,8 @@ def test_a_plane_needs_no_size_across_it(tmp_path, image, lattice, points):
 def test_refusals(tmp_path, files, monkeypatch, capsys, given, sentence):
     monkeypatch.setattr("n4flow.n4_bias.files.fit_bias", no_fit)
     write_volume(tmp_path / "negative.nii", np.full(SHAPE, -1, np.float32), voxel_um=[1e3 * mm for mm in VOXEL_MM])
-    names = {"MASK": str(files[1]), "NEGATIVE": str(tmp_path / "negative.nii")}
+    names = {"MASK": str(files[1])}
+    names |= {name.upper(): str(tmp_path / f"{name}.nii") for name in ("negative", "labels")}
     assert ended(files[0], tmp_path / "out.nii", *(names.get(text, text) for text in given)) == 2
     message = capsys.readouterr().err
     assert message.startswith("n4flow: ")
@@ -239,8 +243,9 @@ def test_overwrite_replaces_a_result(tmp_path, files):
 
 def test_the_level_is_kept_and_the_field_fits_to_it(tmp_path, files, image):
     out, bias = tmp_path / "out.nii", tmp_path / "bias.nii"
-    assert ended(files[0], out, "--mask", files[1], "--mask-label", "2", *FAST, "--bias", bias, "--keep-level") == 0
-    inside, written = voxels(files[1]) == 2, voxels(out)
+    labels = tmp_path / "labels.nii"
+    assert ended(files[0], out, "--mask", labels, "--mask-label", "2", *FAST, "--bias", bias, "--keep-level") == 0
+    inside, written = voxels(labels) == 2, voxels(out)
     assert written[inside].mean(dtype=float) == pytest.approx(image[inside].mean(dtype=float), rel=1e-5)
     assert np.allclose(written * voxels(bias), image, rtol=1e-5)
     plain = n4flow.n4(image, inside, iters=(2,))
@@ -271,10 +276,19 @@ def test_integers_are_rounded_and_clipped_to_the_type_of_the_input(tmp_path, ima
 
 def series(path, image):
     """Write three volumes, brighter from one to the next, as a 4-D NIfTI with 2.5 s between them."""
-    nifti = nibabel.Nifti1Image(np.stack([image, 2 * image, 3 * image]).T, np.diag([*reversed(VOXEL_MM), 1]))
+    nifti = nibabel.Nifti1Image(np.stack([image, 2 * image, 3 * image]).T, np.diag([-0.5, -1, 3, 1]))
     nifti.header.set_xyzt_units("mm", "sec")
     nifti.header.set_zooms((*reversed(VOXEL_MM), 2.5))
     nibabel.save(nifti, path)
+
+
+def test_one_volume_of_a_series_or_all_by_one_field(tmp_path, image):
+    series(tmp_path / "bold.nii", image)
+    assert ended(tmp_path / "bold.nii", tmp_path / "one.nii", *FAST, "--volume", "1") == 0
+    assert np.array_equal(voxels(tmp_path / "one.nii"), n4flow.n4(2 * image, iters=(2,)))
+    assert ended(tmp_path / "bold.nii", tmp_path / "all.nii", *FAST, "--volume", "all") == 0
+    field = n4flow.fit_bias(2 * image, iters=(2,))
+    assert np.allclose(voxels(tmp_path / "all.nii")[2], field.apply(3 * image), rtol=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".tif"])
@@ -355,7 +369,7 @@ def test_files_are_released_one_after_the_other(tmp_path, files, image, monkeypa
 
 @pytest.mark.parametrize(
     ("shape", "shift", "sentence"),
-    [((9, 40, 50), 0.0, "has the shape (9, 40, 50)"), (SHAPE, 2.0, "has the affine")],
+    [((9, 40, 50), 0.0, "has the shape (9, 40, 50)"), (SHAPE, 2.0, "has the geometry")],
 )
 def test_other_grids_are_refused(tmp_path, files, monkeypatch, capsys, shape, shift, sentence):
     monkeypatch.setattr("n4flow.n4_bias.files.fit_bias", no_fit)
@@ -372,55 +386,45 @@ def test_other_grids_are_refused(tmp_path, files, monkeypatch, capsys, shape, sh
         assert "resample it to that grid" in message
 
 
-# The image has voxels of 0.5, 1 and 3 mm along x, y and z, and its first one at 0.
+# The image has voxels of 0.5, 1 and 3 mm along x, y and z, to the left, back and top, and its first one at 0.
 @pytest.mark.parametrize(
     ("sizes", "origin", "unit", "code", "differs"),
     [
-        ((-0.5, 1, 3), (24.5, 0, 0), "mm", 1, "affine"),
-        ((0.5, 1, 3), (0, 0, 1), "mm", 1, "affine"),
-        ((0.5, 1, 3), (0, 0, 1), "unknown", 1, "affine"),
-        ((0.5, 1, 2), (0, 0, 0), "mm", 1, "voxel size"),
+        ((-0.5, 1, 3), (24.5, 0, 0), "mm", 1, "geometry"),
+        ((0.5, 1, 3), (0, 0, 2), "mm", 1, "geometry"),
+        ((0.5, 1, 2), (0, 0, 0), "mm", 1, "geometry"),
+        ((0.5, 1, 2), (0, 0, 0), "mm", 0, "voxel size"),
         ((0.5, 1, 3), (0, 0, 0), "mm", 1, None),
-        ((0.5, 1, 3), (0, 0, 0), "unknown", 1, None),
         ((500, 1000, 3000), (0, 0, 0), "micron", 1, None),
-        ((500, 1000, 3000), (0, 0, 900), "micron", 1, "affine"),
+        ((500, 1000, 3000), (0, 0, 1800), "micron", 1, "geometry"),
         ((-0.5, 1, 3), (24.5, 0, 0), "mm", 0, None),
     ],
 )
 def test_headers_of_the_same_grid_may_state_it_otherwise(tmp_path, files, sizes, origin, unit, code, differs):
     affine = np.diag([*sizes, 1.0])
     affine[:3, 3] = origin
+    affine = np.diag([-1, -1, 1, 1]) @ affine
     other = nibabel.Nifti1Image(np.ones(SHAPE, np.float32).T, affine)
     other.header.set_xyzt_units(unit)
     other.set_sform(affine, code)
     other.set_qform(affine, code)
     nibabel.save(other, tmp_path / "other.nii")
-    volumes = (open_volume(path, require_voxel_um=False) for path in (tmp_path / "other.nii", files[0]))
+    volumes = [open_volume(path) for path in (tmp_path / "other.nii", files[0])]
     if differs is None:
-        on_grid(*volumes, "the mask")
+        assert on_grid(*volumes, "the file", turn=False) is volumes[0]
     else:
-        with pytest.raises(InputError, match=f"the mask .* has the {differs} .*, and the image .* has"):
-            on_grid(*volumes, "the mask")
+        with pytest.raises(InputError, match=f"the file .* has the {differs} .*, and the image .* has"):
+            on_grid(*volumes, "the file", turn=False)
 
 
 def test_a_header_that_states_no_geometry_fits_any(tmp_path, image):
     stated = sitk.GetImageFromArray(image)
     stated.SetOrigin((1, 2, 3))
     sitk.WriteImage(stated, tmp_path / "stated.nrrd")
-    for direction, refused in (((1, 0, 0, 0, 1, 0, 0, 0, 1), False), ((-1, 0, 0, 0, 1, 0, 0, 0, 1), True)):
-        other = sitk.GetImageFromArray(image)
-        other.CopyInformation(stated)
-        other.SetDirection(direction)
-        sitk.WriteImage(other, tmp_path / "other.nrrd")
-        volumes = [open_volume(tmp_path / f"{name}.nrrd", require_voxel_um=False) for name in ("other", "stated")]
-        if refused:
-            with pytest.raises(InputError, match="has the direction"):
-                on_grid(*volumes, "the mask")
-        else:
-            on_grid(*volumes, "the mask")
     bare = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: {SHAPE[2]} {SHAPE[1]} {SHAPE[0]}\nencoding: raw\n\n"
     (tmp_path / "bare.nrrd").write_bytes(bare.encode() + bytes(image.size))
-    on_grid(open_volume(tmp_path / "bare.nrrd", require_voxel_um=False), volumes[1], "the mask")
+    volumes = [open_volume(tmp_path / f"{name}.nrrd", require_voxel_um=False) for name in ("bare", "stated")]
+    assert on_grid(*volumes, "the mask") is volumes[0]
 
 
 @pytest.mark.parametrize(("option", "role"), [("--mask", "the mask"), ("--weights", "the weights")])

@@ -8,8 +8,10 @@ import SimpleITK as sitk
 
 from n4flow.compute.arrays import as_mask
 from n4flow.errors import InputError, N4flowWarning
+from n4flow.io.formats import read_as
 from n4flow.io.geometry import on_grid
 from n4flow.io.open import open_volume
+from n4flow.io.volume import Volume
 from n4flow.io.writers import write_volume
 from n4flow.masks.tissue_source import open_mask
 
@@ -86,6 +88,21 @@ def sitk_centroid(path):
     image = sitk.ReadImage(path)
     inside = np.argwhere(sitk.GetArrayFromImage(image) > 0).mean(0)[::-1]
     return np.array(image.TransformContinuousIndexToPhysicalPoint(inside.tolist())) * (-1, -1, 1)
+
+
+def test_a_volume_without_directions_lies_where_itk_puts_it_in_every_format(tmp_path):
+    values = np.zeros(SHAPE, np.uint8)
+    values[1:3, :2, 8:] = 1
+    write_volume(tmp_path / "in.ome.zarr", values, like=Volume.from_array(values, (3000, 2000, 500), (7000, 0, -3000)))
+    volume = open_volume(tmp_path / "in.ome.zarr")
+    plain = sitk.GetImageFromArray(values)
+    plain.SetSpacing((0.5, 2, 3))
+    plain.SetOrigin((-3, 0, 7))
+    sitk.WriteImage(plain, tmp_path / "itk.nii")
+    for ending in ENDINGS:
+        write_volume(tmp_path / f"out.{ending}", values, like=volume)
+        assert np.allclose(centroid(tmp_path / f"out.{ending}"), centroid(tmp_path / "itk.nii"), atol=1e-5)
+        assert open_volume(tmp_path / f"out.{ending}").origin_um == volume.origin_um
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
@@ -232,7 +249,7 @@ def test_a_turned_ome_zarr_mask_is_read_by_other_planes(tmp_path):
 
 
 def test_files_without_directions_are_compared_by_what_they_state_and_it_is_said(tmp_path, caplog):
-    volume, path, inside = pair(tmp_path, "nii", (0, 1, 2), ())
+    volume, _path, inside = pair(tmp_path, "nii", (0, 1, 2), ())
     np.save(tmp_path / "mask.npy", inside)
     write_volume(tmp_path / "mask.tif", inside, voxel_um=(3000, 2000, 500))
     write_volume(tmp_path / "other.tif", inside, voxel_um=(3000, 2000, 501))
@@ -260,8 +277,8 @@ def test_a_resampled_mask_is_cut_at_half_in_blocks_and_as_a_whole(tmp_path, name
     expected = soft >= 0.5
     assert 0 < expected.sum() < (soft > 0).sum()
     write_volume(tmp_path / name, soft + np.float32(1e-15), like=volume)
+    mask = open_mask(tmp_path / name, volume)
     with pytest.warns(N4flowWarning, match="has values between 0 and 1, as a resampled mask has, and is cut at 0.5"):
-        mask = open_mask(tmp_path / name, volume)
         blocks = [mask.read(slice(z, z + 2)) for z in range(0, 7, 2)]
     assert np.array_equal(np.concatenate(blocks), expected)
     with pytest.warns(N4flowWarning, match="is cut at 0.5"):
@@ -287,3 +304,62 @@ def test_labels_need_a_choice_and_other_numbers_are_no_mask(tmp_path):
         as_mask(np.arange(501.0).reshape(3, 1, 167), (3, 1, 167))
     with pytest.raises(InputError, match=r"has values from 0.5 to 3.5; expected two values, or values from 0 to 1"):
         as_mask(inside * 3 + 0.5, SHAPE)
+
+
+# ---- Files of other tools
+
+
+def test_a_rotation_that_rounding_made_too_long_is_read_as_itk_reads_it(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros(SHAPE[::-1], np.uint8), matrix("straight"))
+    image.set_qform(matrix("straight"), 1)
+    image.set_sform(None, 0)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, tmp_path / "in.nii")
+    raw = bytearray((tmp_path / "in.nii").read_bytes())
+    for c, unusual in ((0.6000006, False), (0.9, True)):  # 1 - b^2 - c^2 is -7e-7, and there is no rotation
+        raw[256:264] = np.array([0.8, c], "<f4").tobytes()
+        (tmp_path / "in.nii").write_bytes(raw)
+        with pytest.raises(ValueError, match="w2 should be positive"):
+            nibabel.load(tmp_path / "in.nii")
+        if unusual:
+            with pytest.raises(InputError, match="is not a readable NIfTI file: w2 should be positive"):
+                open_volume(tmp_path / "in.nii")
+        else:
+            read, stated = open_volume(tmp_path / "in.nii").reader.affine_um, sitk.ReadImage(tmp_path / "in.nii")
+            directions = np.reshape(stated.GetDirection(), (3, 3)) * stated.GetSpacing() * [[-1], [-1], [1]]
+            assert np.allclose(read[:3, :3] / 1e3, directions, atol=1e-5)
+
+
+@pytest.mark.parametrize("opened", ["hdr", "img"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Spm99AnalyzeImage, nibabel.AnalyzeImage])
+def test_pairs_of_header_and_voxels(tmp_path, kind, opened):
+    values = np.random.default_rng(0).integers(0, 99, SHAPE).astype(np.int16)
+    image = kind(values.T, np.diag([0.5, 2, 3, 1]))
+    if kind is nibabel.Nifti1Pair:
+        image.header.set_xyzt_units("mm")
+    nibabel.save(image, tmp_path / "a.img")
+    path = tmp_path / f"a.{opened}"
+    volume = open_volume(path)
+    assert np.array_equal(volume.read(slice(None)), values)
+    assert volume.voxel_um == {"z": 3000.0, "y": 2000.0, "x": 500.0}
+    assert (volume.reader.affine_um is not None) == (kind is nibabel.Nifti1Pair)  # Analyze states no directions
+    assert sorted(read_as(path).files_read(path)) == [tmp_path / "a.hdr", tmp_path / "a.img"]
+    write_volume(tmp_path / "b.nii", values, like=volume)
+    assert np.array_equal(np.asarray(nibabel.load(tmp_path / "b.nii").dataobj), values.T)
+    (tmp_path / f"a.{'img' if opened == 'hdr' else 'hdr'}").unlink()
+    with pytest.raises(InputError, match="is not a readable"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("name", ["a.mgz", "a.mgh"])
+def test_mgh(tmp_path, name):
+    values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    nibabel.save(nibabel.MGHImage(values.T, matrix("oblique").astype(np.float32)), tmp_path / name)
+    volume = open_volume(tmp_path / name)
+    assert np.array_equal(volume.read(slice(2, 4)), values[2:4])
+    assert volume.voxel_um == {"z": 3000.0, "y": 2000.0, "x": 500.0}
+    write_volume(tmp_path / "b.nrrd", (values > 1).astype(np.uint8), like=volume)
+    inside = np.argwhere(values.T > 1).mean(0)
+    assert np.allclose(
+        centroid(tmp_path / "b.nrrd"), nibabel.affines.apply_affine(matrix("oblique"), inside), atol=1e-4
+    )

@@ -72,6 +72,12 @@ def _n4(
             help="Fit this channel, or volume of a 4-D image, or the mean of all; correct all of them by that field.",
         ),
     ] = None,
+    volume: Annotated[
+        str | None,
+        typer.Option(
+            "--volume", metavar="N|all", help="Of a 4-D image: this volume alone, or all by the field of their mean."
+        ),
+    ] = None,
     apply_to: Annotated[
         list[Path] | None,
         typer.Option(
@@ -120,6 +126,15 @@ def _n4(
         msg = f"--bias {bias} and -o {ants_output} both name the bias field; give one of them"
         raise InputError(msg)
 
+    channel = settings["channel"]
+    if volume is not None:
+        if channel is not None or fit_channel is not None:
+            msg = "--volume says which volumes are corrected; leave --channel and --fit-channel out"
+            raise InputError(msg)
+        if volume != "all" and not volume.isdecimal():
+            msg = f"--volume must be a number from 0 on, or all, got {volume}"
+            raise InputError(msg)
+        channel, fit_channel = (None, "mean") if volume == "all" else (int(volume), None)
     iterations, tolerance = iteration_list(settings["iterations"]), settings["tolerance"]
     if convergence is not None:
         iterations, tolerance = ants.convergence(convergence)
@@ -129,7 +144,7 @@ def _n4(
     points = None if control_points is None else _counts(control_points, "control-points")
     if lattice.spans is not None or dimensions is not None:
         read = {name: settings[name] for name in ("axes", "allow_missing_chunks")} | {"require_voxel_um": False}
-        shape = open_volume(source, channel=settings["channel"] or 0, **read).shape
+        shape = open_volume(source, channel=channel or 0, **read).shape
         if dimensions is not None:
             ants.check_dimensions(dimensions, shape, source)
         if lattice.spans is not None:
@@ -156,7 +171,7 @@ def _n4(
         sharpening=ants.sharpening(sharpening),
         backend=settings["backend"],
         voxel_um=voxel_size(settings["voxel_um"]),
-        channel=settings["channel"],
+        channel=channel,
         allow_missing_chunks=settings["allow_missing_chunks"],
         axes=settings["axes"],
         fit_channel=fit_channel,

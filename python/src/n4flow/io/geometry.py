@@ -2,8 +2,9 @@
 
 A reader whose file states directions gives one matrix, `affine_um`: from the voxel (x, y, z), counted from 0, to the
 place of its centre in micrometres to the right, to the front and to the top (RAS, as in NIfTI; ITK counts to the left
-and to the back). Writers of formats with directions take it. Other formats state a voxel size and an origin at most; in
-a file with directions the axes of their arrays are (R, A, S) if it is NIfTI, and (L, P, S) if NRRD or MetaImage.
+and to the back). Writers of formats with directions take it. Other formats state a voxel size and an origin at most,
+along the axes of their arrays; written to a file with directions, these are to the left, to the back and to the top, as
+ITK has it for such formats.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from n4flow.errors import InputError, N4flowWarning
+from n4flow.io.omezarr.layout import Triple
 from n4flow.io.reader import Reader
 
 if TYPE_CHECKING:
@@ -40,17 +42,12 @@ def usable(affine: np.ndarray) -> bool:
 
 
 def straight_origin(affine: np.ndarray) -> dict[str, float]:
-    """Return the centre of the first voxel by axis name; 0 where axes are flipped, swapped or oblique.
-
-    The corner of such an array is no origin along its axes.
-    """
-    matrix = affine[:3, :3]
-    if (
-        np.allclose(matrix, np.diag(np.diag(matrix)), rtol=0, atol=1e-9 * np.abs(matrix).max())
-        and np.diag(matrix).min() > 0
-    ):
-        return dict(zip("xyz", affine[:3, 3].tolist(), strict=True))
-    return dict.fromkeys("xyz", 0.0)
+    """Return the centre of the first voxel by axis name, along the axes of the array; 0 where these are oblique."""
+    sizes = np.diag(affine)[:3]
+    oblique = affine[:3, :3] - np.diag(sizes)
+    if np.abs(oblique).max() > 1e-9 * np.abs(sizes).max():
+        return dict.fromkeys("xyz", 0.0)
+    return dict(zip("xyz", (np.sign(sizes) * affine[:3, 3] + 0.0).tolist(), strict=True))
 
 
 def affine_of(volume: Volume | None, voxel_um: dict[str, float] | None) -> np.ndarray | None:
@@ -65,6 +62,16 @@ def affine_of(volume: Volume | None, voxel_um: dict[str, float] | None) -> np.nd
     for column, axis in enumerate("xyz"):
         if voxel_um:
             affine[:3, column] *= voxel_um[axis] / stated.get(axis, float(np.linalg.norm(affine[:3, column])))
+    return affine
+
+
+def affine_to_write(like: Volume | None, voxel_um: dict[str, float]) -> np.ndarray:
+    """Return the affine for a file with directions, from that of `like`, or from its origin."""
+    affine = affine_of(like, voxel_um)
+    if affine is None:
+        affine = np.diag([*(voxel_um[axis] for axis in "xyz"), 1.0])
+        affine[:3, 3] = [like.origin_um[axis] if like is not None else 0.0 for axis in "xyz"]
+        affine = LPS @ affine
     return affine
 
 
@@ -119,30 +126,15 @@ def on_grid(volume: Volume, like: Volume, role: str, *, turn: bool = True) -> Vo
     if one is None or other is None:
         _compare_sizes(volume, like, role)
         return volume
-    moved = np.linalg.inv(other) @ one  # from voxels of `volume` to voxels of `like`, x first
-    nearest = np.rint(moved[:3, :3])
-    exact = np.abs(nearest).sum(0).tolist() == np.abs(nearest).sum(1).tolist() == [1, 1, 1]
-    if exact:
-        axes = [int(column) for column in np.abs(nearest).argmax(1)]  # of `volume`, along x, y, z of `like`
-        flipped = [bool(nearest[row, axis] < 0) for row, axis in enumerate(axes)]
-        sizes, wanted = np.array(volume.shape[::-1]), np.array(like.shape[::-1])
-        ideal = np.column_stack([nearest, np.where(flipped, wanted - 1, 0)])
-        corners = np.array([(*corner, 1) for corner in product(*[(0, n - 1) for n in sizes])]).T
-        far = np.abs((moved[:3] - ideal) @ corners).max()
-        exact = bool(far <= TOLERANCE) and sizes[axes].tolist() == wanted.tolist()
-    if not exact and volume.shape != like.shape and sorted(volume.shape) != sorted(like.shape):
-        _refuse(role, volume, like, "shape", volume.shape, like.shape)
-    straight = exact and axes == [0, 1, 2] and not any(flipped)
-    if straight:
+    found = _turn(np.linalg.inv(other) @ one, volume.shape, like.shape)
+    if found == ((0, 1, 2), (False, False, False)):
         return volume
-    if not (exact and turn):
-        _refuse(
-            role, volume, like, "geometry", f"{volume.shape}, {described(volume)}", f"{like.shape}, {described(like)}"
-        )
-    turned = _Turned(volume.reader, [2 - axis for axis in axes[::-1]], flipped[::-1])
-    ways = ", ".join(
-        f"{'-' if flip else ''}{'zyx'[axis]}" for axis, flip in zip(turned.axes, turned.flipped, strict=True)
-    )
+    if found is None or not turn:
+        if sorted(volume.shape) != sorted(like.shape):
+            _refuse(role, volume, like, "shape", volume.shape, like.shape)
+        _refuse(role, volume, like, "geometry", described(volume), described(like))
+    turned = _Turned(volume.reader, *found)
+    ways = ", ".join("-"[not flip :] + "zyx"[axis] for axis, flip in zip(*found, strict=True))
     warnings.warn(
         f"{role} {volume.source} lies on the image {like.source} by flips and swaps of axes alone and is read so: "
         f"z, y, x of the image are its {ways}",
@@ -150,6 +142,24 @@ def on_grid(volume: Volume, like: Volume, role: str, *, turn: bool = True) -> Vo
         stacklevel=3,
     )
     return replace(volume, reader=turned, voxel_um=like.voxel_um, origin_um=like.origin_um, metadata=turned.metadata)
+
+
+def _turn(moved: np.ndarray, shape: Triple, wanted: Triple) -> tuple[tuple[int, ...], tuple[bool, ...]] | None:
+    """Return axes of a volume that are z, y, x of an image, and which of them are flipped; None if it needs more.
+
+    `moved` leads from voxels (x, y, z) of the volume to voxels of the image.
+    """
+    nearest = np.rint(moved[:3, :3])
+    if not np.abs(nearest).sum(0).tolist() == np.abs(nearest).sum(1).tolist() == [1, 1, 1]:
+        return None
+    axes = np.abs(nearest).argmax(1)
+    flipped = nearest.sum(1) < 0
+    ideal = np.column_stack([nearest, np.where(flipped, np.array(wanted[::-1]) - 1, 0)])
+    corners = np.array([(*corner, 1) for corner in product(*[(0, n - 1) for n in shape[::-1]])]).T
+    same = tuple(shape[::-1][axis] for axis in axes) == wanted[::-1]
+    if not same or np.abs((moved[:3] - ideal) @ corners).max() > TOLERANCE:
+        return None
+    return tuple(2 - int(axis) for axis in axes[::-1]), tuple(bool(flip) for flip in flipped[::-1])
 
 
 def _compare_sizes(volume: Volume, like: Volume, role: str) -> None:
@@ -161,18 +171,15 @@ def _compare_sizes(volume: Volume, like: Volume, role: str) -> None:
             origins = tuple(volume.origin_um.values()), tuple(like.origin_um.values())
             known.append(("origin", *origins, min(like.voxel_um.values())))
     for name, found, expected, unit in known:
-        if not np.allclose(found, expected, rtol=1e-4, atol=TOLERANCE * unit):
+        relative, absolute = (0.0, TOLERANCE * unit) if unit else (1e-4, 0.0)
+        if not np.allclose(found, expected, rtol=relative, atol=absolute):
             _refuse(role, volume, like, name, found, expected)
     silent = next(file.source for file in (volume, like) if file.reader.affine_um is None)
-    log.info(
-        "%s is compared with the image by %s: %s without directions",
-        role,
-        " and ".join(item[0] for item in known),
-        silent,
-    )
+    compared = " and ".join(name for name, *_values in known)
+    log.info("%s is compared with the image by %s alone: %s states no directions", role, compared, silent)
 
 
-def _refuse(role: str, volume: Volume, like: Volume, name: str, found: object, expected: object) -> None:
+def _refuse(role: str, volume: Volume, like: Volume, name: str, found: object, expected: object) -> NoReturn:
     msg = (
         f"{role} {volume.source} has the {name} {found}, and the image {like.source} has {expected}; "
         "resample it to that grid"
@@ -185,12 +192,7 @@ class _Turned(Reader):
 
     def __init__(self, reader: Reader, axes: Sequence[int], flipped: Sequence[bool]) -> None:
         self.reader, self.axes, self.flipped = reader, tuple(axes), tuple(flipped)
-        self.path, self.dtype, self.borrowed, self.channels = (
-            reader.path,
-            reader.dtype,
-            reader.borrowed,
-            reader.channels,
-        )
+        self.path, self.dtype, self.borrowed = reader.path, reader.dtype, reader.borrowed
         self.shape, self.chunks = (
             (triple[axes[0]], triple[axes[1]], triple[axes[2]]) for triple in (reader.shape, reader.chunks)
         )

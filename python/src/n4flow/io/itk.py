@@ -15,7 +15,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select
-from n4flow.io.geometry import LPS, affine_of, straight_origin, usable
+from n4flow.io.geometry import LPS, affine_to_write, straight_origin, usable
 from n4flow.io.reader import Reader, plane_chunks
 from n4flow.io.units import micrometres_per, to_micrometres
 
@@ -102,17 +102,11 @@ def write_itk(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: V
 
     several = array.ndim == 4
     image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if several else array, isVector=several)
-    affine = affine_of(like, voxel_um)
-    if affine is not None:
-        affine = LPS @ affine / 1e3
-        sizes = np.linalg.norm(affine[:3, :3], axis=0)
-        image.SetDirection((affine[:3, :3] / sizes).ravel().tolist())
-        image.SetSpacing([float(f"{size:.12g}") for size in sizes])
-        image.SetOrigin(affine[:3, 3].tolist())
-    else:
-        image.SetSpacing([voxel_um[axis] / 1e3 for axis in "xyz"])
-        if like is not None:
-            image.SetOrigin([like.origin_um[axis] / 1e3 for axis in "xyz"])
+    affine = LPS @ affine_to_write(like, voxel_um) / 1e3
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetDirection((affine[:3, :3] / sizes).ravel().tolist())
+    image.SetSpacing([float(f"{size:.12g}") for size in sizes])
+    image.SetOrigin((affine[:3, 3] + 0.0).tolist())
     for name, value in (like.metadata.get("fields", {}) if like is not None else {}).items():
         image.SetMetaData(name, value)
     sitk.WriteImage(image, str(path))

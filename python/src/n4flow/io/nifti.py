@@ -11,6 +11,7 @@ import gzip
 import io
 import math
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select
-from n4flow.io.geometry import affine_of, straight_origin, usable
+from n4flow.io.geometry import affine_to_write, straight_origin, usable
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
 from n4flow.io.units import to_micrometres
 
@@ -104,17 +105,18 @@ class NiftiReader(Reader):
 
     def _check_length(self, asked: int) -> None:
         """Compare the length of the file with what its header asks for, without reading it where possible."""
-        size = self.path.stat().st_size
-        if self.path.name.lower().endswith(".gz"):
-            with self.path.open("rb") as stream:
+        path = self.path if self.path.suffix.lower() != ".hdr" else self.data_files(self.path)[0]
+        size = path.stat().st_size
+        if path.name.lower().endswith((".gz", ".mgz")):
+            with path.open("rb") as stream:
                 stream.seek(max(0, size - 4))
                 # A gzip member ends with its length modulo 2^32. Another number there may mean several members.
                 stated = struct.unpack("<I", stream.read(4).rjust(4, b"\0"))[0]
             if stated == asked % 2**32:
                 return
-            size = _inflated(self.path)
+            size = _inflated(path)
         if size < asked:
-            msg = f"{self.path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
+            msg = f"{path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
             raise InputError(msg)
 
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
@@ -141,8 +143,8 @@ class NiftiReader(Reader):
 def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
     """Write a (Z, Y, X) array, or volumes (T, Z, Y, X), with the header of the NIfTI file of `like`.
 
-    Of another format its affine is written, as qform and sform in millimetres; without one a diagonal, with its origin.
-    An axis longer than NIfTI-1 can count makes it NIfTI-2.
+    Of another format its affine is written, as qform and sform in millimetres. An axis longer than NIfTI-1 can count
+    makes it NIfTI-2.
     """
     import nibabel
 
@@ -161,15 +163,11 @@ def write_nifti(path: Path, array: np.ndarray, voxel_um: dict[str, float], like:
         image = kind(values, None, header)
         _resize(image.header, voxel_um)
     else:
-        affine, codes = affine_of(like, voxel_um), (1, 1)
-        if affine is None:
-            origin = like.origin_um if like is not None else dict.fromkeys("xyz", 0.0)
-            affine, codes = np.diag([*(voxel_um[axis] for axis in "xyz"), 1.0]), (0, 2)
-            affine[:3, 3] = [origin[axis] for axis in "xyz"]
+        affine = affine_to_write(like, voxel_um)
         affine[:3] /= 1e3
         image = kind(values, affine, dtype=array.dtype)
-        image.set_qform(affine, codes[0])
-        image.set_sform(affine, codes[1])
+        image.set_qform(affine, 1)
+        image.set_sform(affine, 1)
         image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(1.0, 0.0)
     nibabel.save(image, path)
@@ -182,12 +180,15 @@ def _opened(path: Path) -> Any:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        path.stat()
-        sniff, kinds = None, [kind for kind in all_image_classes if kind.__name__ in KINDS]
-        for kind in kinds:
+        for file in (path, *NiftiReader.data_files(path)):
+            file.stat()
+        sniff = None
+        for kind in [kind for kind in all_image_classes if kind.__name__ in KINDS]:
             fits, sniff = kind.path_maybe_image(str(path), sniff)
             if fits:
-                return _tolerant(kind).from_filename(str(path), mmap="r")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves it to Python to close an MGH
+                    return _tolerant(kind).from_filename(str(path), mmap="r")
         msg = "its header is none of NIfTI, Analyze or MGH"
         raise ImageFileError(msg)
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:

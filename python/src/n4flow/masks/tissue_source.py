@@ -160,15 +160,11 @@ def open_mask(
         The mask is on another grid than the volume.
     """
     by_hand = volume.voxel_um if volume.voxel_um != volume.reader.voxel_um else None
-    options: dict[str, Any] = {
-        "voxel_um": by_hand,
-        "require_voxel_um": False,
-        "allow_missing_chunks": allow_missing_chunks,
-    }
-    mask = open_volume(path, planes=planes, **options)
+    options: dict[str, Any] = {"voxel_um": by_hand, "allow_missing_chunks": allow_missing_chunks}
+    mask = open_volume(path, planes=planes, require_voxel_um=False, **options)
     fitting = on_grid(mask, volume, "the mask")
     if planes is not None and fitting is not mask:  # other planes of it will be read
-        fitting = on_grid(open_volume(path, **options), volume, "the mask")
+        fitting = on_grid(open_volume(path, require_voxel_um=False, **options), volume, "the mask")
     return _tissue(fitting, label)
 
 
