@@ -222,7 +222,7 @@ def _plan(
     with catch_warnings(record=True) as caught:
         simplefilter("always", N4flowWarning)
         volume = open_volume(image, **opening(parameters), planes=planes)
-    warnings += [str(warning.message) for warning in caught]
+    warnings += [str(warning.message) for warning in caught if issubclass(warning.category, N4flowWarning)]
     mask = open_mask(parameters["mask"], volume, **allow) if parameters["mask"] else None
     sections = SectionTable.coerce(_sections(parameters, volume), volume.shape[0])
     incomplete = [file for file in (volume, mask) if file is not None and "missing_planes" in file.metadata]
