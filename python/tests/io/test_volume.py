@@ -210,12 +210,12 @@ def test_what_cannot_be_opened(tmp_path):
     (tmp_path / "link.nii").symlink_to("gone.nii")
     with pytest.raises(InputError, match=r"link.nii is a link to gone.nii, which does not exist"):
         open_volume(tmp_path / "link.nii")
-    (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a.png is not a volume that n4flow reads; expected OME-Zarr"):
-        open_volume(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"is a folder without Zarr metadata, it holds a.png, link.nii; expected"):
+    (tmp_path / "a.svg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a.svg is not a volume that n4flow reads; expected OME-Zarr"):
+        open_volume(tmp_path / "a.svg")
+    with pytest.raises(InputError, match=r"without Zarr metadata or planes; it holds a.svg, link.nii; expected"):
         open_volume(tmp_path)
-    for name in ("a.nii", "a.nii.gz", "a.tif", "a.npy", "a.nrrd"):
+    for name in ("a.nii", "a.nii.gz", "a.tif", "a.npy", "a.nrrd", "a.png", "a.jp2"):
         (tmp_path / name).write_bytes(b"not what it says")
         with pytest.raises(InputError, match=f"{name} .*(readable|cut short)"):
             open_volume(tmp_path / name)

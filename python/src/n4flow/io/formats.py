@@ -91,8 +91,9 @@ def suffix_of(path: str | Path, suffixes: Iterable[str]) -> str:
 
 
 def is_pattern(path: Path) -> bool:
-    """Return whether a path has wildcards, and is not the name of a file that has such characters."""
-    return any(map(WILD.search, path.parts)) and not os.path.lexists(path)
+    """Return whether a path has wildcards, and is neither an address nor the name of a file with such characters."""
+    address = re.match(r"\w{2,}:/", str(path))
+    return any(map(WILD.search, path.parts)) and not address and not os.path.lexists(path)
 
 
 def name_without_suffix(path: str | Path) -> str:

@@ -21,9 +21,8 @@ class NpyReader(ArrayReader):
 
     def __init__(self, path: Path, channel: int | str | None = None, *, axes: str | None = None) -> None:
         try:
-            array: np.ndarray = np.lib.format.open_memmap(
-                path, mode="r"
-            )  # numpy.load would take an archive for an array, too
+            # numpy.load would take an archive for an array, too.
+            array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         except (ValueError, EOFError, OSError) as error:
             msg = f"{path} is not a readable .npy array: {error}; write it again with numpy.save"
             raise InputError(msg) from error

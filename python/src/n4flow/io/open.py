@@ -137,22 +137,22 @@ def _reader(
     of_a_store: dict[str, Any],
     of_planes: dict[str, Any],
 ) -> Reader:
-    folder = not is_pattern(path) and _existing(path).is_dir()
-    if folder and not any((path / marker).exists() for marker in MARKERS):
-        if not holds_planes(path):
-            inside = sorted(child.name for child in path.iterdir())
-            held = listed(inside) if inside else "nothing"
-            msg = f"{path} is a folder without Zarr metadata, it holds {held}; expected {EXPECTED}"
-            raise InputError(msg)
-        if (of_a_set := described_set(path)) is not None:
-            kind: Format | None = read_as(of_a_set)
-            path = of_a_set
-        else:
-            kind = PLANES
-    elif is_pattern(path):
+    kind: Format | None
+    if is_pattern(path):
+        kind = PLANES
+    elif not _existing(path).is_dir():
+        kind = read_as(path)
+    elif any((path / marker).exists() for marker in MARKERS):
+        kind = ZARR
+    elif (of_a_set := described_set(path)) is not None:
+        kind, path = read_as(of_a_set), of_a_set
+    elif holds_planes(path):
         kind = PLANES
     else:
-        kind = ZARR if folder else read_as(path)
+        inside = sorted(child.name for child in path.iterdir())
+        held = listed(inside) if inside else "nothing"
+        msg = f"{path} is a folder without Zarr metadata or planes; it holds {held}; expected {EXPECTED}"
+        raise InputError(msg)
     if kind is None:
         msg = f"{path} is not a volume that n4flow reads; expected {EXPECTED}"
         raise InputError(msg)

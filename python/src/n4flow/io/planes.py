@@ -77,6 +77,9 @@ class PlanesReader(Reader):
         found = dict(zip(there, run_tasks(_header, [self._files[z] for z in there]), strict=True))
         lost = {**absent, **{z: fault for z, fault in found.items() if isinstance(fault, str)}}
         self._planes = {z: plane for z, plane in found.items() if isinstance(plane, Plane)}
+        if lost and path.is_file():
+            msg = f"{path} is not a readable plane: {lost[0]}; write or copy it again"
+            raise InputError(msg)
         if (lost and not allow_missing_planes) or not self._planes:
             named = listed([lost[z] for z in sorted(lost)])
             msg = (
@@ -388,13 +391,13 @@ def described_set(folder: Path) -> Path | None:
     InputError
         It holds further planes beside the set.
     """
-    companions = sorted(child for child in folder.iterdir() if child.name.lower().endswith(COMPANION))
-    files = sorted(child for child in folder.iterdir() if _is_plane(child) and _is_tiff(child))
-    member = next(iter([*companions, *files]), None)
+    inside = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    files = [child for child in inside if child.name.lower().endswith((COMPANION, ".ome.tif", ".ome.tiff"))]
+    member = next((file for file in files if file.name.lower().endswith(COMPANION)), next(iter(files), None))
     if member is None or not (others := TiffReader.data_files(member)):
         return None
     known = {file.resolve() for file in [member, *others]}
-    if further := [file.name for file in [*companions, *files] if file.resolve() not in known]:
+    if further := [file.name for file in inside if (file in files or _is_plane(file)) and file.resolve() not in known]:
         msg = f"{folder} holds the files of {member.name} and others ({listed(further)}); give one file of the volume"
         raise InputError(msg)
     return member

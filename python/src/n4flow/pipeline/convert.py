@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +71,7 @@ def convert(
     }
 
 
-def _extremes(block: np.ndarray) -> Iterator[float]:
-    """Yield the smallest and the largest finite value of a block; nothing where there is none."""
-    for function, unit in ((np.min, np.inf), (np.max, -np.inf)):
-        value = float(function(block, where=np.isfinite(block), initial=unit)) if block.dtype.kind == "f" else None
-        value = float(function(block)) if value is None else value
-        if np.isfinite(value):
-            yield value
+def _extremes(block: np.ndarray) -> list[float]:
+    """Return the smallest and the largest finite value of a block; nothing where there is none."""
+    finite = block[np.isfinite(block)] if block.dtype.kind == "f" else block
+    return [float(finite.min()), float(finite.max())] if finite.size else []

@@ -224,7 +224,7 @@ def _plan(
         volume = open_volume(image, **opening(parameters), planes=planes)
         given, label = parameters["mask"], parameters["mask_label"]
         mask = open_mask(given, volume, label=label, **allow) if given else None
-    warnings = [str(warning.message) for warning in noticed]
+    warnings = [str(warning.message) for warning in noticed if issubclass(warning.category, N4flowWarning)]
     if label is not None and mask is None:
         msg = f"mask_label {label} needs a mask; give it with mask"
         raise InputError(msg)

@@ -575,7 +575,7 @@ def test_pyramid_levels(tmp_path):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda p: p.mkdir(), "is a folder without Zarr metadata, it holds nothing; expected OME-Zarr"),
+        (lambda p: p.mkdir(), "is a folder without Zarr metadata or planes; it holds nothing; expected OME-Zarr"),
         (lambda p: zarr.create_group(p), "is a Zarr group without an OME-Zarr image; it holds nothing"),
         (lambda p: make(p, np.zeros((2, 3), "c8"), chunks=(2, 3)), "voxels of type complex64"),
         (lambda p: (p.mkdir(), (p / "zarr.json").write_text("{")), "is not a readable Zarr store"),

@@ -50,7 +50,7 @@ def read_flat(path: str | Path, frame: Frame | None, shape: tuple[int, ...] | No
     InputError
         The message names the file; see `check_flat`.
     """
-    volume = open_volume(path, require_voxel_um=False)
+    volume = open_volume(path, require_voxel_um=False, planes=(0, 1))
     if volume.shape[0] != 1:
         msg = f"flat_field {Path(path).name} has {volume.shape[0]} planes; give one plane, measured or averaged"
         raise InputError(msg)
