@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.io.address import Address, located
 from n4flow.io.formats import EXPECTED, ZARR, read_as
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, by_axis
@@ -34,7 +35,8 @@ def open_volume(
     Parameters
     ----------
     path : path
-        OME-Zarr 0.1 to 0.5 (a folder, or zipped), a Zarr array, NIfTI, TIFF, NRRD, MHA or `.npy`.
+        OME-Zarr 0.1 to 0.5 (a folder, zipped, or at an address: https, http, s3 or gs), a Zarr array, NIfTI, TIFF,
+        NRRD, MHA or `.npy`.
     level : int
         Pyramid level of an OME-Zarr image.
     channel : int or str, optional
@@ -61,7 +63,7 @@ def open_volume(
         The path is missing or no volume, the voxel size is unknown, several channels and none chosen, files of the
         store missing. One sentence with the remedy.
     """
-    path = Path(path)
+    path = located(path)
     if planes is not None and not 0 <= planes[0] < planes[1]:
         msg = f"planes must be START:STOP from 0 on, got {planes[0]}:{planes[1]}"
         raise InputError(msg)
@@ -81,8 +83,8 @@ def open_channels(path: str | Path, **options: Any) -> list[Volume]:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        if scheme := re.match(r"(\w{2,}):/", str(path)):  # of the two slashes of an address a path keeps one
-            msg = f"{path} is an address ({scheme[1]}) and no path; copy or mount the volume, and give its path"
+        if scheme := re.match(r"(\w{2,}):/", str(path)):
+            msg = f"{path} is an address ({scheme[1]}) that is not read; give one of https, http, s3 or gs, or a path"
             raise InputError(msg)
         target = f" is a link to {os.readlink(path)}, which" if path.is_symlink() else ""
         msg = f"{path}{target} does not exist; check the path"
@@ -91,6 +93,11 @@ def _existing(path: Path) -> Path:
 
 
 def _reader(path: Path, level: int, channel: int | str | None, **of_a_store: Any) -> Reader:
+    if isinstance(path, Address):
+        if (named := read_as(path)) is not None:
+            msg = f"{path} is a file ({named.name}) at an address, where OME-Zarr folders alone are read; download it"
+            raise InputError(msg)
+        return ZARR.read(path, channel, level=level, **of_a_store)
     folder = _existing(path).is_dir()
     if folder and not any((path / marker).exists() for marker in MARKERS):
         inside = sorted(child.name for child in path.iterdir())
