@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from n4flow.errors import InputError, N4flowWarning
-from n4flow.io.doubts import doubts, state
+from n4flow.io.doubts import doubts
+from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.io.writers import write_volume
 from n4flow.n4_bias import files
@@ -36,11 +37,12 @@ def test_the_state_of_files_changes_with_them(tmp_path):
     for name in ("a.ome.zarr", "a.nii"):
         path = tmp_path / name
         write_volume(path, np.ones((4, 8, 8), np.uint8), voxel_um=(1, 1, 1))
-        seen = state(path)
-        assert state(path) == seen
+        reader = open_volume(path).reader
+        seen = reader.state()
+        assert reader.state() == seen
         file = next(path.rglob("c/0/0/0")) if path.is_dir() else path
         file.write_bytes(file.read_bytes() + b"\0")
-        assert state(path) != seen
+        assert reader.state() != seen
 
 
 def test_a_spline_wider_than_the_volume_is_said(tmp_path):
@@ -51,8 +53,8 @@ def test_a_spline_wider_than_the_volume_is_said(tmp_path):
         assert (
             said
             == [
-                f"spline_um: a distance of 250 micrometres is larger than the {kind} ({depth} x 200 x 200), so one span "
-                "covers each axis, as without it; was another unit meant?"
+                f"spline_um: a distance of 250 micrometres is larger than the {kind} ({depth} x 200 x 200), so one "
+                "span covers each axis, as without it; was another unit meant?"
                 for kind, depth in (("section", 80), ("volume", 160))
             ]
             * wide

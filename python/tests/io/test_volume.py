@@ -205,8 +205,10 @@ def test_what_cannot_be_written(tmp_path, name, array, options, message):
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(InputError, match=r"nothing.nii does not exist; check the path"):
         open_volume(tmp_path / "nothing.nii")
-    with pytest.raises(InputError, match=r"is an address \(s3\) and no path; copy or mount the volume"):
-        open_volume("s3://bucket/brain.ome.zarr")
+    with pytest.raises(InputError, match=r"ftp:/host/brain.ome.zarr is an address \(ftp\) that is not read"):
+        open_volume("ftp://host/brain.ome.zarr")
+    with pytest.raises(InputError, match=r"https://host/brain.nii is a file \(NIfTI\) at an address"):
+        open_volume("https://host/brain.nii")
     (tmp_path / "link.nii").symlink_to("gone.nii")
     with pytest.raises(InputError, match=r"link.nii is a link to gone.nii, which does not exist"):
         open_volume(tmp_path / "link.nii")

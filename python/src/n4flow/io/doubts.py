@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
-
-from n4flow.io.formats import read_as
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.volume import Volume
 
@@ -33,16 +28,3 @@ def doubts(volume: Volume) -> list[str]:
         what = "files are lost or cut short, and their voxels are invalid"
         said.append(f"{len(damaged)} {what}: {listed(damaged)} of {name}")
     return said
-
-
-def state(path: Path) -> str:
-    """Return a digest of the names, sizes and times of all files of a volume, which is the same while nobody writes."""
-    kind = read_as(path)
-    files = kind.files_read(path) if kind is not None and path.is_file() else [path]
-    if path.is_dir():
-        files = sorted(Path(folder) / name for folder, _folders, names in os.walk(path) for name in names)
-    found = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        found.update(f"{file}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
-    return found.hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError, N4flowWarning
+from n4flow.io.address import Address, located
 from n4flow.io.formats import EXPECTED, FORMATS, PLANES, ZARR, Format, is_pattern, read_as
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, by_axis
@@ -38,8 +39,8 @@ def open_volume(
     Parameters
     ----------
     path : path
-        OME-Zarr 0.1 to 0.5 (a folder, or zipped), a Zarr array, NIfTI, TIFF, NRRD, MHA or `.npy`; or a folder of
-        planes, a folder of such folders, or a pattern such as `planes/*.tif`.
+        OME-Zarr 0.1 to 0.5 (a folder, zipped, or at an address: https, http, s3 or gs), a Zarr array, NIfTI, TIFF,
+        NRRD, MHA or `.npy`; or a folder of planes, a folder of such folders, or a pattern such as `planes/*.tif`.
     level : int
         Pyramid level of an OME-Zarr image.
     channel : int or str, optional
@@ -72,7 +73,7 @@ def open_volume(
         The path is missing or no volume, the voxel size is unknown, several channels and none chosen, files of the
         store missing. One sentence with the remedy.
     """
-    path = Path(path)
+    path = located(path)
     if planes is not None and not 0 <= planes[0] < planes[1]:
         msg = f"planes must be START:STOP from 0 on, got {planes[0]}:{planes[1]}"
         raise InputError(msg)
@@ -99,8 +100,8 @@ def open_channels(path: str | Path, **options: Any) -> list[Volume]:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        if scheme := re.match(r"(\w{2,}):/", str(path)):  # of the two slashes of an address a path keeps one
-            msg = f"{path} is an address ({scheme[1]}) and no path; copy or mount the volume, and give its path"
+        if scheme := re.match(r"(\w{2,}):/", str(path)):
+            msg = f"{path} is an address ({scheme[1]}) that is not read; give one of https, http, s3 or gs, or a path"
             raise InputError(msg)
         target = f" is a link to {os.readlink(path)}, which" if path.is_symlink() else ""
         msg = f"{path}{target} does not exist; check the path"
@@ -110,7 +111,7 @@ def _existing(path: Path) -> Path:
 
 def files_read(path: str | Path) -> list[Path]:
     """Return what is read of a path: a file and those that hold its voxels, a folder, or the files of a pattern."""
-    path = Path(path)
+    path = located(path)
     if is_pattern(path):
         return PlanesReader.data_files(path)
     kind = read_as(path) if path.is_file() else None
@@ -138,7 +139,12 @@ def _reader(
     of_planes: dict[str, Any],
 ) -> Reader:
     kind: Format | None
-    if is_pattern(path):
+    if isinstance(path, Address):
+        kind = ZARR
+        if (named := read_as(path)) is not None:
+            msg = f"{path} is a file ({named.name}) at an address, where OME-Zarr folders alone are read; download it"
+            raise InputError(msg)
+    elif is_pattern(path):
         kind = PLANES
     elif not _existing(path).is_dir():
         kind = read_as(path)

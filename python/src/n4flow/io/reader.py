@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,17 @@ class Reader(ABC):
     def data_files(cls, path: Path) -> list[Path]:
         """Return the files other than `path` that hold its voxels; most formats have none."""
         return []
+
+    def state(self) -> str:
+        """Return a digest of what tells that a file was written to: names, sizes and times of all files read from."""
+        files = [self.path, *self.data_files(self.path)]
+        if self.path.is_dir():
+            files = sorted(Path(folder) / name for folder, _folders, names in os.walk(self.path) for name in names)
+        found = hashlib.sha256()
+        for file in filter(Path.exists, files):  # a pattern is no file
+            stat = file.stat()
+            found.update(f"{file}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+        return found.hexdigest()
 
     @abstractmethod
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from n4flow.corrections.recipe import MASK_NAME
+from n4flow.io.address import Address, located
 from n4flow.pipeline.finish import CHECKSUMS_NAME
 from n4flow.pipeline.parameters import schema
 from n4flow.pipeline.timing import dumps
@@ -134,8 +135,13 @@ def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
     ]
     instrument = _instrument(crate, outdir, run)
     # The inputs lie outside the crate, so they are works that are spoken of, and no data of it.
-    paths = [Path(path) for path in run.inputs]
-    objects = [_add(crate, path.absolute().as_uri(), "CreativeWork", name=path.name) for path in paths]
+    paths = [located(path) for path in run.inputs]
+    objects = [
+        _add(
+            crate, str(path) if isinstance(path, Address) else path.absolute().as_uri(), "CreativeWork", name=path.name
+        )
+        for path in paths
+    ]
     for name, value in run.parameters.items():
         stated = "null" if value is None else value
         objects.append(_add(crate, f"#setting-{name}", "PropertyValue", name=name, value=stated))

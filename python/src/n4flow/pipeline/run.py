@@ -13,8 +13,8 @@ from typing import Any
 from n4flow.compute.threads import thread_limit
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError
+from n4flow.io.address import Address, located
 from n4flow.io.disk_space import check_space
-from n4flow.io.doubts import state
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.publishing import locked, published, reclaim
@@ -102,10 +102,8 @@ def run(
         Backend `gpu` was asked for and no GPU works.
     """
     if dask_scheduler is not None:  # workers have working folders of their own
-        input, outdir = Path(input).absolute(), Path(outdir).absolute()  # a link's own name is that of the sample
-        parameters = {
-            n: str(Path(v).absolute()) if n in ("mask", "flat_field") and v else v for n, v in parameters.items()
-        }
+        input, outdir = _absolute(input), Path(outdir).absolute()  # a link's own name is that of the sample
+        parameters = {n: str(_absolute(v)) if n in ("mask", "flat_field") and v else v for n, v in parameters.items()}
     resolved = resolve({**parameters, "input": str(input), "outdir": str(outdir)})
     backend = resolved["backend"]
     if resolved["bias"] in ("volume", "two_pass"):  # sections are fitted on CPUs
@@ -113,9 +111,9 @@ def run(
 
         backend = choose_backend(backend)
     asked = []
-    for sample, image, own in read_samples(Path(input)):
+    for sample, image, own in read_samples(located(input)):
         plan = make_plan(image, resolved | own, sample)
-        seen = state(image)
+        seen = plan.volume.reader.state()
         files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
         check_apart(Path(outdir) / plan.sample, [image, *files])
         check_channel(Path(outdir) / plan.sample, (resolved | own)["channel"])
@@ -130,7 +128,7 @@ def run(
             with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
                 log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
                 numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
-                if state(plan.volume.source) != seen:
+                if plan.volume.reader.state() != seen:
                     said = "was changed during the run, so there is no result; run again"
                     msg = f"sample {plan.sample}: {plan.volume.source} {said}"
                     raise InputError(msg)
@@ -141,6 +139,11 @@ def run(
         done = Run(command, resolved, [str(plan.volume.source) for plan, *_ in asked], versions)
         write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
     return Result(Path(outdir), tuple(results))
+
+
+def _absolute(path: str | Path) -> Path:
+    place = located(path)
+    return place if isinstance(place, Address) else place.absolute()
 
 
 def _check_room(outdir: Path, plans: Sequence[Plan]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from n4flow.errors import InputError
+from n4flow.io.address import Address, located
 from n4flow.io.formats import name_without_suffix
 from n4flow.pipeline.parameters import resolve, sample_sheet
 
@@ -81,7 +82,12 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
             rows_of = f"names sample {sample} in {samples.count(sample)} rows"
             msg = f"sample sheet {path.name} {rows_of}; give every sample a name of its own"
             raise InputError(msg)
-    return [(row["sample"], path.parent / row["image"], _own(row, path.parent)) for row in rows]
+    return [(row["sample"], _beside(path.parent, row["image"]), _own(row, path.parent)) for row in rows]
+
+
+def _beside(folder: Path, name: str) -> Path:
+    place = located(name)
+    return place if isinstance(place, Address) else folder / name
 
 
 def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for name in ("mask", "flat_field"):
         if row.get(name):
-            own[name] = str(folder / str(row[name]))
+            own[name] = str(_beside(folder, row[name]))
     own.update({name: row[name] for name in ("voxel_um", "channel") if row.get(name)})
     if row.get("sections"):
         text = str(row["sections"])

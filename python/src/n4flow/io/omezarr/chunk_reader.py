@@ -21,8 +21,12 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.threads import thread_limit
+from n4flow.io.address import Address
 from n4flow.io.omezarr.chunk_grid import FileGrid, Index
 
+# A request is repeated, after 0.5, 1, 2, ... seconds, when the connection is lost or the server is busy: half a minute.
+REPEATED = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "8s"}
+RETRIES = {f"{kind}_request_retries": REPEATED for kind in ("http", "s3", "gcs")}
 Box = tuple[slice, ...]
 _ran_in: list[int] = []  # Id of the process in which tensorstore runs, once it does; a forked process inherits it.
 
@@ -40,8 +44,20 @@ class ChunkReader:
         self.files = FileGrid.of(array)
         self._absent = absent
         self._array = array
+        self._remote = None
+        if isinstance(path, Address):
+            from n4flow.io.omezarr.remote import RemoteStore
+
+            self._remote = RemoteStore(path / array.path)
         self._folder = path / array.path if path.is_dir() else None
-        self._store = _open(self._folder, array) if self._folder is not None else None
+        place: Any = None
+        if self._folder is not None:
+            place = {"driver": "file", "path": f"{self._folder.absolute()}/"}
+        elif self._remote is not None:
+            place = self._remote.files.spec().to_json()
+        # An absent chunk of a shard is the fill value, an absent shard is none.
+        self._filled = self._remote is None or array.shards is not None or bool(absent)
+        self._store = None if place is None else _open(place, array, fill_missing_data_reads=self._filled)
         self.by_tensorstore = self._store is not None
 
     def read_into(self, out: np.ndarray, box: Box) -> None:
@@ -58,12 +74,11 @@ class ChunkReader:
             return
         import tensorstore
 
-        target = tensorstore.array(out, copy=False, write=True, context=_context(thread_limit()))
+        target = tensorstore.array(out, copy=False, write=True, context=shared_context(thread_limit()))
         try:
             target.write(self._store[box]).result()
         except (ValueError, RuntimeError) as error:  # It begins with a code as NOT_FOUND and ends with what was opened.
-            reason = re.sub(r"^[A-Z_]+: |\s*\[(tensorstore_spec|source locations)=.*", "", str(error), flags=re.DOTALL)
-            raise ValueError(reason) from error
+            raise ValueError(reason_of(error)) from error
 
     def _check_files(self, box: Box) -> None:
         """Refuse a box whose files are not all there: both libraries would read the fill value."""
@@ -73,30 +88,51 @@ class ChunkReader:
                 if index not in self._absent and not (self._folder / key).is_file():
                     msg = f"{key} is missing"
                     raise FileNotFoundError(msg)
+        elif self._remote is not None and self._filled:
+            from n4flow.io.omezarr.remote import states
+
+            keys = [self.files.key(index) for index in self.files.touched(box) if index not in self._absent]
+            for key, found in zip(keys, states(self._remote, keys), strict=True):
+                if found is None:
+                    msg = f"{key} is missing"
+                    raise FileNotFoundError(msg)
 
 
-def _open(folder: Path, array: Any) -> Any:
-    """Return an array in a folder as tensorstore opens it; None where it cannot be read so."""
-    if _ran_in and _ran_in[0] != os.getpid():
+def _open(place: Any, array: Any, **options: Any) -> Any:
+    """Return an array in a key-value store of tensorstore as it opens it; None where it cannot be read so."""
+    if not tensorstore_runs():
         return None
     import tensorstore
 
-    _ran_in[:] = [os.getpid()]
     spec = {
         "driver": "zarr" if array.metadata.zarr_format == 2 else "zarr3",
-        "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
+        "kvstore": place,
         "recheck_cached_data": False,
+        **options,
     }
     try:
-        return tensorstore.open(spec, open=True, read=True, context=_context(thread_limit())).result()
+        return tensorstore.open(spec, open=True, read=True, context=shared_context(thread_limit())).result()
     except (ValueError, NotImplementedError):
         return None
 
 
+def tensorstore_runs() -> bool:
+    """Return whether this process may use tensorstore: not if it was forked from one that does."""
+    if not _ran_in:
+        _ran_in.append(os.getpid())
+    return _ran_in[0] == os.getpid()
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what tensorstore says of an error, without its code and without what was opened."""
+    said = re.sub(r"^[A-Z_]+: |\s*\[[\w ]+=.*", "", str(error), flags=re.DOTALL)
+    return " ".join(said.split())
+
+
 @cache
-def _context(threads: int) -> Any:
+def shared_context(threads: int) -> Any:
     """Return what all arrays of a process share: a limit of threads that read and that decode, and no cache."""
     import tensorstore
 
     limits = {"data_copy_concurrency": {"limit": threads}, "file_io_concurrency": {"limit": threads}}
-    return tensorstore.Context({**limits, "cache_pool": {"total_bytes_limit": 0}})
+    return tensorstore.Context({**limits, **RETRIES, "cache_pool": {"total_bytes_limit": 0}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.errors import InputError
+from n4flow.io.address import Address
 from n4flow.io.axes import named_axes, select, spacing
 from n4flow.io.geometry import of_level
 from n4flow.io.omezarr.chunk_grid import FileGrid, Index, listed, lost_layers, zipped_sizes
@@ -36,7 +38,7 @@ class ZarrReader(Reader):
         allow_missing_chunks: bool = False,
         planes: tuple[int, int] | None = None,
     ) -> None:
-        self.path, self.planes = path, planes
+        self.path, self.planes, self._channel, self._level = path, planes, channel, level
         node = open_node(path)
         array, described = find_level(path, node, level)
         self._array_path = array.path
@@ -77,12 +79,19 @@ class ZarrReader(Reader):
         """
         grid = FileGrid.of(array)
         wanted = partial(self._select.touches, grid=grid, planes=self.planes)
-        if self.path.is_dir():
+        if isinstance(self.path, Address):
+            from n4flow.io.omezarr.remote import RemoteStore, states
+
+            places = list(filter(wanted, grid.indices()))
+            found_states = list(states(RemoteStore(self.path / array.path), map(grid.key, places)))
+            faults = {index: ABSENT for index, found in zip(places, found_states, strict=True) if found is None}
+            self._seen = [array.metadata.to_dict(), dict(self.metadata), found_states]
+        elif self.path.is_dir():
             faults = faulty_files(self.path / array.path, array, wanted)
         else:
             sizes = zipped_sizes(self.path, array.path)
-            found = {index: sizes.get(grid.key(index)) for index in filter(wanted, grid.indices())}
-            faults = {index: ABSENT if size is None else "is empty" for index, size in found.items() if not size}
+            lengths = {index: sizes.get(grid.key(index)) for index in filter(wanted, grid.indices())}
+            faults = {index: ABSENT if size is None else "is empty" for index, size in lengths.items() if not size}
         fill = array.metadata.fill_value
         absent = frozenset(index for index, fault in faults.items() if fault == ABSENT and fill is not None)
         damaged = frozenset(faults) - absent
@@ -101,6 +110,13 @@ class ZarrReader(Reader):
             self.metadata["damaged_chunks"] = list(map(grid.key, sorted(damaged)))
             self.metadata["missing_planes"] = [[z * depth, min((z + 1) * depth, self.shape[0])] for z in layers]
         return absent, damaged
+
+    def state(self) -> str:
+        """See `Reader.state`; of a store at an address, its metadata and the entity tags of its files."""
+        if not isinstance(self.path, Address):
+            return super().state()
+        now = ZarrReader(self.path, self._channel, level=self._level, allow_missing_chunks=True, planes=self.planes)
+        return hashlib.sha256(repr(now._seen).encode()).hexdigest()
 
     def _box(self, z: slice, y: slice, x: slice) -> tuple[slice, ...]:
         """Return a box along all axes of the array; refuse planes whose files were not checked when it was opened."""
@@ -175,9 +191,13 @@ def open_node(path: Path, inside: str | None = None) -> Any:
     from zarr.storage import LocalStore, ZipStore
 
     try:
-        if path.is_dir():
-            store: Any = LocalStore(path, read_only=True)
+        if isinstance(path, Address):
+            from n4flow.io.omezarr.remote import RemoteStore
+
+            store: Any = RemoteStore(path)
             root = ""
+        elif path.is_dir():
+            store, root = LocalStore(path, read_only=True), ""
         else:
             store, root = ZipStore(path, mode="r"), _zip_root(path)
         if inside is None:  # Consolidated metadata may be stale, so they are not used.
@@ -290,8 +310,9 @@ def _only_child(path: Path, group: Any, ome: Mapping[str, Any]) -> Any:
         if isinstance(child, zarr.Group) and attributes.get("ome", attributes).get("multiscales"):
             return child
     inside = sorted([*group.group_keys(), *group.array_keys()])
+    nothing = "what a web server does not list" if isinstance(path, Address) else "nothing"
     msg = (
-        f"{path} is a Zarr group without an OME-Zarr image; it holds {listed(inside) if inside else 'nothing'}; "
+        f"{path} is a Zarr group without an OME-Zarr image; it holds {listed(inside) if inside else nothing}; "
         "give the path of one image or array"
     )
     raise InputError(msg)
