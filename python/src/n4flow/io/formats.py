@@ -21,6 +21,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from n4flow.errors import InputError, reading
+
 if TYPE_CHECKING:
     from n4flow.io.reader import Reader
 
@@ -41,7 +43,11 @@ class Format:
 
     def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
         """Return the reader of a file; `options` are those of a store."""
-        reader: Reader = resolve_name(self.reader)(path, channel, **options)
+        with reading(path, self.name, small=True):
+            check_regular(path)
+            for file in self.files_read(path):
+                check_regular(file)
+            reader: Reader = resolve_name(self.reader)(path, channel, **options)
         return reader
 
     def files_read(self, path: Path) -> list[Path]:
@@ -62,6 +68,18 @@ FORMATS = [Format(**entry) for entry in json.loads(Path(__file__).with_name("for
 ZARR = next(kind for kind in FORMATS if kind.name == "OME-Zarr")
 WRITTEN = tuple(suffix for kind in FORMATS for suffix in kind.written)
 EXPECTED = ", ".join(f"{kind.name} ({', '.join(kind.suffixes)})" for kind in FORMATS)  # for messages
+
+
+def check_regular(file: Path) -> None:
+    """Refuse pipes, sockets and devices, which may be read for ever; what is absent is for others to name.
+
+    Raises
+    ------
+    InputError
+    """
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        msg = f"{file} is no regular file, but a pipe, a socket or a device; write the volume to a file and give that"
+        raise InputError(msg)
 
 
 def read_as(path: str | Path) -> Format | None:

@@ -6,7 +6,6 @@ a compressed one is held in memory, because gzip can only be read from its begin
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import zlib
@@ -17,6 +16,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select
+from n4flow.io.inflate import check_ratio, inflated, inflated_part
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
 from n4flow.io.units import to_micrometres
 
@@ -100,13 +100,16 @@ class NiftiReader(Reader):
         """Compare the length of the file with what its header asks for, without reading it where possible."""
         size = self.path.stat().st_size
         if self.path.name.lower().endswith(".gz"):
+            check_ratio(self.path, asked, size)
             with self.path.open("rb") as stream:
                 stream.seek(max(0, size - 4))
                 # A gzip member ends with its length modulo 2^32. Another number there may mean several members.
                 stated = struct.unpack("<I", stream.read(4).rjust(4, b"\0"))[0]
             if stated == asked % 2**32:
                 return
-            size = _inflated(self.path)
+            for _piece in inflated(self.path, asked):
+                pass
+            return
         if size < asked:
             msg = f"{self.path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
             raise InputError(msg)
@@ -128,8 +131,12 @@ class NiftiReader(Reader):
         import nibabel
 
         try:
-            image: Any = nibabel.load(self.path, mmap="r")
-            values: np.ndarray = image.dataobj.get_unscaled()
+            values: np.ndarray
+            proxy: Any = nibabel.load(self.path, mmap="r").dataobj  # type: ignore[attr-defined]
+            if self.path.name.lower().endswith(".gz"):  # nibabel stops before the checksum.
+                nbytes = math.prod(proxy.shape) * proxy.dtype.itemsize
+                return inflated_part(self.path, int(proxy.offset), nbytes).view(proxy.dtype).reshape(proxy.shape[::-1])
+            values = proxy.get_unscaled()
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(self.path, error) from error
         return values.T
@@ -185,18 +192,6 @@ def _qform(header: Any, affine: np.ndarray) -> np.ndarray:
 def _meant(value: np.floating) -> float:
     """Return the decimal number that a float32 of the header stands for: 0.05, and not 0.05000000074505806."""
     return float(str(np.float32(value)))
-
-
-def _inflated(path: Path) -> int:
-    """Return the length of a gzip file's content, reading all of it."""
-    size = 0
-    try:
-        with gzip.open(path, "rb") as stream:
-            while block := stream.read(2**22):
-                size += len(block)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
-    return size
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

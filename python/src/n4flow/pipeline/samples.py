@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 from n4flow.io.formats import name_without_suffix
 from n4flow.pipeline.parameters import sample_sheet
+
+LONGEST_COUNT = 10  # Digits; what is longer is no count of sections.
 
 
 def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
@@ -20,9 +24,9 @@ def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
     InputError
         With the path.
     """
-    target = folder.resolve()
+    target = Path(realpath(folder))  # Path.resolve fails at a loop of links.
     for path in inputs:
-        if isinstance(path, (str, Path)) and target in (Path(path).resolve(), *Path(path).resolve().parents):
+        if isinstance(path, (str, Path)) and target in (Path(realpath(path)), *Path(realpath(path)).parents):
             msg = f"{path} lies in {folder}, where the results go; choose another outdir"
             raise InputError(msg)
 
@@ -34,7 +38,8 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     if not path.is_file():
         msg = f"parameter input: {path} does not exist; check the path"
         raise InputError(msg)
-    with path.open(newline="", encoding="utf-8-sig") as stream:
+    remedy = "save it as a table of cells separated by commas, in UTF-8"
+    with reading(path, "a sample sheet", remedy, small=True), path.open(newline="", encoding="utf-8-sig") as stream:
         header, *lines = [
             [cell.strip() for cell in line] for line in csv.reader(stream, skipinitialspace=True) if any(line)
         ] or [[]]
@@ -53,9 +58,9 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
             msg = f"sample sheet {path.name}, row {number}: sample and image must not be empty"
             raise InputError(msg)
     samples = [row["sample"] for row in rows]
-    for sample in samples:
-        if samples.count(sample) > 1:
-            rows_of = f"names sample {sample} in {samples.count(sample)} rows"
+    for sample, count in Counter(samples).items():
+        if count > 1:
+            rows_of = f"names sample {sample} in {count} rows"
             msg = f"sample sheet {path.name} {rows_of}; give every sample a name of its own"
             raise InputError(msg)
     return [(row["sample"], path.parent / row["image"], _own(row, path.parent)) for row in rows]
@@ -71,5 +76,5 @@ def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
         own["voxel_um"] = row["voxel_um"]
     if row.get("sections"):
         text = str(row["sections"])
-        own["sections"] = int(text) if text.isdecimal() else str(folder / text)
+        own["sections"] = int(text) if text.isdecimal() and len(text) < LONGEST_COUNT else str(folder / text)
     return own

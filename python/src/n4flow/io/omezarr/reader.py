@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select, spacing
+from n4flow.io.formats import check_regular
 from n4flow.io.omezarr.chunk_grid import FileGrid, listed, zipped_sizes
 from n4flow.io.omezarr.chunk_reader import ChunkReader
-from n4flow.io.omezarr.damage import faulty_files
+from n4flow.io.omezarr.damage import faulty_files, most_bytes
 from n4flow.io.reader import Reader, check_dtype
 
+MOST_METADATA = 2**26  # Bytes; those of real stores have some kilobytes.
+MOST_FILES = 10**9  # Of one array.
+MOST_NAMED = 1000  # Faulty files that are looked for before the store is refused.
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
@@ -67,15 +73,22 @@ class ZarrReader(Reader):
         """
         grid = FileGrid.of(array)
         wanted = partial(self._select.touches, grid=grid, planes=self.planes)
+        if math.prod(grid.counts) > MOST_FILES:
+            files = f"shape {array.shape} in files of {grid.file} voxels"
+            msg = f"{self.path} has {files}, more than a disk holds; write it again"
+            raise InputError(msg)
         if self.path.is_dir():
-            lost: Iterable[tuple[int, ...]] = faulty_files(self.path / array.path, array, wanted)
+            folder = self.path / array.path
+            lost: Iterable[tuple[int, ...]] = faulty_files(folder, array, wanted, all_of_them=allow_missing_chunks)
         else:
-            sizes = zipped_sizes(self.path, array.path)
-            lost = (index for index in filter(wanted, grid.indices()) if not sizes.get(grid.key(index)))
+            sizes, most = zipped_sizes(self.path, array.path), most_bytes(array)
+            lost = (index for index in filter(wanted, grid.indices()) if not 0 < sizes.get(grid.key(index), 0) <= most)
+            lost = lost if allow_missing_chunks else islice(lost, MOST_NAMED)
         faults = {index: grid.key(index) for index in lost}
         if faults and not allow_missing_chunks:
+            names = listed(list(faults.values()))
             msg = (
-                f"{self.path} lacks {len(faults)} files, or they are cut short: {listed(list(faults.values()))}; "
+                f"{self.path} lacks {len(faults)} files or more, or they are cut short: {names}; "
                 "copy the store again, or allow missing chunks to treat those voxels as invalid"
             )
             raise InputError(msg)
@@ -160,6 +173,7 @@ def open_node(path: Path, inside: str | None = None) -> Any:
 
     try:
         if path.is_dir():
+            _check_metadata(path / (inside or ""))
             store: Any = LocalStore(path, read_only=True)
             root = ""
         else:
@@ -173,11 +187,24 @@ def open_node(path: Path, inside: str | None = None) -> Any:
         raise InputError(msg) from error
 
 
+def _check_metadata(folder: Path) -> None:
+    """Refuse metadata that are no regular files, or too long to be metadata."""
+    for file in (folder / marker for marker in MARKERS):
+        check_regular(file)
+        if file.is_file() and file.stat().st_size > MOST_METADATA:
+            msg = f"{file} has {file.stat().st_size} bytes, more than metadata have; write it again"
+            raise InputError(msg)
+
+
 def _zip_root(path: Path) -> str:
     """Return the folder inside a zip file that holds the store: the top, or the one folder there."""
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    holders = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in MARKERS}
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    metadata = [name for name in sizes if name.rpartition("/")[2] in MARKERS]
+    if long := [name for name in metadata if sizes[name] > MOST_METADATA]:
+        msg = f"{path} holds {long[0]} of {sizes[long[0]]} bytes, more than metadata have; write it again"
+        raise InputError(msg)
+    holders = {name.rpartition("/")[0] for name in metadata}
     if not holders:
         msg = f"{path} holds no Zarr metadata; zip the store so that zarr.json or .zattrs lies at its top"
         raise InputError(msg)
