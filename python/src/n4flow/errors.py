@@ -6,6 +6,10 @@ parameter. Commands print the message alone, without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+
 
 class N4flowError(Exception):
     """Base class of all errors that n4flow raises on purpose."""
@@ -39,3 +43,44 @@ class DiskFullError(N4flowError, OSError):
 
 class N4flowWarning(UserWarning):
     """A condition that the user should know about; the result is still valid."""
+
+
+@contextmanager
+def reading(
+    path: str | PathLike[str], kind: str, remedy: str = "write or copy it again", *, small: bool = False
+) -> Iterator[None]:
+    """Turn whatever a library raises while it reads a file into one sentence: the boundary between files and us.
+
+    Errors of n4flow pass, and so do signals; a panic of Rust, which is no `Exception`, does not.
+
+    Parameters
+    ----------
+    path : path
+    kind : str
+        What the file is expected to be, for "PATH is not readable as KIND".
+    remedy : str
+        What the user may do.
+    small : bool
+        What is read is small, a header or a table: where memory ends, a size that the file states is wrong.
+
+    Raises
+    ------
+    InputError
+        With the library's reason in one line, and its error as the cause.
+    """
+    try:
+        yield
+    except (N4flowError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if isinstance(error, MemoryError) and not small:
+            raise
+        msg = f"{path} is not readable as {kind}: {reason(error)}; {remedy}"
+        raise InputError(msg) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error of a library says, in one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = f"{type(error).__name__}: {text}" if isinstance(error, LookupError | TypeError | AttributeError) else text
+    return text if len(text) <= 300 else f"{text[:297]}..."

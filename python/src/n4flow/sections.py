@@ -10,9 +10,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 
 FLAGS = ("ok", "missing", "damaged", "interpolated")
+MOST_SHOWN = 5  # Faults of a table that its error names.
 COLUMNS = ("id", "z_start", "z_stop", "flag")
 
 
@@ -84,7 +85,8 @@ class SectionTable(Sequence[Section]):
             problems.append(f"row {previous} ends at plane {covered}, the volume has {n_planes} planes")
         if problems:
             rule = f"{name} must cover planes 0 to {n_planes - 1} once"
-            msg = f"{rule}: {'; '.join(problems)}; correct the table or give sections as a count"
+            more = [f"and {len(problems) - MOST_SHOWN} more faults"] if len(problems) > MOST_SHOWN else []
+            msg = f"{rule}: {'; '.join(problems[:MOST_SHOWN] + more)}; correct the table or give sections as a count"
             raise InputError(msg)
 
     @classmethod
@@ -104,13 +106,8 @@ class SectionTable(Sequence[Section]):
         if not path.is_file():
             msg = f"section table {path} does not exist; give a file with columns id, z_start, z_stop, flag, or a count"
             raise InputError(msg)
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            try:
-                text = stream.read()
-            except UnicodeDecodeError as error:
-                msg = f"section table {path.name} is not UTF-8 text ({error.reason}); save it as UTF-8"
-                raise InputError(msg) from error
-            lines = text.splitlines()
+        with reading(path, "a section table", "save it as UTF-8", small=True):
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
             delimiter = "\t" if lines and "\t" in lines[0] else ","
             names = [name.strip() for name in next(csv.reader(lines[:1], delimiter=delimiter), [])]
             missing = [name for name in COLUMNS[:3] if name not in names]

@@ -8,15 +8,17 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.main
 
 from n4flow.compute.malloc import limit_arenas
-from n4flow.errors import DiskFullError, N4flowError, N4flowWarning, OutOfMemoryError
+from n4flow.errors import DiskFullError, InputError, N4flowError, N4flowWarning, OutOfMemoryError
 from n4flow.pipeline.stages import STAGES
 
 USER_COMMANDS = {
@@ -41,6 +43,7 @@ MODULES = {
     **dict.fromkeys(("shrink", "plane-statistics", "render-slab"), "slabs"),
     **dict.fromkeys(("versions", "probe-gpu", "provenance", "warm-up"), "run_info"),
 }
+_tracebacks: list[bool] = []  # Holds an entry where the traceback of an error is asked for.
 LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow
 
 
@@ -92,10 +95,17 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _keep_tracebacks(asked: bool) -> None:
+    _tracebacks[:] = [True] * asked
+
+
 @app.callback()
 def _group(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", callback=_keep_tracebacks, help="Show where in the code an error arose.")
     ] = False,
 ) -> None:
     """Hold what goes before a command."""
@@ -126,22 +136,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = join_lists(sys.argv[1:] if arguments is None else arguments)
     try:
         typer.main.get_command(app)(args=given, prog_name="n4flow")
-    except N4flowError as error:
-        code = _fail(str(error), error.exit_code)
+    except SystemExit:
+        raise
     except KeyboardInterrupt:
         code = _fail("stopped", 130)
-    except MemoryError as error:
-        code = _fail(
-            f"out of memory ({error}); give the task more memory or fewer slab_planes", OutOfMemoryError.exit_code
-        )
-    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        code = _fail(f"{error.filename}: {str(error.strerror).lower()}; check the path", 2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        code = _fail(f"disk or quota full{where}; free space or choose another folder", DiskFullError.exit_code)
+    except BaseException as error:  # noqa: BLE001  a panic of Rust, too, which is no Exception
+        # typer takes the end of a file for one of the keyboard's, and says "Aborted!"; what began it is its cause.
+        code = _end(error.__cause__ if isinstance(error, typer.Abort) and error.__cause__ is not None else error)
     sys.exit(code)
+
+
+def _end(error: BaseException) -> int:
+    """Say what an error is, in one sentence; a fault of ours is shown with its traceback. Return the exit code."""
+    if _tracebacks:
+        traceback.print_exception(error)
+    match error:
+        case N4flowError():
+            return _fail(str(error), error.exit_code)
+        case MemoryError():
+            sentence = f"out of memory ({error}); give the task more memory or fewer slab_planes"
+            return _fail(sentence, OutOfMemoryError.exit_code)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            where = f" at {error.filename}" if error.filename else ""
+            full = "the limit of a file's size is reached" if error.errno == errno.EFBIG else "disk or quota full"
+            return _fail(f"{full}{where}; free space or choose another folder", DiskFullError.exit_code)
+        case OSError(filename=str() | bytes() | Path()):
+            return _fail(f"{error.filename}: {str(error.strerror).lower()}; check the path", InputError.exit_code)
+    if not _tracebacks:
+        traceback.print_exception(error)
+    return _fail("this is a fault of n4flow and not of yours; please report it with the lines above", 1)
 
 
 def run_step(command: str) -> None:
@@ -151,7 +174,7 @@ def run_step(command: str) -> None:
 
 def _fail(sentence: str, code: int) -> int:
     try:
-        typer.echo(f"n4flow: {sentence}", err=True)
+        typer.echo(f"n4flow: {' '.join(sentence.split())}", err=True)
     except OSError:  # a full disk may hold the log of this task, too: the code alone says it then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # so that Python's last flush does not fail
     return code

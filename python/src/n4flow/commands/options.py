@@ -7,6 +7,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os.path import realpath
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,7 @@ def check_json(json_file: Path | None, given: Iterable[Any]) -> None:
     """
     for value in given:
         for path in value if isinstance(value, list) else [value]:
-            if json_file is not None and isinstance(path, str | Path) and Path(path).resolve() == json_file.resolve():
+            if json_file is not None and isinstance(path, str | Path) and realpath(path) == realpath(json_file):
                 msg = f"--json {json_file} is also another file of the command; give it a path of its own"
                 raise InputError(msg)
 

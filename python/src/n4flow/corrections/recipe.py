@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from n4flow.corrections import (  # noqa: F401  a kind is known once its module 
 from n4flow.corrections.base import KINDS, Correction, Where, in_frame
 from n4flow.corrections.fused import groups, on_host
 from n4flow.corrections.fused_gpu import on_gpu, render_through_gpu
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 from n4flow.io.open import open_volume
 
 MASK_NAME = "mask.ome.zarr"
@@ -50,21 +49,19 @@ def load_correction(path: str | Path) -> Correction:
         The file is missing, damaged, or holds a kind of correction that this version does not know.
     """
     path = Path(path)
-    try:
+    with reading(path, "a correction that n4flow wrote", "give a file of a recipe", small=True):
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         settings = json.loads(str(arrays.pop(SETTINGS)))
-        kind = settings.pop("kind")
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        msg = f"{path} is not a correction that n4flow wrote ({type(error).__name__}: {error}); give a file of a recipe"
-        raise InputError(msg) from error
+        kind = str(settings.pop("kind"))
     if kind not in KINDS:
         known = ", ".join(sorted(KINDS))
         msg = f"{path} holds a correction of kind {kind!r}, this version knows {known}; use the version that wrote it"
         raise InputError(msg)
     try:
-        return KINDS[kind].from_arrays(settings, arrays)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, InputError) as error:
+        with reading(path, f"a {kind}", "give the file as n4flow wrote it", small=True):
+            return KINDS[kind].from_arrays(settings, arrays)
+    except InputError as error:
         msg = f"{path} holds a {kind} with parts missing or wrong ({error}); give the file as n4flow wrote it"
         raise InputError(msg) from error
 
@@ -113,12 +110,13 @@ class Recipe(Sequence[Correction]):
 
     @staticmethod
     def _listed(path: Path) -> tuple[list[Path], dict[str, Any]]:
-        try:
+        with reading(path, "a recipe that n4flow wrote", "restore it", small=True):
             stored = json.loads(path.read_text(encoding="utf-8"))
             listed = [(path.parent / entry["file"], entry["sha256"]) for entry in stored["corrections"]]
-        except (ValueError, KeyError, TypeError) as error:
-            msg = f"{path} is not a recipe that n4flow wrote ({type(error).__name__}: {error})"
-            raise InputError(msg) from error
+            shape = stored.get("shape")
+            if shape is not None and not (len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
+                msg = f"recipe {path} is for a volume of shape {shape}; expected three counts of voxels, so restore it"
+                raise InputError(msg)
         for file, expected in listed:
             if not file.is_file():
                 keep = f"keep the folder {file.parent.name}/ together with recipe.json"

@@ -25,6 +25,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from n4flow.errors import InputError, reading
+
 if TYPE_CHECKING:
     from n4flow.io.reader import Reader
 
@@ -46,7 +48,10 @@ class Format:
 
     def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
         """Return the reader of a file; `options` are those that the reader has."""
-        reader: Reader = resolve_name(self.reader)(path, channel, **options)
+        with reading(path, self.name, small=True):
+            for file in self.files_read(path):
+                check_regular(file)
+            reader: Reader = resolve_name(self.reader)(path, channel, **options)
         return reader
 
     def files_read(self, path: Path) -> list[Path]:
@@ -69,6 +74,18 @@ PLANES = next(kind for kind in FORMATS if kind.name == "a folder of planes")
 WRITTEN = tuple(suffix for kind in FORMATS for suffix in kind.written)
 WILD = re.compile(r"[*?\[]")
 EXPECTED = ", ".join(f"{kind.name} ({', '.join(kind.suffixes)})" for kind in FORMATS)  # for messages
+
+
+def check_regular(file: Path) -> None:
+    """Refuse pipes, sockets and devices, which may be read for ever; what is absent is for others to name.
+
+    Raises
+    ------
+    InputError
+    """
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        msg = f"{file} is no regular file, but a pipe, a socket or a device; write the volume to a file and give that"
+        raise InputError(msg)
 
 
 def read_as(path: str | Path) -> Format | None:

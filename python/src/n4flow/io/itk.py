@@ -6,6 +6,7 @@ The voxels are held in memory once read: these files come compressed, in one pie
 from __future__ import annotations
 
 import glob
+import math
 import re
 from itertools import takewhile
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.io.axes import select
 from n4flow.io.geometry import LPS, affine_to_write, straight_origin, usable
+from n4flow.io.inflate import check_ratio, inflated
 from n4flow.io.reader import Reader, plane_chunks
 from n4flow.io.units import micrometres_per, to_micrometres
 
@@ -55,6 +57,7 @@ class ItkReader(Reader):
         self.channels = self._select.channels
         self.dtype = itk_dtype(path, reader.GetPixelID())
         self.chunks = plane_chunks(self.shape, self.dtype)
+        self._check_length(math.prod(shape) * self.dtype.itemsize)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
         fields = _header(path)
         units, self.reason = _units(fields, len(size))
@@ -84,11 +87,29 @@ class ItkReader(Reader):
                 files.append(str(path.parent / name))
         return [Path(file) for file in files]
 
+    def _check_length(self, asked: int) -> None:
+        """Compare the bytes of the voxels with those of the files that hold them: ITK would ask for the memory."""
+        fields = _header(self.path)
+        encoding = fields.get("encoding", "").lower()
+        places = _data_places(self.path)
+        size = sum(max(0, file.stat().st_size - start) for file, start in places if file.is_file())
+        self._deflated = encoding in ("gzip", "gz") or fields.get("compresseddata", "").lower() == "true"
+        self._asked = asked // max(1, len(places))
+        if self._deflated:
+            check_ratio(self.path, asked, size)
+        elif (encoding == "raw" or fields.get("binarydata", "").lower() == "true") and size < asked:
+            msg = f"{self.path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
+            raise InputError(msg)
+
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
         if self._handle is None:
             import SimpleITK as sitk
 
+            if self._deflated:  # ITK stops before the checksum of gzip, and passes over errors of zlib.
+                for file, start in _data_places(self.path):
+                    for _piece in inflated(file, self._asked, start):
+                        pass
             try:
                 self._handle = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path), imageIO=_image_io(self.path)))
             except RuntimeError as error:
@@ -159,6 +180,16 @@ def _header(path: Path) -> dict[str, str]:
         else:
             fields[key] = value.strip()
     return fields
+
+
+def _data_places(path: Path) -> list[tuple[Path, int]]:
+    """Return the files that hold voxels and where they begin: behind the header, or in files of their own."""
+    if files := ItkReader.data_files(path):
+        return [(file, 0) for file in files]
+    with path.open("rb") as stream:
+        start = stream.read(HEADER_BYTES)
+    end = re.search(rb"\r?\n\r?\n" if start.startswith(b"NRRD") else rb"(?i)ElementDataFile *= *LOCAL *\r?\n", start)
+    return [(path, end.end())] if end else []
 
 
 def _units(fields: dict[str, str], count: int) -> tuple[list[float | None], str]:

@@ -7,7 +7,6 @@ a compressed one is held in memory, because gzip can only be read from its begin
 from __future__ import annotations
 
 import base64
-import gzip
 import io
 import math
 import struct
@@ -21,6 +20,7 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.io.axes import select
 from n4flow.io.geometry import affine_to_write, straight_origin, usable
+from n4flow.io.inflate import check_ratio, inflated, inflated_part
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
 from n4flow.io.units import to_micrometres
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
 UNITS_UM = {"mm": 1e3, "micron": 1.0, "meter": 1e6}
+PACKED = (".gz", ".mgz")
 NIFTI1_LONGEST = 32767  # Voxels along an axis that the header of NIfTI-1 can state.
 # Of the square of a quaternion's norm, above 1: other tools normalise such a rotation, nibabel refuses it at 4e-7.
 QUATERNION_ROUNDING = 1e-3
@@ -103,18 +104,25 @@ class NiftiReader(Reader):
             self.affine_um = np.array([*rows, [0.0, 0.0, 0.0, 1.0]])
             self.origin_um.update(straight_origin(self.affine_um))
 
+    @property
+    def _voxels(self) -> Path:
+        """The file that holds the voxels."""
+        return self.path if self.path.suffix.lower() != ".hdr" else self.data_files(self.path)[0]
+
     def _check_length(self, asked: int) -> None:
         """Compare the length of the file with what its header asks for, without reading it where possible."""
-        path = self.path if self.path.suffix.lower() != ".hdr" else self.data_files(self.path)[0]
-        size = path.stat().st_size
-        if path.name.lower().endswith((".gz", ".mgz")):
+        path, size = self._voxels, self._voxels.stat().st_size
+        if path.name.lower().endswith(PACKED):
+            check_ratio(path, asked, size)
             with path.open("rb") as stream:
                 stream.seek(max(0, size - 4))
                 # A gzip member ends with its length modulo 2^32. Another number there may mean several members.
                 stated = struct.unpack("<I", stream.read(4).rjust(4, b"\0"))[0]
             if stated == asked % 2**32:
                 return
-            size = _inflated(path)
+            for _piece in inflated(path, asked):
+                pass
+            return
         if size < asked:
             msg = f"{path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
             raise InputError(msg)
@@ -134,7 +142,12 @@ class NiftiReader(Reader):
     def _load(self) -> np.ndarray:
         """Return the stored voxels, memory mapped or inflated."""
         try:
-            values: np.ndarray = _opened(self.path).dataobj.get_unscaled()
+            proxy = _opened(self.path).dataobj
+            if self._voxels.name.lower().endswith(PACKED):  # nibabel stops before the checksum.
+                nbytes = math.prod(proxy.shape) * proxy.dtype.itemsize
+                part = inflated_part(self._voxels, int(proxy.offset), nbytes)
+                return part.view(proxy.dtype).reshape(proxy.shape[::-1])
+            values: np.ndarray = proxy.get_unscaled()
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(self.path, error) from error
         return values.T
@@ -251,18 +264,6 @@ def _meant(value: float) -> float:
     """Return the decimal number that a float32 of the header stands for: 0.05, and not 0.05000000074505806."""
     single = np.float32(value)
     return float(str(single)) if single == value else float(value)
-
-
-def _inflated(path: Path) -> int:
-    """Return the length of a gzip file's content, reading all of it."""
-    size = 0
-    try:
-        with gzip.open(path, "rb") as stream:
-            while block := stream.read(2**22):
-                size += len(block)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
-    return size
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 from n4flow.io.omezarr.layout import by_axis
 from n4flow.io.reader import ArrayReader, Reader
 
@@ -118,10 +118,12 @@ class Volume:
         box = [_bounds(s, n) for s, n in zip((z, y, x), self.shape, strict=True)]
         if any(s.stop == s.start for s in box):
             return np.empty([s.stop - s.start for s in box], self.dtype)
-        if out is not None:
-            self.reader.read_into(out, *box)
-            return out
-        return np.array(self.reader.read(*box), self.dtype, order="C", copy=self.reader.borrowed or None)
+        kind = self.metadata.get("format", "a volume")
+        with reading(self.source, f"{kind}, planes {box[0].start} to {box[0].stop}", "copy it again"):
+            if out is not None:
+                self.reader.read_into(out, *box)
+                return out
+            return np.array(self.reader.read(*box), self.dtype, order="C", copy=self.reader.borrowed or None)
 
     def digest(self) -> str:
         """Return a SHA-256 of the voxels, their type, shape and size, as hexadecimal digits.

@@ -13,7 +13,7 @@ import numpy as np
 from n4flow.compute.arrays import is_dask
 from n4flow.compute.gpu import as_float32, on_device, run_on_gpu
 from n4flow.compute.threads import thread_count
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate import Evaluator
 from n4flow.n4_bias.gpu.evaluate import DeviceEvaluator, correct_streamed
@@ -243,12 +243,11 @@ class BiasField:
         InputError
             The file is missing or is no bias field.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return cls.from_settings(json.loads(str(stored[_SETTINGS])), stored["lattice"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            msg = f"{path} is not a bias field that n4flow wrote ({type(error).__name__}: {error})"
-            raise InputError(msg) from error
+        with (
+            reading(path, "a bias field that n4flow wrote", "restore it", small=True),
+            np.load(path, allow_pickle=False) as stored,
+        ):
+            return cls.from_settings(json.loads(str(stored[_SETTINGS])), stored["lattice"])
 
     def to_settings(self) -> tuple[dict[str, Any], np.ndarray]:
         """Return all attributes but the lattice as JSON types, and the lattice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations, product
+from os.path import realpath
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def check_distinct(files: Sequence[Named]) -> None:
     for first, second in combinations(files, 2):
         written = first.written or second.written
         for file, rival in product(first.files(), second.files()) if written else [(first.path, second.path)]:
-            one, other = file.resolve(), rival.resolve()
+            one, other = Path(realpath(file)), Path(realpath(rival))  # Path.resolve fails at a loop of links.
             nested = written and (one in other.parents or other in one.parents)
             if one == other or nested:
                 named = (file, rival) == (first.path, second.path)

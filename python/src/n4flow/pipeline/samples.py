@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 from n4flow.io.address import Address, located
 from n4flow.io.formats import name_without_suffix
 from n4flow.pipeline.parameters import resolve, sample_sheet
+
+LONGEST_COUNT = 10  # Digits; what is longer is no count of sections.
 
 
 def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
@@ -22,9 +26,9 @@ def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
     InputError
         With the path.
     """
-    target = folder.resolve()
+    target = Path(realpath(folder))  # Path.resolve fails at a loop of links.
     for path in inputs:
-        if isinstance(path, (str, Path)) and target in (Path(path).resolve(), *Path(path).resolve().parents):
+        if isinstance(path, (str, Path)) and target in (Path(realpath(path)), *Path(realpath(path)).parents):
             msg = f"{path} lies in {folder}, where the results go; choose another outdir"
             raise InputError(msg)
 
@@ -56,7 +60,8 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     if not path.is_file():
         msg = f"parameter input: {path} does not exist; check the path"
         raise InputError(msg)
-    with path.open(newline="", encoding="utf-8-sig") as stream:
+    remedy = "save it as a table of cells separated by commas, in UTF-8"
+    with reading(path, "a sample sheet", remedy, small=True), path.open(newline="", encoding="utf-8-sig") as stream:
         header, *lines = [
             [cell.strip() for cell in line] for line in csv.reader(stream, skipinitialspace=True) if any(line)
         ] or [[]]
@@ -77,9 +82,9 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
         for name in ("voxel_um", "channel"):
             resolve({name: row.get(name) or None})
     samples = [row["sample"] for row in rows]
-    for sample in samples:
-        if samples.count(sample) > 1:
-            rows_of = f"names sample {sample} in {samples.count(sample)} rows"
+    for sample, count in Counter(samples).items():
+        if count > 1:
+            rows_of = f"names sample {sample} in {count} rows"
             msg = f"sample sheet {path.name} {rows_of}; give every sample a name of its own"
             raise InputError(msg)
     return [(row["sample"], _beside(path.parent, row["image"]), _own(row, path.parent)) for row in rows]
@@ -99,5 +104,5 @@ def _own(row: Mapping[str, str], folder: Path) -> dict[str, Any]:
     own.update({name: row[name] for name in ("voxel_um", "channel") if row.get(name)})
     if row.get("sections"):
         text = str(row["sections"])
-        own["sections"] = int(text) if text.isdecimal() else str(folder / text)
+        own["sections"] = int(text) if text.isdecimal() and len(text) < LONGEST_COUNT else str(folder / text)
     return own

@@ -47,11 +47,22 @@ class FileGrid:
 
     def indices(self) -> Iterator[Index]:
         """Yield all positions."""
-        return itertools.product(*map(range, self.counts))
+        return _positions(self.counts)
 
     def touched(self, box: tuple[slice, ...]) -> Iterator[Index]:
         """Yield the positions of files that a box touches; its slices have whole bounds inside the array."""
         return itertools.product(*(range(s.start // f, -(-s.stop // f)) for s, f in zip(box, self.file, strict=True)))
+
+
+def _positions(counts: tuple[int, ...]) -> Iterator[Index]:
+    """Yield what itertools.product does of ranges, which it holds in memory: a grid may be of any size."""
+    if not counts:
+        yield ()
+        return
+    *outer, inner = counts
+    for first in _positions(tuple(outer)):
+        for last in range(inner):
+            yield (*first, last)
 
 
 def batched(items: Iterable[Index], most: int) -> Iterator[list[Index]]:

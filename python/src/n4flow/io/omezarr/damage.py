@@ -18,6 +18,7 @@ ABSENT = "is missing"  # The one fault that a writer may have meant: chunks of t
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 REPEATED = 1  # Type of a Zstandard block that holds one byte, whatever length it states.
 CRC32C = 4  # Bytes of the checksum behind a chunk.
+SLACK = 2**16  # Bytes of headers and indices that a file may have beside its voxels.
 CHECKING_THREADS = 16  # More than there are cores: the time goes into waiting for the disks of a cluster.
 FILES_PER_TASK = 64  # Files that one task of a thread checks.
 MOST_WAITING = 64 * CHECKING_THREADS * FILES_PER_TASK  # Files whose positions are in memory at a time.
@@ -25,12 +26,17 @@ MOST_WAITING = 64 * CHECKING_THREADS * FILES_PER_TASK  # Files whose positions a
 Wanted = Callable[[Index], bool]
 
 
-def faulty_files(folder: Path, array: Any, wanted: Wanted | None = None) -> dict[Index, str]:
-    """Return the faulty files of a zarr array in a folder by their position; only `wanted` positions, if given."""
-    grid, check = FileGrid.of(array), file_check(array)
+def faulty_files(
+    folder: Path, array: Any, wanted: Wanted | None = None, *, all_of_them: bool = True
+) -> dict[Index, str]:
+    """Return the faulty files of a zarr array in a folder by their position; only `wanted` positions, if given.
+
+    Without `all_of_them` the search ends soon after the first ones: a grid may have any number of files.
+    """
+    grid, check, most = FileGrid.of(array), file_check(array), most_bytes(array)
 
     def look(some: list[Index]) -> list[tuple[Index, str]]:
-        found = ((index, _fault(folder / grid.key(index), check)) for index in some)
+        found = ((index, _fault(folder / grid.key(index), check, most)) for index in some)
         return [(index, fault) for index, fault in found if fault]
 
     faults: dict[Index, str] = {}
@@ -38,16 +44,25 @@ def faulty_files(folder: Path, array: Any, wanted: Wanted | None = None) -> dict
         for some in batched(filter(wanted, grid.indices()), MOST_WAITING):
             parts = [some[start : start + FILES_PER_TASK] for start in range(0, len(some), FILES_PER_TASK)]
             faults.update(chain.from_iterable(pool.map(look, parts)))
+            if faults and not all_of_them:
+                break
     return faults
 
 
-def _fault(file: Path, check: Callable[[Path], str | None] | None) -> str | None:
+def most_bytes(array: Any) -> int:
+    """Return how long a file of a zarr array may be: no codec makes much more of voxels than they are."""
+    return 2 * math.prod(array.shards or array.chunks) * int(array.dtype.itemsize) + SLACK
+
+
+def _fault(file: Path, check: Callable[[Path], str | None] | None, most: int) -> str | None:
     try:
         found = file.stat()
         if not stat.S_ISREG(found.st_mode):
             return "is no file"
         if not found.st_size:
             return "is empty"
+        if found.st_size > most:
+            return f"has {found.st_size} bytes, more than twice its voxels"
         return check(file) if check is not None else None
     except (FileNotFoundError, NotADirectoryError):
         return ABSENT

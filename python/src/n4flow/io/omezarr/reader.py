@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,16 @@ import numpy as np
 from n4flow.errors import InputError
 from n4flow.io.address import Address
 from n4flow.io.axes import named_axes, select, spacing
+from n4flow.io.formats import check_regular
 from n4flow.io.geometry import of_level
 from n4flow.io.omezarr.chunk_grid import FileGrid, Index, listed, lost_layers, zipped_sizes
 from n4flow.io.omezarr.chunk_reader import ChunkReader
-from n4flow.io.omezarr.damage import ABSENT, faulty_files
+from n4flow.io.omezarr.damage import ABSENT, faulty_files, most_bytes
 from n4flow.io.reader import Reader, check_dtype
 
+MOST_METADATA = 2**26  # Bytes; those of real stores have some kilobytes.
+MOST_FILES = 10**9  # Of one array.
+MOST_NAMED = 1000  # Faulty files that are looked for before the store is refused.
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
@@ -79,6 +85,10 @@ class ZarrReader(Reader):
         """
         grid = FileGrid.of(array)
         wanted = partial(self._select.touches, grid=grid, planes=self.planes)
+        if math.prod(grid.counts) > MOST_FILES:
+            files = f"shape {array.shape} in files of {grid.file} voxels"
+            msg = f"{self.path} has {files}, more than a disk holds; write it again"
+            raise InputError(msg)
         if isinstance(self.path, Address):
             from n4flow.io.omezarr.remote import RemoteStore, states
 
@@ -87,18 +97,20 @@ class ZarrReader(Reader):
             faults = {index: ABSENT for index, found in zip(places, found_states, strict=True) if found is None}
             self._seen = [array.metadata.to_dict(), dict(self.metadata), found_states]
         elif self.path.is_dir():
-            faults = faulty_files(self.path / array.path, array, wanted)
+            faults = faulty_files(self.path / array.path, array, wanted, all_of_them=allow_missing_chunks)
         else:
-            sizes = zipped_sizes(self.path, array.path)
-            lengths = {index: sizes.get(grid.key(index)) for index in filter(wanted, grid.indices())}
-            faults = {index: ABSENT if size is None else "is empty" for index, size in lengths.items() if not size}
+            sizes, most = zipped_sizes(self.path, array.path), most_bytes(array)
+            lengths = ((index, sizes.get(grid.key(index))) for index in filter(wanted, grid.indices()))
+            lost = ((i, ABSENT if n is None else "has no such length") for i, n in lengths if not 0 < (n or 0) <= most)
+            faults = dict(lost if allow_missing_chunks else islice(lost, MOST_NAMED))
         fill = array.metadata.fill_value
         absent = frozenset(index for index, fault in faults.items() if fault == ABSENT and fill is not None)
         damaged = frozenset(faults) - absent
         if faults and not allow_missing_chunks:
             value = f"those that are absent are then read as the fill value {fill}, " if absent else ""
+            count = f"{len(faults)} files{' or more' if len(faults) >= MOST_NAMED else ''}"
             msg = (
-                f"{self.path} lacks {len(faults)} files, or they are cut short: {listed(list(map(grid.key, faults)))}; "
+                f"{self.path} lacks {count}, or they are cut short: {listed(list(map(grid.key, faults)))}; "
                 f"copy the store again, or allow missing chunks (allow_missing_chunks): {value}"
                 "those that are cut short are invalid voxels"
             )
@@ -197,6 +209,7 @@ def open_node(path: Path, inside: str | None = None) -> Any:
             store: Any = RemoteStore(path)
             root = ""
         elif path.is_dir():
+            _check_metadata(path / (inside or ""))
             store, root = LocalStore(path, read_only=True), ""
         else:
             store, root = ZipStore(path, mode="r"), _zip_root(path)
@@ -209,11 +222,24 @@ def open_node(path: Path, inside: str | None = None) -> Any:
         raise InputError(msg) from error
 
 
+def _check_metadata(folder: Path) -> None:
+    """Refuse metadata that are no regular files, or too long to be metadata."""
+    for file in (folder / marker for marker in MARKERS):
+        check_regular(file)
+        if file.is_file() and file.stat().st_size > MOST_METADATA:
+            msg = f"{file} has {file.stat().st_size} bytes, more than metadata have; write it again"
+            raise InputError(msg)
+
+
 def _zip_root(path: Path) -> str:
     """Return the folder inside a zip file that holds the store: the top, or the one folder there."""
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    holders = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in MARKERS}
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    metadata = [name for name in sizes if name.rpartition("/")[2] in MARKERS]
+    if long := [name for name in metadata if sizes[name] > MOST_METADATA]:
+        msg = f"{path} holds {long[0]} of {sizes[long[0]]} bytes, more than metadata have; write it again"
+        raise InputError(msg)
+    holders = {name.rpartition("/")[0] for name in metadata}
     if not holders:
         msg = f"{path} holds no Zarr metadata; zip the store so that zarr.json or .zattrs lies at its top"
         raise InputError(msg)

@@ -155,6 +155,8 @@ def shard_fault(path: Path, chunks: int) -> str | None:
         return "is truncated or damaged: its index does not match its checksum"
     offset, nbytes = np.frombuffer(raw, "<u8").reshape(-1, 2).T
     held = offset != EMPTY
+    if np.any((nbytes == 0) & held) or np.any((nbytes != EMPTY) & ~held):
+        return "has an index in which a chunk has a place and no length, or a length and no place"
     end = np.uint64(size - length - 4)
     # offset + size may overflow 64 bits.
     beyond = np.any(offset[held] > end) or np.any(nbytes[held] > end - offset[held])
