@@ -74,9 +74,7 @@ def _n4(
     ] = None,
     volume: Annotated[
         str | None,
-        typer.Option(
-            "--volume", metavar="N|all", help="Of a 4-D image: this volume alone, or all by the field of their mean."
-        ),
+        typer.Option("--volume", metavar="N|all", help="Of a 4-D image: this volume, or all by one field."),
     ] = None,
     apply_to: Annotated[
         list[Path] | None,

@@ -34,7 +34,7 @@ class TissueSource:
     shrink : int
         In-plane block size.
     given : Volume, optional
-        The mask of the user, as `open_mask` returns it, which replaces the estimated one.
+        The mask of the user on the volume's grid, which replaces the estimated one; above 0 is tissue.
     z_start : int
         Plane of the volume that is the first one of `small`.
     frame : Frame, optional
@@ -84,7 +84,7 @@ class TissueSource:
     def block(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the (z, y, x) bool mask of a box with whole bounds, in a buffer of this thread."""
         if self._given is not None:
-            return self._given.read(z, y, x)
+            return self._given.read(z, y, x) > 0
         from n4flow.statistics import histogram_kernels as kernels
 
         small = self.small_planes(z.start, z.stop)
