@@ -49,7 +49,7 @@ def sample_of(row, params) {
         options: [given.voxel_um ? "--voxel-um '${given.voxel_um}'" : '', given.channel != null ? "--channel '${given.channel}'" : '',
             params.axes ? "--axes ${params.axes}" : '', params.allow_missing_chunks.toString() == 'true' ? '--allow-missing-chunks' : '',
             params.allow_missing_planes.toString() == 'true' ? '--allow-missing-planes' : ''].findAll().join(' '),
-        pattern: planes ? "/'${planes}'" : '',  // of files in the folder that is staged
+        pattern: planes ? "/'${planes}'" : null,  // of files in the folder that is staged
         sections: counted ? given.sections : null,
         version: workflow.manifest.version,  // results of another version are not taken over
         digests: [image, mask, flat].collect { path -> path ? digest(path) : null },
