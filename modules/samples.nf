@@ -52,7 +52,7 @@ def sample_of(row, params) {
             params.axes ? "--axes ${params.axes}" : '', params.mask_label != null ? "--mask-label ${params.mask_label}" : '',
             params.allow_missing_chunks.toString() == 'true' ? '--allow-missing-chunks' : '',
             params.allow_missing_planes.toString() == 'true' ? '--allow-missing-planes' : ''].findAll().join(' '),
-        pattern: planes ? "/'${planes}'" : '',  // of files in the folder that is staged
+        pattern: planes ? "/'${planes}'" : null,  // of files in the folder that is staged
         sections: counted ? given.sections : null,
         version: workflow.manifest.version,  // results of another version are not taken over
         digests: seen.values().toList(),

@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +189,14 @@ def find_planes(path: Path) -> list[Folder]:
             f"{path} holds files of several kinds: {', '.join(kinds)}; choose one with a pattern, as in 'planes/*.tif'"
         )
         raise InputError(msg)
-    files.sort(key=lambda file: (natural(str(file.parent)), natural(file.name)))
-    by_folder = [(folder, list(group)) for folder, group in groupby(files, key=lambda file: file.parent)]
-    shared = os.path.commonpath([folder for folder, _files in by_folder]) if len(by_folder) > 1 else files[0].parents[1]
-    return [(folder.relative_to(shared).as_posix(), group) for folder, group in by_folder]
+    by_folder: dict[Path, list[Path]] = {}
+    for file in files:
+        by_folder.setdefault(file.parent, []).append(file)
+    shared = os.path.commonpath(by_folder) if len(by_folder) > 1 else files[0].parent.parent
+    return [
+        (folder.relative_to(shared).as_posix(), sorted(by_folder[folder], key=lambda file: natural(file.name)))
+        for folder in sorted(by_folder, key=lambda folder: natural(str(folder)))
+    ]
 
 
 def natural(text: str) -> tuple[list[Any], str]:
