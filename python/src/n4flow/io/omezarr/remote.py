@@ -35,7 +35,7 @@ def specification(address: Address) -> Any:
         return f"{address}/"
     bucket, _, path = rest.partition("/")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    place = {"bucket": bucket, "path": f"{path}/", "endpoint": f"{endpoint.rstrip('/')}/{bucket}"}
+    place = {"bucket": bucket, "path": f"{path}/", "endpoint": endpoint}
     return {"driver": "s3", "aws_region": region, **place}
 
 
