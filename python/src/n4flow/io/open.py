@@ -35,7 +35,7 @@ def open_volume(
     Parameters
     ----------
     path : path
-        OME-Zarr 0.1 to 0.5 (a folder, zipped, or at an address: https, http, s3 or gs), a Zarr array, NIfTI, TIFF,
+        OME-Zarr 0.1 to 0.6 (a folder, zipped, or at an address: https, http, s3 or gs), a Zarr array, NIfTI, TIFF,
         NRRD, MHA or `.npy`.
     level : int
         Pyramid level of an OME-Zarr image.
