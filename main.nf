@@ -10,6 +10,7 @@ include { explain } from './modules/failure'
 include { has_gpu; tell_fallback } from './modules/gpu'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
+include { REMOTE_STATE; with_states } from './modules/remote'
 include { INSPECT          } from './modules/inspect'
 include { WITH_ROOM        } from './modules/room'
 include { SHRINK           } from './modules/shrink'
@@ -46,6 +47,8 @@ workflow {
     } else {
         samples = channel.fromList(read_samples(params)).combine(device).map { meta, sample, _device -> [meta, sample] }
     }
+    REMOTE_STATE(samples.filter { _meta, sample -> sample.volume.address }.map { meta, sample -> [meta, sample.volume] })
+    samples = with_states(samples, REMOTE_STATE.out.state)
     given = samples
 
     INSPECT(inputs(samples, 'INSPECT', ['image', 'mask', 'table', 'flat']), options(settings, 'INSPECT'))

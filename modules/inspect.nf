@@ -15,7 +15,7 @@ process INSPECT {
 
     script:
     """
-    n4flow-inspect ${image}${volume.pattern ?: ''} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
+    n4flow-inspect ${image ?: volume.address}${volume.pattern ?: ''} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
         ${flat ? "--flat-field ${flat}" : ''} ${settings} \\
         --out inspected --answer plan.json
     """

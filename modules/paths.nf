@@ -1,4 +1,4 @@
-// Paths of a run: do they exist, may they be replaced, have they changed?
+// Paths of a run: do they exist, have they changed?
 
 def existing(name, parameter, sample = null, folder = null) {
     def path = located(name, folder)
@@ -22,28 +22,6 @@ def split_pattern(name, folder = null) {
 def located(name, folder) {
     def path = name instanceof java.nio.file.Path ? name : file(name.toString(), glob: false)
     return folder != null && !name.toString().startsWith('/') && !name.toString().contains('://') ? folder.resolve(name.toString()) : path
-}
-
-// Refuse inputs that lie where a sample's results go, and a place that holds something else: a run replaces what is there.
-def check_apart(target, inputs) {
-    def inside = inputs.find { path -> path && "${real(path)}/".startsWith("${real(target)}/") }
-    if (inside) { exit(2, "${inside} lies in ${target}, where the results go; choose another outdir") }
-    if (target.exists() && !target.resolve('recipe.json').exists()) {
-        exit(2, "${target} exists and is no result of n4flow; remove it or choose another outdir")
-    }
-}
-
-def real(path) {
-    return path.toUri().scheme == 'file' ? path.toFile().canonicalPath : path.toUriString()
-}
-
-// Refuse a place that holds the result of another channel.
-def check_channel(target, channel) {
-    def metrics = target.resolve('metrics.json')
-    def held = metrics.exists() ? new groovy.json.JsonSlurper().parseText(metrics.text).parameters?.channel ?: 0 : channel ?: 0
-    if (held.toString() != (channel ?: 0).toString()) {
-        exit(2, "${target} holds the result of channel ${held}, and channel ${channel ?: 0} was asked for; choose another outdir, or remove that result")
-    }
 }
 
 // Results of samples, [meta, files], whose inputs are still as they were when the run began; a change ends the run.

@@ -34,6 +34,7 @@ USER_COMMANDS = {
 # Steps of the workflow that are no stage of the chain.
 OTHER_STEPS = {
     "probe-gpu": "Say whether a GPU works here.",
+    "remote-state": "Digest by which a change of a store at an address is noticed.",
     "provenance": "Settings, versions and digests of a run as an RO-Crate.",
     "warm-up": "Compile the kernels once, for an image or after an install.",
 }
@@ -41,7 +42,7 @@ STEPS = {stage.command: stage for stage in STAGES}
 # Modules of commands that share one; other stages estimate a correction, and other commands have one of their own name.
 MODULES = {
     **dict.fromkeys(("shrink", "plane-statistics", "render-slab"), "slabs"),
-    **dict.fromkeys(("versions", "probe-gpu", "provenance", "warm-up"), "run_info"),
+    **dict.fromkeys(("versions", "probe-gpu", "remote-state", "provenance", "warm-up"), "run_info"),
 }
 _tracebacks: list[bool] = []  # Holds an entry where the traceback of an error is asked for.
 LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow

@@ -33,6 +33,7 @@ def _finish(
     ] = None,
     recipe: RecipeDir = None,
     evidence: Evidence = None,
+    state: Annotated[str | None, typer.Option("--state", help="What remote-state said before the run.")] = None,
 ) -> None:
     from n4flow.corrections import proof
     from n4flow.corrections.recipe import Recipe
@@ -40,12 +41,14 @@ def _finish(
     from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_shards
     from n4flow.pipeline.finish import finish as finish_sample
     from n4flow.pipeline.parameters import resolve
-    from n4flow.pipeline.plan import completed, make_plan
+    from n4flow.pipeline.plan import check_state, completed, make_plan
 
     resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
     own = {name: settings[name] for name in settings_of("FINISH")}
     tissue = TissueSource.load(masks)
     plan = make_plan(image, resolved | own, sample, tissue.frame)
+    if state is not None:
+        check_state(plan, state)
     pieces = parts(slabs, "rendered")
     stores = create_stores(out, plan)
     for piece in pieces:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.options import as_step
-from n4flow.errors import GpuError
+from n4flow.commands.options import Image, as_step
+from n4flow.errors import GpuError, InputError
 from n4flow.pipeline.timing import dumps
 
 
@@ -51,6 +52,31 @@ def _probe_gpu(
         typer.echo(dumps(numbers))
 
 
+def _remote_state(
+    image: Image,
+    settings: Mapping[str, Any],
+    numbers: dict[str, Any],
+    answer: Annotated[
+        Path | None, typer.Option("--answer", help="Write the digest, or the fault, to a JSON file and end with 0.")
+    ] = None,
+) -> None:
+    """Digest the metadata of a store at an address and the entity tags of its files."""
+    from n4flow.io.open import open_volume
+
+    try:
+        read = {name: settings[name] for name in ("channel", "allow_missing_chunks")}
+        numbers["state"] = open_volume(image, require_voxel_um=False, **read).reader.state()
+    except InputError as error:
+        if answer is None:
+            raise
+        answer.write_text(dumps({"fault": str(error)}) + "\n", encoding="utf-8")
+        return
+    if answer is not None:
+        answer.write_text(dumps(numbers) + "\n", encoding="utf-8")
+    else:
+        typer.echo(numbers["state"])
+
+
 def _provenance(
     samples: Annotated[list[Path], typer.Argument(help="The checksums.json of each sample.")],
     run: Annotated[Path, typer.Option("--run", help="JSON file: command, inputs, and what the engine knows.")],
@@ -78,4 +104,5 @@ def _provenance(
 
 warm_up = as_step("WARM_UP", _warm_up)
 probe_gpu = as_step("PROBE_GPU", _probe_gpu)
+remote_state = as_step("REMOTE_STATE", _remote_state, ("voxel_um", "channel", "allow_missing_chunks"))
 provenance = as_step("PROVENANCE", _provenance)

@@ -39,7 +39,7 @@ def open_volume(
     Parameters
     ----------
     path : path
-        OME-Zarr 0.1 to 0.5 (a folder, zipped, or at an address: https, http, s3 or gs), a Zarr array, NIfTI, TIFF,
+        OME-Zarr 0.1 to 0.6 (a folder, zipped, or at an address: https, http, s3 or gs), a Zarr array, NIfTI, TIFF,
         NRRD, MHA or `.npy`; or a folder of planes, a folder of such folders, or a pattern such as `planes/*.tif`.
     level : int
         Pyramid level of an OME-Zarr image.

@@ -197,6 +197,20 @@ def make_plan(
         raise InputError(msg) from error
 
 
+def check_state(plan: Plan, seen: str) -> None:
+    """Refuse an input that is not as it was `seen` when the run began.
+
+    Raises
+    ------
+    InputError
+        What was estimated and what was corrected would be two volumes.
+    """
+    if plan.volume.reader.state() != seen:
+        said = "was changed during the run, so there is no result; run again"
+        msg = f"sample {plan.sample}: {plan.volume.source} {said}"
+        raise InputError(msg)
+
+
 def check_name(sample: str) -> None:
     """Refuse a sample name that cannot name a folder of results, or that a result has already.
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from n4flow.compute.threads import thread_limit
 from n4flow.corrections.recipe import Recipe
-from n4flow.errors import InputError
 from n4flow.io.address import Address, located
 from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
@@ -26,7 +25,7 @@ from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
-from n4flow.pipeline.plan import Plan, background, completed, make_plan
+from n4flow.pipeline.plan import Plan, background, check_state, completed, make_plan
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
@@ -128,10 +127,7 @@ def run(
             with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
                 log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
                 numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
-                if plan.volume.reader.state() != seen:
-                    said = "was changed during the run, so there is no result; run again"
-                    msg = f"sample {plan.sample}: {plan.volume.source} {said}"
-                    raise InputError(msg)
+                check_state(plan, seen)
             results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
         versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
         settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))

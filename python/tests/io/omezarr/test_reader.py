@@ -127,6 +127,55 @@ def test_axes_are_found_by_name(tmp_path, voxels, version, options, axes):
     assert np.array_equal(read, np.atleast_3d(array.T).T[:, 2:9, 5:])
 
 
+def systems(axes, transforms, output="intrinsic"):
+    """Return OME-Zarr 0.6 metadata: the axes are those of the coordinate system that the level leads to."""
+    described = [{"name": axis, "type": "space", "unit": MICRO} for axis in axes]
+    other = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "xyz"]
+    level = {"input": "0", "output": output, "type": "sequence", "transformations": transforms}
+    return {
+        "version": "0.6",
+        "multiscales": [
+            {
+                "coordinateSystems": [{"name": "world", "axes": other}, {"name": "intrinsic", "axes": described}],
+                "datasets": [{"path": "0", "coordinateTransformations": [level]}],
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [7, 7, 7], "input": "intrinsic", "output": "world"}
+                ],
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize("output", ["intrinsic", {"name": "intrinsic"}])
+@pytest.mark.parametrize("axes", ["zyx", "xyz", "yzx"])
+def test_coordinate_systems_of_ome_zarr_0_6(tmp_path, voxels, axes, output):
+    order = ["zyx".index(axis) for axis in axes]
+    size, place = {"z": 25.0, "y": 10.0, "x": 6.5}, {"z": 3.0, "y": 0.0, "x": -2.0}
+    transforms = [
+        {"type": "scale", "scale": [size[axis] for axis in axes]},
+        {"type": "translation", "translation": [place[axis] for axis in axes]},
+    ]
+    stored = voxels.transpose(order)
+    path = make(tmp_path / "s.zarr", stored, ome=systems(axes, transforms, output))
+    volume = open_volume(path)
+    assert (volume.voxel_um, volume.origin_um) == (size, place)
+    assert np.array_equal(volume.read(slice(None)), voxels)
+    assert np.array_equal(open_volume(path, voxel_um=(1, 1, 1)).read(slice(None)), voxels)
+
+
+def test_coordinate_systems_that_would_be_guessed_are_refused(tmp_path, voxels):
+    mapped = [{"type": "mapAxis", "mapAxis": [2, 1, 0]}]
+    path = make(tmp_path / "a.zarr", voxels, ome=systems("zyx", mapped))
+    with pytest.raises(InputError, match="has a level with a coordinate transformation mapAxis; expected scale"):
+        open_volume(path, voxel_um=(1, 1, 1))
+    path = make(tmp_path / "b.zarr", voxels, ome=systems("zyx", [], "array"))
+    with pytest.raises(InputError, match="leads to the coordinate system array, and there are world, intrinsic"):
+        open_volume(path, voxel_um=(1, 1, 1))
+    path = make(tmp_path / "c.zarr", voxels, ome={**systems("zyx", []), "version": "0.7"})
+    with pytest.raises(InputError, match="is of OME-Zarr version 0.7; 0.1 to 0.6 are read"):
+        open_volume(path, voxel_um=(1, 1, 1))
+
+
 def test_channels_by_label(tmp_path, voxels):
     ome = {"multiscales": [multiscale("czyx")], "omero": {"channels": [{"label": "auto"}, {"label": "signal"}]}}
     path = make(tmp_path / "s.zarr", np.stack([voxels, voxels // 2]), ome=ome, chunks=(1, 5, 8, 16))

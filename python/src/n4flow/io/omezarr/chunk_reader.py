@@ -44,17 +44,13 @@ class ChunkReader:
         self.files = FileGrid.of(array)
         self._absent = absent
         self._array = array
-        self._remote = None
-        if isinstance(path, Address):
-            from n4flow.io.omezarr.remote import RemoteStore
-
-            self._remote = RemoteStore(path / array.path)
-        self._folder = path / array.path if path.is_dir() else None
-        place: Any = None
+        self._remote, self._folder, place = None, path / array.path if path.is_dir() else None, None
         if self._folder is not None:
             place = {"driver": "file", "path": f"{self._folder.absolute()}/"}
-        elif self._remote is not None:
-            place = self._remote.files.spec().to_json()
+        elif isinstance(path, Address):
+            from n4flow.io.omezarr.remote import RemoteStore, specification
+
+            self._remote, place = RemoteStore(path / array.path), specification(path / array.path)
         # An absent chunk of a shard is the fill value, an absent shard is none.
         self._filled = self._remote is None or array.shards is not None or bool(absent)
         self._store = None if place is None else _open(place, array, fill_missing_data_reads=self._filled)

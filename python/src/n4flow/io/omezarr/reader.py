@@ -1,10 +1,11 @@
-"""Read OME-Zarr 0.1 to 0.5 and plain Zarr arrays, of Zarr v2 and v3, from a folder or a zip file."""
+"""Read OME-Zarr 0.1 to 0.6 and plain Zarr arrays, of Zarr v2 and v3, from a folder or a zip file."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from n4flow.io.omezarr.chunk_reader import ChunkReader
 from n4flow.io.omezarr.damage import ABSENT, faulty_files, most_bytes
 from n4flow.io.reader import Reader, check_dtype
 
+KNOWN = re.compile(r"0\.[1-6](\D|$)|unknown$")  # Versions of OME-Zarr
 MOST_METADATA = 2**26  # Bytes; those of real stores have some kilobytes.
 MOST_FILES = 10**9  # Of one array.
 MOST_NAMED = 1000  # Faulty files that are looked for before the store is refused.
@@ -288,19 +290,24 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
             return find_level(path, _only_child(path, node, ome), level)
         multiscale = multiscales[0]
         paths = [dataset["path"] for dataset in multiscale["datasets"]]
+        version = str(ome.get("version") or multiscale.get("version") or "unknown")
+        if not KNOWN.match(version):
+            msg = f"{path} is of OME-Zarr version {version}; 0.1 to 0.6 are read, so convert it to one of them"
+            raise InputError(msg)
         own, channels = attributes.get("n4flow"), (ome.get("omero") or {}).get("channels") or []
         described = {
-            "axes": [_axis(axis) for axis in multiscale.get("axes") or []],
+            "axes": [_axis(axis) for axis in _axes(path, multiscale, level) or []],
             "labels": [str(channel.get("label", i)) for i, channel in enumerate(channels)],
-            "version": str(ome.get("version") or multiscale.get("version") or "unknown"),
+            "version": version,
             "levels": len(paths),
             "extra": dict(own) if isinstance(own, Mapping) else {},
         }
     if not 0 <= level < len(paths):
         msg = f"{path} has {len(paths)} pyramid levels, counted from 0, got level {level}"
         raise InputError(msg)
-    of_level = multiscale["datasets"][level].get("coordinateTransformations") or []
-    of_image = multiscale.get("coordinateTransformations") or []
+    of_level = list(_in_turn(multiscale["datasets"][level].get("coordinateTransformations") or []))
+    # Those of a whole image with coordinate systems lead to further ones.
+    of_image = [] if "coordinateSystems" in multiscale else multiscale.get("coordinateTransformations") or []
     array = open_node(path, "/".join(part for part in (node.path, paths[level]) if part))
     return array, {**described, "transforms": [*of_level, *of_image]}
 
@@ -316,6 +323,42 @@ def _well_formed(path: Path) -> Iterator[None]:
         fault = f"{type(error).__name__}: {error}"
         msg = f"{path} has OME-Zarr metadata of another form than the specification's ({fault}); write them again"
         raise InputError(msg) from error
+
+
+def _axes(path: Path, multiscale: Mapping[str, Any], level: int) -> Any:
+    """Return the axes of an image: its own, or in OME-Zarr 0.6 those of the coordinate system that a level leads to.
+
+    They are those of the array, in its order, where the level is scaled and shifted alone.
+    """
+    systems = multiscale.get("coordinateSystems")
+    if systems is None:
+        return multiscale.get("axes")
+    datasets = multiscale["datasets"]
+    transforms = datasets[min(max(level, 0), len(datasets) - 1)].get("coordinateTransformations") or []
+    for transform in _in_turn(transforms):
+        if transform.get("type") not in ("identity", "scale", "translation"):
+            kind = transform.get("type")
+            msg = f"{path} has a level with a coordinate transformation {kind}; expected scale and translation"
+            raise InputError(msg)
+    output = transforms[-1].get("output") if transforms else None
+    name = output.get("name") if isinstance(output, Mapping) else output
+    named = [system for system in systems if system["name"] == name]
+    if len(named) != 1:
+        listing = listed([str(system["name"]) for system in systems])
+        msg = (
+            f"{path} has a level that leads to the coordinate system {name}, and there are {listing}; name one of them"
+        )
+        raise InputError(msg)
+    return named[0]["axes"]
+
+
+def _in_turn(transforms: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield transformations, those of sequences one by one."""
+    for transform in transforms:
+        if transform.get("type") == "sequence":
+            yield from _in_turn(transform["transformations"])
+        else:
+            yield transform
 
 
 def _axis(axis: Any) -> dict[str, Any]:

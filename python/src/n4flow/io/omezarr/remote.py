@@ -30,13 +30,16 @@ def specification(address: Address) -> Any:
     The endpoint of another S3 service than Amazon's is taken from the environment, as Amazon's own tools do.
     """
     scheme, _, rest = str(address).partition("://")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if scheme != "s3" or not endpoint:
+    if scheme != "s3":
         return f"{address}/"
     bucket, _, path = rest.partition("/")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    place = {"bucket": bucket, "path": f"{path}/", "endpoint": f"{endpoint.rstrip('/')}/{bucket}"}
-    return {"driver": "s3", "aws_region": region, **place}
+    place: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": f"{path}/"}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        place.update(endpoint=endpoint, aws_region=region)
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # No look for files of credentials, which would be logged.
+        place["aws_credentials"] = {"type": "environment"}
+    return place
 
 
 class RemoteStore(Store):
@@ -53,6 +56,11 @@ class RemoteStore(Store):
         super().__init__(read_only=True)
         self.address = address
         self.files = tensorstore.KvStore.open(specification(address), context=shared_context(thread_limit())).result()
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    __repr__ = __str__
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteStore) and self.address == other.address

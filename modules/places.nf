@@ -1,0 +1,23 @@
+// Places of results: what lies there, and may a run replace it?
+
+// Refuse inputs that lie where a sample's results go, and a place that holds something else: a run replaces what is there.
+def check_apart(target, inputs) {
+    def inside = inputs.find { path -> path && "${real(path)}/".startsWith("${real(target)}/") }
+    if (inside) { exit(2, "${inside} lies in ${target}, where the results go; choose another outdir") }
+    if (target.exists() && !target.resolve('recipe.json').exists()) {
+        exit(2, "${target} exists and is no result of n4flow; remove it or choose another outdir")
+    }
+}
+
+// Refuse a place that holds the result of another channel.
+def check_channel(target, channel) {
+    def metrics = target.resolve('metrics.json')
+    def held = metrics.exists() ? new groovy.json.JsonSlurper().parseText(metrics.text).parameters?.channel ?: 0 : channel ?: 0
+    if (held.toString() != (channel ?: 0).toString()) {
+        exit(2, "${target} holds the result of channel ${held}, and channel ${channel ?: 0} was asked for; choose another outdir, or remove that result")
+    }
+}
+
+def real(path) {
+    return path.toUri().scheme == 'file' ? path.toFile().canonicalPath : path.toUriString()
+}
