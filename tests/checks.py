@@ -38,7 +38,7 @@ from n4flow.sections import SectionTable
 from n4flow.statistics.histograms import HistogramFiles
 from n4flow.statistics.shrunken import ShrunkenFiles
 
-PLANES = 16  # of a slab, as in the test profile
+PLANES = 24  # of a slab, as in the test profile
 
 
 class Case:
@@ -105,13 +105,13 @@ def phantom(case: Case, files: Sequence[Path]) -> None:
 
 
 def inspect(case: Case, files: Sequence[Path]) -> None:
-    """Slabs of whole sections, batches of two of them, and room for what will be held."""
+    """Slabs of whole sections, batches of three of them, and room for what will be held."""
     (plan,) = [json.loads(file.read_text()) for file in files]
     assert plan["shape"] == list(case.observed.shape)
     assert plan["voxel_um"] == {"z": 50, "y": 25, "x": 25}
     assert (plan["shrink"], plan["slab_planes"]) == (2, PLANES)
-    assert plan["slabs"] == [[0, 16], [16, 32], [32, 40]]
-    assert plan["batches"] == [[0, 2], [2, 4], [4, 5]]
+    assert plan["slabs"] == [[0, 24], [24, 40]]
+    assert plan["batches"] == [[0, 3], [3, 5]]
     for name, size in plan["memory_bytes"].items():
         below(1e8, size, 2e9, f"memory of {name}")
 
@@ -306,7 +306,7 @@ def make(folder: Path) -> None:
     (folder / "results").mkdir(parents=True)
     image, table = folder / "phantom.ome.zarr", folder / "phantom.sections.tsv"
     steps = [f"phantom {image} --truth {folder}/truth"]
-    plan = f"--sections {table} --shrink 2 --sections-per-task 2 --slab-planes {PLANES}"
+    plan = f"--sections {table} --shrink 2 --sections-per-task 3 --slab-planes {PLANES}"
     steps.append(f"inspect {image} --sample phantom {plan} --answer {folder}/plan.json")
     slabs = [(f"{z:06d}", f"--planes {z}:{min(z + PLANES, 40)}") for z in range(0, 40, PLANES)]
     for name in ("shrunken", "histograms", "slabs", "0", "1", "2", "3", "4"):
@@ -320,7 +320,7 @@ def make(folder: Path) -> None:
     )
     common = f"--masks {folder}/masks.npz --sections {table} --voxel-um '50 25 25'"
     common += " --iterations 50,50,50,50 --tolerance 0.001 --backend cpu"
-    for batch in ("0:2", "2:4", "4:5"):
+    for batch in ("0:3", "3:5"):
         name = f"20_bias_sections.{int(batch[0]):06d}"
         to = f"--out {folder}/0/{name}.npz --json {folder}/1/{name}.json"  # PROVE writes what is kept of the field to 1
         steps.append(f"n4-sections {folder}/shrunken {common} --batch {batch} {to}")

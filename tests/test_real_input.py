@@ -39,8 +39,8 @@ def own(template: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     return n4flow.open_volume(result.samples[0].store).read(slice(None))
 
 
-@pytest.mark.parametrize("kind", ["t1.nii.gz", "v4.ome.zarr", "v5.ome.zarr"])
-def test_the_template_gives_the_same_voxels_from_every_format(
+@pytest.mark.parametrize("kind", ["t1.nii.gz", "v4.ome.zarr"])  # the phantom is of version 0.5
+def test_the_template_gives_the_same_voxels_from_other_formats(
     workflow: Run, template: Path, own: np.ndarray, tmp_path: Path, kind: str
 ):
     image, options = tmp_path / kind, []
@@ -48,7 +48,7 @@ def test_the_template_gives_the_same_voxels_from_every_format(
         image, options = template, ["--voxel_um", "2000 2000 2000"]
     else:
         volume = n4flow.open_volume(template, voxel_um=(2000, 2000, 2000))
-        write_volume(image, volume.read(slice(None)), like=volume, ome_zarr_version="0.4" if "v4" in kind else "0.5")
+        write_volume(image, volume.read(slice(None)), like=volume, ome_zarr_version="0.4")
     settings = [text for name, value in PARAMETERS.items() for text in (f"--{name}", str(value))]
     run = workflow("--input", image, *settings, *options)
     sample = image.name.partition(".")[0]

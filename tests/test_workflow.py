@@ -35,7 +35,6 @@ PROCESSES = {
     "PUBLISH",
     "PROVENANCE",
 }
-TEST_PROFILE = {"shrink": 2, "sections_per_task": 2, "slab_planes": 16}
 PLAIN = {"bias": "off", "normalize": "false", "match": "off", "smooth_z": 0}
 
 
@@ -97,26 +96,15 @@ def test_resume_runs_what_a_changed_parameter_touches_and_nothing_else(phantom_r
     assert first != other
 
 
-def test_a_changed_chunk_of_the_input_runs_the_sample_again(workflow: Run, tmp_path: Path):
+def test_what_is_written_does_not_touch_what_was_read(workflow: Run, tmp_path: Path):
     volume = np.random.default_rng(1).uniform(10, 200, (6, 40, 50)).astype(np.float32)
     from n4flow.io.writers import write_volume
 
     write_volume(tmp_path / "in.ome.zarr", volume, voxel_um=(10, 5, 5))
     arguments = ["--input", tmp_path / "in.ome.zarr", *options(PLAIN), "-resume"]
     workflow(*arguments)
-    chunk = max((p for p in (tmp_path / "in.ome.zarr" / "0").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     again = workflow(*arguments, "--dtype", "uint8")
     assert again.ran("CACHED") >= {"SHRINK", "TISSUE_MASK"}  # though INSPECT foresees other memory for RENDER
-    chunk.write_bytes(chunk.read_bytes())  # the same bytes at another time
-    assert workflow(*arguments).ran() >= {"INSPECT", "SHRINK", "RENDER", "FINISH"}
-
-
-def test_everything_off_is_a_bit_identical_passthrough(workflow: Run, phantom_run: PhantomRun):
-    run = workflow("--input", phantom_run.phantom, "--dtype", "input", *options(PLAIN))
-    before, after = n4flow.open_volume(phantom_run.phantom), n4flow.open_volume(store(run.outdir))
-    assert after.dtype == before.dtype
-    assert after.digest() == before.digest()
-    assert "PLANE_STATISTICS" not in run.ran()
 
 
 def test_an_image_in_several_tiff_files_gives_the_voxels_of_one_store(workflow: Run, tmp_path: Path):
@@ -143,7 +131,7 @@ def test_an_image_in_several_tiff_files_gives_the_voxels_of_one_store(workflow: 
         planes = values[2 * i : 2 * i + 2]
         tifffile.imwrite(tmp_path / "scan" / name, planes, description=ome, metadata=None, photometric="minisblack")
     write_volume(tmp_path / "brain_0.ome.zarr", values, voxel_um=(10, 5, 5))
-    settings = {"sections": 3, "iterations": "3,3", "backend": "cpu", "shrink": 1}
+    settings = {**PLAIN, "shrink": 1}
     one = n4flow.run(tmp_path / "brain_0.ome.zarr", tmp_path / "one", **settings)
     several = workflow("--input", tmp_path / "scan" / names[0], *options(settings))
     for name in ("brain_0.ome.zarr", "mask.ome.zarr"):
@@ -173,24 +161,27 @@ def test_folders_of_planes_are_staged_as_one_folder(workflow: Run, tmp_path: Pat
     assert workflow(*arguments, "-resume").ran() >= {"INSPECT", "SHRINK", "RENDER"}
 
 
-def test_two_samples_of_a_sheet_keep_apart(workflow: Run, tmp_path: Path):
+def test_two_samples_of_a_sheet_keep_apart_and_with_everything_off_their_bits(workflow: Run, tmp_path: Path):
     from n4flow.io.writers import write_volume
 
     rng = np.random.default_rng(2)
     volumes = {
-        name: rng.uniform(10, 200, (planes, 40, 50)).astype(np.float32) for name, planes in [("a", 6), ("b", 40)]
+        "a": rng.uniform(10, 200, (6, 40, 50)).astype(np.float32),
+        "b": np.pad(rng.integers(1, 60000, (40, 32, 41)).astype(np.uint16), ((0, 0), (3, 5), (9, 0))),
     }
     for name, volume in volumes.items():
         write_volume(tmp_path / f"volume {name}.npy", volume)
     (tmp_path / "samples.csv").write_text(
         "sample,image,sections,voxel_um\na,volume a.npy,2,10 5 5\nb,volume b.npy,5,20 4 4\n"
     )
-    run = workflow("--input", tmp_path / "samples.csv", *options(PLAIN))
+    run = workflow("--input", tmp_path / "samples.csv", "--dtype", "input", *options(PLAIN))
     for name, size in [("a", 10), ("b", 20)]:
         written = n4flow.open_volume(store(run.outdir, name))
+        assert written.dtype == volumes[name].dtype
         assert np.array_equal(written.read(slice(None)), volumes[name])
         assert written.voxel_um["z"] == size
     assert len((run.outdir / "b" / "sections.tsv").read_text().splitlines()) == 1 + 5
+    assert "PLANE_STATISTICS" not in run.ran()
 
 
 def test_two_pass_fits_sections_and_volume(phantom_run: PhantomRun):
@@ -207,7 +198,8 @@ def test_two_pass_fits_sections_and_volume(phantom_run: PhantomRun):
 def test_auto_that_takes_the_cpu_with_the_gpu_profile_says_so(phantom_run: PhantomRun):
     skip_with_gpu()
     outdir = phantom_run.first.outdir.parent / "fallback"
-    run = phantom_run.workflow("-resume", "--backend", "auto", "--iterations", "5", profile="gpu,test", outdir=outdir)
+    asked = options(PLAIN | {"bias": "volume", "backend": "auto", "iterations": "5"})
+    run = phantom_run.workflow("-resume", *asked, profile="gpu,test", outdir=outdir)
     assert "N4_VOLUME" in run.ran()
     assert "PROBE_GPU" not in run.ran()
     assert "sample phantom: backend auto took the CPU, as no GPU works in its task" in run.output
@@ -232,10 +224,11 @@ def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phan
     assert str(flat) in crate["inputs"]
 
 
-def test_the_other_parser_gives_the_same_voxels(phantom_run: PhantomRun):
-    run = phantom_run.workflow(parser="v2", outdir=phantom_run.first.outdir.parent / "strict")
-    first, other = (n4flow.open_volume(store(run.outdir)).digest() for run in (phantom_run.first, run))
-    assert first == other
+def test_the_other_parser_runs_the_same_tasks(phantom_run: PhantomRun):
+    """A task that was given another input, or another script, would not be taken over."""
+    run = phantom_run.workflow("-resume", parser="v2")
+    assert run.ran("CACHED") == PROCESSES - {"PUBLISH"}
+    assert run.ran() == {"PUBLISH"}
 
 
 @pytest.mark.parametrize(
@@ -251,17 +244,13 @@ def test_a_process_is_given_the_parameters_that_the_schema_lists_for_it(phantom_
         assert {name: given[name] for name in names} == {name: settled[name] for name in names}
 
 
-def test_stubs_run(workflow: Run):
-    run = workflow("-stub-run", "--bias", "two_pass", "--backend", "gpu")
-    assert run.ran() == PROCESSES | {"PHANTOM", "PROBE_GPU", "N4_VOLUME"}
-
-
-@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset to take cores away with")
-def test_a_machine_of_one_core_runs_tasks_that_ask_for_two(nextflow: str, tmp_path: Path):
+def test_stubs_run_on_a_machine_of_one_core_though_tasks_ask_for_two(nextflow: str, tmp_path: Path):
     alone = tmp_path / "nextflow"
-    alone.write_text(f'#!/bin/sh\nexec taskset -c {min(os.sched_getaffinity(0))} "{nextflow}" "$@"\n')
+    core = f"taskset -c {min(os.sched_getaffinity(0))} " if shutil.which("taskset") else ""
+    alone.write_text(f'#!/bin/sh\nexec {core}"{nextflow}" "$@"\n')
     alone.chmod(0o755)
-    assert runner(str(alone), tmp_path)("-stub-run").ran() == PROCESSES | {"PHANTOM"}
+    run = runner(str(alone), tmp_path)("-stub-run", "--bias", "two_pass", "--backend", "gpu")
+    assert run.ran() == PROCESSES | {"PHANTOM", "PROBE_GPU", "N4_VOLUME"}
 
 
 def faults(folder: Path) -> list[tuple[str, list[str], str]]:
@@ -273,15 +262,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     write_volume(good, volume, voxel_um=(10, 5, 5))
     np.save(flat, volume)
     write_volume(folder / "mask.ome.zarr", volume[:, :, :20].astype(np.uint8), voxel_um=(10, 5, 5))
-    (folder / "text.nii").write_text("no image")
     write_volume(folder / "two.mhd", volume, voxel_um=(10, 5, 5))
-    for name, rows in [
-        ("gap", "a,0,3\nb,4,8"),
-        ("overlap", "a,0,5\nb,4,8"),
-        ("twice", "a,0,4\na,4,8"),
-        ("short", "a,0,6"),
-    ]:
-        (folder / f"{name}.csv").write_text(f"id,z_start,z_stop\n{rows}\n")
     np.save(folder / "bob's.npy", volume)
     np.save(folder / "theirs.npy", volume)
     (folder / "results" / "theirs").mkdir(parents=True)
@@ -294,12 +275,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         ("choice", [*at, "--match", "sections"], "parameter match must be off, section or plane, got 'sections'"),
         ("missing", ["--input", str(folder / "none.zarr")], "parameter input: "),
         ("two files", ["--input", str(folder / "two.mhd")], "keeps its voxels in another file, which tasks do not see"),
-        ("no volume", ["--input", str(folder / "text.nii")], "sample text: "),
         ("no size", ["--input", str(flat)], "sample no size: "),
-        ("gap", [*at, "--sections", str(folder / "gap.csv")], "planes 3 to 3 before row 2 are in no section"),
-        ("overlap", [*at, "--sections", str(folder / "overlap.csv")], "rows 1 and 2 overlap in planes 4 to 4"),
-        ("twice", [*at, "--sections", str(folder / "twice.csv")], "rows 1 and 2 have the same id 'a'"),
-        ("short", [*at, "--sections", str(folder / "short.csv")], "planes 6 to 7 are in no section"),
         ("mask", [*at, "--mask", str(folder / "mask.ome.zarr")], "has the shape (8, 20, 20), and the image"),
         ("name", ["--input", str(folder / "bob's.npy")], "sample name 'bob's' must be letters, digits, spaces and"),
         ("shell", [*at, "--voxel_um", "1 2 3'; touch owned; '"], "parameter voxel_um must be three positive numbers"),
@@ -326,10 +302,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
 # What the head process finds ends with 2, what a task finds with 1, as tasks of other samples are stopped first.
 EARLY = "unknown,range,choice,missing,two files,harmonize,sections,name,shell,inside,not ours"
 CODES = dict.fromkeys(EARLY.split(","), 2) | {"gpu": 3}
-FAULTS = (
-    "unknown,range,choice,missing,two files,no volume,no size,gap,overlap,twice,short,mask,name,shell,inside,"
-    "not ours,harmonize,sections,gpu"
-)
+FAULTS = EARLY + ",no size,mask,gpu"  # of what INSPECT finds one without and one with a file beside the image
 
 
 @pytest.mark.parametrize("name", FAULTS.split(","))
