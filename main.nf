@@ -6,6 +6,7 @@ include { read_samples; sample_of } from './modules/samples'
 include { add; answer; batches_of; gather; inputs; slabs_of } from './modules/channels'
 include { as_json; described; tools } from './modules/run_info'
 include { explain } from './modules/failure'
+include { hold; release } from './modules/folders'
 include { has_gpu; tell_fallback } from './modules/gpu'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
@@ -23,7 +24,7 @@ include { MATCH_HISTOGRAMS } from './modules/match_histograms'
 include { SMOOTH_Z         } from './modules/smooth_z'
 include { RENDER           } from './modules/render'
 include { FINISH           } from './modules/finish'
-include { PUBLISH; tell_verdict } from './modules/publish'
+include { PUBLISH; tell_published } from './modules/publish'
 include { PROVENANCE       } from './modules/provenance'
 
 workflow {
@@ -46,6 +47,9 @@ workflow {
         samples = channel.fromList(read_samples(params)).combine(device).map { meta, sample, _device -> [meta, sample] }
     }
     given = samples
+    outdir = file(params.outdir, glob: false)
+    lock = hold(outdir)
+    workflow.onComplete = { release(outdir, lock) }
 
     INSPECT(inputs(samples, 'INSPECT', ['image', 'mask', 'table', 'flat']), options(settings, 'INSPECT'))
     plans = INSPECT.out.plan.map { meta, plan, background, flagged -> [meta, answer(plan), background, flagged] }
@@ -100,9 +104,9 @@ workflow {
     FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'evidence', 'slabs']), as_json(settings))
 
     // results appear in outdir in one piece, and then what they came from
-    PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)
-    PUBLISH.out.published.subscribe { meta, folder -> tell_verdict(meta, folder) }
-    done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
+    PUBLISH(FINISH.out.results, outdir, params.publish_mode)
+    FINISH.out.results.join(PUBLISH.out.published).subscribe { meta, results, numbers -> tell_published(meta, results, numbers) }
+    done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _numbers -> checksums }.toSortedList()
     PROVENANCE(done, described(workflow, given), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 
     workflow.onError = { explain(workflow.exitStatus, workflow.errorReport)?.with { sentence -> log.error(sentence) } }

@@ -31,6 +31,7 @@ USER_COMMANDS = {
 # Steps of the workflow that are no stage of the chain.
 OTHER_STEPS = {
     "probe-gpu": "Say whether a GPU works here.",
+    "publish": "Put a sample's results in place: links, clones or copies, all or nothing.",
     "provenance": "Settings, versions and digests of a run as an RO-Crate.",
     "warm-up": "Compile the kernels once, for an image or after an install.",
 }
