@@ -5,18 +5,21 @@ def hold(outdir) {
     if (outdir.toUri().scheme != 'file') { exit(2, "parameter outdir must be a folder of a file system that all tasks see, got ${outdir.toUriString()}") }
     def place = outdir.resolve('.pipeline_info.n4flow/lock')
     place.parent.mkdirs()
-    def channel = java.nio.channels.FileChannel.open(place, [java.nio.file.StandardOpenOption.CREATE, java.nio.file.StandardOpenOption.WRITE] as Set)
+    def channel = null
+    try {
+        channel = java.nio.channels.FileChannel.open(place, [java.nio.file.StandardOpenOption.CREATE, java.nio.file.StandardOpenOption.WRITE] as Set)
+    } catch (IOException fault) { exit(2, "parameter outdir: ${outdir} cannot be written to (${fault.message}); choose another folder") }
+    def me = "process ${ProcessHandle.current().pid()} on ${InetAddress.localHost.hostName}"
     try {
         if (!channel.tryLock()) {
             exit(2, "parameter outdir: ${outdir} is being written by ${place.text ?: 'another run'}; wait until that ends, or choose another outdir")
         }
+        channel.truncate(0)
+        channel.write(java.nio.ByteBuffer.wrap(me.bytes))
     } catch (IOException fault) {
-        log.warn("${outdir} has no locks (${fault.message}); let no other run write there")
+        log.warn("${outdir} cannot be locked (${fault.message}); let no other run write there")
         return channel
     }
-    def me = "process ${ProcessHandle.current().pid()} on ${InetAddress.localHost.hostName}"
-    channel.truncate(0)
-    channel.write(java.nio.ByteBuffer.wrap(me.bytes))
     // Its last owner may just have removed the file. To read it in this process would end the lock.
     if (['cat', place.toString()].execute().text == me) { return channel }
     channel.close()
