@@ -7,6 +7,7 @@ include { add; answer; batches_of; gather; inputs; slabs_of } from './modules/ch
 include { unchanged } from './modules/paths'
 include { as_json; described; tools } from './modules/run_info'
 include { explain } from './modules/failure'
+include { hold; release } from './modules/folders'
 include { has_gpu; tell_fallback } from './modules/gpu'
 include { PHANTOM          } from './modules/phantom'
 include { PROBE_GPU        } from './modules/probe_gpu'
@@ -25,7 +26,7 @@ include { MATCH_HISTOGRAMS } from './modules/match_histograms'
 include { SMOOTH_Z         } from './modules/smooth_z'
 include { RENDER           } from './modules/render'
 include { FINISH           } from './modules/finish'
-include { PUBLISH; tell_verdict } from './modules/publish'
+include { PUBLISH; tell_published } from './modules/publish'
 include { PROVENANCE       } from './modules/provenance'
 
 workflow {
@@ -50,6 +51,9 @@ workflow {
     REMOTE_STATE(samples.filter { _meta, sample -> sample.volume.address }.map { meta, sample -> [meta, sample.volume] })
     samples = with_states(samples, REMOTE_STATE.out.state)
     given = samples
+    outdir = file(params.outdir, glob: false)
+    lock = hold(outdir)
+    workflow.onComplete = { release(outdir, lock) }
 
     INSPECT(inputs(samples, 'INSPECT', ['image', 'mask', 'table', 'flat']), options(settings, 'INSPECT'))
     plans = INSPECT.out.plan.map { meta, plan, background, flagged -> [meta, answer(plan), background, flagged] }
@@ -104,9 +108,9 @@ workflow {
     FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'evidence', 'slabs']), as_json(settings))
 
     // results appear in outdir in one piece, and then what they came from
-    PUBLISH(unchanged(FINISH.out.results, samples), params.outdir, params.publish_mode)
-    PUBLISH.out.published.subscribe { meta, folder -> tell_verdict(meta, folder) }
-    done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
+    PUBLISH(unchanged(FINISH.out.results, samples), outdir, params.publish_mode)
+    FINISH.out.results.join(PUBLISH.out.published).subscribe { meta, results, numbers -> tell_published(meta, results, numbers) }
+    done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _numbers -> checksums }.toSortedList()
     PROVENANCE(done, described(workflow, given), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 
     workflow.onError = { explain(workflow.exitStatus, workflow.errorReport)?.with { sentence -> log.error(sentence) } }

@@ -71,6 +71,8 @@ def test_a_locked_container_gives_the_voxels_of_this_machine(
     for path in [near, *near.rglob("*")]:
         path.chmod(0o755)  # that user sees what is everybody's alone
     (near / "locked.config").write_text(CONFIG.format(image=name, options=LOCKED))
+    (near / "results").mkdir()
+    (near / "results").chmod(0o777)
     inputs = ["--input", near / "phantom.ome.zarr", "--sections", near / "phantom.sections.tsv"]
     run = runner(nextflow, near)(*inputs, "-c", near / "locked.config", profile="docker,test", environment=docker)
     assert run.ran() == phantom_run.first.ran()

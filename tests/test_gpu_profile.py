@@ -44,7 +44,7 @@ def jobs(folder: Path) -> dict[str, str]:
 
 
 GPU_TASKS = {"PROBE_GPU", "N4_VOLUME"}
-CPU_TASKS = {"SHRINK", "TISSUE_MASK", "N4_SECTIONS", "PLANE_STATISTICS", "NORMALIZE", "RENDER", "FINISH"}
+CPU_TASKS = {"SHRINK", "TISSUE_MASK", "N4_SECTIONS", "PLANE_STATISTICS", "NORMALIZE", "RENDER", "FINISH", "PUBLISH"}
 
 
 @pytest.mark.engine
@@ -64,6 +64,8 @@ def test_slurm_and_apptainer(workflow: Run, tmp_path: Path, monkeypatch: pytest.
     workflow("-stub-run", "-c", quick, *settings, profile="gpu,slurm,apptainer,test")
     rendered = jobs(tmp_path)
     assert set(rendered) >= GPU_TASKS | CPU_TASKS
+    bound = re.findall(r"-B (\S+)", rendered["PUBLISH"])
+    assert any((tmp_path / "results").is_relative_to(place) for place in bound), "PUBLISH does not see outdir"
     for name, text in rendered.items():
         container = re.search(r"apptainer exec (.*?) /bin/bash", text)
         options = container[1] if container else ""

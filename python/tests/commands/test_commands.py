@@ -256,3 +256,25 @@ def test_a_command_keeps_an_arena_of_memory_for_each_core(tmp_path, asked, expec
     environment |= {"MALLOC_ARENA_MAX": asked} if asked else {}
     subprocess.run([sys.executable, "-c", ARENAS, tmp_path / "info.xml"], env=environment, check=True)
     assert (tmp_path / "info.xml").read_text().count("<heap nr=") == min(expected, 9)  # of eight threads and the first
+
+
+def test_publish_says_what_came_in_which_way(tmp_path, capsys):
+    """Into the folder that a link names, as a task has it."""
+    source, numbers = tmp_path / "made" / "brain", tmp_path / "numbers.json"
+    (source / "store").mkdir(parents=True)
+    for name, text in (("recipe.json", "{}"), ("checksums.json", "{}"), ("store/0", "voxels")):
+        (source / name).write_text(text)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "outdir").symlink_to("results")
+    asked = ["publish", source, tmp_path / "outdir", "--link", "--threads", "1", "--json", numbers]
+    assert ended(asked) == 0
+    place = tmp_path / "results" / "brain"
+    assert capsys.readouterr().out == f"3 files, 0.000 GB in {place}: 3 linked\n"
+    said = json.loads(numbers.read_text())
+    assert (said["files"], said["bytes"], said["linked"]) == (3, 2 + 2 + 6, 3)
+    assert os.path.samefile(place / "store" / "0", source / "store" / "0")
+    assert ended(asked) == 0
+    assert capsys.readouterr().out.endswith(": 3 kept\n")
+    (place / "recipe.json").unlink()
+    assert ended(asked) == 2
+    assert "brain exists and is no result of n4flow" in capsys.readouterr().err
