@@ -66,7 +66,8 @@ lint: set-up ## ruff, mypy, nextflow lint
 	@$(USE) mypy --config-file python/pyproject.toml python/src
 	@$(USE) nextflow lint main.nf modules conf nextflow.config nf-test.config  # results hold a copy of main.nf
 
-format: $(VENV)/.package ## Format the Python code
+format: $(VENV)/.package ## Format the Python code, and copy the package's schema to where launch platforms look for it
+	@cp python/src/n4flow/nextflow_schema.json nextflow_schema.json
 	@$(USE) ruff check --fix-only .
 	@$(USE) ruff format .
 

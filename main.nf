@@ -4,7 +4,7 @@
 include { check_parameters; options } from './modules/parameters'
 include { read_samples; sample_of } from './modules/samples'
 include { add; answer; batches_of; gather; inputs; slabs_of } from './modules/channels'
-include { as_json; described; tools } from './modules/run_info'
+include { as_json; described; results_of; tools } from './modules/run_info'
 include { explain } from './modules/failure'
 include { has_gpu; tell_fallback } from './modules/gpu'
 include { PHANTOM          } from './modules/phantom'
@@ -102,6 +102,8 @@ workflow {
     // results appear in outdir in one piece, and then what they came from
     PUBLISH(FINISH.out.results, params.outdir, params.publish_mode)
     PUBLISH.out.published.subscribe { meta, folder -> tell_verdict(meta, folder) }
+    names = PUBLISH.out.published.map { meta, _published -> meta.id }.toSortedList()
+    names.subscribe { ids -> results_of(ids, params.outdir).with { table -> if (table) { log.info(table) } } }
     done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _folder -> checksums }.toSortedList()
     PROVENANCE(done, described(workflow, given), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 

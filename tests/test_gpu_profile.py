@@ -152,7 +152,7 @@ def test_the_profile_alone_asks_for_the_field_of_the_volume_and_uses_each_gpu_of
     # what the task ran first, by two tasks at once, and by one after them
     text = jobs(tmp_path)["N4_VOLUME"]
     assert "flock" not in jobs(tmp_path)["RENDER"]
-    choice = text[text.index("devices=${CUDA") :].partition("\ndone")[0] + "\ndone"
+    choice = re.search(r"devices=\$\{CUDA.*?\n *done\n", text, re.DOTALL)[0]
     command = ["bash", "-euc", f"{choice}\necho $CUDA_VISIBLE_DEVICES; read line"]
     tasks = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert sorted(task.stdout.readline() for task in tasks) == ["1\n", "3\n"]
