@@ -9,6 +9,8 @@ OUTDIR ?= results
 INPUT  ?=
 PROFILE ?= test
 ARGS   ?=
+ENGINE  ?= docker
+VERSION  = $(shell sed -n 's/^version = "\(.*\)"/\1/p' python/pyproject.toml)
 # The first Python that is recent enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
             "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
@@ -64,7 +66,8 @@ lint: set-up ## ruff, mypy, nextflow lint
 	@$(USE) mypy --config-file python/pyproject.toml python/src
 	@$(USE) nextflow lint main.nf modules conf nextflow.config nf-test.config  # results hold a copy of main.nf
 
-format: $(VENV)/.package ## Format the Python code
+format: $(VENV)/.package ## Format the Python code, and copy the package's schema to where launch platforms look for it
+	@cp python/src/n4flow/nextflow_schema.json nextflow_schema.json
 	@$(USE) ruff check --fix-only .
 	@$(USE) ruff format .
 
@@ -91,9 +94,13 @@ package: | $(VENV)/bin/python ## Build the wheel and the source archive into pyt
 	@$(LOCKED) --requirement python/requirements-build.lock
 	@cd python && rm -rf dist && '$(abspath $(VENV))/bin/hatchling' build
 
-images: ## Build both container images with docker
-	docker build --tag n4flow:cpu --file containers/cpu/Dockerfile .
-	docker build --tag n4flow:cuda --file containers/cuda/Dockerfile .
+images: ## Build both container images with docker (ENGINE=podman), and as .sif files for Apptainer (SIF=1)
+	for kind in cpu cuda; do \
+	    $(ENGINE) build --tag n4flow:$$kind --label org.opencontainers.image.version='$(VERSION)' \
+	        --label org.opencontainers.image.revision="$$(git describe --always --dirty 2>/dev/null)" \
+	        --file containers/$$kind/Dockerfile . || exit; \
+	    if [ -n '$(SIF)' ]; then $(ENGINE) save --output n4flow-$$kind.tar n4flow:$$kind \
+	        && apptainer build --force n4flow-$$kind.sif docker-archive:n4flow-$$kind.tar && rm n4flow-$$kind.tar || exit; fi; done
 
 clean: ## Remove everything that was made, but no results
 	rm -rf "$(VENV)" "$(STATE)" .nextflow .nextflow.log* .nf-test .mypy_cache .pytest_cache .ruff_cache

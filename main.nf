@@ -5,7 +5,7 @@ include { check_parameters; options } from './modules/parameters'
 include { read_samples; sample_of } from './modules/samples'
 include { add; answer; batches_of; gather; inputs; slabs_of } from './modules/channels'
 include { unchanged } from './modules/paths'
-include { as_json; described; tools } from './modules/run_info'
+include { as_json; described; results_of; tools } from './modules/run_info'
 include { explain } from './modules/failure'
 include { hold; release } from './modules/folders'
 include { has_gpu; tell_fallback } from './modules/gpu'
@@ -109,7 +109,9 @@ workflow {
 
     // results appear in outdir in one piece, and then what they came from
     PUBLISH(unchanged(FINISH.out.results, samples), outdir, params.publish_mode)
-    FINISH.out.results.join(PUBLISH.out.published).subscribe { meta, results, numbers -> tell_published(meta, results, numbers) }
+    PUBLISH.out.published.subscribe { meta, numbers -> tell_published(meta, numbers) }
+    names = PUBLISH.out.published.map { meta, _numbers -> meta.id }.toSortedList()
+    names.subscribe { ids -> results_of(ids, outdir).with { table -> if (table) { log.info(table) } } }
     done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _numbers -> checksums }.toSortedList()
     PROVENANCE(done, described(workflow, given), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 

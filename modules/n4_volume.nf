@@ -1,3 +1,4 @@
+include { gpu_choice; gpu_container; gpu_request; with_gpu } from './gpu'
 include { predicted } from './memory'
 
 // N4 bias field of the whole volume, on GPU nodes where the gpu profile says so; same output as N4_SECTIONS.
@@ -7,6 +8,9 @@ process N4_VOLUME {
     label 'cuda'           // its image,
     label 'device'         // the GPU itself,
     label 'shared_device'  // and how many at a time
+    clusterOptions { with_gpu('clusterOptions', task, gpu_request(task)) }
+    containerOptions { with_gpu('containerOptions', task, gpu_container()) }
+    beforeScript { with_gpu('beforeScript', task, gpu_choice(task), '\n') }
     ext memory_bytes: { predicted(volume, task.cpus) }
 
     input:

@@ -27,12 +27,8 @@ process PUBLISH {
     """
 }
 
-// Say on the terminal how a sample was published, and what the verdict on it is; a stub run has neither.
-def tell_published(meta, results, numbers) {
+// Say on the terminal how a sample's files came to their place.
+def tell_published(meta, numbers) {
     def said = answer(numbers).said
     if (said) { log.info("sample ${meta.id}: ${said}") }
-    def metrics = file("${results}/metrics.json")
-    def verdict = metrics.exists() ? answer(metrics).verdict : null
-    if (verdict?.status == 'look') { log.warn("sample ${meta.id}: look, ${verdict.sentence}") }
-    else if (verdict) { log.info("sample ${meta.id}: ${verdict.status}, ${verdict.sentence}") }
 }

@@ -23,3 +23,13 @@ def described(run, samples) {
 def tools(versions) {
     return versions.unique().toSortedList { a, b -> a[0] <=> b[0] }.map { rows -> groovy.json.JsonOutput.toJson(rows) }
 }
+
+// The end of a run in a table: each sample with its verdict, store and report, and the sentence of the verdict. A stub run has none.
+def results_of(names, outdir) {
+    return names.collect { name ->
+        def folder = file("${outdir}/${name}")
+        def metrics = folder.resolve('metrics.json')
+        def verdict = metrics.exists() ? new groovy.json.JsonSlurper().parseText(metrics.text).verdict : null
+        verdict ? "${name}: ${verdict.status}, ${verdict.sentence}\n  Store:  ${folder}/${name}.ome.zarr\n  Report: ${folder}/report.html" : null
+    }.findAll().join('\n')
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,21 +48,35 @@ GPU_TASKS = {"PROBE_GPU", "N4_VOLUME"}
 CPU_TASKS = {"SHRINK", "TISSUE_MASK", "N4_SECTIONS", "PLANE_STATISTICS", "NORMALIZE", "RENDER", "FINISH", "PUBLISH"}
 
 
+NOTHING = "#!/bin/bash\nexit 0\n"
+QUICK = "executor.pollInterval = '300 ms'\nexecutor.submitRateLimit = '50/1sec'\n"
+# What a site has in a file of its own, for all tasks and for no GPU in particular.
+SITE = """
+process {
+    clusterOptions = { "--account=lab --qos=${task.cpus > 1 ? 'wide' : 'narrow'}" }
+    containerOptions = '--bind /scratch'
+    beforeScript = 'export FROM_SITE=1'
+    queue = 'long'
+}
+params { config_profile_description = 'a site'; max_memory = '120.GB'; custom_config_version = 'master' }
+"""
+
+
 @pytest.mark.engine
 def test_slurm_and_apptainer(workflow: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = tmp_path / "images"
     images.mkdir()
-    for name in ("n4flow-cpu.img", "n4flow-cuda.img"):
-        (images / name).touch()
-    nothing = "#!/bin/bash\nexit 0\n"
-    path = stand_ins(tmp_path / "bin", sbatch=SBATCH, squeue=nothing, scancel=nothing, apptainer=CONTAINER)
+    (images / "n4flow-cpu.img").touch()
+    (images / "cuda.sif").touch()
+    path = stand_ins(tmp_path / "bin", sbatch=SBATCH, squeue=NOTHING, scancel=NOTHING, apptainer=CONTAINER)
     monkeypatch.setenv("PATH", path)
     monkeypatch.setenv("NXF_APPTAINER_CACHEDIR", str(images))
-    quick = tmp_path / "quick.config"
-    quick.write_text("executor.pollInterval = '300 ms'\nexecutor.submitRateLimit = '50/1sec'\n")
+    site = tmp_path / "site.config"
+    site.write_text(QUICK + SITE)
     asked = "--gres=gpu:h100:1 --partition=gpu"
     settings = ("--bias", "two_pass", "--backend", "gpu", "--gpu_options", asked)
-    workflow("-stub-run", "-c", quick, *settings, profile="gpu,slurm,apptainer,test")
+    settings += ("--container_cuda", images / "cuda.sif")
+    workflow("-stub-run", "-c", site, *settings, profile="gpu,slurm,apptainer,test")
     rendered = jobs(tmp_path)
     assert set(rendered) >= GPU_TASKS | CPU_TASKS
     bound = re.findall(r"-B (\S+)", rendered["PUBLISH"])
@@ -70,9 +85,16 @@ def test_slurm_and_apptainer(workflow: Run, tmp_path: Path, monkeypatch: pytest.
         container = re.search(r"apptainer exec (.*?) /bin/bash", text)
         options = container[1] if container else ""
         on_gpu = name in GPU_TASKS
-        assert (f"#SBATCH {asked}" in text) is on_gpu, name
+        assert (asked in text) is on_gpu, name
         assert ("--nv" in options.split()) is on_gpu, name
-        assert ("n4flow-cuda.img" in options) is on_gpu, name
+        assert (str(images / "cuda.sif") in options) is on_gpu, name
+        assert ("n4flow-cpu.img" in options) is not on_gpu, name
+        # what the site says of every task
+        qos = "wide" if re.search(r"^#SBATCH -c 2$", text, re.MULTILINE) else "narrow"
+        assert re.search(rf"^#SBATCH --account=lab --qos={qos}\b", text, re.MULTILINE), name
+        assert re.search(r"^#SBATCH -p long$", text, re.MULTILINE), name
+        assert "--bind /scratch" in options, name
+        assert "export FROM_SITE=1" in text, name
         # of base.config, whichever profiles set something of the same task
         if on_gpu:
             assert re.search(r"^#SBATCH -c 2$", text, re.MULTILINE), name
@@ -80,12 +102,65 @@ def test_slurm_and_apptainer(workflow: Run, tmp_path: Path, monkeypatch: pytest.
             assert re.search(r"^#SBATCH --mem 6144M$", text, re.MULTILINE), name  # 8 GB, likewise
 
 
+QSUB = """#!/bin/bash
+(bash "${@: -1}" > .command.log 2>&1 &)
+echo "$RANDOM"
+"""
+BSUB = """#!/bin/bash
+cat > job
+(bash job > .command.log 2>&1 &)
+echo "Job <$RANDOM> is submitted to default queue"
+"""
+
+
 @pytest.mark.engine
-def test_the_profile_alone_asks_for_the_field_of_the_volume_by_a_gpu(workflow: Run):
+@pytest.mark.parametrize(
+    ("first", "second", "requests"),
+    [
+        ("pbspro", "sge", ["#PBS -P lab -l select=1:ncpus=2:mem=6144mb:ngpus=1", "#$ -P lab -l gpu=1"]),
+        ("lsf", "pbs", ["#BSUB -gpu num=1", "#PBS -P lab -l nodes=1:ppn=2:gpus=1"]),
+    ],
+)
+def test_other_schedulers_are_asked_for_a_gpu(
+    workflow: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, requests: list[str]
+):
+    commands = {"qsub": QSUB, "bsub": BSUB} | dict.fromkeys(("qstat", "qdel", "bjobs", "bkill"), NOTHING)
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", **commands))
+    site = tmp_path / "site.config"
+    # a profile for the first task on a GPU, a scheduler by name for the other
+    site.write_text(f"{QUICK}process {{ clusterOptions = '-P lab'; withName: N4_VOLUME {{ executor = '{second}' }} }}")
+    short = ("--match", "off", "--smooth_z", "0", "--normalize", "false")
+    workflow("-stub-run", "-c", site, *short, profile=f"gpu,{first},test")
+    rendered = jobs(tmp_path)
+    for name, text in rendered.items():
+        assert [request for request in requests if request in text] == {
+            "PROBE_GPU": requests[:1],
+            "N4_VOLUME": requests[1:],
+        }.get(name, []), name
+        assert "-P lab" in text or name in ("PUBLISH", "ROOM"), name
+
+
+@pytest.mark.engine
+def test_the_profile_alone_asks_for_the_field_of_the_volume_and_uses_each_gpu_of_the_machine(
+    workflow: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     run = workflow("-stub-run", profile="gpu,test")
     assert run.ran() >= GPU_TASKS
     assert "N4_SECTIONS" not in run.ran()
     assert "no task uses a GPU" not in run.output
+    assert "Creating process 'N4_VOLUME': maxForks=2;" in (tmp_path / ".nextflow.log").read_text()
+    # what the task ran first, by two tasks at once, and by one after them
+    text = jobs(tmp_path)["N4_VOLUME"]
+    assert "flock" not in jobs(tmp_path)["RENDER"]
+    choice = re.search(r"devices=\$\{CUDA.*?\n *done\n", text, re.DOTALL)[0]
+    command = ["bash", "-euc", f"{choice}\necho $CUDA_VISIBLE_DEVICES; read line"]
+    tasks = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(task.stdout.readline() for task in tasks) == ["1\n", "3\n"]
+    for task in tasks:
+        task.communicate("\n")
+    assert subprocess.run(command, input="\n", capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 @pytest.mark.engine

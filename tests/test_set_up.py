@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -177,6 +178,33 @@ def test_every_jar_has_a_checksum():
         assert re.fullmatch(r"[\w.-]+:[\w.-]+:[\w.-]+  [0-9a-f]{64}", jar)
     wanted = tomllib.loads((ROOT / "conf" / "engine" / "jgo.toml").read_text())["dependencies"]["coordinates"]
     assert set(wanted) <= {jar.split()[0] for jar in jars}, "jgo.toml was changed; run `make lock`"
+
+
+def test_one_version_everywhere():
+    project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
+    stated = {
+        "nextflow.config": r"^ +version += '(.+)'$",
+        "CITATION.cff": r"^version: (.+)$",
+        "CHANGELOG.md": r"^## (\S+)",
+    }
+    for name, pattern in stated.items():
+        assert re.search(pattern, (ROOT / name).read_text(), re.MULTILINE)[1] == project["version"], name
+    # each Python that the forge tests is one that the package says it runs on
+    lanes = set(re.findall(r'python: "?\[?"([\d.]+)', (ROOT / ".github/workflows/dependencies.yml").read_text()))
+    said = {line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r":: 3\.\d+$", line)}
+    assert lanes <= said
+    assert min(said, key=lambda v: int(v[2:])) == project["requires-python"].removeprefix(">=")
+
+
+def test_an_environment_of_conda_has_the_package_of_this_checkout():
+    extras = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for kind in ("cpu", "cuda"):
+        file = ROOT / "containers" / kind / "environment.yml"
+        stated = yaml.safe_load(file.read_text())
+        (pip,) = [part["pip"] for part in stated["dependencies"] if isinstance(part, dict)]
+        folder, _bracket, extra = pip[0].removeprefix("--editable ").rstrip("]").partition("[")
+        assert (file.parent / folder / "pyproject.toml").exists()
+        assert extra in extras if kind == "cuda" else extra == ""
 
 
 def test_every_import_is_a_declared_dependency():

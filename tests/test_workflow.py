@@ -62,6 +62,20 @@ def test_every_process_runs_and_results_are_published(phantom_run: PhantomRun):
     }
 
 
+def test_a_run_ends_with_verdict_store_and_report_of_each_sample(phantom_run: PhantomRun):
+    folder = phantom_run.first.outdir / "phantom"
+    verdict = json.loads((folder / "metrics.json").read_text())["verdict"]
+    shown = f"phantom: {verdict['status']}, {verdict['sentence']}\n"
+    shown += f"  Store:  {store(phantom_run.first.outdir)}\n  Report: {folder / 'report.html'}\n"
+    assert shown in phantom_run.first.output
+
+
+def test_help_is_the_schema_s(workflow: Run):
+    shown = workflow("--help_all").output
+    for name, rule in schema().items():
+        assert re.search(rf"^  --{name} +{re.escape(rule['description'])} \[", shown, re.MULTILINE), name
+
+
 def test_the_store_has_the_input_s_geometry(phantom_run: PhantomRun):
     before, after = n4flow.open_volume(phantom_run.phantom), n4flow.open_volume(store(phantom_run.first.outdir))
     assert after.shape == before.shape

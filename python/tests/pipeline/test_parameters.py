@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from n4flow.errors import InputError
@@ -85,9 +86,25 @@ def test_the_workflow_and_the_package_have_the_same_parameters_and_defaults():
 
 
 def test_the_schema_at_the_top_is_the_package_s():
-    assert json.loads((ROOT / "nextflow_schema.json").read_text()) == json.loads(
-        (ROOT / "python/src/n4flow/nextflow_schema.json").read_text()
-    )
+    top = ROOT / "nextflow_schema.json"
+    assert not top.is_symlink()  # launch platforms read it from the forge, as it is stored
+    own = ROOT / "python/src/n4flow/nextflow_schema.json"
+    assert top.read_text() == own.read_text(), "the package's was changed; run `make format`"
+
+
+def test_launch_platforms_check_a_sheet_by_the_same_rules():
+    """The rows that nf-schema's JSON schema takes are those that a sheet may have."""
+    stated = json.loads((ROOT / "assets" / "schema_input.json").read_text())
+    assert stated["items"]["required"] == sample_sheet()["required"]
+    assert list(stated["items"]["properties"]) == list(sample_sheet()["properties"])
+    for name, rule in stated["items"]["properties"].items():
+        own = schema()[name] if name in schema() else sample_sheet()["properties"][name]
+        assert rule == {key: own[key] for key in rule}, name
+        assert {"type", "pattern", "minimum"} & set(own) <= set(rule), name
+    check = jsonschema.Draft202012Validator(stated)
+    assert check.is_valid([{"sample": "brain", "image": "brain.zarr", "sections": 60, "voxel_um": "10 2.5 2.5"}])
+    for wrong in ({"sample": "brain"}, {"sample": "mask", "image": "a"}, {"sample": "a", "image": "a", "sections": 0}):
+        assert not check.is_valid([wrong]), wrong
 
 
 def test_every_default_is_allowed_by_its_own_rule():
