@@ -43,7 +43,7 @@ class Format:
 
     def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
         """Return the reader of a file; `options` are those of a store."""
-        with reading(path, self.name, small=True):
+        with reading(path, f"a readable volume ({self.name})", small=True):
             check_regular(path)
             for file in self.files_read(path):
                 check_regular(file)

@@ -86,9 +86,9 @@ class ZarrReader(Reader):
             lost = lost if allow_missing_chunks else islice(lost, MOST_NAMED)
         faults = {index: grid.key(index) for index in lost}
         if faults and not allow_missing_chunks:
-            names = listed(list(faults.values()))
+            count = f"{len(faults)} files{' or more' if len(faults) >= MOST_NAMED else ''}"
             msg = (
-                f"{self.path} lacks {len(faults)} files or more, or they are cut short: {names}; "
+                f"{self.path} lacks {count}, or they are cut short: {listed(list(faults.values()))}; "
                 "copy the store again, or allow missing chunks to treat those voxels as invalid"
             )
             raise InputError(msg)
