@@ -41,7 +41,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 
-.PHONY: help set-up run test lint format lock audit package images bench clean
+.PHONY: help set-up run test hostile lint format lock audit package images bench clean
 .DELETE_ON_ERROR:
 
 help: ## Say what can be made
@@ -59,6 +59,9 @@ test: set-up lint ## Run every check and test, and nf-test's suites where it is 
 	@$(USE) pytest $(SHARE) $(ARGS)
 	@$(if $(ARGS),,$(USE) $(QUICK) sh -c 'if command -v nf-test >/dev/null; then exec nf-test test --ci; fi; \
 	    echo "nf-test is not on PATH, so its suites did not run; pytest asked the same of the tasks of a run"')
+
+hostile: set-up ## Give thousands of damaged and absurd files to n4flow, and count what becomes of them
+	@cd tests && PATH="$$(cd "../$(VENV)/bin" && pwd):$$PATH" OPENBLAS_NUM_THREADS=1 python -m hostile $(ARGS)
 
 lint: set-up ## ruff, mypy, nextflow lint
 	@$(USE) ruff check .

@@ -42,7 +42,7 @@ def test_a_table_may_be_quoted_and_have_any_line_ends(tmp_path):
     path.write_bytes(b'"id","z_start","z_stop"\r\n"x",0,3\r\n"y",3,5\r\n')
     assert [s.id for s in SectionTable.read(path, 5)] == ["x", "y"]
     path.write_bytes("id,z_start,z_stop\nx,0,5\n".encode("utf-16"))
-    with pytest.raises(InputError, match="is not UTF-8 text"):
+    with pytest.raises(InputError, match="is not a table of sections in UTF-8 text"):
         SectionTable.read(path, 5)
 
 

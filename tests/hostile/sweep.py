@@ -38,14 +38,16 @@ class Finding(NamedTuple):
     said: str
 
 
-def make_originals(folder: Path) -> None:
+def make_originals(folder: Path, *, results: bool) -> None:
     """Write a whole file of every format, a table of sections, a sample sheet of an absent volume, and results."""
-    from n4flow.pipeline.run import run
-
     for name, write in WRITERS.items():
         write(folder / name, voxels())
     (folder / "sections.tsv").write_text("id\tz_start\tz_stop\tflag\ns000\t0\t2\tok\ns001\t2\t5\tok\n")
     (folder / "sheet.csv").write_text("sample,image,sections,voxel_um\nbrain,absent.npy,2,50 10 10\n")
+    if not results:
+        return
+    from n4flow.pipeline.run import run
+
     np.save(folder / "brain.npy", voxels())
     run(folder / "brain.npy", folder / "results", voxel_um="50 10 10", sections=2, smooth_z=1, spline_um=400)
     for name in ("corrections", "mask.ome.zarr"):
@@ -153,7 +155,7 @@ def _judged(function: Callable[[], bool], place: Path, codes: tuple[int, ...]) -
     said = (place / "said").read_text(errors="replace").strip()
     last = said.splitlines()[-1][:300] if said else ""
     code = os.waitstatus_to_exitcode(status)
-    if seconds > SECONDS:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU):
         return "hang", f"{seconds:.0f} s"
     if memory > BYTES:
         return "memory", f"{memory >> 20} MiB; {last}"
@@ -175,7 +177,10 @@ def _judged(function: Callable[[], bool], place: Path, codes: tuple[int, ...]) -
 
 
 def forked(function: Callable[[], Any], said: Path, most: float = SECONDS) -> tuple[int, float, int]:
-    """Call a function in a child; return how it ended, how long it took and its memory above what it began with."""
+    """Call a function in a child; return how it ended, how long it took and its memory above what it began with.
+
+    It is stopped after `most` seconds of a processor, or of waiting; where others use the machine, it has longer.
+    """
     base = _resident()
     begin = time.monotonic()
     child = os.fork()
@@ -187,6 +192,7 @@ def forked(function: Callable[[], Any], said: Path, most: float = SECONDS) -> tu
             os.dup2(descriptor, 2)
             limit = _virtual() + 6 * BYTES
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(most), int(most)))
             function()
             code = 0
         except SystemExit as end:
@@ -202,11 +208,17 @@ def forked(function: Callable[[], Any], said: Path, most: float = SECONDS) -> tu
         seconds = time.monotonic() - begin
         if ended:
             return status, seconds, usage.ru_maxrss * 1024 - base
-        if seconds > most:
+        if seconds > most and (seconds > 6 * most or _waits(child)):
             os.kill(child, signal.SIGKILL)
             _ended, status, usage = os.wait4(child, 0)
             return status, seconds, usage.ru_maxrss * 1024 - base
         time.sleep(0.003)
+
+
+def _waits(process: int) -> bool:
+    """Return whether no thread of a process has anything to do but to wait."""
+    states = [file.read_text().rpartition(")")[2].split()[0] for file in Path(f"/proc/{process}/task").glob("*/stat")]
+    return not {"R", "D"} & set(states)
 
 
 def _resident() -> int:
@@ -217,7 +229,7 @@ def _virtual() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def warm_up(folder: Path) -> None:
+def warm_up(folder: Path, *, fit: bool) -> None:
     """Load what the commands need in this process, without a thread that a child would miss."""
     import nibabel  # noqa: F401
     import SimpleITK  # noqa: F401
@@ -228,12 +240,13 @@ def warm_up(folder: Path) -> None:
     from n4flow.compute.threads import limit_threads
 
     limit_threads(1)
-    for command in (["n4", folder / "array.npy", folder / "warm.npy"], ["inspect", folder / "array.npy", *SIZE]):
-        _main(*command, "--threads", 1)
+    _main("inspect", folder / "array.npy", *SIZE, "--answer", folder / "plan.json", "--threads", 1)
+    if fit:
+        _main("n4", folder / "array.npy", folder / "warm.npy", "--threads", 1)
 
 
 def shared_out(chosen: list[Mutant], folder: Path, seed: int, jobs: int, every: int) -> list[Finding]:
-    """Sweep in so many processes; the long commands get every so many mutants of a kind."""
+    """Sweep in so many processes; the long commands get every so many mutants of a kind, or none."""
     workers = []
     for job in range(jobs):
         worker = os.fork()
@@ -241,7 +254,9 @@ def shared_out(chosen: list[Mutant], folder: Path, seed: int, jobs: int, every: 
             code = 1
             try:
                 with (folder / f"findings-{job}").open("w") as stream:
-                    for finding in sweep(chosen[job::jobs], folder, seed, lambda mutant: mutant.number % every == 0):
+                    for finding in sweep(
+                        chosen[job::jobs], folder, seed, lambda mutant: bool(every) and mutant.number % every == 0
+                    ):
                         stream.write(json.dumps([chosen.index(finding.mutant), *finding[1:]]) + "\n")
                 code = 0
             finally:

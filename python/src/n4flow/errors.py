@@ -57,7 +57,7 @@ def reading(
     ----------
     path : path
     kind : str
-        What the file is expected to be, for "PATH is not readable as KIND".
+        What the file is expected to be, for "PATH is not KIND".
     remedy : str
         What the user may do.
     small : bool
@@ -75,7 +75,7 @@ def reading(
     except BaseException as error:
         if isinstance(error, MemoryError) and not small:
             raise
-        msg = f"{path} is not readable as {kind}: {reason(error)}; {remedy}"
+        msg = f"{path} is not {kind}: {reason(error)}; {remedy}"
         raise InputError(msg) from error
 
 

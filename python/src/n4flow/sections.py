@@ -106,8 +106,8 @@ class SectionTable(Sequence[Section]):
         if not path.is_file():
             msg = f"section table {path} does not exist; give a file with columns id, z_start, z_stop, flag, or a count"
             raise InputError(msg)
-        with reading(path, "a section table", "save it as UTF-8", small=True):
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with reading(path, "a table of sections in UTF-8 text", "save it as UTF-8", small=True):
+            lines = path.read_bytes().decode("utf-8-sig").splitlines()
             delimiter = "\t" if lines and "\t" in lines[0] else ","
             names = [name.strip() for name in next(csv.reader(lines[:1], delimiter=delimiter), [])]
             missing = [name for name in COLUMNS[:3] if name not in names]

@@ -108,6 +108,9 @@ def test_inspect_answers_a_fault_to_the_workflow(image, tmp_path):
         (OSError(errno.ENOSPC, "No space left on device", "out.zarr"), 5, "disk or quota full at out.zarr"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 5, "disk or quota full"),
         (DiskFullError("disk full"), 5, "disk full"),
+        (OSError(errno.EFBIG, "File too large"), 5, "the limit of a file's size is reached"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), 2, "file name too long; check the path"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), 2, "a: too many levels of symbolic links"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
@@ -129,13 +132,53 @@ def test_a_full_disk_takes_the_sentence_and_leaves_the_code():
     assert done.returncode == 2
 
 
-def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+class Panic(BaseException):
+    """What pyo3 makes of a panic of Rust: no Exception."""
+
+
+def test_whatever_a_library_raises_about_a_file_is_a_sentence_and_verbose_shows_where(tmp_path, monkeypatch, capsys):
+    def fail(_path, *_more, **_options):
+        raise error
+
+    (tmp_path / "a.npy").write_bytes(b"")
+    monkeypatch.setattr("n4flow.io.npy.NpyReader.__init__", fail)
+    for error in (
+        Panic("at src/lib.rs:1"),
+        EOFError(),
+        RecursionError("too deep"),
+        KeyError("name"),
+        MemoryError("9 PiB"),
+    ):
+        assert ended(["inspect", tmp_path / "a.npy"]) == 2
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 1
+        assert "a.npy is not a readable volume (NumPy): " in said
+    assert ended(["--verbose", "inspect", tmp_path / "a.npy"]) == 2
+    assert "MemoryError: 9 PiB" in capsys.readouterr().err
+
+
+def test_the_end_of_a_file_is_not_taken_for_one_of_the_keyboard(tmp_path, monkeypatch, capsys):
+    def fail(*_given, **_options):
+        raise EOFError
+
+    monkeypatch.setattr("n4flow.pipeline.plan.make_plan", fail)
+    assert ended(["inspect", tmp_path]) == 1
+    assert "Aborted" not in (said := capsys.readouterr().err)
+    assert "please report it with the lines above" in said
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch, capsys):
     def fail(**_given):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(n4flow.commands.typer.main, "get_command", lambda _app: fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        main(["inspect"])
+    assert ended(["inspect"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("Traceback")
+    assert said[-2:] == [
+        "OSError: [Errno 5] Input/output error",
+        "n4flow: this is a fault of n4flow and not of yours; please report it with the lines above",
+    ]
 
 
 @pytest.mark.parametrize(

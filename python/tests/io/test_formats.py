@@ -1,6 +1,7 @@
 """NIfTI, TIFF, NRRD, MetaImage and npy: shape, voxels and physical size, against the libraries of the formats."""
 
 import gzip
+import os
 import pickle
 import re
 from pathlib import Path
@@ -604,6 +605,17 @@ def test_itk_cut_short(tmp_path, voxels, name):
     (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(InputError, match="is not a readable image"):
         open_volume(tmp_path / name, voxel_um=(1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.tif", "a.zarr.zip"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="is no regular file, but a pipe"):
+        open_volume(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="is no regular file"):
+        open_volume(tmp_path / name)
 
 
 # ---- npy

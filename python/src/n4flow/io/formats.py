@@ -48,7 +48,7 @@ class Format:
 
     def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
         """Return the reader of a file; `options` are those that the reader has."""
-        with reading(path, self.name, small=True):
+        with reading(path, f"a readable volume ({self.name})", small=True):
             for file in self.files_read(path):
                 check_regular(file)
             reader: Reader = resolve_name(self.reader)(path, channel, **options)

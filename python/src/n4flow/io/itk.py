@@ -16,6 +16,7 @@ import numpy as np
 
 from n4flow.errors import InputError
 from n4flow.io.axes import select
+from n4flow.io.formats import check_regular
 from n4flow.io.geometry import LPS, affine_to_write, straight_origin, usable
 from n4flow.io.inflate import check_ratio, inflated
 from n4flow.io.reader import Reader, plane_chunks
@@ -162,6 +163,7 @@ def itk_dtype(path: Path, pixel: int) -> np.dtype:
 
 def _header(path: Path) -> dict[str, str]:
     """Return the fields of a NRRD or MetaImage header, names in lower case; `data files` are names, one a line."""
+    check_regular(path)
     with path.open("rb") as stream:
         start = stream.read(HEADER_BYTES)
     sign = ":" if start.startswith(b"NRRD") else "="

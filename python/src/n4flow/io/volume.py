@@ -119,7 +119,7 @@ class Volume:
         if any(s.stop == s.start for s in box):
             return np.empty([s.stop - s.start for s in box], self.dtype)
         kind = self.metadata.get("format", "a volume")
-        with reading(self.source, f"{kind}, planes {box[0].start} to {box[0].stop}", "copy it again"):
+        with reading(self.source, f"readable ({kind}, planes {box[0].start} to {box[0].stop})", "copy it again"):
             if out is not None:
                 self.reader.read_into(out, *box)
                 return out

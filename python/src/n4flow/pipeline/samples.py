@@ -61,7 +61,10 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
         msg = f"parameter input: {path} does not exist; check the path"
         raise InputError(msg)
     remedy = "save it as a table of cells separated by commas, in UTF-8"
-    with reading(path, "a sample sheet", remedy, small=True), path.open(newline="", encoding="utf-8-sig") as stream:
+    with (
+        reading(path, "a sample sheet in UTF-8 text", remedy, small=True),
+        path.open(newline="", encoding="utf-8-sig") as stream,
+    ):
         header, *lines = [
             [cell.strip() for cell in line] for line in csv.reader(stream, skipinitialspace=True) if any(line)
         ] or [[]]

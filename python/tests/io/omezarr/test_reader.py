@@ -1,6 +1,7 @@
 """Reading stores that others wrote: Zarr v2 and v3, axes, units, channels, zip files, and stores with faults."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -517,6 +518,61 @@ def test_a_store_opened_for_some_planes_looks_at_their_files_alone(tmp_path, vox
             open_volume(path, planes=planes, allow_missing_chunks=True)
     with pytest.raises(InputError, match="s.zarr was opened for planes 9 to 11, and data is all of it"):
         volume.data.sum()
+
+
+@pytest.mark.parametrize("how", ["bare", "behind zstd", "in shards", "behind zstd, in shards"])
+def test_every_flipped_byte_of_chunks_with_a_checksum_is_refused_also_in_parts(tmp_path, how):
+    voxels = np.random.default_rng(7).integers(1, 300, (3, 5, 6)).astype("uint16")
+    checked = [zarr.codecs.ZstdCodec()] if "zstd" in how else []
+    options = {"chunks": (2, 2, 4), "compressors": [*checked, zarr.codecs.Crc32cCodec()]}
+    if "shards" in how:
+        options["shards"] = (4, 4, 8)
+    array = zarr.create_array(tmp_path / "a", shape=voxels.shape, dtype=voxels.dtype, **options)
+    array[:] = voxels
+    file = tmp_path / "a/c/1/1/0" if "shards" not in how else tmp_path / "a/c/0/1/0"  # at the border
+    first = np.array([1, 1, 0]) * options["chunks"] if "shards" not in how else np.array([0, 4, 0])
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"(?i)checksum|crc|offset|index|size|invalid"):
+            zarr.open_array(tmp_path / "a", mode="r")[:]
+        with pytest.raises(InputError):
+            # A box of one voxel of each chunk of the file, and no more.
+            volume = open_volume(tmp_path / "a", voxel_um=(1, 1, 1))
+            for step in np.ndindex(2, 2, 2):
+                corner = first + np.array(step) * options["chunks"]
+                if (corner < voxels.shape).all() and ("shards" in how or not any(step)):
+                    volume.read(*(slice(int(n), int(n) + 1) for n in corner))
+
+
+def test_a_chunk_of_no_length_and_a_length_of_no_chunk_are_damage(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels, chunks=(4, 8, 8), shards=(8, 16, 16))
+    shard = next(file for file in (path / "0/c").rglob("*") if file.is_file())
+    whole = shard.read_bytes()
+    index = np.frombuffer(whole[-16 * 8 - 4 : -4], "<u8").reshape(-1, 2)
+    for place, entry in ((0, [index[0, 0], 0]), (1, [EMPTY, 5])):
+        changed = index.copy()
+        changed[place] = entry
+        raw = changed.tobytes()
+        shard.write_bytes(whole[: -16 * 8 - 4] + raw + google_crc32c.value(raw).to_bytes(4, "little"))
+        assert "a place and no length, or a length and no place" in shard_fault(shard, 8)
+        with pytest.raises(InputError, match="cut short"):
+            open_volume(path)
+
+
+def test_a_grid_of_any_size_and_metadata_that_are_none_are_refused_at_once(tmp_path, voxels):
+    path = make(tmp_path / "s.zarr", voxels, chunks=(4, 8, 8))
+    metadata = (path / "0/zarr.json").read_text()
+    for count, sentence in ((10**15, "more than a disk holds"), (10**8, "lacks .* files or more")):
+        stated = json.loads(metadata)
+        stated["shape"] = [count * 4, 8, 8]
+        (path / "0/zarr.json").write_text(json.dumps(stated))
+        with pytest.raises(InputError, match=sentence):
+            open_volume(path)
+    (path / "0/zarr.json").unlink()
+    os.mkfifo(path / "0/zarr.json")
+    with pytest.raises(InputError, match="is no regular file"):
+        open_volume(path)
 
 
 def test_a_folder_in_the_place_of_a_chunk_is_lost(tmp_path, voxels):
