@@ -7,6 +7,7 @@ import pytest
 
 from n4flow.corrections.plane_gain import PlaneGain
 from n4flow.corrections.proof import Evidence
+from n4flow.report.assessment import changed_unproven
 from n4flow.report.harm import contrast_kept, tile_products, unproven
 
 PLANES, SIDE = 12, 64
@@ -46,3 +47,12 @@ def test_what_was_changed_beyond_proof_is_counted_by_stage() -> None:
     about = (gains - gains.mean()).reshape(3, 4)
     np.testing.assert_allclose(of_section, np.sqrt((about**2).mean(axis=1)), rtol=1e-4)
     assert unproven(evidence, [])[0] == {"needed": pytest.approx(gains.std(), rel=1e-3), "all": 0.0}
+
+
+def test_a_single_section_that_was_changed_without_proof_deserves_a_look() -> None:
+    found = {"needed": 0.1, "all": 0.025}  # at most 0.03 of the volume, twice as much of a section
+    for worst, said in ((0.05, ""), (0.08, "tissue of section s2 was changed by 8.0% (rms) that "), (np.nan, "")):
+        change = {"unproven_worst": worst, "unproven_worst_in": "s2"}
+        sentence = changed_unproven(found, 0.05, {"change": change})
+        assert sentence.startswith(said)
+        assert bool(sentence) is bool(said)

@@ -196,7 +196,7 @@ def test_a_metric_is_one_entry(tmp_path, monkeypatch):
     assert [row["reasons"] for row in numbers["sections"]][::2] == [[], ["75% are toys"]]
     assert "Toy height (px) 1.235 40 rows of toys" in page.words()
     assert "<b>of toys</b>" in text
-    assert "that were applied; toys are counted twice." in page.words()
+    assert "that neighbouring planes do not prove; toys are counted twice." in page.words()
     assert "toys (of all)" in page.words()
     assert "75.0% warn 75% are toys" in page.words()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STEP_GROWTH = 0.02  # The log ratio by which a section's step may grow.
 WORST_CONTRAST = 0.12  # How far from 1 the share of contrast that is left may be in a single section.
 LEAST_UNPROVEN = 0.02  # Change without proof (rms log) that counts where next to nothing was needed.
+WORST_UNPROVEN = 2  # How many times as large it may be in a single section.
 CHANGED = 0.005  # Change of tissue (rms log) below which it counts as unchanged.
 
 # Such a function takes a metric's value, its limit and all numbers of the section or volume. It returns a sentence, or
@@ -145,11 +146,18 @@ def facing_differ(after: float, limit: float, numbers: Mapping[str, Any]) -> str
     return words if after - before - max(0.0, inside) > limit else ""
 
 
-def changed_unproven(found: Mapping[str, float] | None, limit: float, _numbers: Mapping[str, Any]) -> str:
-    """Return words on what was changed without proof."""
-    if found is None or found["all"] <= min(limit, LEAST_UNPROVEN + 0.1 * found["needed"]):
+def changed_unproven(found: Mapping[str, float] | None, limit: float, numbers: Mapping[str, Any]) -> str:
+    """Return words on what was changed without proof, over the volume and in the worst section."""
+    if found is None:
         return ""
-    return f"tissue was changed by {found['all']:.1%} (rms) that neighbouring planes do not prove"
+    change, most = numbers["change"], min(limit, LEAST_UNPROVEN + 0.1 * found["needed"])
+    if found["all"] > most:
+        where, size = "", found["all"]
+    elif change["unproven_worst"] > WORST_UNPROVEN * most:
+        where, size = f" of section {change['unproven_worst_in']}", change["unproven_worst"]
+    else:
+        return ""
+    return f"tissue{where} was changed by {size:.1%} (rms) that neighbouring planes do not prove"
 
 
 def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Sequence[Correction]) -> dict[str, Any]:
