@@ -14,7 +14,7 @@ import zarr
 from n4flow.commands import main
 from n4flow.errors import InputError
 from n4flow.io.address import located
-from n4flow.io.omezarr import chunk_reader
+from n4flow.io.omezarr import tensorstore_use
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
 from n4flow.pipeline.run import run
@@ -71,10 +71,10 @@ def served(tmp_path, monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     few = {"max_retries": 3, "initial_delay": "10ms", "max_delay": "10ms"}
-    monkeypatch.setattr(chunk_reader, "RETRIES", {"http_request_retries": few})
-    chunk_reader.shared_context.cache_clear()
+    monkeypatch.setattr(tensorstore_use, "RETRIES", {"http_request_retries": few})
+    tensorstore_use.shared_context.cache_clear()
     yield
-    chunk_reader.shared_context.cache_clear()
+    tensorstore_use.shared_context.cache_clear()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from n4flow.compute.threads import thread_limit
 from n4flow.errors import InputError
 from n4flow.io.address import Address
-from n4flow.io.omezarr.chunk_reader import reason_of, shared_context, tensorstore_runs
+from n4flow.io.omezarr.tensorstore_use import reason_of, shared_context, tensorstore_runs
 
 REQUESTS = 64  # under way at a time
 NOTHING: tuple[str, ...] = ()
