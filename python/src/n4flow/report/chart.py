@@ -12,7 +12,7 @@ import numpy as np
 
 INK, FAINT, BEFORE, AFTER, FLAG = (f"var(--{name})" for name in ("ink", "faint", "before", "after", "flag"))
 WIDE, NARROW, HEIGHT = 792, 389, 172  # of a chart, in points
-LEFT, RIGHT, TOP, BOTTOM = 50, 6, 30, 32  # around the axes
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 30, 32  # around the axes
 FONT, LETTER = 8.5, 4.6  # points, and how wide a letter is on average
 DASHES = "4 2"
 
@@ -45,7 +45,7 @@ class Chart:
         log: bool = False,
     ) -> None:
         self.width, self.title, self.labels = width, title, (x_label, y_label)
-        self.x, self.x_ticks, self.log = x, ticks(*x, width // 90) if x_ticks is None else x_ticks, log
+        self.x, self.x_ticks, self.log = x, ticks(*x, width // 65) if x_ticks is None else x_ticks, log
         self.behind: list[tuple[float, float, str]] = []  # bands over the whole height: from, to, attributes
         self.levels: list[tuple[float, float, str]] = []  # the same over the whole width
         self.lines: list[tuple[np.ndarray, np.ndarray, str]] = []
