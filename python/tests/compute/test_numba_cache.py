@@ -1,10 +1,11 @@
 """Kernels of a read-only cache folder are used; missing ones are compiled and the folder stays as it is."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,29 +63,58 @@ def test_read_only_and_empty(run):
 
 
 KERNEL = """
-import os, sys
+import json, os, sys
+
+import numba
 from numba.core.caching import IndexDataCacheFile
-from n4flow.compute import numba_cache
-if sys.argv[1]:
-    numba_cache.sources_digest = lambda _file: sys.argv[1]  # as if a file that is imported had changed
-from n4flow.n4_bias.cpu.convergence_kernels import cv
-if "killed" in sys.argv:  # before the data, after the index
-    IndexDataCacheFile._save_data = lambda *_: os._exit(0)
-if "at once" in sys.argv:  # another process looked at the index before this one wrote it
-    IndexDataCacheFile._load_index = lambda _self: {}
-cv(*([2, 0, 1] if "whole" in sys.argv else [2.0, 0.0, 1.0]))
-print(sum(cv.stats.cache_hits.values()), sum(cv.stats.cache_misses.values()))
+
+from n4flow.compute import jit, numba_cache, simd  # what all kernels need is there before a process begins
+
+
+def call(folder, digest, *words):
+    numba.config.CACHE_DIR = folder
+    if digest:
+        numba_cache.sources_digest = lambda _file: digest  # as if a file that is imported had changed
+    from n4flow.n4_bias.cpu.convergence_kernels import cv
+
+    if "killed" in words:  # before the data, after the index
+        IndexDataCacheFile._save_data = lambda *_: os._exit(0)
+    if "at once" in words:  # another process looked at the index before this one wrote it
+        IndexDataCacheFile._load_index = lambda _self: {}
+    cv(*([2, 0, 1] if "whole" in words else [2.0, 0.0, 1.0]))
+    return f"{sum(cv.stats.cache_hits.values())} {sum(cv.stats.cache_misses.values())}"
+
+
+for line in sys.stdin:
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.write(write, call(*json.loads(line)).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as answer:
+        said = answer.read()
+    print(json.dumps([said, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]), flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def processes() -> Iterator[subprocess.Popen[str]]:
+    """Start what begins a process for each line that it is given, with numba imported and no kernel."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", KERNEL], **pipes) as server:
+        yield server
+        server.stdin.close()
+
+
 @pytest.fixture
-def kernel(tmp_path: Path) -> Callable[..., str]:
+def kernel(processes: subprocess.Popen[str], tmp_path: Path) -> Callable[..., str]:
     """Return a function that calls a kernel in a new process, and what that printed: hits and misses."""
 
     def call(*words: str) -> str:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-        command = [sys.executable, "-c", KERNEL, *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        print(json.dumps([str(tmp_path), *words]), file=processes.stdin, flush=True)
+        said, code = json.loads(processes.stdout.readline())
+        assert code == 0
+        return said
 
     return call
 

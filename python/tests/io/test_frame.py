@@ -159,15 +159,13 @@ def section_rows(count: int, n_planes: int, before: int, damaged: int | None) ->
         (((0, 0), (7, 13), (16, 5)), {"sections": 3}),
         (((0, 0), (7, 13), (16, 5)), {"sections": 3, "match": "plane", "smooth_z": 1.2, "background_radius_um": 40}),
         (((0, 0), (61, 0), (1, 290)), {"sections": 3, "bias": "two_pass", "dtype": "uint16"}),
-        (((0, 0), (5, 3), (0, 7)), {"sections": 3, "harmonize": "auto", "shrink": 3}),
-        (((0, 0), (5, 3), (0, 7)), {"sections": 3, "harmonize": "safe", "flat_field": True}),
+        (((9, 4), (5, 3), (0, 7)), {"sections": 4, "harmonize": "auto", "shrink": 3}),
+        (((0, 5), (0, 2), (1, 0)), {"sections": 3, "harmonize": "safe", "flat_field": True}),
         (((0, 0), (40, 40), (40, 40)), {"sections": 3, "harmonize": "full", "mask": True, "ome_zarr_version": "0.4"}),
         (((0, 0), (9, 0), (0, 9)), {"sections": 3, "normalize": False, "match": "off", "smooth_z": 0}),
         (((3, 2), (5, 0), (0, 7)), {"bias": "two_pass", "smooth_z": 1.5, "shrink": 2}),
         (((8, 0), (0, 0), (0, 0)), {"sections": 3, "damaged": 1, "bias": "two_pass", "smooth_z": 1.2}),
         (((0, 9), (0, 0), (0, 0)), {"sections": 3, "damaged": 1, "bias": "off", "normalize": False}),
-        (((0, 5), (0, 2), (1, 0)), {"sections": 3, "harmonize": "safe"}),
-        (((9, 4), (0, 0), (0, 0)), {"sections": 4, "harmonize": "auto"}),
     ],
 )
 def test_zero_padding_changes_no_voxel_inside(

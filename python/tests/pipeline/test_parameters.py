@@ -8,7 +8,16 @@ import jsonschema
 import pytest
 
 from n4flow.errors import InputError
-from n4flow.pipeline.parameters import defaults, iteration_list, resolve, sample_sheet, schema, voxel_size
+from n4flow.pipeline.parameters import (
+    RULES,
+    defaults,
+    iteration_list,
+    meets,
+    resolve,
+    sample_sheet,
+    schema,
+    voxel_size,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -130,3 +139,16 @@ def test_what_a_row_of_a_sheet_may_leave_empty_is_a_parameter():
 
 def test_every_parameter_says_what_it_is():
     assert all(rule["description"].endswith(".") for rule in schema().values())
+
+
+def test_rules_are_read_as_json_schema_means_them():
+    """`jsonschema` knows every keyword; those that say what a value must be, and that the file has, are known here."""
+    from jsonschema import Draft202012Validator
+
+    texts = ["", "0", "1 2 3", "1,2,3", " 50 50", "0 5", "cpu", "off", "section", "x", "1 2 3; rm", "float32"]
+    numbers = [-1, -0.5, 0, 1e-9, 0.5, 1, 1.0, 2, 50, 50.1, 64, 65, 99.9, 100, 101, 1000, 1001, 65536, 65537]
+    known = set(Draft202012Validator.VALIDATORS)
+    for name, rule in schema().items():
+        assert set(rule) & known <= set(RULES), name
+        for value in (*texts, *numbers, True, False, None, [1]):
+            assert meets(value, rule) == Draft202012Validator(rule).is_valid(value), (name, value)

@@ -15,7 +15,7 @@ from n4flow.report import plots, text
 from n4flow.report.assessment import headline
 from n4flow.report.metrics import plain, section_columns, volume_rows
 from n4flow.report.pair import Pair
-from n4flow.report.pictures import FIELD_COLOURS, Views, field_limit, windows
+from n4flow.report.pictures import Views, field_colours, field_limit, windows
 from n4flow.report.text import duration, number
 
 if TYPE_CHECKING:
@@ -188,11 +188,8 @@ def _pictures(pair: Pair, volume: Mapping[str, Any], metrics: Mapping[str, Any])
     elif not metrics["bias_field"]:
         found["no_field"] = "there is no tissue to measure it in"
     else:
-        from matplotlib import colormaps
-        from matplotlib.colors import to_hex
-
         limit = field_limit(metrics["bias_field"])
-        colours = [to_hex(colour) for colour in colormaps[FIELD_COLOURS](np.linspace(0, 1, 17))]
+        colours = [f"#{bytes(colour).hex()}" for colour in field_colours(np.linspace(0, 1, 17))]
         found |= {"field": views.coloured_field(limit), "limit": limit, "colours": colours}
     return found
 

@@ -20,7 +20,8 @@ PAGE_WIDTH = 1080  # The three planes share this width, in px.
 MOST_PIXELS = 640  # A plane with more pixels along a side is averaged down.
 SMALL = 40_000  # A picture of at most this many pixels is stored without loss.
 FLATTEST, TALLEST = 0.3, 1.6  # Z keeps its true scale if height over width lies between the two.
-FIELD_COLOURS = "PuOr_r"  # This colour map diverges around 1 and is safe for colour-blind readers.
+# ColorBrewer's PuOr from its end: it diverges around 1 and is safe for colour-blind readers.
+FIELD_COLOURS = "2d004b 542788 8073ac b2abd2 d8daeb f7f7f7 fee0b6 fdb863 e08214 b35806 7f3b08"
 PLANES = ("xy", "xz", "yz")
 OUTLINES = {"tissue": "tissue", "agarose": "agarose", "edge": "tissue"}  # CSS class of a line -> the mask it surrounds
 IMAGES = ("before", "after", "valid", "tissue", "agarose", "field")
@@ -121,13 +122,10 @@ class Views:
 
     def coloured_field(self, limit: float) -> list[Panel]:
         """Return the three planes of the bias field, coloured from 1 / limit to limit on a log scale."""
-        from matplotlib import colormaps
-
         panels = []
         for plane in self.planes:
             scaled = np.log(self.images[plane]["field"]) / (2 * math.log(limit)) + 0.5
-            pixels = colormaps[FIELD_COLOURS](np.clip(scaled, 0, 1), bytes=True)[..., :3]
-            panels.append(self._panel(plane, np.ascontiguousarray(pixels), ("edge",), "bias field"))
+            panels.append(self._panel(plane, field_colours(np.clip(scaled, 0, 1)), ("edge",), "bias field"))
         return panels
 
     def _panel(self, plane: str, pixels: np.ndarray, outlined: Sequence[str], what: str) -> Panel:
@@ -193,6 +191,14 @@ def nice_length(length: float) -> float:
     return float(f"{max(factor for factor in (1, 2, 5) if factor * power <= length * (1 + 1e-9)) * power:.1g}")
 
 
+def field_colours(values: np.ndarray) -> np.ndarray:
+    """Return uint8 (..., 3) colours of values from 0 to 1, between which those of `FIELD_COLOURS` are interpolated."""
+    table = np.array([list(bytes.fromhex(colour)) for colour in FIELD_COLOURS.split()], float)
+    places = np.linspace(0, 1, len(table))
+    channels = [np.interp(np.nan_to_num(values, nan=0.5), places, channel) for channel in table.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
 def data_uri(pixels: np.ndarray) -> str:
     """Return (y, x) or (y, x, 3) uint8 pixels as a data URI: a small image as PNG, a larger one as JPEG."""
     from PIL import Image
@@ -211,13 +217,14 @@ def outline(mask: np.ndarray, scale_x: float, scale_y: float) -> str:
     """Return the border of a (y, x) mask as an SVG path; pixel i covers i to i + 1 times the scale."""
     if not mask.any():
         return ""
-    from matplotlib.path import Path
     from skimage.measure import find_contours
 
     parts = []
     for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):
-        # Points on a line are left out; the last vertex only closes the path.
-        corners = np.asarray(Path(contour - 0.5).cleaned(simplify=True).vertices)[:-1]
+        # Points on a line are left out, and the last one, which only closes the path.
+        step = np.diff(contour, axis=0)
+        turns = step[:, 0] * np.roll(step[:, 1], 1) != step[:, 1] * np.roll(step[:, 0], 1)
+        corners = contour[:-1][turns] - 0.5
         points = " ".join(f"{x * scale_x:.1f},{y * scale_y:.1f}" for y, x in corners)
         parts.append(f"M{points}Z")
     return "".join(parts)

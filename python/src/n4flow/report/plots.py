@@ -1,215 +1,124 @@
-"""The plots of a report: small line plots along Z and over sections, as SVG that takes its colours from the page."""
+"""The plots of a report: small charts along Z and over sections."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from n4flow.report.chart import AFTER, BEFORE, DASHES, FAINT, FLAG, INK, NARROW, WIDE, Chart
 from n4flow.sections import SectionTable
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Placeholders, which the page's own colours replace; these differ between light and dark mode.
-INK, FAINT, BEFORE, AFTER, FLAG = "#010203", "#010204", "#010205", "#010206", "#010207"
-VARIABLES = {INK: "--ink", FAINT: "--faint", BEFORE: "--before", AFTER: "--after", FLAG: "--flag"}
-WIDE, NARROW, HEIGHT = 11.0, 5.4, 2.3  # Sizes of plots are in inches.
 SMALLEST_STEP = 0.1  # Steps smaller than this, in percent, are drawn at this height.
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "n4flow",
-    "font.family": "sans-serif",
-    "font.size": 8.5,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.titlesize": 9.5,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "text.parse_math": False,
-    "axes.formatter.useoffset": False,
-}
 
 
-Painter = Callable[..., None]  # Draws into the axes that it is given first.
-
-
-def plot(name: str, width: float, title: str, ylabel: str) -> Callable[[Painter], Callable[..., str]]:
-    """Make of a function that draws into axes one that returns inline SVG; `name` makes ids unique on the page."""
-
-    def of(paint: Painter) -> Callable[..., str]:
-        @wraps(paint)
-        def draw(*arguments: Any) -> str:
-            import matplotlib as mpl
-            from matplotlib.backends.backend_svg import FigureCanvasSVG
-            from matplotlib.figure import Figure
-
-            with mpl.rc_context(STYLE):
-                figure = Figure(figsize=(width, HEIGHT), layout="constrained")
-                FigureCanvasSVG(figure)
-                figure.patch.set_alpha(0)
-                axes = figure.add_subplot()
-                axes.patch.set_alpha(0)
-                axes.set_title(title)
-                axes.set_ylabel(ylabel)
-                paint(axes, *arguments)
-                stream = io.StringIO()
-                figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-            return _inline(stream.getvalue(), name)
-
-        return draw
-
-    return of
-
-
-def _inline(svg: str, name: str) -> str:
-    """Return SVG for use inside a page: no prologue, no namespaces, unique ids, and the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r' height="[^"]*"', "", svg, count=1)  # The first one is that of the whole plot.
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg.strip()
-
-
-def _along_z(axes: Axes, sections: SectionTable) -> None:
-    """Mark cuts between sections and flagged sections behind a plot along Z."""
-    axes.set_xlim(-0.5, sections.n_planes - 0.5)
-    axes.set_xlabel("plane")
+def _along_z(width: int, title: str, y_label: str, sections: SectionTable) -> Chart:
+    """Return a chart along Z with the cuts between sections and the flagged sections."""
+    chart = Chart(width, title, "plane", y_label, (-0.5, sections.n_planes - 0.5))
+    hair = sections.n_planes / width / 2  # of half a point
     if len(sections) < sections.n_planes:
         for section in sections[1:]:
-            axes.axvline(section.z_start - 0.5, color=FAINT, linewidth=0.5, alpha=0.6, zorder=0)
+            chart.band(section.z_start - 0.5 - hair / 2, section.z_start - 0.5 + hair / 2, FAINT, 0.6)
     for section in sections:
         if not section.usable:
-            axes.axvspan(section.z_start - 0.5, section.z_stop - 0.5, color=FLAG, alpha=0.25, linewidth=0, zorder=0)
+            chart.band(section.z_start - 0.5, section.z_stop - 0.5, FLAG, 0.25)
+    return chart
 
 
-def _over_sections(axes: Axes, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Prepare a plot over sections, flagged ones marked; return the place of each."""
-    axes.set_xlim(-0.5, len(rows) - 0.5)
+def _over_sections(title: str, y_label: str, rows: Sequence[dict[str, Any]], **options: Any) -> Chart:
+    """Return a chart over sections, flagged ones marked."""
     every = max(1, -(-len(rows) // 12))
-    axes.set_xticks(range(0, len(rows), every), [rows[i]["id"] for i in range(0, len(rows), every)])
-    axes.set_xlabel("section")
+    ticks = [(float(i), str(rows[i]["id"])) for i in range(0, len(rows), every)]
+    chart = Chart(NARROW, title, "section", y_label, (-0.5, len(rows) - 0.5), ticks, **options)
     for number, row in enumerate(rows):
         if row["flag"] != "ok":
-            axes.axvspan(number - 0.5, number + 0.5, color=FLAG, alpha=0.25, linewidth=0, zorder=0)
-    return np.arange(len(rows))
+            chart.band(number - 0.5, number + 0.5, FLAG, 0.25)
+    return chart
 
 
-def _legend(axes: Axes, columns: int, **options: Any) -> None:
-    axes.legend(loc="upper right", ncols=columns, bbox_to_anchor=(1, 1.16), borderaxespad=0, **options)
-
-
-def _two_lines(axes: Axes, planes: dict[str, Any], what: str, sections: SectionTable) -> None:
-    _along_z(axes, sections)
-    before, after = (np.array(planes[f"{what}_{time}"], float) for time in ("before", "after"))
-    marker = "o" if np.isfinite(before).sum() <= 60 else None
+def _two_lines(title: str, planes: dict[str, Any], what: str, sections: SectionTable) -> Chart:
+    chart = _along_z(WIDE, title, "intensity", sections)
+    z = np.arange(sections.n_planes)
     # The line of before is wider, so that it stays visible where both are equal.
-    for values, colour, label, width in ((before, BEFORE, "before", 2.4), (after, AFTER, "after", 1.2)):
-        axes.plot(values, color=colour, linewidth=width, marker=marker, markersize=2.5, label=label)
-    _legend(axes, 2)
+    for time, colour, width in (("before", BEFORE, 2.4), ("after", AFTER, 1.2)):
+        values = np.array(planes[f"{what}_{time}"], float)
+        chart.line(z, values, colour, width, time)
+        if np.isfinite(values).sum() <= 60:
+            chart.scatter(z, values, colour, 2.5)
+    return chart
 
 
-@plot("means", WIDE, "Mean of tissue in each plane", "intensity")
-def plane_means(axes: Axes, planes: dict[str, Any], sections: SectionTable) -> None:
+def plane_means(planes: dict[str, Any], sections: SectionTable) -> str:
     """Mean of tissue in every plane, before and after."""
-    _two_lines(axes, planes, "tissue", sections)
-    axes.set_ylim(bottom=0)
+    return _two_lines("Mean of tissue in each plane", planes, "tissue", sections).svg(bottom=0)
 
 
-@plot("agarose", WIDE, "Agarose level in each plane", "intensity")
-def agarose_levels(axes: Axes, planes: dict[str, Any], sections: SectionTable) -> None:
+def agarose_levels(planes: dict[str, Any], sections: SectionTable) -> str:
     """Agarose level of every plane, before and after."""
-    _two_lines(axes, planes, "agarose", sections)
+    return _two_lines("Agarose level in each plane", planes, "agarose", sections).svg()
 
 
-@plot("gains", NARROW, "Gain of each plane", "after / before")
-def gains(
-    axes: Axes, planes: dict[str, Any], sections: SectionTable, level: float, smoothing: np.ndarray | None
-) -> None:
+def gains(planes: dict[str, Any], sections: SectionTable, level: float, smoothing: np.ndarray | None) -> str:
     """Ratio of each plane's mean signal after to before, and the part of it that is due to smoothing along Z."""
-    _along_z(axes, sections)
+    chart = _along_z(NARROW, "Gain of each plane", "after / before", sections)
     before, after = (np.array(planes[f"tissue_{time}"], float) - level for time in ("before", "after"))
     total = np.divide(after, before, out=np.full_like(after, np.nan), where=before > 0)
-    axes.axhline(1, color=FAINT, linewidth=0.8)
-    axes.plot(total, color=AFTER, linewidth=1.3, label="all steps")
+    z = np.arange(sections.n_planes)
+    chart.line(chart.x, (1, 1), FAINT, 0.8)
+    chart.line(z, total, AFTER, 1.3, "all steps")
     if smoothing is not None:
-        axes.plot(smoothing, color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="of it, Z smoothing")
-    _legend(axes, 2)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.95), max(high, 1.05))
+        chart.line(z, smoothing, INK, 1.0, "of it, Z smoothing", DASHES)
+    chart.least = [0.95, 1.05]
+    return chart.svg()
 
 
-@plot("fields", NARROW, "Bias field in each section: p1 to p99, dot: median", "input / corrected")
-def field_ranges(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+def field_ranges(rows: Sequence[dict[str, Any]]) -> str:
     """First to 99th percentile of the bias field in each section's tissue."""
     low, middle, high = (np.array([row[f"bias_{p}"] for row in rows], float) for p in ("p1", "p50", "p99"))
-    width = min(4.0, max(0.8, 200 / len(rows)))
-    _ranges(axes, rows, low, middle, high, linewidth=width, alpha=0.6)
+    chart = _over_sections("Bias field in each section: p1 to p99, dot: median", "input / corrected", rows)
+    return _ranges(chart, low, middle, high, min(4.0, max(0.8, 200 / len(rows))), 0.6)
 
 
-@plot("section-gains", NARROW, "Gain of each section, and twice its uncertainty", "input / corrected")
-def section_gains(axes: Axes, rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> None:
+def section_gains(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> str:
     """Gain of every section that the harmonisation estimated, with twice its uncertainty."""
     gain, sd = np.array(numbers["gain"], float), np.array(numbers["gain_sd"], float)
-    _ranges(axes, rows, gain * np.exp(-2 * sd), gain, gain * np.exp(2 * sd), linewidth=1.2, alpha=0.7)
+    chart = _over_sections("Gain of each section, and twice its uncertainty", "input / corrected", rows)
+    return _ranges(chart, gain * np.exp(-2 * sd), gain, gain * np.exp(2 * sd), 1.2, 0.7)
 
 
-def _ranges(
-    axes: Axes, rows: Sequence[dict[str, Any]], low: np.ndarray, middle: np.ndarray, high: np.ndarray, **line: Any
-) -> None:
+def _ranges(chart: Chart, low: np.ndarray, middle: np.ndarray, high: np.ndarray, width: float, opacity: float) -> str:
     """Draw a range and a dot for each section."""
-    place = _over_sections(axes, rows)
-    axes.axhline(1, color=FAINT, linewidth=0.8)
-    axes.vlines(place, low, high, color=AFTER, **line)
-    axes.plot(place, middle, color=INK, linestyle="none", marker="o", markersize=3)
+    place, gap = np.arange(len(middle)), np.full(len(middle), np.nan)
+    chart.line(chart.x, (1, 1), FAINT, 0.8)
+    chart.line(np.repeat(place, 3), np.stack([low, high, gap], 1).reshape(-1), AFTER, width, opacity=opacity)
+    chart.scatter(place, middle, INK, 3)
+    return chart.svg()
 
 
-@plot("steps", NARROW, "Step at each cut", "percent, log scale")
-def steps(axes: Axes, rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> None:
+def steps(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> str:
     """Size of the step at every cut, before and after, and the change between planes that is usual inside sections."""
-    place = _over_sections(axes, rows)
-    for time, colour, marker in (("before", BEFORE, "o"), ("after", AFTER, "s")):
+    chart = _over_sections("Step at each cut", "percent, log scale", rows, log=True)
+    for time, colour in (("before", BEFORE), ("after", AFTER)):
         sizes = np.expm1(np.abs(np.array([row[f"step_{time}"] for row in rows], float))) * 100
         sizes = np.maximum(sizes, SMALLEST_STEP)
-        axes.plot(place, sizes, color=colour, linestyle="none", marker=marker, markersize=3.5, label=time)
+        chart.scatter(np.arange(len(rows)), sizes, colour, 3.5, time, square=time == "after")
     usual = numbers["inside_sections_after"]
     if usual is not None:
-        bottom, top = SMALLEST_STEP / 2, max(np.expm1(usual) * 100, SMALLEST_STEP)
-        axes.axhspan(bottom, top, color=FAINT, alpha=0.35, linewidth=0, label="usual inside sections, after")
-    _legend(axes, 3, handletextpad=0.3, columnspacing=1)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=SMALLEST_STEP / 2)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
+        top = max(np.expm1(usual) * 100, SMALLEST_STEP)
+        chart.level_band(SMALLEST_STEP / 2, top, FAINT, 0.35, "usual inside sections, after")
+    return chart.svg(bottom=SMALLEST_STEP / 2)
 
 
-@plot("histograms", NARROW, "Histogram of tissue", "percent of pixels")
-def histograms(
-    axes: Axes, before: np.ndarray, after: np.ndarray, level: float, threshold: float | None, top: float
-) -> None:
+def histograms(before: np.ndarray, after: np.ndarray, level: float, threshold: float | None, top: float) -> str:
     """Histogram of tissue before and after, and the threshold between the two classes whose contrast is measured."""
     edges = np.linspace(level, top, 121)
+    chart = Chart(NARROW, "Histogram of tissue", "intensity", "percent of pixels", (level, top))
     for values, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
-        share, _edges = np.histogram(values + level, edges)
-        axes.stairs(share / max(values.size, 1) * 100, edges, color=colour, linewidth=1.3, label=label)
+        share = np.histogram(values + level, edges)[0] / max(values.size, 1) * 100
+        outline = np.concatenate([[0], np.repeat(share, 2), [0]])
+        chart.line(np.repeat(edges, 2), outline, colour, 1.3, label)
     if threshold is not None:
-        axes.axvline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), label="between classes")
-    _legend(axes, 3, columnspacing=1)
-    axes.set_xlabel("intensity")
-    axes.set_xlim(level, top)
-    axes.set_ylim(bottom=0)
+        highest = max(float(np.nanmax(y)) for _x, y, _look in chart.lines)
+        chart.line((threshold, threshold), (0, highest), INK, 0.8, "between classes", DASHES)
+    return chart.svg(bottom=0)
