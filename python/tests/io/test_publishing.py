@@ -198,6 +198,18 @@ def test_a_folder_is_left_alone_while_its_process_lives_and_nothing_of_others_is
     assert "which a killed run had left, was removed" in caplog.text
 
 
+def test_what_was_left_on_another_machine_goes_when_it_is_made_again(tmp_path):
+    """Its process may live: the locks of some file systems do not reach other machines."""
+    for name in ("brain", "other"):
+        (tmp_path / f".{name}.n4flow" / "n4flow-abcdefgh").mkdir(parents=True)
+        (tmp_path / f".{name}.n4flow" / "lock").write_bytes(b"process 1 on far away \xff")
+    reclaim(tmp_path)
+    assert names(tmp_path) == [".brain.n4flow", ".other.n4flow"]
+    publish(result(tmp_path / "source", 3), tmp_path / "brain")
+    assert names(tmp_path) == [".other.n4flow", "brain", "source"]
+    assert names(tmp_path / ".other.n4flow") == ["lock", "n4flow-abcdefgh"]
+
+
 def test_a_second_thread_is_refused_like_a_second_process(tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "PATIENCE", 0.1)
     raised = []

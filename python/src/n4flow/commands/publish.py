@@ -19,10 +19,11 @@ def _publish(
     threads: int | None,
     link: Annotated[bool, typer.Option("--link", help="Make hard links where the disks allow it.")] = False,
 ) -> str:
+    from n4flow.compute.threads import available_threads
     from n4flow.io.publishing import publish as put_in_place
 
     out = outdir.resolve() / results.name
-    done = put_in_place(results, out, link=link, threads=FILES_PER_THREAD * (threads or 1))
+    done = put_in_place(results, out, link=link, threads=FILES_PER_THREAD * (threads or available_threads()))
     how = ", ".join(f"{done[name]} {name}" for name in ("linked", "cloned", "copied", "kept") if done[name])
     said = f"{done['files']} files, {done['bytes'] / 1e9:.3f} GB in {out}: {how}"
     numbers.update(done, said=said)

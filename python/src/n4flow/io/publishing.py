@@ -190,7 +190,8 @@ def locked(out: Path) -> Iterator[Path]:
     try:
         lock = _acquire(hidden, PATIENCE)
     except BlockingIOError:
-        msg = f"{out} is being written by {_holder(hidden)}; wait until that ends, or choose another place"
+        holder = _holder(hidden) or "another process"
+        msg = f"{out} is being written by {holder}; wait until that ends, or choose another place"
         raise InputError(msg) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
@@ -198,6 +199,8 @@ def locked(out: Path) -> Iterator[Path]:
         log.warning("warning: %s has no locks (%s); let nothing else write %s", out.parent, error.strerror, out.name)
         lock = None
     try:
+        if lock is not None:
+            _clear(hidden, out)
         yield hidden
     finally:
         _release(hidden, lock)
@@ -207,27 +210,35 @@ def locked(out: Path) -> Iterator[Path]:
 
 
 def reclaim(folder: Path) -> None:
-    """Remove what killed processes left in a folder, and put back the results that they had set aside."""
+    """Remove what killed processes of this machine left in a folder, and put back the results that they had set aside.
+
+    The locks of some file systems do not reach other machines; what was left there goes when it is made again.
+    """
     for hidden in sorted(folder.glob(f".*{HIDDEN}")):
-        if hidden.is_symlink():  # Nothing of ours.
+        holder = _holder(hidden)
+        if hidden.is_symlink() or (holder and not holder.endswith(f" on {socket.gethostname()}")):
             continue
         try:
             lock = _acquire(hidden)
         except OSError:  # Its process lives, the folder may not be written to, or nobody knows.
             continue
         try:
-            out = folder / hidden.name.removeprefix(".").removesuffix(HIDDEN)
-            for scratch in sorted(hidden.glob(f"{SCRATCH}*")):
-                try:
-                    if _put_back(scratch, out):
-                        log.warning("warning: %s was put back: the run that was to replace it was killed", out)
-                except OSError as error:
-                    log.warning("warning: %s could not be put back to %s (%s)", scratch / "old", out, error)
-                    continue
-                if _remove(scratch):
-                    log.warning("warning: %s, which a killed run had left, was removed", scratch)
+            _clear(hidden, folder / hidden.name.removeprefix(".").removesuffix(HIDDEN))
         finally:
             _release(hidden, lock)
+
+
+def _clear(hidden: Path, out: Path) -> None:
+    """Remove what killed processes left in a hidden folder whose lock is held."""
+    for scratch in sorted(hidden.glob(f"{SCRATCH}*")):
+        try:
+            if _put_back(scratch, out):
+                log.warning("warning: %s was put back: the run that was to replace it was killed", out)
+        except OSError as error:
+            log.warning("warning: %s could not be put back to %s (%s)", scratch / "old", out, error)
+            continue
+        if _remove(scratch):
+            log.warning("warning: %s, which a killed run had left, was removed", scratch)
 
 
 def _acquire(hidden: Path, patience: float = 0.0) -> TextIO:
@@ -287,10 +298,10 @@ def _release(hidden: Path, lock: TextIO | None) -> None:
 
 
 def _holder(hidden: Path) -> str:
-    """Return which process holds a lock."""
+    """Return which process has or had a lock, '' where nothing says so."""
     with suppress(OSError):
-        return (hidden / LOCK).read_text(encoding="utf-8", errors="replace") or "another process"
-    return "another process"
+        return (hidden / LOCK).read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def _put_back(scratch: Path, out: Path) -> bool:
