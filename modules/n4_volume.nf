@@ -1,4 +1,4 @@
-include { gpu_choice; gpu_container; gpu_request; with_gpu } from './gpu'
+include { gpu_choice; gpu_container; gpu_request; with_gpu } from './device'
 include { predicted } from './memory'
 
 // N4 bias field of the whole volume, on GPU nodes where the gpu profile says so; same output as N4_SECTIONS.

@@ -1,17 +1,15 @@
 // Parameters are checked by the head process, before any task: names, types, ranges.
 
 include { check_gpu; has_gpu } from './gpu'
-include { expectation; parameter_rules; read_schema; refuse } from './rules'
-
-// What institutional configurations set for every workflow; nothing here reads it.
-def of_the_site(name) { return name ==~ /(custom_config|config_profile|max)_[a-z]+/ }
+include { answer_help } from './help'
+include { parameter_rules; refuse } from './rules'
 
 // Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
 def check_parameters(given, profile) {
-    def asked = ['help', 'help_all', 'version'].findAll { name -> given.containsKey(name) && given[name] }
-    if (asked) { exit(0, asked == ['version'] ? "n4flow ${workflow.manifest.version}" : help('help_all' in asked)) }
+    answer_help(given)
     def rules = parameter_rules()
-    def params = given.findAll { name, _value -> !of_the_site(name) }
+    // without what configurations of institutions set for every workflow
+    def params = given.findAll { name, _value -> !(name ==~ /(custom_config|config_profile|max)_[a-z]+/) }
     params.each { name, value ->
         if (!rules.containsKey(name)) {
             exit(2, "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?")
@@ -22,21 +20,6 @@ def check_parameters(given, profile) {
         exit(2, "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation")
     }
     return settle(params, rules, profile)
-}
-
-// What `--help` shows, and `--help_all` with what few need.
-def help(all) {
-    def lines = ['nextflow run . --input VOLUME|SHEET|phantom [--outdir results] [-profile gpu,slurm,apptainer] [--PARAMETER VALUE]']
-    read_schema()['$defs'].values().each { group ->
-        def shown = group.properties.findAll { _name, rule -> all || !rule.hidden }
-        if (shown) { lines << "\n${group.title}: ${group.description}".toString() }
-        shown.each { name, rule ->
-            def usual = rule.containsKey('usual') ? rule.usual : rule['default']
-            def words = usual == null || usual == '' ? expectation(rule) : "${expectation(rule)}; ${usual}"
-            lines << "  --${name.padRight(21)} ${rule.description} [${words}]".toString()
-        }
-    }
-    return (all ? lines : lines + ['', '--help_all shows every parameter; profiles are in nextflow.config']).join('\n')
 }
 
 // Parameters that a process takes, those whose rule in the schema lists it, as options of its command. What a sample may have of

@@ -1,4 +1,4 @@
-include { gpu_choice; gpu_container; gpu_request; with_gpu } from './gpu'
+include { gpu_choice; gpu_container; gpu_request; with_gpu } from './device'
 
 // Ask the device, on a node and in the container that a GPU task gets, before anything runs.
 process PROBE_GPU {
