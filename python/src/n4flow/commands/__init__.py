@@ -176,7 +176,7 @@ def run_step(command: str) -> None:
 
 def _fail(sentence: str, code: int) -> int:
     try:
-        typer.echo(f"n4flow: {' '.join(sentence.split())}", err=True)
+        typer.echo(f"n4flow: {sentence}", err=True)
     except OSError:  # a full disk may hold the log of this task, too: the code alone says it then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # so that Python's last flush does not fail
     return code
