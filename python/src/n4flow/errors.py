@@ -16,6 +16,9 @@ class N4flowError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return " ".join(map(str.strip, super().__str__().splitlines()))  # Libraries and names may break lines.
+
 
 class InputError(N4flowError, ValueError):
     """Wrong usage, or input that cannot be processed."""

@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays behind
     given = join_lists(sys.argv[1:] if arguments is None else arguments)
     try:
-        typer.main.get_command(app)(args=given, prog_name="n4flow")
+        code = typer.main.get_command(app)(args=given, prog_name="n4flow", standalone_mode=False) or 0
     except SystemExit:
         raise
     except KeyboardInterrupt:
@@ -150,6 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _end(error: BaseException) -> int:
     """Say what an error is, in one sentence; a fault of ours is shown with its traceback. Return the exit code."""
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # One of typer's, about arguments, with the usage.
+        error.show()
+        return int(error.exit_code)
     if _tracebacks:
         traceback.print_exception(error)
     match error:
@@ -176,7 +179,7 @@ def run_step(command: str) -> None:
 
 def _fail(sentence: str, code: int) -> int:
     try:
-        typer.echo(f"n4flow: {' '.join(sentence.split())}", err=True)
+        typer.echo(f"n4flow: {sentence}", err=True)
     except OSError:  # a full disk may hold the log of this task, too: the code alone says it then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # so that Python's last flush does not fail
     return code

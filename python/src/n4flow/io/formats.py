@@ -56,6 +56,7 @@ class Format:
 
     def files_read(self, path: Path) -> list[Path]:
         """Return a file that is read, and those beside it that hold its voxels."""
+        check_regular(path)  # A header in it may be read.
         return [path, *resolve_name(self.reader).data_files(path)]
 
     def files_written(self, path: Path) -> list[Path]:

@@ -569,6 +569,11 @@ def test_a_grid_of_any_size_and_metadata_that_are_none_are_refused_at_once(tmp_p
         (path / "0/zarr.json").write_text(json.dumps(stated))
         with pytest.raises(InputError, match=sentence):
             open_volume(path)
+    stated["shape"] = list(SHAPE)
+    stated["chunk_grid"]["configuration"]["chunk_shape"] = [10**5, 10**5, 10**5]
+    (path / "0/zarr.json").write_text(json.dumps(stated))
+    with pytest.raises(InputError, match="cut short"):  # tensorstore would end the process
+        open_volume(path)
     (path / "0/zarr.json").unlink()
     os.mkfifo(path / "0/zarr.json")
     with pytest.raises(InputError, match="is no regular file"):

@@ -18,6 +18,7 @@ ABSENT = "is missing"  # The one fault that a writer may have meant: chunks of t
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 REPEATED = 1  # Type of a Zstandard block that holds one byte, whatever length it states.
 CRC32C = 4  # Bytes of the checksum behind a chunk.
+RATIO = 2**15  # No codec makes more of a byte: Zstandard repeats one for 2**17 bytes, in a block of four.
 SLACK = 2**16  # Bytes of headers and indices that a file may have beside its voxels.
 CHECKING_THREADS = 16  # More than there are cores: the time goes into waiting for the disks of a cluster.
 FILES_PER_TASK = 64  # Files that one task of a thread checks.
@@ -34,9 +35,10 @@ def faulty_files(
     Without `all_of_them` the search ends soon after the first ones: a grid may have any number of files.
     """
     grid, check, most = FileGrid.of(array), file_check(array), most_bytes(array)
+    least = 0 if array.shards is not None else math.prod(array.chunks) * int(array.dtype.itemsize)
 
     def look(some: list[Index]) -> list[tuple[Index, str]]:
-        found = ((index, _fault(folder / grid.key(index), check, most)) for index in some)
+        found = ((index, _fault(folder / grid.key(index), check, least, most)) for index in some)
         return [(index, fault) for index, fault in found if fault]
 
     faults: dict[Index, str] = {}
@@ -54,7 +56,7 @@ def most_bytes(array: Any) -> int:
     return 2 * math.prod(array.shards or array.chunks) * int(array.dtype.itemsize) + SLACK
 
 
-def _fault(file: Path, check: Callable[[Path], str | None] | None, most: int) -> str | None:
+def _fault(file: Path, check: Callable[[Path], str | None] | None, least: int, most: int) -> str | None:
     try:
         found = file.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -63,6 +65,8 @@ def _fault(file: Path, check: Callable[[Path], str | None] | None, most: int) ->
             return "is empty"
         if found.st_size > most:
             return f"has {found.st_size} bytes, more than twice its voxels"
+        if found.st_size * RATIO < least:
+            return f"has {found.st_size} bytes, too few for its voxels"
         return check(file) if check is not None else None
     except (FileNotFoundError, NotADirectoryError):
         return ABSENT
