@@ -292,7 +292,10 @@ def _tiff_width(path: Path) -> None:
 
 
 def _zip_member(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("zarr.json", "w") as member:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("zarr.json", "w", force_zip64=True) as member,
+    ):
         member.writelines(bytes(2**24) for _block in range(ZEROS // 2**24))
 
 

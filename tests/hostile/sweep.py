@@ -259,6 +259,8 @@ def shared_out(chosen: list[Mutant], folder: Path, seed: int, jobs: int, every: 
                     ):
                         stream.write(json.dumps([chosen.index(finding.mutant), *finding[1:]]) + "\n")
                 code = 0
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         workers.append(worker)
