@@ -259,7 +259,7 @@ def shared_out(chosen: list[Mutant], folder: Path, seed: int, jobs: int, every: 
                     ):
                         stream.write(json.dumps([chosen.index(finding.mutant), *finding[1:]]) + "\n")
                 code = 0
-            except Exception:
+            except Exception:  # noqa: BLE001  the parent says that it failed
                 traceback.print_exc()
             finally:
                 os._exit(code)
