@@ -44,7 +44,6 @@ class Format:
     def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
         """Return the reader of a file; `options` are those of a store."""
         with reading(path, f"a readable volume ({self.name})", small=True):
-            check_regular(path)
             for file in self.files_read(path):
                 check_regular(file)
             reader: Reader = resolve_name(self.reader)(path, channel, **options)
