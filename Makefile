@@ -18,8 +18,8 @@ LOCK  := python/requirements.lock
 USE    = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" MPLCONFIGDIR="$$PWD/$(STATE)/matplotlib"
 # Runs of tests are short: Java compiles for the start, not for the hour.
 QUICK  = NXF_JVM_ARGS='-XX:TieredStopAtLevel=1 -XX:+UseSerialGC'
-# Files of tests are shared out: a run of the workflow is idle for nearly half of its time.
-SHARE  = --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Files of tests are shared out, by tests/conftest.py: a run of the workflow is idle for nearly half of its time.
+SHARE  = --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # Results of the last run are taken over unless the package has changed since: Nextflow does not look inside it.
 RESUME = $$(test -f .nextflow/history && test -z "$$(find python/src -name '*.py' -newer .nextflow/history)" && echo -resume)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VENV)/bin/uv' pip compile --quiet --universal \
