@@ -29,6 +29,14 @@ def pytest_configure() -> None:
     os.environ.setdefault("NXF_JVM_ARGS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each file's tests in one process, and in one of them all that look at the run on the phantom."""
+    for item in items:
+        # Slurm runs for its whole file, one of whose tests looks at that run
+        on_phantom = "phantom_run" in getattr(item, "fixturenames", ()) or item.path.name == "test_slurm.py"
+        item.add_marker(pytest.mark.xdist_group("phantom" if on_phantom else str(item.path)))
+
+
 @dataclass(frozen=True)
 class WorkflowRun:
     """What a run of the workflow left behind."""
