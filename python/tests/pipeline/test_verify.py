@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,14 @@ def test_the_chunk_that_changed_is_named(copy: Path):
 def test_what_is_missing_is_named(copy: Path, name: str, says: str):
     (copy / name).unlink()
     with pytest.raises(N4flowError, match=says):
+        verify(copy)
+
+
+@pytest.mark.parametrize("name", ["brain/report.html", "brain/checksums.json", "ro-crate-metadata.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(copy: Path, name: str):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(N4flowError, match=f"{name} is no regular file"):
         verify(copy)
 
 

@@ -67,6 +67,7 @@ def verify(outdir: str | Path) -> Verified:
 
 
 def _verify_sample(folder: Path) -> tuple[int, int]:
+    _check_kind(folder / CHECKSUMS_NAME)
     try:
         stated = json.loads((folder / CHECKSUMS_NAME).read_text(encoding="utf-8"))
         files, stores = dict(stated["files"]), dict(stated["stores"])
@@ -146,7 +147,15 @@ def _checksum(volume: Volume, box: tuple[slice, ...]) -> str:
     return f"{chunk_checksum(block, block.shape):08x}"
 
 
+def _check_kind(path: Path) -> None:
+    """Refuse a pipe, a socket or a device in the place of a file: it may be read for ever."""
+    if path.exists() and not path.is_file():
+        msg = f"{path} is no regular file; publish the sample again"
+        raise N4flowError(msg)
+
+
 def _compare_file(path: Path, expected: str) -> None:
+    _check_kind(path)
     try:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -163,6 +172,7 @@ def _verify_crate(outdir: Path) -> int:
     from rocrate.rocrate import ROCrate
 
     path = outdir / CRATE_NAME
+    _check_kind(path)
     try:
         crate = ROCrate(outdir)
     except (OSError, ValueError, KeyError) as error:
