@@ -110,6 +110,9 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, sentence):
 def test_a_missing_recipe_or_a_foreign_correction_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         Recipe.load(tmp_path / "none.json")
+    (tmp_path / "recipe.json").mkdir()  # a folder of no corrections would be a recipe that does nothing
+    with pytest.raises(InputError, match="is no file"):
+        Recipe.load(tmp_path / "recipe.json")
     np.savez(tmp_path / "x.npz", settings=np.array('{"kind": "magic"}'))
     with pytest.raises(InputError, match="kind 'magic', this version knows background, bias_field, harmonization"):
         load_correction(tmp_path / "x.npz")

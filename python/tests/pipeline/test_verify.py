@@ -102,6 +102,14 @@ def test_what_is_missing_is_named(copy: Path, name: str, says: str):
         verify(copy)
 
 
+@pytest.mark.parametrize("name", ["brain/report.html", "brain/checksums.json", "ro-crate-metadata.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(copy: Path, name: str):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(N4flowError, match=f"{name} is no regular file"):
+        verify(copy)
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "fifo"])
 @pytest.mark.parametrize(
     "where",

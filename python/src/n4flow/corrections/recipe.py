@@ -84,12 +84,12 @@ class Recipe(Sequence[Correction]):
         """
         path = Path(path)
         stored: dict[str, Any] = {}
-        if path.is_dir():
+        if path.is_dir() and path.name != "recipe.json":
             files = sorted(path.glob("*.npz"))
         elif path.is_file():
             files, stored = cls._listed(path)
         else:
-            msg = f"recipe {path} does not exist; give a recipe.json that n4flow wrote"
+            msg = f"recipe {path} does not exist or is no file; give a recipe.json that n4flow wrote"
             raise InputError(msg)
         corrections: list[Correction] = []
         stages: list[str] = []

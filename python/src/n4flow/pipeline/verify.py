@@ -81,6 +81,7 @@ def verify(outdir: str | Path) -> Verified:
 
 
 def _verify_sample(folder: Path) -> tuple[int, int]:
+    _check_kind(folder / CHECKSUMS_NAME)
     try:
         stated = json.loads((folder / CHECKSUMS_NAME).read_text(encoding="utf-8"))
         files, stores = dict(stated["files"]), dict(stated["stores"])
@@ -182,7 +183,15 @@ def _checksum(volume: Volume, box: tuple[slice, ...]) -> str:
     return f"{chunk_checksum(block, block.shape):08x}"
 
 
+def _check_kind(path: Path) -> None:
+    """Refuse a pipe, a socket or a device in the place of a file: it may be read for ever."""
+    if path.exists() and not path.is_file():
+        msg = f"{path} is no regular file; publish the sample again"
+        raise N4flowError(msg)
+
+
 def _compare_file(path: Path, expected: str) -> None:
+    _check_kind(path)
     try:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -199,6 +208,7 @@ def _verify_crate(outdir: Path) -> int:
     from rocrate.rocrate import ROCrate
 
     path, stated = outdir / CRATE_NAME, outdir / INFO / CRATE_SUM
+    _check_kind(path)
     try:
         expected, found = stated.read_bytes(), crate_sum(outdir).encode()
         crate = ROCrate(outdir) if found == expected else None
