@@ -147,7 +147,7 @@ def test_rules_are_read_as_json_schema_means_them():
 
     texts = ["", "0", "1 2 3", "1,2,3", " 50 50", "0 5", "cpu", "off", "section", "x", "1 2 3; rm", "float32"]
     numbers = [-1, -0.5, 0, 1e-9, 0.5, 1, 1.0, 2, 50, 50.1, 64, 65, 99.9, 100, 101, 1000, 1001, 65536, 65537]
-    known = set(Draft202012Validator.VALIDATORS)
+    known = set(Draft202012Validator.VALIDATORS) - {"format"}  # which says what a value is for
     for name, rule in schema().items():
         assert set(rule) & known <= set(RULES), name
         for value in (*texts, *numbers, True, False, None, [1]):
