@@ -29,13 +29,17 @@ MISTAKES = [
     ({"spline_um": 0}, "parameter spline_um must be a number above 0 (micrometres), got 0"),
     (
         {"iterations": "50,x"},
-        "parameter iterations must be whole numbers from 1 upwards, separated by commas, got '50,x'",
+        "parameter iterations must be whole numbers from 1 to 999999, separated by commas, got '50,x'",
+    ),
+    (
+        {"iterations": "50,1000000"},
+        "parameter iterations must be whole numbers from 1 to 999999, separated by commas, got '50,1000000'",
     ),
     ({"normalize": "maybe"}, "parameter normalize must be true or false, got 'maybe'"),
     ({"percentile_max": 101}, "parameter percentile_max must be a number above 50 to 100 (percent), got 101"),
     ({"smooth_z": "-1"}, "parameter smooth_z must be a number from 0 to 1000 (planes), got -1"),
     ({"smooth_z": "nan"}, "parameter smooth_z must be a number from 0 to 1000 (planes), got nan"),
-    ({"iterations": 0}, "parameter iterations must be whole numbers from 1 upwards, separated by commas, got 0"),
+    ({"iterations": 0}, "parameter iterations must be whole numbers from 1 to 999999, separated by commas, got 0"),
     (
         {"voxel_um": "1 2 3'; rm -r ~"},
         "parameter voxel_um must be three positive numbers 'z y x' (micrometres), got \"1 2 3'; rm -r ~\"",

@@ -31,6 +31,7 @@ TABLE = (
     ("-r 0, -r 1", "1 maps the mask to the range it had; with -i, 1 where there is a mask"),
     ("-v 0, -v 1", "1 prints the convergence of each iteration"),
 )
+MOST_ITERATIONS = 999_999  # As of the parameter iterations.
 BRACKETED = ("-o", "--output", "-c", "--convergence", "-b", "--bspline-fitting", "-t", "--histogram-sharpening")
 SWITCHES = ("-r", "--rescale-intensities", "-v", "--verbose")
 TRUTH = {"0": False, "false": False, "1": True, "true": True}
@@ -111,8 +112,8 @@ def convergence(text: str) -> tuple[tuple[int, ...], float]:
     expected = "[ITERATIONS x ITERATIONS ..., THRESHOLD], as in [50x50x50x50,0.0]"
     counts, *threshold = _parts(text, "-c", 2, expected)
     iterations = _numbers(counts, int, "-c", expected, text)
-    if min(iterations) < 1:
-        raise _fault(text, "-c", expected + " with whole numbers from 1 upwards")
+    if not all(1 <= count <= MOST_ITERATIONS for count in iterations):
+        raise _fault(text, "-c", f"{expected} with whole numbers from 1 to {MOST_ITERATIONS}")
     return iterations, _numbers(threshold[0], float, "-c", expected, text)[0] if threshold else 0.0
 
 
