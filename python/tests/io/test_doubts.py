@@ -93,6 +93,16 @@ def test_a_level_that_moved_is_said(tmp_path, monkeypatch):
     assert (said, level) == ([], pytest.approx(1, abs=1e-5))
 
 
+@pytest.mark.parametrize("share", [0.02, 0.54])
+def test_negative_voxels_of_a_ct_are_said(tmp_path, share):
+    values = np.random.default_rng(5).uniform(20, 80, (8, 20, 25)).astype(np.float32)
+    values.flat[: round(share * values.size)] = -1000
+    said, _level = corrected(tmp_path, values)
+    assert [sentence.split(";")[0] for sentence in said if "negative" in sentence] == [
+        "54% of the voxels of in.npy are negative: without a logarithm, they are not fitted"
+    ] * (share > 0.05)
+
+
 def test_a_result_of_another_channel_is_not_replaced(tmp_path):
     check_channel(tmp_path, 1)  # nothing is there
     (tmp_path / "metrics.json").write_text('{"parameters": {"channel": null}}')

@@ -28,6 +28,7 @@ from n4flow.n4_bias.shrink import shrink_factors
 
 NO_HABITS = AntsHabits()
 OTSU_SHARES = (0.01, 0.9)  # Of an image: less than tissue usually has, and more.
+MOST_NEGATIVE = 0.05  # Share of the voxels from which on it is said.
 LEVEL_MOVED = 1.1  # Factor between the means before and after, from which on it is said.
 
 
@@ -173,6 +174,9 @@ def correct_file(
     if labels is None and not ants.whole_image and not OTSU_SHARES[0] <= share <= OTSU_SHARES[1]:
         said = f"Otsu's mask is {share:.2%} of {image.name}, seldom what tissue is; look at it, or give one (--mask)"
         warnings.warn(said, N4flowWarning, 2)
+    if (negative := float(np.mean(values < 0))) > MOST_NEGATIVE:
+        said = f"{negative:.0%} of the voxels of {image.name} are negative: without a logarithm, they are not fitted"
+        warnings.warn(f"{said}; N4 takes 0 for no signal, so add what is missing first (1024 to CT)", N4flowWarning, 2)
     confidence = None if confidences is None else read_weights(confidences)
     domain = _domain(volume.shape, sizes, spline_um, control_points, ants)
     factors = shrink_factors(shrink, domain.padded_shape)
