@@ -43,17 +43,20 @@ def test_steps_equal_a_plain_loop_on_noisy_planes():
     before = np.where(tissue, LEVEL + (before - LEVEL) * noise, before)
     jitter = np.exp(np.random.default_rng(2).normal(0, 0.02, SHAPE[0]))
     before = np.where(tissue, LEVEL + (before - LEVEL) * jitter[:, None, None], before)
-    changes = []
+    changes, spreads = [], []
     for z in range(SHAPE[0] - 1):
         ratios = [
             math.log((before[z + 1, y, x] - LEVEL) / (before[z, y, x] - LEVEL))
             for y, x in zip(*np.nonzero(tissue[z]), strict=True)
         ]
         changes.append(np.median(ratios))
+        spreads.append(np.median(np.abs(ratios - changes[-1])))
     numbers = measured(before, after, tissue, agarose, table)
     around_first_cut = [0, 1, 2, 4, 5, 6]
     expected = changes[3] - np.median([changes[z] for z in around_first_cut])
     assert numbers["sections"][1]["step_before"] == pytest.approx(expected, abs=1e-5)
+    facing = [row["facing_before"] for row in numbers["sections"]]
+    assert facing == [None, pytest.approx(spreads[3], abs=1e-5), pytest.approx(spreads[7], abs=1e-5)]
 
 
 def test_variation_of_tissue_and_of_plane_means_equal_numpy_on_the_signal():

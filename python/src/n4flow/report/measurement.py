@@ -274,6 +274,11 @@ class Measurement:
         usable = self.usable[:-1] & self.usable[1:]
         return median(self._walk[0][2 + TIMES.index(time)][usable & (self._ordinary != cuts)])
 
+    def section_facing(self, time: str) -> np.ndarray:
+        """Return (sections,) the same at the cut from the section above, NaN for the first."""
+        first = [section.z_start for section in self.sections][1:]
+        return np.array([math.nan, *self._walk[0][2 + TIMES.index(time)][np.subtract(first, 1).astype(int)]])
+
     @cached_property
     def unproven(self) -> tuple[dict[str, float] | None, np.ndarray]:
         """See `harm.unproven`; None and NaN without evidence."""

@@ -336,6 +336,8 @@ SECTION_METRICS: tuple[Metric, ...] = (
         help="of field and of match are the shares of the bias field and of the matched level that were applied",
     ),
     Metric("match_share", lambda m: m.section_applied("section_lookup"), title="of match", show=whole_percent),
+    Metric("local_contrast_kept", lambda m: m.local_contrast),
+    Metric("facing_{time}", M.section_facing),
     Metric(
         "unproven",
         lambda m: m.unproven[1],
