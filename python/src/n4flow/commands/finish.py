@@ -45,6 +45,7 @@ def _finish(
 
     resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
     own = {name: settings[name] for name in settings_of("FINISH")}
+    resolved |= {name: own[name] for name in ("voxel_um", "channel")}  # which a row of the sheet may state, too
     tissue = TissueSource.load(masks)
     plan = make_plan(image, resolved | own, sample, tissue.frame)
     if state is not None:
