@@ -24,6 +24,12 @@ def located(name, folder) {
     return folder != null && !name.toString().startsWith('/') && !name.toString().contains('://') ? folder.resolve(name.toString()) : path
 }
 
+// An address in quotes, as a command takes it; null for a path.
+def address(name) {
+    def text = name.toString()
+    return text ==~ /(https?|s3|gs):\/\/.+/ && !text.toLowerCase().endsWith('.csv') ? "'${text.replace("'", "'\\''")}'".toString() : null
+}
+
 // Results of samples, [meta, files], whose inputs are still as they were when the run began; a change ends the run.
 def unchanged(results, samples) {
     return results.join(samples).map { meta, files, sample ->

@@ -25,12 +25,6 @@ process REMOTE_STATE {
     """
 }
 
-// An address in quotes, as a command takes it; null for a path.
-def address(name) {
-    def text = name.toString()
-    return text ==~ /(https?|s3|gs):\/\/.+/ && !text.toLowerCase().endsWith('.csv') ? "'${text.replace("'", "'\\''")}'".toString() : null
-}
-
 // Add to each sample what its store at an address is like now; [meta, file] come for those that have one.
 def with_states(samples, states) {
     return samples.join(states, remainder: true).filter { row -> row[1] != null }.map { meta, sample, file ->

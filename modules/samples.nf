@@ -1,9 +1,8 @@
 // The samples of a run and their files, from one volume or a sample sheet.
 
 include { check_whole; without_suffix } from './formats'
-include { digest; existing; split_pattern } from './paths'
+include { address; digest; existing; split_pattern } from './paths'
 include { check_apart; check_channel } from './places'
-include { address } from './remote'
 include { allowed; expectation; read_schema } from './rules'
 include { read_sheet } from './sheet'
 
