@@ -1,7 +1,5 @@
 // What a task for a GPU gets with the gpu profile: of the scheduler, of the container, of the machine.
 
-include { has_gpu } from './gpu'
-
 // How a scheduler is asked for one GPU, where `gpu_options` does not say it. PBS takes processors and memory from the same option.
 def gpu_request(task) {
     return params.gpu_options ?: [
@@ -34,5 +32,6 @@ def gpu_choice(task) {
 def with_gpu(name, task, own, separator = ' ') {
     def site = workflow.session.config.process?.get(name)
     def value = site instanceof Closure ? site.cloneWith([task: task, params: params, workflow: workflow]).call() : site
-    return [value, has_gpu(workflow.profile) ? own : null].flatten().findAll().join(separator)
+    def asked = 'gpu' in workflow.profile.tokenize(',')  // as has_gpu says; what two modules include has no includes of its own
+    return [value, asked ? own : null].flatten().findAll().join(separator)
 }
