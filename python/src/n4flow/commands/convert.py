@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from n4flow.commands.options import Image, as_step
-from n4flow.commands.render import OPENING
+from n4flow.pipeline.parameters import OPENING, opening
 
 
 def _convert(
@@ -27,7 +27,6 @@ def _convert(
     from n4flow.io.writers import check_destination
     from n4flow.n4_bias.results import Named, check_distinct
     from n4flow.pipeline.convert import convert as convert_volume
-    from n4flow.pipeline.parameters import opening
 
     if written_as(output) is not ZARR:
         msg = f"{output} must be an OME-Zarr, a name that ends in {' or '.join(ZARR.written)}"

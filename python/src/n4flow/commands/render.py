@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from n4flow.commands.options import as_step
+from n4flow.pipeline.parameters import OPENING, opening
 
 
 def _render(
@@ -26,7 +27,6 @@ def _render(
     from n4flow.corrections.recipe import Recipe
     from n4flow.io.open import open_volume
     from n4flow.masks.tissue_source import open_mask
-    from n4flow.pipeline.parameters import opening
     from n4flow.pipeline.render import render as render_volume
 
     corrections = Recipe.load(recipe)
@@ -46,5 +46,4 @@ def _render(
     return f"{output}: {', '.join(numbers['corrections']) or 'no correction'}"
 
 
-OPENING = ("voxel_um", "channel", "axes", "allow_missing_chunks", "allow_missing_planes")
 render = as_step("RENDER", _render, ("ome_zarr_version", "dtype", *OPENING))

@@ -37,10 +37,10 @@ from n4flow.sections import Section, SectionTable, filled_planes
 from n4flow.statistics.accumulate import PLANE_COUNTS
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
-TISSUE_SHARES = (0.01, 0.9)  # Of a volume without its padding: less than tissue usually has, and more.
 if TYPE_CHECKING:
     from n4flow.corrections.harmonization.prepare import Samples
 
+TISSUE_SHARES = (0.01, 0.9)  # Of a volume without its padding: less than tissue usually has, and more.
 LEAST_VALID = 0.5  # A shrunken voxel enters the fit of a bias field where at least this share of its voxels is valid.
 
 

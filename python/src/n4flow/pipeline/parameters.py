@@ -16,6 +16,7 @@ from n4flow.errors import InputError
 
 # What a rule of JSON Schema may ask for here; a library that knows all of it takes a tenth of a second to start.
 RULES = ("type", "enum", "minimum", "maximum", "exclusiveMinimum", "pattern")
+OPENING = ("voxel_um", "channel", "axes", "allow_missing_chunks", "allow_missing_planes")  # Of `open_volume`.
 PYTHON_TYPES = {"integer": int, "number": float, "string": str, "boolean": bool}
 
 
@@ -120,9 +121,7 @@ def voxel_size(text: Any, name: str = "voxel_um") -> dict[str, float] | None:
 
 def opening(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `open_volume` that resolved parameters set."""
-    named = ("channel", "axes", "allow_missing_chunks", "allow_missing_planes")
-    options = {name: parameters[name] for name in named}
-    return {**options, "voxel_um": voxel_size(parameters["voxel_um"])}
+    return {name: parameters[name] for name in OPENING} | {"voxel_um": voxel_size(parameters["voxel_um"])}
 
 
 def iteration_list(text: Any) -> tuple[int, ...]:
