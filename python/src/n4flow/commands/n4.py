@@ -88,6 +88,14 @@ def _n4(
     keep_level: Annotated[
         bool, typer.Option("--keep-level", help="Keep the mean of the fitted voxels; N4 lets the level drift.")
     ] = False,
+    in_bids: Annotated[
+        bool,
+        typer.Option(
+            "--bids",
+            help="OUTPUT is the folder of a BIDS derivative dataset: the result is named as INPUT with desc-n4, and "
+            "has a sidecar.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
     dimensions: Annotated[int | None, typer.Option("-d", "--image-dimensionality", hidden=True)] = None,
     ants_image: Annotated[Path | None, typer.Option("-i", "--input-image", hidden=True)] = None,
@@ -105,6 +113,7 @@ def _n4(
     From --spline-um, levels double the spans of an axis up to four; from --control-points or -b, all levels do.
     """
     from n4flow.io.open import open_volume
+    from n4flow.n4_bias import bids
     from n4flow.n4_bias.ants import AntsHabits
     from n4flow.n4_bias.files import correct_file
     from n4flow.pipeline.parameters import iteration_list, voxel_size
@@ -112,6 +121,8 @@ def _n4(
     source = _one(image, ants_image, "INPUT", "-i")
     named, ants_bias = (None, None) if ants_output is None else ants.output_files(ants_output)
     result = _one(output, named, "OUTPUT", "-o")
+    made = bids.derivative(source, result) if in_bids else None
+    result = result if made is None else made.path
     like_ants, typed = ants_image is not None, _typed(context)
     for option, value, replaced in (
         ("-c", convergence, {"iterations", "tolerance"}),
@@ -187,6 +198,8 @@ def _n4(
         json_file=json_file,
         threads=threads,
     )
+    if made is not None:
+        bids.describe(made, facts)
     numbers.update(facts)
     return "\n".join([*(_measures(facts) if talks else ()), *_summary(facts)])
 
