@@ -55,10 +55,12 @@ def correct_layer(
     if image.rgb or voxels.ndim not in (2, 3):
         msg = f"layer {image.name} must have axes (z, y, x) or (y, x), got shape {voxels.shape}; split its channels"
         raise InputError(msg)
-    labels = None if mask is None else mask.data[0] if mask.multiscale else mask.data
-    if mask is not None and labels.shape != voxels.shape:
-        msg = f"mask {mask.name} must have the shape of {image.name}, {voxels.shape}, got {labels.shape}"
-        raise InputError(msg)
+    labels = None
+    if mask is not None:
+        labels = mask.data[0] if mask.multiscale else mask.data
+        if labels.shape != voxels.shape:
+            msg = f"mask {mask.name} must have the shape of {image.name}, {voxels.shape}, got {labels.shape}"
+            raise InputError(msg)
     control_points: int | Knots = 4
     if spline_um:
         sides = zip(voxels.shape, voxel_um(image.name, image.scale, image.units), strict=True)
