@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, PhantomRun, Run, runner, skip_with_gpu
 
 import n4flow
-from n4flow.pipeline.run import Result, SampleResult
 from n4flow.pipeline.parameters import resolve, schema
+from n4flow.pipeline.run import Result, SampleResult
 from n4flow.pipeline.stages import STAGES, settings_of
 
 pytestmark = pytest.mark.engine

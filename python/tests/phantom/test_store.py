@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import zarr
 
-from n4flow.compute.progress import Progress
 from n4flow.commands import main
+from n4flow.compute.progress import Progress
 from n4flow.errors import InputError
 from n4flow.phantom.options import PhantomOptions
 from n4flow.phantom.store import Phantom
