@@ -166,11 +166,6 @@ def _end(error: BaseException) -> int:
     return _fail("this is a fault of n4flow and not of yours; please report it with the lines above", 1)
 
 
-def run_step(command: str) -> None:
-    """Run a command of the workflow for the script in bin/ that bears its name."""
-    main([command, *sys.argv[1:]])
-
-
 def _fail(sentence: str, code: int) -> int:
     try:
         typer.echo(f"n4flow: {sentence}", err=True)
