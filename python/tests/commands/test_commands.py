@@ -4,6 +4,7 @@ import ctypes
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +55,42 @@ def image(tmp_path):
     return path
 
 
-def test_inspect_prints_the_plan(image, capsys):
-    assert ended(["inspect", image, "--sections", "3"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+def test_inspect_answers_the_machine(image, tmp_path, capsys):
+    assert ended(["inspect", image, "--sections", "3", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
     assert (plan["sample"], plan["shape"], plan["sections"]) == ("brain", [6, 40, 50], 3)
+    assert ended(["inspect", image, "--sections", "3", "--json", tmp_path / "n.json"]) == 0
+    assert json.loads((tmp_path / "n.json").read_text())["plan"] == plan
+
+
+def test_inspect_answers_a_person(image, capsys):
+    """What it is, what will be done, what it takes, what is doubtful, and the command, which runs as it stands."""
+    given = ["--match", "off", "--smooth_z", "0", "--bias", "off", "--no-normalize", "--voxel-um", "40", "4", "5"]
+    assert ended(["inspect", image, *given]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "brain: ome-zarr, 6 x 40 x 50 voxels (z y x) of 40 x 4 x 5 micrometres, uint16, 24 kB"
+    assert "  Sections: 1, of 6 planes; none is flagged" in said
+    first, last = said.index("What will be done:"), said.index("What it takes:")
+    assert [line.split()[0] for line in said[first + 1 : last]] == ["SHRINK", "TISSUE_MASK", "RENDER", "FINISH"]
+    assert [line.split()[0] for line in said[last + 1 : last + 4]] == ["time", "memory", "disk"]
+    assert said[said.index("What is doubtful:") + 1].startswith("  - the whole stack is treated as one section;")
+    again = shlex.split(said[-1].removeprefix("Run it: "))
+    assert again[:4] == ["n4flow", "run", str(image), "OUTDIR"]
+    found = parsed(*again[2:])
+    assert {name: found[name] for name in ("match", "smooth_z", "bias", "normalize", "voxel_um", "sections")} == {
+        "match": "off", "smooth_z": "0.0", "bias": "off", "normalize": False, "voxel_um": "40,4,5", "sections": None
+    }  # fmt: skip
+
+
+def test_inspect_looks_at_every_sample_of_a_sheet(image, capsys):
+    sheet = image.with_name("samples.csv")
+    sheet.write_text("sample,image,sections\na,brain.ome.zarr,2\nb,brain.ome.zarr,3\n")
+    assert ended(["inspect", sheet]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if line[0] not in " WR"] == ["a:", "b:"]
+    assert "Sections: 2," in said
+    assert ended(["inspect", sheet, "--json"]) == 0
+    assert [plan["sections"] for plan in json.loads(capsys.readouterr().out)["plans"]] == [2, 3]
 
 
 def test_a_mistake_ends_with_code_2_and_one_sentence(image, capsys):
