@@ -18,9 +18,7 @@ include { N4_VOLUME        } from './n4_volume'
 include { PROVE            } from './prove'
 include { HARMONIZE        } from './harmonize'
 include { PLANE_STATISTICS } from './plane_statistics'
-include { NORMALIZE        } from './normalize'
-include { MATCH_HISTOGRAMS } from './match_histograms'
-include { SMOOTH_Z         } from './smooth_z'
+include { INTENSITY        } from './intensity'
 include { RENDER           } from './render'
 include { FINISH           } from './finish'
 
@@ -73,21 +71,11 @@ workflow N4FLOW {
     }
 
     // histograms are of intensities after the fields
-    if (settings.normalize || settings.smooth_z > 0 || settings.match != 'off') {
+    if (settings.normalize || settings.match != 'off' || settings.smooth_z > 0) {
         PLANE_STATISTICS(inputs(slabs_of(samples), 'PLANE_STATISTICS', ['image', 'mask', 'slab', 'masks', 'recipe']))
         samples = gather(samples, 'histograms', PLANE_STATISTICS.out.histograms, 'slabs')
-    }
-    if (settings.normalize) {
-        NORMALIZE(inputs(samples, 'NORMALIZE', ['table', 'histograms']), options(settings, 'NORMALIZE'))
-        samples = add(samples, 'recipe', NORMALIZE.out.correction)
-    }
-    if (settings.match != 'off') {
-        MATCH_HISTOGRAMS(inputs(samples, 'MATCH_HISTOGRAMS', ['table', 'histograms', 'recipe', 'evidence']), options(settings, 'MATCH_HISTOGRAMS'))
-        samples = add(samples, 'recipe', MATCH_HISTOGRAMS.out.correction)
-    }
-    if (settings.smooth_z > 0) {
-        SMOOTH_Z(inputs(samples, 'SMOOTH_Z', ['table', 'histograms', 'recipe', 'evidence']), options(settings, 'SMOOTH_Z'))
-        samples = add(samples, 'recipe', SMOOTH_Z.out.correction)
+        INTENSITY(inputs(samples, 'INTENSITY', ['table', 'histograms', 'recipe', 'evidence']), options(settings, 'INTENSITY'))
+        samples = add(samples, 'recipe', INTENSITY.out.corrections)
     }
 
     RENDER(inputs(slabs_of(samples), 'RENDER', ['image', 'mask', 'slab', 'masks', 'recipe']), options(settings, 'RENDER'))

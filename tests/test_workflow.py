@@ -28,9 +28,7 @@ PROCESSES = {
     "N4_SECTIONS",
     "PROVE",
     "PLANE_STATISTICS",
-    "NORMALIZE",
-    "MATCH_HISTOGRAMS",
-    "SMOOTH_Z",
+    "INTENSITY",
     "RENDER",
     "FINISH",
     "PUBLISH",
@@ -106,7 +104,7 @@ def test_resume_runs_what_a_changed_parameter_touches_and_nothing_else(phantom_r
     assert unchanged.ran() == {"PUBLISH"}  # which finds in place what it would put there
     assert unchanged.ran("CACHED") == PROCESSES - {"PUBLISH"}
     smoother = phantom_run.workflow("-resume", "--smooth_z", "3", outdir=phantom_run.first.outdir.parent / "smoother")
-    assert smoother.ran() == {"SMOOTH_Z", "RENDER", "FINISH", "PUBLISH", "PROVENANCE"}
+    assert smoother.ran() == {"INTENSITY", "RENDER", "FINISH", "PUBLISH", "PROVENANCE"}
     first, other = (n4flow.open_volume(store(run.outdir)).digest() for run in (phantom_run.first, smoother))
     assert first != other
 
@@ -230,7 +228,7 @@ def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phan
     np.save(flat, np.linspace(0.8, 1.2, width, dtype=np.float32) * np.ones((1, height, 1), np.float32))
     given = ["--sections", sections, "--harmonize", "auto", "--flat_field", flat]
     run = workflow("--input", phantom_run.phantom, *given)
-    assert run.ran() == PROCESSES - {"N4_SECTIONS", "PROVE", "MATCH_HISTOGRAMS", "SMOOTH_Z"} | {"HARMONIZE"}
+    assert run.ran() == PROCESSES - {"N4_SECTIONS", "PROVE"} | {"HARMONIZE"}
     harmonized = sorted(run.folders("HARMONIZE")[0].glob("35*.npz"))
     checks.CHECKS["HARMONIZE"](checks.Case(phantom_run.phantom.parent), harmonized)
     recipe = json.loads((run.outdir / "phantom" / "recipe.json").read_text())
@@ -242,9 +240,7 @@ def test_harmonize_takes_the_place_of_matching_and_smoothing(workflow: Run, phan
     assert str(flat) in crate["inputs"]
 
 
-@pytest.mark.parametrize(
-    "process", ["INSPECT", "N4_SECTIONS", "PROVE", "NORMALIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z", "RENDER"]
-)
+@pytest.mark.parametrize("process", ["INSPECT", "N4_SECTIONS", "PROVE", "INTENSITY", "RENDER"])
 def test_a_process_is_given_the_parameters_that_the_schema_lists_for_it(phantom_run: PhantomRun, process: str):
     """So that a new parameter changes the schema, nextflow.config and the code that uses it, and no process."""
     settled = json.loads((phantom_run.first.outdir / "pipeline_info" / "parameters.json").read_text())
@@ -355,9 +351,7 @@ def test_the_workflow_reads_top_to_bottom():
         "PROVE",
         "HARMONIZE",
         "PLANE_STATISTICS",
-        "NORMALIZE",
-        "MATCH_HISTOGRAMS",
-        "SMOOTH_Z",
+        "INTENSITY",
         "RENDER",
         "FINISH",
     ]
@@ -366,7 +360,7 @@ def test_the_workflow_reads_top_to_bottom():
 def test_every_process_is_given_what_its_inputs_are_called():
     """`inputs` takes fields of a sample in the order of a process's tuple; both have the same names."""
     calls = re.findall(r"inputs\(\w+(?:\(samples\))?, '(\w+)', \[([^]]*)\]\)", (ROOT / "modules/n4flow.nf").read_text())
-    assert {name for name, _fields in calls} == {"INSPECT", *(stage.name for stage in STAGES)}
+    assert {name for name, _fields in calls} == {"INSPECT", *(stage.process for stage in STAGES)}
     for process, fields in calls:
         text = (ROOT / "modules" / f"{process.lower()}.nf").read_text()
         declared = re.search(r"input:\s+tuple val\(meta\), val\(volume\),(.*?)\n    (?:val|output|\n)", text, re.DOTALL)

@@ -386,7 +386,7 @@ def test_the_predicted_memory_does_not_grow_with_planes(tmp_path):
     for name, least in found[0].items():
         if name in ("SHRINK", "PLANE_STATISTICS", "RENDER"):
             assert least <= found[1][name] < 1.1 * least < 1.5e9
-        compare = ("PROVE", "HARMONIZE", "MATCH_HISTOGRAMS", "SMOOTH_Z", "FINISH")
+        compare = ("PROVE", "HARMONIZE", "INTENSITY", "FINISH")
         if name in ("TISSUE_MASK", *compare):  # two masks as bits grow, and samples of 6 x 6
             samples = 84 * 84 * COMPARED if name in compare else 0
             assert found[1][name] - least <= 1.2 * 896 * (2 * 500 * 500 / 8 + samples) + 1

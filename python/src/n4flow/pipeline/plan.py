@@ -132,7 +132,7 @@ class Plan:
     def peak_memory(self, parameters: Mapping[str, Any]) -> int:
         """Return the peak memory of a run of all stages in one process of two threads, in bytes."""
         memory = self._memory(2)
-        return max(memory.get(stage.name, 0) for stage in STAGES if stage.asked(parameters))
+        return max(memory.get(stage.process, 0) for stage in STAGES if stage.asked(parameters))
 
     @property
     def _framed_shape(self) -> tuple[int, int, int]:

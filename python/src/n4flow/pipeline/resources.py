@@ -146,8 +146,7 @@ def shrunken_bytes(
         "N4_VOLUME": shape[0] * fitted,
         "PROVE": planes + compared,
         "HARMONIZE": planes + compared,
-        "MATCH_HISTOGRAMS": planes + compared,
-        "SMOOTH_Z": planes + compared,
+        "INTENSITY": planes + compared,
         "FINISH": planes + compared,
     }
     return {name: int(INTERPRETER + MARGIN * size) for name, size in sizes.items()}

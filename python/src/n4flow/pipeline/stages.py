@@ -17,7 +17,7 @@ Parameters = Mapping[str, Any]  # every parameter of the schema, resolved
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the chain, a process of the workflow.
+    """One stage of the chain, which a process of the workflow runs, alone or with those beside it.
 
     A stage that estimates a correction is the function of its name in lower case in `pipeline.estimate`.
 
@@ -38,8 +38,10 @@ class Stage:
         Name of that correction's file between processes, where the numbers in front keep the order.
     scattered : {'', 'slabs', 'sections'}
         What of a sample one task works on, where that is not all of it.
+    process : str, optional
+        The process that runs it, where one runs several.
     command : str, optional
-        Its step command, where that is not its name.
+        The step command of its process, where that is not its name.
     """
 
     name: str
@@ -49,11 +51,14 @@ class Stage:
     estimates: str | None = None
     file: str | None = None
     scattered: str = ""
+    process: str = ""
     command: str = ""
 
     def __post_init__(self) -> None:
+        if not self.process:
+            object.__setattr__(self, "process", self.name)
         if not self.command:
-            object.__setattr__(self, "command", self.name.lower().replace("_", "-"))
+            object.__setattr__(self, "command", self.process.lower().replace("_", "-"))
 
 
 def settings_of(process: str) -> tuple[str, ...]:
@@ -118,6 +123,7 @@ STAGES = (
         lambda parameters: parameters["normalize"],
         "plane_range",
         "40_plane_range",
+        process="INTENSITY",
     ),
     Stage(
         "MATCH_HISTOGRAMS",
@@ -126,6 +132,7 @@ STAGES = (
         lambda parameters: parameters["match"] != "off",
         "section_lookup",
         "50_section_lookup",
+        process="INTENSITY",
     ),
     Stage(
         "SMOOTH_Z",
@@ -134,6 +141,7 @@ STAGES = (
         lambda parameters: parameters["smooth_z"] > 0,
         "plane_gain",
         "60_plane_gain",
+        process="INTENSITY",
     ),
     Stage(
         "RENDER",
