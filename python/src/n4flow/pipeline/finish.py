@@ -18,7 +18,7 @@ from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.io.omezarr.checksums import Checksums, add_checksums, describe
 from n4flow.io.omezarr.layout import StoreLayout, expected_shards
-from n4flow.io.omezarr.store import create_store, kept_metadata, validate_store, write_omero
+from n4flow.io.omezarr.store import Shown, create_store, kept_metadata, validate_store, write_omero
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.plan import Plan
 from n4flow.pipeline.render import display_window, extent, output_scale
@@ -107,7 +107,8 @@ def finish(
     """
     store, scale = folder / f"{plan.sample}.ome.zarr", output_scale(recipe, plan.layout.dtype)
     low, high = extent(after, padded=plan.frame != Frame.whole(plan.volume.shape))
-    write_omero(store, display_window(after, tissue.small, scale), (low * scale, high * scale), plan.sample)
+    window = display_window(after, tissue.small, scale)
+    write_omero(store, plan.sample, [Shown(plan.sample, window, (low * scale, high * scale))])
     validate_store(store)
     validate_store(folder / MASK_NAME)
     recipe.save(folder / "recipe.json", n4flow=__version__, sample=plan.sample, shape=list(plan.volume.shape))
