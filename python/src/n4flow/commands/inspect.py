@@ -27,26 +27,28 @@ def _inspect(
 ) -> None:
     """Check input and parameters, and say what a run would do."""
     from n4flow.corrections.recipe import save_correction
-    from n4flow.pipeline.plan import background, make_plan
+    from n4flow.pipeline.channels import make_plans, summary
+    from n4flow.pipeline.plan import background
 
     try:
-        plan = make_plan(image, settings, sample)
+        plans = make_plans(image, settings, sample)
     except InputError as error:
         if answer is None:
             raise
         answer.write_text(dumps({"fault": str(error)}) + "\n", encoding="utf-8")
         return
+    plan, found = plans[0], summary(plans)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         if (first := background(settings, plan.volume.voxel_um)) is not None:
             save_correction(first, out / "10_background.npz")
-        if {"missing_planes", "sections"} & set(plan.volume.metadata):
+        if any({"missing_planes", "sections"} & set(one.volume.metadata) for one in plans):
             plan.sections.write(out / "sections.tsv")
-    numbers["plan"] = plan.summary()
+    numbers["plan"] = found
     if answer is not None:
-        answer.write_text(dumps(numbers["plan"]) + "\n", encoding="utf-8")
+        answer.write_text(dumps(found) + "\n", encoding="utf-8")
     else:
-        typer.echo(dumps(numbers["plan"]))
+        typer.echo(dumps(found))
 
 
 inspect = as_step("INSPECT", _inspect, settings_of("INSPECT"))

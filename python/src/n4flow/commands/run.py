@@ -54,7 +54,7 @@ def run(
         typer.echo(f"{sample.store}\n{sample.report}\n{sample.sample}: {verdict['status']}, {verdict['sentence']}")
     if json_file is not None:
         json_file.write_text(
-            dumps({s.sample: {"verdict": s.numbers["verdict"], **s.numbers["metrics"]} for s in result.samples}) + "\n",
+            dumps({s.sample: {"verdict": s.numbers["verdict"], **s.metrics} for s in result.samples}) + "\n",
             encoding="utf-8",
         )
 

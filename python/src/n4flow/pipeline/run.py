@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,21 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from n4flow.compute.threads import thread_limit
+from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.address import Address, located
 from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.open import MEAN
 from n4flow.io.publishing import locked, published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
+from n4flow.pipeline.channels import in_order, join, make_plans
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
-from n4flow.pipeline.plan import Plan, background, check_state, completed, make_plan
+from n4flow.pipeline.plan import Plan, background, check_state, completed
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
@@ -49,6 +54,14 @@ class SampleResult:
     def store(self) -> Path:
         """The corrected volume."""
         return self.folder / f"{self.sample}.ome.zarr"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the report; of several channels, those of each by its label."""
+        if "channels" not in self.numbers:
+            return dict(self.numbers["metrics"])
+        files = {one["label"]: self.folder / one["folder"] / "metrics.json" for one in self.numbers["channels"]}
+        return {label: json.loads(file.read_bytes())["metrics"] for label, file in files.items()}
 
     @property
     def report(self) -> Path:
@@ -77,7 +90,7 @@ def run(
     Parameters
     ----------
     input : path
-        A volume, or a CSV with columns sample, image and, optionally, mask, flat_field, sections, voxel_um.
+        A volume, or a CSV with columns sample, image and, optionally, mask, flat_field, sections, voxel_um, channel.
     outdir : path
         One folder for each sample appears here, complete or not at all.
     threads : int, optional
@@ -111,28 +124,30 @@ def run(
         backend = choose_backend(backend)
     asked = []
     for sample, image, own in read_samples(located(input)):
-        plan = make_plan(image, resolved | own, sample)
-        seen = plan.volume.reader.state()
+        plans = make_plans(image, resolved | own, sample)
+        seen = [plan.volume.reader.state() for plan in plans]
         files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
-        check_apart(Path(outdir) / plan.sample, [image, *files])
-        check_channel(Path(outdir) / plan.sample, (resolved | own)["channel"])
-        asked.append((plan, resolved | own, seen))
+        check_apart(Path(outdir) / plans[0].sample, [image, *files])
+        check_channel(Path(outdir) / plans[0].sample, (resolved | own)["channel"])
+        asked.append((plans, resolved | own, seen))
     results = []
     with locked(Path(outdir) / INFO):  # of all samples together, so no other run may work there
         reclaim(Path(outdir))  # before there is asked for room
-        for number, (plan, settled, seen) in enumerate(asked):
-            _check_room(Path(outdir), [plan for plan, *_ in asked[number:]])  # now, not after hours of estimating
-            for warning in plan.warnings:
-                log.warning("warning: sample %s: %s", plan.sample, warning)
-            with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
-                log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
-                numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
-                check_state(plan, seen)
-            results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
+        for number, (plans, settled, seen) in enumerate(asked):
+            _check_room(Path(outdir), [plan for plans, *_ in asked[number:] for plan in plans])  # now, not after hours
+            sample, shape = plans[0].sample, plans[0].volume.shape
+            for warning in dict.fromkeys(warning for plan in plans for warning in plan.warnings):
+                log.warning("warning: sample %s: %s", sample, warning)
+            with executor(dask_scheduler) as slabs, published(Path(outdir) / sample) as folder:
+                log.info("%s: %s planes of %s x %s voxels", sample, *shape)
+                numbers = _channels(plans, folder, settled, backend=backend, threads=threads, executor=slabs)
+                for plan, state in zip(plans, seen, strict=True):
+                    check_state(plan, state)
+            results.append(SampleResult(sample, Path(outdir) / sample, numbers))
         versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
         settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
         command = f"n4flow.run {input} {outdir} {settings}".strip()
-        done = Run(command, resolved, [str(plan.volume.source) for plan, *_ in asked], versions)
+        done = Run(command, resolved, [str(plans[0].volume.source) for plans, *_ in asked], versions)
         write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
     return Result(Path(outdir), tuple(results))
 
@@ -151,9 +166,28 @@ def _check_room(outdir: Path, plans: Sequence[Plan]) -> None:
     check_space(outdir, nbytes, files)
 
 
+def _channels(plans: Sequence[Plan], folder: Path, parameters: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Process the channels of a sample one after the other; return what `metrics.json` holds."""
+    if len(plans) == 1:
+        return _Sample(plans[0], folder, parameters, **options).go_through()
+    leader: _Sample | None = None
+    for plan in in_order(plans):
+        log.info("%s: channel %s", plan.sample, plan.label)
+        own = {**parameters, "channel": plan.channel, "fit_channel": plan.fit_channel}
+        unit = _Sample(plan, folder.with_name(f"channel_{plan.channel}"), own, **options, leader=leader)
+        unit.go_through()
+        shutil.rmtree(unit.work)
+        if plan.channel == plan.fit_channel:
+            leader = unit
+    return join(folder, [folder.with_name(f"channel_{plan.channel}") for plan in plans if plan.channel != MEAN])
+
+
 @dataclass
 class _Sample:
-    """One sample on its way through the stages; each stage is the method of its name, or estimates a correction."""
+    """One sample on its way through the stages; each stage is the method of its name, or estimates a correction.
+
+    A `leader` is another channel of it whose masks and bias fields are taken over.
+    """
 
     plan: Plan
     folder: Path
@@ -161,10 +195,13 @@ class _Sample:
     backend: str  # the one that `auto` took
     threads: int | None
     executor: Executor
+    leader: _Sample | None = None
 
     def __post_init__(self) -> None:
         self.stages: list[dict[str, Any]] = []  # the numbers of each, in order
-        self.work = self.folder.with_name("work")  # in the folder that is removed at the end, as a work directory
+        self.metrics: dict[str, Any] = {}
+        # A work directory, in the folder that is removed at the end.
+        self.work = self.folder.with_name(f"{self.folder.name}.work")
         self.work.mkdir(parents=True)
         plan, voxel_um = self.plan, self.plan.volume.voxel_um or {}
         first = background(self.parameters, voxel_um)
@@ -176,8 +213,18 @@ class _Sample:
     def go_through(self) -> dict[str, Any]:
         """Run every stage that the parameters ask for; return what `metrics.json` holds."""
         for each in STAGES:
-            if each.asked(self.parameters):
+            # Of the mean of all channels, what others take over, and what that rests on.
+            needed = each.led or each.name in ("SHRINK", "PROVE") or self.plan.channel != MEAN
+            if not (needed and each.asked(self.parameters)):
+                continue
+            if each.led and self.leader is not None:
+                self.inputs = replace(self.inputs, tissue=self.leader.inputs.tissue)
+                self.stages += [numbers for numbers in self.leader.stages if numbers["stage"] == each.name]
+            else:
                 getattr(self, each.name.lower(), partial(self.estimate, each))()
+            if each.name == "PROVE" and self.leader is not None:  # which looks at the input alone
+                fields = [each for each in self.leader.inputs.recipe if isinstance(each, BiasCorrection)]
+                self.inputs = replace(self.inputs, recipe=Recipe([*self.inputs.recipe, *fields]))
         return self.metrics
 
     @contextmanager
