@@ -2,7 +2,7 @@
 
 // `code` is the failed task's exit code, `report` what Nextflow says of it; null where there is nothing to add.
 def explain(code, report) {
-    def task = report?.find(/process > '[^']+'/)?.minus("process > '")?.minus("'")
+    def task = report?.find(/process > '[^']+'/)?.minus("process > '")?.minus("'")?.replaceFirst(/^([A-Z0-9_]+:)+/, '')
     if (!task) { return null }
     def said = report.readLines()*.trim().findAll { line -> line.startsWith('n4flow: ') && !line.startsWith('n4flow: warning') }
     def refused = report.find(/(?i)sbatch: error: .*|.*Process requirement exceeds available .*/)?.trim()

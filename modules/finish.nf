@@ -22,7 +22,7 @@ process FINISH {
     cat > parameters.json <<'END_OF_PARAMETERS'
     ${parameters}
     END_OF_PARAMETERS
-    n4flow-finish ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' ${volume.state ? "--state ${volume.state}" : ''} --sections ${table ?: volume.sections} \\
+    n4flow finish ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' ${volume.state ? "--state ${volume.state}" : ''} --sections ${table ?: volume.sections} \\
         --parameters parameters.json --before shrunken --masks masks.npz --slabs slabs --numbers histograms \\
         ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} ${mask ? "--mask ${mask}" : ''} --out 'published/${meta.id}' --threads ${task.cpus}
     """

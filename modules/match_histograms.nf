@@ -17,7 +17,7 @@ process MATCH_HISTOGRAMS {
 
     script:
     """
-    n4flow-match-histograms histograms --sections ${table ?: volume.sections} ${settings} \\
+    n4flow match-histograms histograms --sections ${table ?: volume.sections} ${settings} \\
         ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} --out 50_section_lookup.npz --json 50_section_lookup.json
     """
 

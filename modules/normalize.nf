@@ -13,7 +13,7 @@ process NORMALIZE {
 
     script:
     """
-    n4flow-normalize histograms --sections ${table ?: volume.sections} ${settings} \\
+    n4flow normalize histograms --sections ${table ?: volume.sections} ${settings} \\
         --out 40_plane_range.npz --json 40_plane_range.json
     """
 

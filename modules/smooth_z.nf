@@ -17,7 +17,7 @@ process SMOOTH_Z {
 
     script:
     """
-    n4flow-smooth-z histograms --sections ${table ?: volume.sections} ${settings} \\
+    n4flow smooth-z histograms --sections ${table ?: volume.sections} ${settings} \\
         ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} --out 60_plane_gain.npz --json 60_plane_gain.json
     """
 

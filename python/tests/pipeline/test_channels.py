@@ -174,11 +174,15 @@ def test_whose_field_is_asked_before_anything_is_done(tmp_path, store, given, se
     assert not (tmp_path / "out" / "brain").exists()
 
 
-def test_inspect_says_what_is_done_with_each_channel(store, capsys):
+def test_inspect_says_what_is_done_with_each_channel(tmp_path, store, capsys):
+    given = ["--channel", "all", "--fit-channel", "GFP", "--json", str(tmp_path / "plan.json")]
     with pytest.raises(SystemExit) as end:
-        main(["inspect", str(store), "--channel", "all", "--fit-channel", "GFP"])
+        main(["inspect", str(store), *given])
     assert end.value.code == 0
-    plan = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert "Channels: 3, DAPI, GFP, far red\n  Bias fields and tissue mask of a channel: of channel GFP\n" in said
+    assert "--channel all --fit-channel GFP" in said
+    plan = json.loads((tmp_path / "plan.json").read_text())["plan"]
     assert (plan["shape"], plan["fit_channel"]) == ([3, *SHAPE], 1)
     assert [(one["channel"], one["label"]) for one in plan["channels"]] == list(enumerate(LABELS))
     assert {one["frame"] for one in plan["channels"]} == {"0:60,0:70"}

@@ -1,4 +1,4 @@
-"""The table of stages: main.nf, its modules, the memory prediction and the commands say the same."""
+"""The table of stages: the workflow, its modules, the memory prediction and the commands say the same."""
 
 import json
 import re
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[3]
 NAMES = [stage.name for stage in STAGES]
 
 
-def test_main_nf_calls_the_stages_in_the_order_of_the_table() -> None:
-    body = (ROOT / "main.nf").read_text(encoding="utf-8").partition("workflow {")[2]
+def test_the_workflow_calls_the_stages_in_the_order_of_the_table() -> None:
+    body = (ROOT / "modules/n4flow.nf").read_text(encoding="utf-8").partition("workflow N4FLOW {")[2]
     assert [name for name in re.findall(r"^\s*([A-Z0-9_]+)\(", body, re.MULTILINE) if name in NAMES] == NAMES
 
 

@@ -31,6 +31,7 @@ from n4flow.n4_bias.bspline import spans
 from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls, wide_spline
 from n4flow.pipeline.parameters import defaults, iteration_list, opening, sample_sheet, spline_distance
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
+from n4flow.pipeline.stages import STAGES
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import runs
@@ -110,6 +111,13 @@ class Plan:
         return str(labels[int(self.channel)] if len(labels) == self.volume.reader.channels else self.channel)
 
     @property
+    def title(self) -> str:
+        """Name of the sample, and of the channel where there are several."""
+        if self.channel is None or self.channel == MEAN:
+            return self.sample + (f", {self.label}" if self.label else "")
+        return f"{self.sample}, channel {self.label}"
+
+    @property
     def stores(self) -> list[StoreLayout]:
         """The stores that are written: the result and its mask, which channels that have the same one write once."""
         return [self.layout, *([] if self.one_mask and self.channel != 0 else [self.mask_layout])]
@@ -156,6 +164,11 @@ class Plan:
         nbytes, files = nbytes + BESIDE[0], files + BESIDE[1] + len(self.batches)  # each with a bias field
         work_bytes, work_files = work_needs(self._framed_shape, self.shrink, len(self.slabs))
         return {"bytes": nbytes, "files": files, "work_bytes": work_bytes, "work_files": work_files}
+
+    def peak_memory(self, parameters: Mapping[str, Any]) -> int:
+        """Return the peak memory of a run of all stages in one process of two threads, in bytes."""
+        memory = self._memory(2)
+        return max(memory.get(stage.name, 0) for stage in STAGES if stage.asked(parameters))
 
     @property
     def _framed_shape(self) -> tuple[int, int, int]:

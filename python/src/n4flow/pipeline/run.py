@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from n4flow.compute.progress import Listener, Progress, counted, peak_memory
 from n4flow.compute.threads import thread_limit
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.recipe import Recipe
@@ -28,7 +31,7 @@ from n4flow.pipeline.channels import in_order, join, make_plans
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
-from n4flow.pipeline.parameters import resolve
+from n4flow.pipeline.parameters import iteration_list, resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background, check_state, completed
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
@@ -36,6 +39,7 @@ from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
 from n4flow.pipeline.stages import STAGES, Stage
 from n4flow.pipeline.timing import stage
+from n4flow.report.text import duration, size
 from n4flow.statistics.histograms import HistogramFiles
 from n4flow.statistics.shrunken import ShrunkenFiles
 
@@ -48,7 +52,12 @@ class SampleResult:
 
     sample: str
     folder: Path
-    numbers: dict[str, Any]  # what metrics.json holds
+    numbers: dict[str, Any] = field(repr=False)  # what metrics.json holds
+
+    @property
+    def status(self) -> str:
+        """The verdict: `pass`, or `look` where somebody should."""
+        return str(self.numbers["verdict"]["status"])
 
     @property
     def store(self) -> Path:
@@ -76,6 +85,20 @@ class Result:
     outdir: Path
     samples: tuple[SampleResult, ...]
 
+    @property
+    def status(self) -> str:
+        """`look` where that is the verdict of a sample, else `pass`."""
+        return "look" if any(sample.status == "look" for sample in self.samples) else "pass"
+
+    def table(self) -> str:
+        """Return what a run ends with, as the workflow does: verdict, store, report and a sentence of each sample."""
+        rows = [("sample", "verdict", "store", "report")]
+        rows += [(each.sample, each.status, str(each.store), str(each.report)) for each in self.samples]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += [f"{each.sample}: {each.numbers['verdict']['sentence']}" for each in self.samples]
+        return "\n".join(lines)
+
 
 def run(
     input: str | Path,
@@ -83,6 +106,7 @@ def run(
     *,
     threads: int | None = None,
     dask_scheduler: str | None = None,
+    progress: Listener | None = None,
     **parameters: Any,
 ) -> Result:
     """Run the whole chain on this machine; voxels equal those of the workflow.
@@ -98,6 +122,9 @@ def run(
     dask_scheduler : str, optional
         Address of a dask.distributed scheduler, on whose workers the passes over full resolution run, slab by slab;
         they must see input and `outdir` under the same paths.
+    progress : callable, optional
+        Is called with a `Progress`, now and then, while a stage of a sample runs. What `n4flow run` says in a log, a
+        line a stage, is logged by the logger `n4flow`.
     **parameters
         The workflow's parameters (`nextflow_schema.json`).
 
@@ -140,7 +167,9 @@ def run(
                 log.warning("warning: sample %s: %s", sample, warning)
             with executor(dask_scheduler) as slabs, published(Path(outdir) / sample) as folder:
                 log.info("%s: %s planes of %s x %s voxels", sample, *shape)
-                numbers = _channels(plans, folder, settled, backend=backend, threads=threads, executor=slabs)
+                numbers = _channels(
+                    plans, folder, settled, backend=backend, threads=threads, executor=slabs, listener=progress
+                )
                 for plan, state in zip(plans, seen, strict=True):
                     check_state(plan, state)
             results.append(SampleResult(sample, Path(outdir) / sample, numbers))
@@ -166,16 +195,17 @@ def _check_room(outdir: Path, plans: Sequence[Plan]) -> None:
     check_space(outdir, nbytes, files)
 
 
-def _channels(plans: Sequence[Plan], folder: Path, parameters: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+def _channels(
+    plans: Sequence[Plan], folder: Path, parameters: Mapping[str, Any], listener: Listener | None, **options: Any
+) -> dict[str, Any]:
     """Process the channels of a sample one after the other; return what `metrics.json` holds."""
     if len(plans) == 1:
-        return _Sample(plans[0], folder, parameters, **options).go_through()
+        return _Sample(plans[0], folder, parameters, **options).go_through(listener)
     leader: _Sample | None = None
     for plan in in_order(plans):
-        log.info("%s: channel %s", plan.sample, plan.label)
         own = {**parameters, "channel": plan.channel, "fit_channel": plan.fit_channel}
         unit = _Sample(plan, folder.with_name(f"channel_{plan.channel}"), own, **options, leader=leader)
-        unit.go_through()
+        unit.go_through(listener)
         shutil.rmtree(unit.work)
         if plan.channel == plan.fit_channel:
             leader = unit
@@ -210,22 +240,37 @@ class _Sample:
             plan.sections, recipe=recipe, voxel_um=voxel_um, flat_field=plan.flat_field, threads=self.threads
         )
 
-    def go_through(self) -> dict[str, Any]:
-        """Run every stage that the parameters ask for; return what `metrics.json` holds."""
-        for each in STAGES:
-            # Of the mean of all channels, what others take over, and what that rests on.
-            needed = each.led or each.name in ("SHRINK", "PROVE") or self.plan.channel != MEAN
-            if not (needed and each.asked(self.parameters)):
-                continue
-            if each.led and self.leader is not None:
+    def go_through(self, listener: Listener | None) -> dict[str, Any]:
+        """Run every stage that the parameters ask for, and say how it went; return what `metrics.json` holds."""
+        asked = [each for each in STAGES if each.asked(self.parameters)]
+        if self.plan.channel == MEAN:  # What others take over, and what that rests on.
+            asked = [each for each in asked if each.led or each.name in ("SHRINK", "PROVE")]
+        own = [each for each in asked if self.leader is None or not each.led]
+        for each in asked:
+            if self.leader is not None and each.led:
                 self.inputs = replace(self.inputs, tissue=self.leader.inputs.tissue)
                 self.stages += [numbers for numbers in self.leader.stages if numbers["stage"] == each.name]
-            else:
+                continue
+            step = Progress(each.name, *self.extent(each), self.plan.title, own.index(each) + 1, len(own))
+            started = time.perf_counter()
+            with counted(step, listener):
                 getattr(self, each.name.lower(), partial(self.estimate, each))()
-            if each.name == "PROVE" and self.leader is not None:  # which looks at the input alone
-                fields = [each for each in self.leader.inputs.recipe if isinstance(each, BiasCorrection)]
+            log.info("%s", stage_line(step, time.perf_counter() - started))
+            if each.name == "PROVE" and self.leader is not None:  # It looks at the input alone.
+                fields = [field for field in self.leader.inputs.recipe if isinstance(field, BiasCorrection)]
                 self.inputs = replace(self.inputs, recipe=Recipe([*self.inputs.recipe, *fields]))
         return self.metrics
+
+    def extent(self, each: Stage) -> tuple[int, str]:
+        """Return how much a stage has to do, and in which unit."""
+        if each.scattered == "slabs":
+            volume = self.plan.volume
+            plane = volume.shape[1:] if each.name == "RENDER" else self.plan.frame.shape
+            return volume.shape[0] * math.prod(plane) * volume.dtype.itemsize, "bytes"
+        if each.estimates == "bias_field":
+            fields = sum(section.usable for section in self.plan.sections) if each.scattered == "sections" else 1
+            return fields * sum(iteration_list(self.parameters["iterations"])), "iterations"
+        return 0, ""
 
     @contextmanager
     def clocked(self, name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
@@ -311,6 +356,14 @@ class _Sample:
             stages=self.stages,
             parameters=self.parameters,
         )
+
+
+def stage_line(step: Progress, seconds: float) -> str:
+    """Return what a log says of a stage that has ended."""
+    said = [f"{step.sample} {step.number}/{step.of} {step.step}: {duration(seconds)}"]
+    if step.unit == "bytes":
+        said.append(f"{size(step.total)} at {size(step.total / max(seconds, 1e-9))}/s")
+    return ", ".join([*said, f"peak memory {size(peak_memory())}"])
 
 
 def _shrink(plan: Plan, recipe: Recipe, slab: tuple[int, int], out: Path) -> PackedMask | None:

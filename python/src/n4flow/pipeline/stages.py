@@ -1,7 +1,7 @@
 """The stages of the chain, in order: the one table of their names, what they estimate, and which settings they take.
 
-`n4flow run`, the step commands, the report and the memory prediction read it, and a test holds main.nf to it. Nothing
-large is imported here, since the command line reads the table before it knows which command is asked for.
+`n4flow run`, the step commands, the report and the memory prediction read it, and a test holds modules/n4flow.nf to it.
+Nothing large is imported here, since the command line reads the table before it knows which command is asked for.
 """
 
 from __future__ import annotations
