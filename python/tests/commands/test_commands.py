@@ -192,7 +192,7 @@ def test_the_end_of_a_file_is_not_taken_for_one_of_the_keyboard(tmp_path, monkey
     def fail(*_given, **_options):
         raise EOFError
 
-    monkeypatch.setattr("n4flow.pipeline.plan.make_plan", fail)
+    monkeypatch.setattr("n4flow.pipeline.channels.make_plans", fail)
     assert ended(["inspect", tmp_path]) == 1
     assert "Aborted" not in (said := capsys.readouterr().err)
     assert "please report it with the lines above" in said

@@ -26,7 +26,7 @@ from n4flow.io import disk_space as space
 from n4flow.io.disk_space import store_needs
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.slab_writer import SlabWriter
-from n4flow.io.omezarr.store import create_store, write_omero
+from n4flow.io.omezarr.store import Shown, create_store, write_omero
 from n4flow.io.open import open_volume
 from n4flow.io.publishing import locked
 from n4flow.io.volume import Volume
@@ -118,7 +118,7 @@ def written(folder, estimated, recipe, volume, **options):
         )
         for start in range(0, SHAPE[0], layout.slab_planes)
     ]
-    write_omero(folder, (0, 1), (0, 1), "x")
+    write_omero(folder, "x", [Shown("x", (0, 1), (0, 1))])
     return open_volume(folder).read(slice(None)), ShrunkenVolume.concatenate([slab.after for slab in slabs])
 
 

@@ -22,7 +22,7 @@ from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.slab_writer import SlabWriter
-from n4flow.io.omezarr.store import create_store, validate_store, write_omero
+from n4flow.io.omezarr.store import Shown, create_store, validate_store, write_omero
 from n4flow.io.publishing import published
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
@@ -338,6 +338,7 @@ def render(
             )
         low, high = min(slab.minimum for slab in slabs), max(slab.maximum for slab in slabs)
         scale = output_scale(recipe, layout.dtype)
-        write_omero(partial, (min(0.0, low * scale), high * scale), (low * scale, high * scale), Path(out).name)
+        window = min(0.0, low * scale), high * scale
+        write_omero(partial, Path(out).name, [Shown(Path(out).name, window, (low * scale, high * scale))])
         validate_store(partial)
     return {"saturated_voxels": sum(slab.saturated for slab in slabs), "minimum": low, "maximum": high}

@@ -40,6 +40,8 @@ class Stage:
         What of a sample one task works on, where that is not all of it.
     command : str, optional
         Its step command, where that is not its name.
+    led : bool
+        Whether channels take over what it makes of the channel that leads, where one does (`pipeline.channels`).
     """
 
     name: str
@@ -50,6 +52,7 @@ class Stage:
     file: str | None = None
     scattered: str = ""
     command: str = ""
+    led: bool = False
 
     def __post_init__(self) -> None:
         if not self.command:
@@ -72,7 +75,7 @@ STAGES = (
         ("volume", "recipe"),
         scattered="slabs",
     ),
-    Stage("TISSUE_MASK", "Find tissue, agarose and the background level of each section.", ("shrunken",)),
+    Stage("TISSUE_MASK", "Find tissue, agarose and the background level of each section.", ("shrunken",), led=True),
     Stage(
         "N4_SECTIONS",
         "Fit a bias field to each section of a batch.",
@@ -81,6 +84,7 @@ STAGES = (
         "bias_field",
         "20_bias_sections",
         "sections",
+        led=True,
     ),
     Stage(
         "N4_VOLUME",
@@ -89,6 +93,7 @@ STAGES = (
         lambda parameters: parameters["bias"] in ("volume", "two_pass"),
         "bias_field",
         "30_bias_volume",
+        led=True,
     ),
     Stage(
         "PROVE",
