@@ -18,7 +18,7 @@ from n4flow.corrections.outside import Outside
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.disk_space import store_needs
-from n4flow.io.doubts import doubts
+from n4flow.io.doubts import doubts, rounding
 from n4flow.io.formats import name_without_suffix
 from n4flow.io.frame import Frame, find_frame
 from n4flow.io.omezarr.chunk_grid import listed
@@ -301,9 +301,8 @@ def _plan(
     if shrink > 1 and min(frame.shape) < 2 * shrink:
         msg = f"shrink {shrink} leaves fewer than 2 voxels of planes of {frame.shape} (Y, X); give a smaller one"
         raise InputError(msg)
-    wide = volume.dtype.kind in "iu" and volume.dtype.itemsize >= 4
-    if wide or volume.dtype == np.float64:
-        warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
+    if (rounded := rounding(volume)) is not None:
+        warnings.append(rounded)
     warnings += _idle(parameters)
     _check_spline(parameters, volume, frame)
     warnings += _wide_spline(parameters, volume, frame, sections)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.compute.arrays import within_float32
 from n4flow.compute.threads import available_threads, scratch, thread_pool
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
@@ -215,7 +216,8 @@ class _Tiles:
         for first in range(0, depth, step):
             planes = part[first : first + step]
             values = scratch("tile", planes.shape, np.float32)
-            np.copyto(values, planes, casting="unsafe")
+            with within_float32():
+                np.copyto(values, planes, casting="unsafe")
             yield first, values
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from n4flow.errors import InputError, reading
 from n4flow.io.address import Address, located
 from n4flow.io.formats import name_without_suffix
+from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.pipeline.parameters import resolve, sample_sheet
 
 LONGEST_COUNT = 10  # Digits; what is longer is no count of sections.
@@ -73,7 +74,7 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     if not set(required) <= set(names) <= set(columns):
         optional = ", ".join(name for name in columns if name not in required)
         expected = f"{', '.join(required)} and, optionally, {optional}"
-        msg = f"sample sheet {path.name} has columns {', '.join(names)}; expected {expected}"
+        msg = f"sample sheet {path.name} has columns {listed(names)}; expected {expected}"
         raise InputError(msg)
     if not rows:
         msg = f"sample sheet {path.name} has no rows; give one line for each sample under a header"
