@@ -74,7 +74,7 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     if not set(required) <= set(names) <= set(columns):
         optional = ", ".join(name for name in columns if name not in required)
         expected = f"{', '.join(required)} and, optionally, {optional}"
-        msg = f"sample sheet {path.name} has columns {listed(names)}; expected {expected}"
+        msg = f"sample sheet {path.name} has columns {listed(names)}; expected {expected}{_meant(names, columns)}"
         raise InputError(msg)
     if not rows:
         msg = f"sample sheet {path.name} has no rows; give one line for each sample under a header"
@@ -92,6 +92,15 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
             msg = f"sample sheet {path.name} {rows_of}; give every sample a name of its own"
             raise InputError(msg)
     return [(row["sample"], _beside(path.parent, row["image"]), _own(row, path.parent)) for row in rows]
+
+
+def _meant(names: list[str], columns: list[str]) -> str:
+    """Return what makes a header another one than it looks: the separator of its cells, or capitals."""
+    separator = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+    if separator is not None:
+        return f"; separate cells by commas, not by {'tabs' if separator == chr(9) else separator}"
+    capitals = [name for name in names if name not in columns and name.lower() in columns]
+    return f"; write {', '.join(name.lower() for name in capitals)} in small letters" if capitals else ""
 
 
 def _beside(folder: Path, name: str) -> Path:
