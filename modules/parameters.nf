@@ -11,11 +11,16 @@ def check_parameters(given, profile) {
     def params = usual + given.findAll { name, _value -> !(name ==~ /(custom_config|config_profile|max)_[a-z]+/) }
     params.each { name, value ->
         if (!rules.containsKey(name)) {
-            exit(2, "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?")
+            exit(2, "unknown parameter ${name}; did you mean ${meant(name.replace('-', '_'), rules)}?")
         }
         refuse(name, value, rules[name])
     }
     return settle(params, rules, profile)
+}
+
+// The parameter that an unknown name is a synonym of, by the schema, or else looks like.
+def meant(name, rules) {
+    return rules.find { _other, rule -> name in rule.synonyms }?.key ?: nearest(name, rules.keySet())
 }
 
 // The name that holds the one given or is held by it, or else the one with the smallest edit distance.

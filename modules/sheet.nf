@@ -38,7 +38,7 @@ def read_sheet(sheet) {
     def names = rows[0].keySet()
     if (!columns.properties.keySet().containsAll(names) || !names.containsAll(columns.required)) {
         def expected = "${columns.required.join(', ')} and, optionally, ${(columns.properties.keySet() - columns.required).join(', ')}"
-        exit(2, "sample sheet ${sheet.name} has columns ${names.join(', ')}; expected ${expected}")
+        exit(2, "sample sheet ${sheet.name} has columns ${names.join(', ')}; expected ${expected}${meant(names, columns.properties.keySet())}")
     }
     def rules = parameter_rules()
     rows.eachWithIndex { row, number ->
@@ -48,4 +48,12 @@ def read_sheet(sheet) {
     def twice = rows.countBy { row -> row.sample }.find { _sample, count -> count > 1 }
     if (twice) { exit(2, "sample sheet ${sheet.name} names sample ${twice.key} in ${twice.value} rows; give every sample a name of its own") }
     return rows.collect { row -> row + [folder: sheet.parent] }
+}
+
+// What makes a header another one than it looks: the separator of its cells, or capitals.
+def meant(names, columns) {
+    def separator = [';', '\t', '|'].find { mark -> names.size() == 1 && names[0].contains(mark) }
+    if (separator) { return "; separate cells by commas, not by ${separator == '\t' ? 'tabs' : separator}" }
+    def capitals = names.findAll { name -> !(name in columns) && name.toLowerCase() in columns }*.toLowerCase()
+    return capitals ? "; write ${capitals.join(', ')} in small letters" : ''
 }

@@ -249,6 +249,22 @@ def test_input_of_any_name_behind_a_link_is_only_read(nextflow: str, undisturbed
     assert fingerprint(store) == before
 
 
+def test_a_docker_daemon_that_is_down_is_said_to_be_that(nextflow: str, tmp_path: Path):
+    """`docker` here says what the real one says then."""
+    said = "docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 125\n")
+    docker.chmod(0o755)
+    environment = os.environ | {"PATH": f"{docker.parent}:{os.environ['PATH']}"}
+    run = runner(nextflow, tmp_path)("--input", "phantom", code=1, profile="docker,test", environment=environment)
+    assert (
+        f"cannot be started in its container: {said.rstrip('?')}?; start Docker (systemctl start docker)"
+        in sentence(run)
+    )
+    assert "fault of n4flow" not in run.output
+
+
 def test_only_short_memory_is_tried_again(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
     (tmp_path / "bad.config").write_text("process { withName: TISSUE_MASK { beforeScript = 'exit 1' } }\n")
     run = workflow(*undisturbed.arguments, "-c", tmp_path / "bad.config", code=1)

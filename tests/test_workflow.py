@@ -268,6 +268,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     good, flat = folder / "good.ome.zarr", folder / "no size.npy"
     write_volume(good, volume, voxel_um=(10, 5, 5))
     np.save(flat, volume)
+    (folder / "rows.csv").write_text("sample;image\na;no size.npy\n")
     write_volume(folder / "mask.ome.zarr", volume[:, :, :20].astype(np.uint8), voxel_um=(10, 5, 5))
     write_volume(folder / "two.mhd", volume, voxel_um=(10, 5, 5))
     np.save(folder / "bob's.npy", volume)
@@ -278,6 +279,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     at = ["--input", str(good), "--outdir", str(folder / "elsewhere")]  # overrides the fixture's own --outdir
     return [
         ("unknown", [*at, "--smoth_z", "3"], "unknown parameter smoth_z; did you mean smooth_z?"),
+        ("separator", ["--input", str(folder / "rows.csv")], "channel; separate cells by commas, not by ;"),
         ("range", [*at, "--smooth_z", "-1"], "parameter smooth_z must be a number from 0 to 1000 (planes), got -1"),
         ("choice", [*at, "--match", "sections"], "parameter match must be off, section or plane, got 'sections'"),
         ("missing", ["--input", str(folder / "none.zarr")], "parameter input: "),
@@ -307,7 +309,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
 
 
 # What the head process finds ends with 2, what a task finds with 1, as tasks of other samples are stopped first.
-EARLY = "unknown,range,choice,missing,two files,harmonize,sections,name,shell,inside,not ours"
+EARLY = "unknown,separator,range,choice,missing,two files,harmonize,sections,name,shell,inside,not ours"
 CODES = dict.fromkeys(EARLY.split(","), 2) | {"gpu": 3}
 FAULTS = EARLY + ",no size,mask,gpu"  # of what INSPECT finds one without and one with a file beside the image
 

@@ -38,14 +38,14 @@ def _finish(
     from n4flow.corrections import proof
     from n4flow.corrections.recipe import Recipe
     from n4flow.masks.tissue_source import TissueSource
-    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_shards
+    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_files
     from n4flow.pipeline.finish import finish as finish_sample
     from n4flow.pipeline.parameters import resolve
     from n4flow.pipeline.plan import check_state, completed, make_plan
 
     resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
     own = {name: settings[name] for name in settings_of("FINISH")}
-    resolved |= {name: own[name] for name in ("voxel_um", "channel")}  # which a row of the sheet may state, too
+    resolved |= {name: own[name] for name in ("voxel_um", "channel", "fit_channel")}  # of the sheet's row or channel
     tissue = TissueSource.load(masks)
     plan = make_plan(image, resolved | own, sample, tissue.frame)
     if state is not None:
@@ -54,7 +54,7 @@ def _finish(
     stores = create_stores(out, plan)
     for piece in pieces:
         for store, _layout in stores:
-            link_shards(piece / store.name, store)
+            link_files(piece / store.name, store)
     finish_sample(
         out,
         plan,

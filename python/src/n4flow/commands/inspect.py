@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,41 +35,47 @@ def _inspect(
     """Check a volume, or a CSV of samples, and parameters; say what a run would do, and what it takes."""
     from n4flow.corrections.recipe import save_correction
     from n4flow.io.address import located
-    from n4flow.pipeline.plan import background, make_plan
+    from n4flow.pipeline.channels import make_plans, summary
+    from n4flow.pipeline.plan import background
     from n4flow.pipeline.samples import read_samples
 
-    rows = [(sample, image, {})] if answer or sample else read_samples(located(image))
+    rows: list[tuple[str | None, Path, dict[str, Any]]] = [(sample, image, {})]
+    if not (answer or sample):
+        rows = [*read_samples(located(image))]
     try:
-        asked = [(make_plan(path, settings | own, name), settings | own) for name, path, own in rows]
+        whole = [(name, path, {**settings, **own}) for name, path, own in rows]
+        asked = [(make_plans(path, own, name), own) for name, path, own in whole]
     except InputError as error:
         if answer is None:
             raise
         answer.write_text(dumps({"fault": str(error)}) + "\n", encoding="utf-8")
         return ""
-    plans = [plan.summary() for plan, _own in asked]
-    numbers.update({"plan": plans[0]} if len(plans) == 1 else {"plans": plans})
+    found = [summary(plans) for plans, _own in asked]
+    numbers.update({"plan": found[0]} if len(found) == 1 else {"plans": found})
     if out is not None:
-        plan, own = asked[0]
+        plans, own = asked[0]
+        plan = plans[0]
         out.mkdir(parents=True, exist_ok=True)
         if (first := background(own, plan.volume.voxel_um)) is not None:
             save_correction(first, out / "10_background.npz")
-        if {"missing_planes", "sections"} & set(plan.volume.metadata):
+        if any({"missing_planes", "sections"} & set(one.volume.metadata) for one in plans):
             plan.sections.write(out / "sections.tsv")
     if answer is not None:
         answer.write_text(dumps(numbers["plan"]) + "\n", encoding="utf-8")
         return ""
     command = shlex.join(["n4flow", "run", str(image), "OUTDIR", *_options(settings)])
-    return "\n".join([*(line for plan, own in asked for line in _said(plan, own)), f"Run it: {command}"])
+    return "\n".join([*(line for plans, own in asked for line in _said(plans, own)), f"Run it: {command}"])
 
 
-def _said(plan: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
+def _said(plans: Sequence[Plan], settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield for a reader what a sample is, what will be done, what it takes, and what is doubtful."""
     from n4flow.io.frame import Frame
     from n4flow.io.omezarr.chunk_grid import listed
     from n4flow.pipeline.resources import run_seconds
     from n4flow.report.text import duration, size
 
-    volume, table = plan.volume, plan.sections
+    plan, volume, table = plans[0], plans[0].volume, plans[0].sections
+    labels = [each.label or "" for each in plans]
     shape = " x ".join(map(str, volume.shape))
     voxel = " x ".join(f"{volume.voxel_um[axis]:g}" for axis in "zyx") if volume.voxel_um else "unknown"
     nbytes = size(math.prod(volume.shape) * volume.dtype.itemsize)
@@ -77,6 +83,11 @@ def _said(plan: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"{plan.sample}: {kind}, {shape} voxels (z y x) of {voxel} micrometres, {volume.dtype}, {nbytes}"
     if plan.frame != Frame.whole(volume.shape):
         yield f"  Valid voxels lie in rows and columns {plan.frame}; what is around them is padding, and stays."
+    if len(plans) > 1:
+        whose = {each.channel: f"of {each.title.removeprefix(f'{plan.sample}, ')}" for each in plans}
+        shared = whose.get(plan.fit_channel or "", "its own")
+        yield f"  Channels: {volume.reader.channels}, {listed(labels[: volume.reader.channels])}"
+        yield f"  Bias fields and tissue mask of a channel: {shared}"
     depths = Counter(section.z_stop - section.z_start for section in table)
     deep = f"{min(depths)}" if len(depths) == 1 else f"{min(depths)} to {max(depths)}"
     flagged = [section.id for section in table if not section.usable]
@@ -87,15 +98,16 @@ def _said(plan: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"  Tissue mask: {'given' if plan.mask is not None else 'will be estimated'}"
     yield "What will be done:"
     yield from (f"  {stage.name:<17} {stage.title}" for stage in STAGES if stage.asked(settings))
-    needs = plan.needs()
+    needs = [each.needs() for each in plans]
     yield "What it takes:"
-    seconds = run_seconds(volume.shape, plan.frame.shape, plan.shrink)
+    seconds = sum(run_seconds(volume.shape, each.frame.shape, each.shrink) for each in plans)
     yield f"  time    about {duration(seconds)} on two cores"
-    yield f"  memory  at most {size(plan.peak_memory(settings))}"
-    work = size(needs["work_bytes"])
-    yield f"  disk    at most {size(needs['bytes'])} for the result ({plan.layout.dtype}), and {work} until it is done"
+    yield f"  memory  at most {size(max(each.peak_memory(settings) for each in plans))}"
+    written, work = size(sum(need["bytes"] for need in needs)), size(max(need["work_bytes"] for need in needs))
+    yield f"  disk    at most {written} for the result ({plan.layout.dtype}), and {work} until it is done"
     yield "What is doubtful:"
-    yield from (f"  - {warning}" for warning in plan.warnings or ["nothing was found"])
+    warnings = dict.fromkeys(warning for each in plans for warning in each.warnings)
+    yield from (f"  - {warning}" for warning in warnings or ["nothing was found"])
 
 
 def _options(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def _run(
     set_threads(threads)
     with telling(quiet=quiet, log_file=log_file) as progress:
         result = run_chain(image, outdir, threads=threads, dask_scheduler=dask_scheduler, progress=progress, **options)
-    numbers = {s.sample: {"verdict": s.numbers["verdict"], **s.numbers["metrics"]} for s in result.samples}
+    numbers = {s.sample: {"verdict": s.numbers["verdict"], **s.metrics} for s in result.samples}
     write_json(json_file, numbers)
     if not quiet and json_file != STANDARD_OUTPUT:
         typer.echo(result.table())

@@ -17,7 +17,6 @@ from n4flow.io.frame import Frame
 
 KINDS: dict[str, type[Correction]] = {}  # every kind of correction whose module was imported
 
-LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)  # float32 that loops compute with
 
 # Arguments of the compiled loops that take a voxel through several corrections, in the order in which they act:
 # `kernels.correct_planes` on the host, `render_block` on a GPU.

@@ -66,6 +66,13 @@ def load_correction(path: str | Path) -> Correction:
         raise InputError(msg) from error
 
 
+def recipes(path: Path) -> list[Path]:
+    """Return the recipe of a result, or those of its channels, which a `recipe.json` of several names."""
+    with reading(path, "a recipe that n4flow wrote", "restore it", small=True):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return [path.parent / str(name) for name in stored["channels"]] if "channels" in stored else [path]
+
+
 class Recipe(Sequence[Correction]):
     """Corrections in the order in which they are applied, from the first to the last."""
 
@@ -104,14 +111,19 @@ class Recipe(Sequence[Correction]):
         recipe = cls(corrections)
         if stored.get("shape"):
             recipe.shape = tuple(stored["shape"])
-        if stored and (path.parent / MASK_NAME).exists():
-            recipe.mask = path.parent / MASK_NAME
+        mask = path.parent / str(stored.get("mask", MASK_NAME))
+        if stored and mask.exists():
+            recipe.mask = mask
         return recipe
 
     @staticmethod
     def _listed(path: Path) -> tuple[list[Path], dict[str, Any]]:
         with reading(path, "a recipe that n4flow wrote", "restore it", small=True):
             stored = json.loads(path.read_text(encoding="utf-8"))
+            if "channels" in stored:
+                names = ", ".join(map(str, stored["channels"]))
+                msg = f"{path} names the recipes of several channels; give one of them, {names}, with its channel"
+                raise InputError(msg)
             listed = [(path.parent / entry["file"], entry["sha256"]) for entry in stored["corrections"]]
             shape = stored.get("shape")
             if shape is not None and not (len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):

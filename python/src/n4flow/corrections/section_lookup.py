@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module
+from n4flow.compute.arrays import LARGEST, array_module
 from n4flow.compute.threads import parallel_planes
-from n4flow.corrections.base import LARGEST, ArgumentsOfRun, Correction, Where, misfits
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, misfits
 
 MATCHED, BORROWED, IDENTITY = 0, 1, 2
 STATUS = ("matched", "borrowed", "left_alone")

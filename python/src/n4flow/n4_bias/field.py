@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from n4flow.compute.arrays import is_dask
+from n4flow.compute.arrays import check_float32, is_dask
 from n4flow.compute.gpu import as_float32, on_device, run_on_gpu
 from n4flow.compute.threads import thread_count
 from n4flow.errors import InputError, reading
@@ -171,13 +171,15 @@ class BiasField:
         if tuple(image.shape) != shape:
             msg = f"the bias field is for an image of shape {shape}, got {tuple(image.shape)}"
             raise InputError(msg)
+        image = np.asarray(image) if not on_device(image) else image
+        check_float32(image, "the image")
         if on_device(image):
 
             def correct(evaluator: DeviceEvaluator, target: Any) -> None:
                 evaluator.correct(_volume_view(as_float32(image)), target)
 
             return _on_gpu(lattice, coordinates, out, shape, correct)
-        values = _volume_view(np.asarray(image))
+        values = _volume_view(image)
         target = np.empty(shape, np.float32) if out is None else check_out(out, shape)
         Evaluator(lattice, coordinates).correct(values, _volume_view(target), thread_count(threads))
         return target

@@ -205,11 +205,11 @@ def _results(crate: Any, checksums: Path) -> list[Any]:
     for name, digest in digests.items():
         described = {"name": name, "additionalType": "OME-Zarr", "identifier": digest}
         store = crate.add_dataset(dest_path=f"{sample}/{name}/", properties=described)
-        if crate.get(formal := "#mask" if name == MASK_NAME else "#store") is not None:
+        if crate.get(formal := "#mask" if Path(name).name == MASK_NAME else "#store") is not None:
             store["exampleOfWork"] = crate.get(formal)
         made.append(store)
     for name, digest in stated["files"].items():
-        if name.split("/")[0] not in digests:
+        if not any(name.startswith(f"{store}/") for store in digests):
             properties = {"name": name, "sha256": digest}
             made.append(crate.add_file(dest_path=f"{sample}/{name}", properties=properties))
     return [*made, _file(crate, f"{sample}/{CHECKSUMS_NAME}", checksums)]

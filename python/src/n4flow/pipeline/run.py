@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,21 +16,24 @@ from typing import Any
 
 from n4flow.compute.progress import Listener, Progress, counted, peak_memory
 from n4flow.compute.threads import thread_limit
+from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.address import Address, located
 from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.open import MEAN
 from n4flow.io.publishing import locked, published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
+from n4flow.pipeline.channels import in_order, join, make_plans
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
 from n4flow.pipeline.parameters import iteration_list, resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
-from n4flow.pipeline.plan import Plan, background, check_state, completed, make_plan
+from n4flow.pipeline.plan import Plan, background, check_state, completed
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
@@ -58,6 +63,14 @@ class SampleResult:
     def store(self) -> Path:
         """The corrected volume."""
         return self.folder / f"{self.sample}.ome.zarr"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the report; of several channels, those of each by its label."""
+        if "channels" not in self.numbers:
+            return dict(self.numbers["metrics"])
+        files = {one["label"]: self.folder / one["folder"] / "metrics.json" for one in self.numbers["channels"]}
+        return {label: json.loads(file.read_bytes())["metrics"] for label, file in files.items()}
 
     @property
     def report(self) -> Path:
@@ -101,7 +114,7 @@ def run(
     Parameters
     ----------
     input : path
-        A volume, or a CSV with columns sample, image and, optionally, mask, flat_field, sections, voxel_um.
+        A volume, or a CSV with columns sample, image and, optionally, mask, flat_field, sections, voxel_um, channel.
     outdir : path
         One folder for each sample appears here, complete or not at all.
     threads : int, optional
@@ -138,28 +151,32 @@ def run(
         backend = choose_backend(backend)
     asked = []
     for sample, image, own in read_samples(located(input)):
-        plan = make_plan(image, resolved | own, sample)
-        seen = plan.volume.reader.state()
+        plans = make_plans(image, resolved | own, sample)
+        seen = [plan.volume.reader.state() for plan in plans]
         files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
-        check_apart(Path(outdir) / plan.sample, [image, *files])
-        check_channel(Path(outdir) / plan.sample, (resolved | own)["channel"])
-        asked.append((plan, resolved | own, seen))
+        check_apart(Path(outdir) / plans[0].sample, [image, *files])
+        check_channel(Path(outdir) / plans[0].sample, (resolved | own)["channel"])
+        asked.append((plans, resolved | own, seen))
     results = []
     with locked(Path(outdir) / INFO):  # of all samples together, so no other run may work there
         reclaim(Path(outdir))  # before there is asked for room
-        for number, (plan, settled, seen) in enumerate(asked):
-            _check_room(Path(outdir), [plan for plan, *_ in asked[number:]])  # now, not after hours of estimating
-            for warning in plan.warnings:
-                log.warning("warning: sample %s: %s", plan.sample, warning)
-            with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
-                log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
-                numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through(progress)
-                check_state(plan, seen)
-            results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
+        for number, (plans, settled, seen) in enumerate(asked):
+            _check_room(Path(outdir), [plan for plans, *_ in asked[number:] for plan in plans])  # now, not after hours
+            sample, shape = plans[0].sample, plans[0].volume.shape
+            for warning in dict.fromkeys(warning for plan in plans for warning in plan.warnings):
+                log.warning("warning: sample %s: %s", sample, warning)
+            with executor(dask_scheduler) as slabs, published(Path(outdir) / sample) as folder:
+                log.info("%s: %s planes of %s x %s voxels", sample, *shape)
+                numbers = _channels(
+                    plans, folder, settled, backend=backend, threads=threads, executor=slabs, listener=progress
+                )
+                for plan, state in zip(plans, seen, strict=True):
+                    check_state(plan, state)
+            results.append(SampleResult(sample, Path(outdir) / sample, numbers))
         versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
         settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
         command = f"n4flow.run {input} {outdir} {settings}".strip()
-        done = Run(command, resolved, [str(plan.volume.source) for plan, *_ in asked], versions)
+        done = Run(command, resolved, [str(plans[0].volume.source) for plans, *_ in asked], versions)
         write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
     return Result(Path(outdir), tuple(results))
 
@@ -178,9 +195,29 @@ def _check_room(outdir: Path, plans: Sequence[Plan]) -> None:
     check_space(outdir, nbytes, files)
 
 
+def _channels(
+    plans: Sequence[Plan], folder: Path, parameters: Mapping[str, Any], listener: Listener | None, **options: Any
+) -> dict[str, Any]:
+    """Process the channels of a sample one after the other; return what `metrics.json` holds."""
+    if len(plans) == 1:
+        return _Sample(plans[0], folder, parameters, **options).go_through(listener)
+    leader: _Sample | None = None
+    for plan in in_order(plans):
+        own = {**parameters, "channel": plan.channel, "fit_channel": plan.fit_channel}
+        unit = _Sample(plan, folder.with_name(f"channel_{plan.channel}"), own, **options, leader=leader)
+        unit.go_through(listener)
+        shutil.rmtree(unit.work)
+        if plan.channel == plan.fit_channel:
+            leader = unit
+    return join(folder, [folder.with_name(f"channel_{plan.channel}") for plan in plans if plan.channel != MEAN])
+
+
 @dataclass
 class _Sample:
-    """One sample on its way through the stages; each stage is the method of its name, or estimates a correction."""
+    """One sample on its way through the stages; each stage is the method of its name, or estimates a correction.
+
+    A `leader` is another channel of it whose masks and bias fields are taken over.
+    """
 
     plan: Plan
     folder: Path
@@ -188,10 +225,13 @@ class _Sample:
     backend: str  # the one that `auto` took
     threads: int | None
     executor: Executor
+    leader: _Sample | None = None
 
     def __post_init__(self) -> None:
         self.stages: list[dict[str, Any]] = []  # the numbers of each, in order
-        self.work = self.folder.with_name("work")  # in the folder that is removed at the end, as a work directory
+        self.metrics: dict[str, Any] = {}
+        # A work directory, in the folder that is removed at the end.
+        self.work = self.folder.with_name(f"{self.folder.name}.work")
         self.work.mkdir(parents=True)
         plan, voxel_um = self.plan, self.plan.volume.voxel_um or {}
         first = background(self.parameters, voxel_um)
@@ -203,12 +243,22 @@ class _Sample:
     def go_through(self, listener: Listener | None) -> dict[str, Any]:
         """Run every stage that the parameters ask for, and say how it went; return what `metrics.json` holds."""
         asked = [each for each in STAGES if each.asked(self.parameters)]
-        for number, each in enumerate(asked, start=1):
-            step = Progress(each.name, *self.extent(each), self.plan.sample, number, len(asked))
+        if self.plan.channel == MEAN:  # What others take over, and what that rests on.
+            asked = [each for each in asked if each.led or each.name in ("SHRINK", "PROVE")]
+        own = [each for each in asked if self.leader is None or not each.led]
+        for each in asked:
+            if self.leader is not None and each.led:
+                self.inputs = replace(self.inputs, tissue=self.leader.inputs.tissue)
+                self.stages += [numbers for numbers in self.leader.stages if numbers["stage"] == each.name]
+                continue
+            step = Progress(each.name, *self.extent(each), self.plan.title, own.index(each) + 1, len(own))
             started = time.perf_counter()
             with counted(step, listener):
                 getattr(self, each.name.lower(), partial(self.estimate, each))()
             log.info("%s", stage_line(step, time.perf_counter() - started))
+            if each.name == "PROVE" and self.leader is not None:  # It looks at the input alone.
+                fields = [field for field in self.leader.inputs.recipe if isinstance(field, BiasCorrection)]
+                self.inputs = replace(self.inputs, recipe=Recipe([*self.inputs.recipe, *fields]))
         return self.metrics
 
     def extent(self, each: Stage) -> tuple[int, str]:

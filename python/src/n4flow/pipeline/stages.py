@@ -42,6 +42,8 @@ class Stage:
         The process that runs it, where one runs several.
     command : str, optional
         The step command of its process, where that is not its name.
+    led : bool
+        Whether channels take over what it makes of the channel that leads, where one does (`pipeline.channels`).
     """
 
     name: str
@@ -53,6 +55,7 @@ class Stage:
     scattered: str = ""
     process: str = ""
     command: str = ""
+    led: bool = False
 
     def __post_init__(self) -> None:
         if not self.process:
@@ -77,7 +80,7 @@ STAGES = (
         ("volume", "recipe"),
         scattered="slabs",
     ),
-    Stage("TISSUE_MASK", "Find tissue, agarose and the background level of each section.", ("shrunken",)),
+    Stage("TISSUE_MASK", "Find tissue, agarose and the background level of each section.", ("shrunken",), led=True),
     Stage(
         "N4_SECTIONS",
         "Fit a bias field to each section of a batch.",
@@ -86,6 +89,7 @@ STAGES = (
         "bias_field",
         "20_bias_sections",
         "sections",
+        led=True,
     ),
     Stage(
         "N4_VOLUME",
@@ -94,6 +98,7 @@ STAGES = (
         lambda parameters: parameters["bias"] in ("volume", "two_pass"),
         "bias_field",
         "30_bias_volume",
+        led=True,
     ),
     Stage(
         "PROVE",
