@@ -38,9 +38,9 @@ def _inspect(
     from n4flow.pipeline.plan import background, make_plan
     from n4flow.pipeline.samples import read_samples
 
-    rows = [(sample, image, {})] if answer or sample else read_samples(located(image))
+    rows: list[Any] = [(sample, image, {})] if answer or sample else read_samples(located(image))
     try:
-        asked = [(make_plan(path, settings | own, name), settings | own) for name, path, own in rows]
+        asked = [(make_plan(path, {**settings, **own}, name), {**settings, **own}) for name, path, own in rows]
     except InputError as error:
         if answer is None:
             raise
