@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO, overload
 
 import numpy as np
 
+from n4flow.display import Shown
 from n4flow.errors import InputError, reading
 
 FLAGS = ("ok", "missing", "damaged", "interpolated")
@@ -40,7 +41,7 @@ class Section:
         return self.flag == "ok"
 
 
-class SectionTable(Sequence[Section]):
+class SectionTable(Shown, Sequence[Section]):
     """Sections in order, covering every plane of a volume once.
 
     Parameters
@@ -204,8 +205,12 @@ class SectionTable(Sequence[Section]):
     def __hash__(self) -> int:
         return hash(self._sections)
 
-    def __repr__(self) -> str:
-        return f"SectionTable({len(self)} sections, {self.n_planes} planes)"
+    def facts(self) -> Mapping[str, str]:
+        """Return the numbers of sections and planes, and which sections are flagged."""
+        flagged = [section.id for section in self if not section.usable]
+        more = ["..."] if len(flagged) > MOST_SHOWN else []
+        said = {"sections": str(len(self)), "planes": str(self.n_planes)}
+        return said | ({"flagged": " ".join(flagged[:MOST_SHOWN] + more)} if flagged else {})
 
 
 def write_rows(stream: TextIO, rows: Iterable[Iterable[object]]) -> None:

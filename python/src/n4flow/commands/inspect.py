@@ -39,9 +39,7 @@ def _inspect(
     from n4flow.pipeline.plan import background
     from n4flow.pipeline.samples import read_samples
 
-    rows: list[tuple[str | None, Path, dict[str, Any]]] = [(sample, image, {})]
-    if not (answer or sample):
-        rows = [*read_samples(located(image))]
+    rows: list[Any] = [(sample, image, {})] if answer or sample else read_samples(located(image))
     try:
         whole = [(name, path, {**settings, **own}) for name, path, own in rows]
         asked = [(make_plans(path, own, name), own) for name, path, own in whole]

@@ -142,6 +142,14 @@ class Correction(ABC):
     def summary(self) -> dict[str, Any]:
         """Return the numbers a reader wants to see: JSON types only, no large arrays."""
 
+    def draw(self, place: Any) -> None:
+        """Draw on axes of matplotlib what it holds; here, its numbers along Z or over sections."""
+        for name, values in self.to_arrays()[1].items():
+            if values.ndim == 1 and values.dtype.kind == "f" and values.size > 1:
+                place.plot(values, ".-", label=name)
+        if place.lines:
+            place.legend()
+
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return (settings of JSON types, named arrays); together they are the whole correction, a dataclass."""
         named: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from n4flow.corrections import (  # noqa: F401  a kind is known once its module 
 from n4flow.corrections.base import KINDS, Correction, Where, in_frame
 from n4flow.corrections.fused import groups, on_host
 from n4flow.corrections.fused_gpu import on_gpu, render_through_gpu
+from n4flow.display import Shown, axes
 from n4flow.errors import InputError, reading
 from n4flow.io.open import open_volume
 
@@ -73,7 +74,7 @@ def recipes(path: Path) -> list[Path]:
         return [path.parent / str(name) for name in stored["channels"]] if "channels" in stored else [path]
 
 
-class Recipe(Sequence[Correction]):
+class Recipe(Shown, Sequence[Correction]):
     """Corrections in the order in which they are applied, from the first to the last."""
 
     shape: tuple[int, ...] | None = None  # (Z, Y, X) of the volume that a stored recipe was made for
@@ -259,5 +260,29 @@ class Recipe(Sequence[Correction]):
     def __len__(self) -> int:
         return len(self._corrections)
 
+    def facts(self) -> Mapping[str, str]:
+        """Return the kind of each correction, and what it does."""
+        named = {f"{number} {correction.kind}": correction.title for number, correction in enumerate(self, start=1)}
+        return named or {"corrections": "none"}
+
     def __repr__(self) -> str:
         return f"Recipe({', '.join(correction.kind for correction in self)})"
+
+    def plot(self) -> Any:
+        """Draw what each correction holds: fields, levels and gains along Z, look-up tables.
+
+        Returns
+        -------
+        array of matplotlib axes
+            One for each correction.
+
+        Raises
+        ------
+        InputError
+            matplotlib is not installed.
+        """
+        places = axes(max(1, len(self)))
+        for number, (place, correction) in enumerate(zip(places[0], self, strict=False), start=1):
+            correction.draw(place)
+            place.set_title(f"{number} {correction.kind}")
+        return places

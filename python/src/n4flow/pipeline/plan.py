@@ -17,6 +17,7 @@ from n4flow.corrections.harmonization.flat import read_flat
 from n4flow.corrections.outside import Outside
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError, N4flowWarning
+from n4flow.io.address import Address
 from n4flow.io.disk_space import store_needs
 from n4flow.io.doubts import doubts, rounding
 from n4flow.io.formats import name_without_suffix
@@ -134,6 +135,7 @@ class Plan:
             "sample": self.sample,
             "channel": self.channel,
             "label": self.label,
+            "source": self._source(),
             "shape": list(volume.shape),
             "frame": str(self.frame),
             "dtype": str(volume.dtype),
@@ -156,6 +158,11 @@ class Plan:
             "memory_bytes_per_thread": {name: of_three[name] - size for name, size in memory.items()},
             "warnings": self.warnings,
         }
+
+    def _source(self) -> str:
+        """Return where the input lies: its address, or its whole path, behind the link that a task has of it."""
+        source = self.volume.source
+        return str(source if isinstance(source, Address) else source.resolve())
 
     def needs(self) -> dict[str, int]:
         """Return what the results take on a disk at most, and what the files between the stages take."""

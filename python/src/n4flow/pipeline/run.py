@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from n4flow.compute.progress import Listener, Progress, counted, peak_memory
 from n4flow.compute.threads import thread_limit
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.recipe import Recipe
+from n4flow.display import Shown, axes, picture
+from n4flow.errors import InputError, reading
 from n4flow.io.address import Address, located
 from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
-from n4flow.io.open import MEAN
+from n4flow.io.open import MEAN, open_volume
 from n4flow.io.publishing import locked, published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
@@ -31,7 +33,7 @@ from n4flow.pipeline.channels import in_order, join, make_plans
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
-from n4flow.pipeline.parameters import iteration_list, resolve
+from n4flow.pipeline.parameters import iteration_list, opening, resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background, check_state, completed
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
@@ -44,15 +46,63 @@ from n4flow.statistics.histograms import HistogramFiles
 from n4flow.statistics.shrunken import ShrunkenFiles
 
 log = logging.getLogger("n4flow")
+MOST_PIXELS = 1024  # Of a side of a plane that is drawn.
+METRICS_NAME = "metrics.json"
 
 
-@dataclass(frozen=True)
-class SampleResult:
-    """Where one sample's results lie."""
+@dataclass(frozen=True, repr=False)
+class SampleResult(Shown):
+    """Where one sample's results lie, and what was said of them."""
 
     sample: str
     folder: Path
-    numbers: dict[str, Any] = field(repr=False)  # what metrics.json holds
+    numbers: dict[str, Any]  # what metrics.json holds
+
+    def facts(self) -> Mapping[str, str]:
+        """Return name, verdict and folder."""
+        sentence = str(self.numbers["verdict"]["sentence"])
+        return {"sample": self.sample, "status": self.status, "folder": str(self.folder), "verdict": sentence}
+
+    def plot(self, z: int | None = None) -> Any:
+        """Draw a plane before and after, each with its own scale.
+
+        Parameters
+        ----------
+        z : int, optional
+            The plane; the one in the middle without it.
+
+        Returns
+        -------
+        array of matplotlib axes
+
+        Raises
+        ------
+        InputError
+            matplotlib is not installed, there is no such plane, or the input is not where it was.
+        """
+        after = open_volume(self.store)
+        depth = after.shape[0]
+        chosen = depth // 2 if z is None else z
+        if not 0 <= chosen < depth:
+            msg = f"z must be from 0 to {depth - 1}, the planes of {self.sample}, got {z}"
+            raise InputError(msg)
+        places = axes(2)
+        for place, (name, volume) in zip(places[0], (("before", self.before()), ("after", after)), strict=True):
+            plane = volume.read(slice(chosen, chosen + 1))[0]
+            step = -(-max(plane.shape) // MOST_PIXELS)
+            ratio = (after.voxel_um or {"y": 1, "x": 1})["y"] / (after.voxel_um or {"y": 1, "x": 1})["x"]
+            picture(place, plane[::step, ::step], f"{self.sample}, plane {chosen} {name}", aspect=ratio)
+        return places
+
+    def before(self) -> Volume:
+        """Open the input as the run did.
+
+        Raises
+        ------
+        InputError
+            It is not where it was.
+        """
+        return open_volume(self.numbers["plan"]["source"], **opening(self.numbers["parameters"]))
 
     @property
     def status(self) -> str:
@@ -78,8 +128,8 @@ class SampleResult:
         return self.folder / "report.html"
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Shown):
     """Where the results of a run lie."""
 
     outdir: Path
@@ -89,6 +139,52 @@ class Result:
     def status(self) -> str:
         """`look` where that is the verdict of a sample, else `pass`."""
         return "look" if any(sample.status == "look" for sample in self.samples) else "pass"
+
+    @property
+    def store(self) -> Path:
+        """The corrected volume of the only sample."""
+        return self._only().store
+
+    @property
+    def report(self) -> Path:
+        """The report of the only sample."""
+        return self._only().report
+
+    def _only(self) -> SampleResult:
+        if len(self.samples) != 1:
+            msg = f"the run has {len(self.samples)} samples; take one of result.samples"
+            raise InputError(msg)
+        return self.samples[0]
+
+    def facts(self) -> Mapping[str, str]:
+        """Return the folder, and the verdict of each sample."""
+        return {"outdir": str(self.outdir)} | {sample.sample: sample.status for sample in self.samples}
+
+    def plot(self, z: int | None = None) -> Any:
+        """Draw a plane of the only sample before and after; see `SampleResult.plot`."""
+        return self._only().plot(z)
+
+    @classmethod
+    def load(cls, outdir: str | Path) -> Result:
+        """Read the results of a run, of `n4flow run` or the workflow, from its folder or from that of one sample.
+
+        Raises
+        ------
+        InputError
+            There are none.
+        """
+        place = Path(outdir)
+        alone = (place / METRICS_NAME).is_file()
+        files = [place / METRICS_NAME] if alone else sorted(place.glob(f"*/{METRICS_NAME}"))
+        if not files:
+            msg = f"{place} holds no results of n4flow; give the outdir of a run, or the folder of one sample"
+            raise InputError(msg)
+        found = []
+        for file in files:
+            with reading(file, "the numbers of a sample that n4flow wrote", small=True):
+                numbers = json.loads(file.read_text(encoding="utf-8"))
+                found.append(SampleResult(numbers["sample"], file.parent, numbers))
+        return cls(place.parent if alone else place, tuple(found))
 
     def table(self) -> str:
         """Return what a run ends with, as the workflow does: verdict, store, report and a sentence of each sample."""
