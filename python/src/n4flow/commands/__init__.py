@@ -37,6 +37,7 @@ OTHER_STEPS = {
     "intensity": "Estimate what histograms tell: ranges of planes, matching, smoothing along Z.",
     "probe-gpu": "Say whether a GPU works here.",
     "remote-state": "Digest by which a change of a store at an address is noticed.",
+    "join-channels": "Put the results of all channels of a sample together.",
     "publish": "Put a sample's results in place: links, clones or copies, all or nothing.",
     "provenance": "Settings, versions and digests of a run as an RO-Crate.",
     "warm-up": "Compile the kernels once, for an image or after an install.",

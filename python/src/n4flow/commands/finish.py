@@ -44,12 +44,12 @@ def _finish(
     from n4flow.pipeline.plan import check_state, completed, make_plan
 
     resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
-    own = {name: settings[name] for name in settings_of("FINISH")}
+    own = {name: settings[name] for name in (*settings_of("FINISH"), "fit_channel")}
     resolved |= {name: own[name] for name in ("voxel_um", "channel", "fit_channel")}  # of the sheet's row or channel
     tissue = TissueSource.load(masks)
     plan = make_plan(image, resolved | own, sample, tissue.frame)
     if state is not None:
-        check_state(plan, state)
+        check_state(plan, state if plan.channel is None else state.split(",")[int(plan.channel)])
     pieces = parts(slabs, "rendered")
     stores = create_stores(out, plan)
     for piece in pieces:
@@ -101,4 +101,4 @@ def read_numbers(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda n: (names.index(n["stage"]), n.get("planes", n.get("sections", [0]))))
 
 
-finish = as_step("FINISH", _finish, settings_of("FINISH"), required=("sections",))
+finish = as_step("FINISH", _finish, (*settings_of("FINISH"), "fit_channel"), required=("sections",))

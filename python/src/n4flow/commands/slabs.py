@@ -124,4 +124,4 @@ def _render_slab(
 shrink = as_step("SHRINK", _shrink, (*settings_of("SHRINK"), "shrink"), required=("shrink",))
 plane_statistics = as_step("PLANE_STATISTICS", _plane_statistics, settings_of("PLANE_STATISTICS"))
 PLANNED = ("slab_planes", "shrink")
-render_slab = as_step("RENDER", _render_slab, (*settings_of("RENDER"), *PLANNED), required=PLANNED)
+render_slab = as_step("RENDER", _render_slab, (*settings_of("RENDER"), "fit_channel", *PLANNED), required=PLANNED)

@@ -47,10 +47,9 @@ def make_plans(image: str | Path, parameters: Mapping[str, Any], sample: str | N
     """
     fitted = parameters["fit_channel"]
     if parameters["channel"] != ALL:
-        if fitted is not None:
-            msg = f"fit_channel {fitted} says whose bias field all channels get; give channel all, too, or leave it out"
-            raise InputError(msg)
-        return [make_plan(image, parameters, sample)]
+        plan = make_plan(image, {**parameters, "fit_channel": None}, sample)
+        idle = [] if fitted is None else [f"fit_channel {fitted} does nothing without channel {ALL}"]
+        return [replace(plan, warnings=[*plan.warnings, *idle])]
     first = open_volume(image, **opening({**parameters, "channel": 0}), require_voxel_um=False)
     count, labels = first.reader.channels, list(first.metadata.get("channels") or ())
     leader = EACH if fitted is None else _leader(fitted, count, labels)
