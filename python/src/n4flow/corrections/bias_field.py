@@ -97,7 +97,7 @@ class BiasCorrection(Correction):
     def avoided_by(self) -> str:
         """See `Correction.avoided_by`."""
         return (
-            "trust proven, or bias off" if all(field.share == 1 for _start, _stop, field in self.fields) else "bias off"
+            "--trust proven, or --bias off" if all(field.share == 1 for _start, _stop, field in self.fields) else "--bias off"
         )
 
     def shares(self, n_planes: int) -> np.ndarray:
