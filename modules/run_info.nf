@@ -24,12 +24,19 @@ def tools(versions) {
     return versions.unique().toSortedList { a, b -> a[0] <=> b[0] }.map { rows -> groovy.json.JsonOutput.toJson(rows) }
 }
 
-// The end of a run in a table: each sample with its verdict, store and report, and the sentence of the verdict. A stub run has none.
+// The end of a run in a table, as that of `n4flow run` (pipeline/run.py): each sample with its verdict, store and report, and the
+// sentence of the verdict. A stub run has none.
 def results_of(names, outdir) {
-    return names.collect { name ->
+    def verdicts = names.collectEntries { name ->
+        def metrics = file("${outdir}/${name}/metrics.json")
+        [name, metrics.exists() ? new groovy.json.JsonSlurper().parseText(metrics.text).verdict : null]
+    }.findAll { _name, verdict -> verdict }
+    if (!verdicts) { return '' }
+    def rows = [['sample', 'verdict', 'store', 'report']] + verdicts.collect { name, verdict ->
         def folder = file("${outdir}/${name}")
-        def metrics = folder.resolve('metrics.json')
-        def verdict = metrics.exists() ? new groovy.json.JsonSlurper().parseText(metrics.text).verdict : null
-        verdict ? "${name}: ${verdict.status}, ${verdict.sentence}\n  Store:  ${folder}/${name}.ome.zarr\n  Report: ${folder}/report.html" : null
-    }.findAll().join('\n')
+        [name, verdict.status, "${folder}/${name}.ome.zarr".toString(), "${folder}/report.html".toString()]
+    }
+    def widths = rows.transpose().collect { column -> column*.size().max() }
+    def lines = rows.collect { row -> [row, widths].transpose().collect { cell, width -> cell.padRight(width) }.join('  ').stripTrailing() }
+    return (lines + verdicts.collect { name, verdict -> "${name}: ${verdict.sentence}".toString() }).join('\n')
 }

@@ -15,6 +15,7 @@ from conftest import ROOT, PhantomRun, Run, runner, skip_with_gpu
 
 import n4flow
 from n4flow.pipeline.parameters import resolve, schema
+from n4flow.pipeline.run import Result, SampleResult
 from n4flow.pipeline.stages import STAGES, settings_of
 
 pytestmark = pytest.mark.engine
@@ -64,10 +65,10 @@ def test_every_process_runs_and_results_are_published(phantom_run: PhantomRun):
 
 def test_a_run_ends_with_verdict_store_and_report_of_each_sample(phantom_run: PhantomRun):
     folder = phantom_run.first.outdir / "phantom"
-    verdict = json.loads((folder / "metrics.json").read_text())["verdict"]
-    shown = f"phantom: {verdict['status']}, {verdict['sentence']}\n"
-    shown += f"  Store:  {store(phantom_run.first.outdir)}\n  Report: {folder / 'report.html'}\n"
-    assert shown in phantom_run.first.output
+    sample = SampleResult("phantom", folder, json.loads((folder / "metrics.json").read_text()))
+    table = Result(phantom_run.first.outdir, (sample,)).table()  # of `n4flow run`
+    assert str(store(phantom_run.first.outdir)) in table
+    assert f"{table}\n" in phantom_run.first.output
 
 
 def test_help_is_the_schema_s(workflow: Run):

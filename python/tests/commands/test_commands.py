@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 
 import n4flow.commands
-from n4flow.commands import join_lists, main
+from n4flow.commands import app, main
 from n4flow.commands.finish import whole
 from n4flow.commands.options import as_step
-from n4flow.commands.run import read_options
 from n4flow.commands.step import plane_range
 from n4flow.errors import DiskFullError, GpuError, InputError, N4flowWarning
 from n4flow.io.writers import write_volume
@@ -66,7 +66,7 @@ def test_a_mistake_ends_with_code_2_and_one_sentence(image, capsys):
         "n4flow: sample brain: sections must be a count from 1 to the number of planes (6), got 9\n"
     )
     assert ended(["run", image, image.parent / "out", "--smoth-z", "3"]) == 2
-    assert capsys.readouterr().err == "n4flow: unknown parameter smoth_z; did you mean smooth_z?\n"
+    assert capsys.readouterr().err == "n4flow: unknown option --smoth-z of n4flow run; did you mean --smooth-z?\n"
     assert not (image.parent / "out").exists()
 
 
@@ -179,32 +179,57 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch, capsys):
     ]
 
 
+def parsed(*arguments):
+    """Return what the parser of `n4flow run` makes of arguments."""
+    group = typer.main.get_command(app)
+    command = group.get_command(group.make_context("n4flow", ["run"]), "run")
+    return command.make_context("run", list(arguments)).params
+
+
 @pytest.mark.parametrize(
-    ("given", "joined"),
+    ("arguments", "name", "value"),
     [
-        (
-            ["n4", "a", "b", "--iterations", "50", "40", "--shrink", "2"],
-            ["n4", "a", "b", "--iterations", "50,40", "--shrink", "2"],
-        ),
-        (["n4", "--iterations", "50", "a.nii"], ["n4", "--iterations", "50", "a.nii"]),
-        (["n4", "--iterations", "5,6", "7"], ["n4", "--iterations", "5,6,7"]),
-        (["--shrink", "2", "3"], ["--shrink", "2", "3"]),
+        ("--iterations 50 40 --shrink 2", "iterations", "50,40"),
+        ("--iterations 50", "iterations", "50"),
+        ("--iterations 5,6 7", "iterations", "5,6,7"),
+        ("--voxel_um 10 2.5 1e1", "voxel_um", "10,2.5,1e1"),
+        ("--voxel-um=10,5,5", "voxel_um", "10,5,5"),
+        ("--shrink 2", "shrink", "2"),
+        ("--smooth_z 3", "smooth_z", "3"),
+        ("--match=off", "match", "off"),
+        ("--normalize false", "normalize", False),
+        ("--normalize=true", "normalize", True),
+        ("--no-normalize", "normalize", False),
+        ("--no_normalize true", "normalize", False),
+        ("--no-normalize false", "normalize", True),
+        ("--allow_missing_chunks true", "allow_missing_chunks", True),
+        ("--allow-missing-chunks=false", "allow_missing_chunks", False),
+        ("--json", "json_file", Path("-")),
+        ("--json n.json", "json_file", Path("n.json")),
     ],
 )
-def test_a_list_option_takes_the_numbers_that_follow(given, joined):
-    assert join_lists(given) == joined
+def test_an_option_is_read_in_every_spelling_before_and_after_the_arguments(arguments, name, value):
+    for line in (["in", "out", *arguments.split()], [*arguments.split(), "--threads", "1", "in", "out"]):
+        found = parsed(*line)
+        assert (found["image"], found["outdir"], found[name]) == ("in", Path("out"), value)
 
 
-def test_run_reads_options_in_every_spelling():
-    assert read_options(["--smooth-z", "0", "--voxel_um", "10", "5", "5", "--match=off"]) == {
-        "smooth_z": "0",
-        "voxel_um": "10 5 5",
-        "match": "off",
-    }
-    with pytest.raises(InputError, match="parameter shrink needs a value"):
-        read_options(["--shrink", "--match", "off"])
-    with pytest.raises(InputError, match="unexpected argument 'x'"):
-        read_options(["x"])
+@pytest.mark.parametrize(
+    ("line", "option", "said"),
+    [
+        ("run a b --smoth-z 3", "--smoth-z", "did you mean --smooth-z?"),
+        ("run a --output b", "--output", "OUTDIR is given by its place: n4flow run INPUT OUTDIR"),
+        ("run b --input a", "--input", "INPUT is given by its place: n4flow run INPUT OUTDIR"),
+        ("run a b --n_jobs 3", "--n-jobs", "did you mean --threads?"),
+        ("run a b --job-array 3", "--job-array", "it is of the workflow alone, so leave it out"),
+        ("inspect a --spacing 3", "--spacing", "did you mean --voxel-um?"),
+        ("n4 a b --downsample 3", "--downsample", "did you mean --shrink?"),
+        ("phantom a --shape 9 9", "--shape", "did you mean --size?"),
+    ],
+)
+def test_an_unknown_option_is_answered_by_what_is_meant(line, option, said, capsys):
+    assert ended(line.split()) == 2
+    assert capsys.readouterr().err == f"n4flow: unknown option {option} of n4flow {line.split()[0]}; {said}\n"
 
 
 def test_a_step_writes_its_numbers_and_says_its_warnings(tmp_path, caplog):
@@ -268,7 +293,7 @@ def test_slabs_that_are_not_the_volume_are_refused(tmp_path):
 
 ARENAS = """
 import ctypes, os, sys, threading
-from n4flow.commands import main
+from n4flow.commands import app, main
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 try:

@@ -13,6 +13,7 @@ import pytest
 import zarr
 
 from n4flow.commands import main
+from n4flow.compute.progress import Progress
 from n4flow.errors import InputError
 from n4flow.phantom.options import PhantomOptions
 from n4flow.phantom.store import Phantom
@@ -43,11 +44,11 @@ def scales(store: Path) -> list[list[float]]:
 def test_store_and_truth_hold_the_arrays(tmp_path, version: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("n4flow.phantom.store._RUN_VOXELS", 5 * 96 * 120)  # runs of 4 planes
     phantom, block = made(faults=((1, "damaged"),))
-    seen: list[int] = []
+    seen: list[Progress] = []
     numbers = phantom.write(
         tmp_path / "brain.ome.zarr", tmp_path / "truth", threads=2, ome_zarr_version=version, progress=seen.append
     )
-    assert seen == [4, 8, 12, 16, 18]
+    assert [(each.done, each.total, each.unit) for each in seen] == [(n, 18, "planes") for n in (0, 4, 8, 12, 16, 18)]
     assert numbers["voxels"] == 18 * 96 * 120
     np.testing.assert_array_equal(read(tmp_path / "brain.ome.zarr"), block.observed)
     for name in ("truth", "bias", "tissue", "agarose", "labels"):

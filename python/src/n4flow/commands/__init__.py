@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
+from n4flow.commands.terminal import Verbose, tracebacks
 from n4flow.compute.malloc import limit_arenas
 from n4flow.errors import DiskFullError, InputError, N4flowError, N4flowWarning, OutOfMemoryError
 from n4flow.pipeline.stages import STAGES
@@ -39,18 +40,19 @@ OTHER_STEPS = {
     "provenance": "Settings, versions and digests of a run as an RO-Crate.",
     "warm-up": "Compile the kernels once, for an image or after an install.",
 }
+HELP = ("-h", "--help")
 STEPS = {stage.command: stage for stage in STAGES}
 # Modules of commands that share one; other stages estimate a correction, and other commands have one of their own name.
 MODULES = {
     **dict.fromkeys(("shrink", "plane-statistics", "render-slab"), "slabs"),
     **dict.fromkeys(("versions", "probe-gpu", "remote-state", "provenance", "warm-up"), "run_info"),
 }
-_tracebacks: list[bool] = []  # Holds an entry where the traceback of an error is asked for.
-LIST_OPTIONS = ("--iterations",)  # options that take as many numbers as follow
 
 
 class Commands(typer.core.TyperGroup):
     """A group that imports a command's module only when that command is asked for."""
+
+    names_only = False
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Name the commands in the order a user needs them."""
@@ -60,16 +62,27 @@ class Commands(typer.core.TyperGroup):
         """Import and return one command."""
         if cmd_name not in self.list_commands(ctx):
             return None
+        if self.names_only:
+            return typer.core.TyperCommand(cmd_name, help=USER_COMMANDS.get(cmd_name, ""))
         stage, name = STEPS.get(cmd_name), cmd_name.replace("-", "_")
         estimates = stage is not None and stage.estimates is not None
         module = importlib.import_module(f"n4flow.commands.{MODULES.get(cmd_name, 'estimate' if estimates else name)}")
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        cls = getattr(module, "Command", None)
-        extra: dict[str, Any] = {"cls": cls, "context_settings": cls.settings} if cls else {}
-        app.command(name=cmd_name, help=stage.title if stage else None, **extra)(
-            module.command(stage) if estimates else getattr(module, name)
-        )
+        from n4flow.commands.options import Command
+
+        cls = getattr(module, "Command", Command)
+        settings = {"help_option_names": list(HELP)}
+        function = module.command(stage) if hasattr(module, "command") else getattr(module, name)
+        app.command(name=cmd_name, cls=cls, help=stage.title if stage else None, context_settings=settings)(function)
         return typer.main.get_command(app)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete the name of a command without importing any."""
+        self.names_only = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self.names_only = False
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands without importing them."""
@@ -81,7 +94,7 @@ class Commands(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
+    context_settings={"help_option_names": list(HELP)},
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -97,34 +110,14 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _keep_tracebacks(asked: bool) -> None:
-    _tracebacks[:] = [True] * asked
-
-
 @app.callback()
 def _group(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", callback=_keep_tracebacks, help="Show where in the code an error arose.")
-    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Hold what goes before a command."""
-
-
-def join_lists(arguments: Sequence[str]) -> list[str]:
-    """Join the numbers that follow a list option, so that `--iterations 50 50` is `--iterations 50,50`."""
-    joined: list[str] = []
-    open_list = False
-    for argument in arguments:
-        is_number = argument.replace(",", "").isdecimal()
-        if open_list and is_number and joined[-1] not in LIST_OPTIONS:
-            joined[-1] += "," + argument
-            continue
-        open_list = argument in LIST_OPTIONS or (open_list and is_number)
-        joined.append(argument)
-    return joined
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,9 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("n4flow").setLevel(logging.INFO)
+    tracebacks.clear()
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays behind
-    given = join_lists(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = typer.main.get_command(app)(args=given, prog_name="n4flow", standalone_mode=False) or 0
     except SystemExit:
@@ -153,7 +147,7 @@ def _end(error: BaseException) -> int:
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # One of typer's, about arguments, with the usage.
         error.show()
         return int(error.exit_code)
-    if _tracebacks:
+    if tracebacks:
         traceback.print_exception(error)
     match error:
         case N4flowError():
@@ -167,7 +161,7 @@ def _end(error: BaseException) -> int:
             return _fail(f"{full}{where}; free space or choose another folder", DiskFullError.exit_code)
         case OSError(filename=str() | bytes() | Path()):
             return _fail(f"{error.filename}: {str(error.strerror).lower()}; check the path", InputError.exit_code)
-    if not _tracebacks:
+    if not tracebacks:
         traceback.print_exception(error)
     return _fail("this is a fault of n4flow and not of yours; please report it with the lines above", 1)
 

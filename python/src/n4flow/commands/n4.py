@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import typer
-import typer.core
 
-from n4flow.commands import ants
+from n4flow.commands import ants, options
 from n4flow.commands.options import as_step, spelled
+from n4flow.commands.terminal import Quiet, telling
 from n4flow.errors import InputError, N4flowWarning
 
 
-class Command(typer.core.TyperCommand):
+class Command(options.Command):
     """A command that reads ANTs' spelling, and lists ANTs' options in its help."""
 
-    settings: ClassVar[dict[str, Any]] = {}
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse arguments; a bracketed value may be split at its spaces, and --apply-to takes several files."""
-        return super().parse_args(ctx, ants.normalized(args))
+    def settled(self, args: Sequence[str]) -> list[str]:
+        """Return arguments as the parser takes them; brackets may hold spaces, and --apply-to takes several files."""
+        return ants.normalized(super().settled(args))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """List ANTs' options."""
@@ -88,7 +86,16 @@ def _n4(
     keep_level: Annotated[
         bool, typer.Option("--keep-level", help="Keep the mean of the fitted voxels; N4 lets the level drift.")
     ] = False,
+    in_bids: Annotated[
+        bool,
+        typer.Option(
+            "--bids",
+            help="OUTPUT is the folder of a BIDS derivative dataset: the result is named as INPUT with desc-n4, and "
+            "has a sidecar.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+    quiet: Quiet = False,
     dimensions: Annotated[int | None, typer.Option("-d", "--image-dimensionality", hidden=True)] = None,
     ants_image: Annotated[Path | None, typer.Option("-i", "--input-image", hidden=True)] = None,
     ants_output: Annotated[str | None, typer.Option("-o", "--output", hidden=True)] = None,
@@ -105,6 +112,7 @@ def _n4(
     From --spline-um, levels double the spans of an axis up to four; from --control-points or -b, all levels do.
     """
     from n4flow.io.open import open_volume
+    from n4flow.n4_bias import bids
     from n4flow.n4_bias.ants import AntsHabits
     from n4flow.n4_bias.files import correct_file
     from n4flow.pipeline.parameters import iteration_list, voxel_size
@@ -112,6 +120,8 @@ def _n4(
     source = _one(image, ants_image, "INPUT", "-i")
     named, ants_bias = (None, None) if ants_output is None else ants.output_files(ants_output)
     result = _one(output, named, "OUTPUT", "-o")
+    made = bids.derivative(source, result) if in_bids else None
+    result = result if made is None else made.path
     like_ants, typed = ants_image is not None, _typed(context)
     for option, value, replaced in (
         ("-c", convergence, {"iterations", "tolerance"}),
@@ -154,41 +164,45 @@ def _n4(
             warnings.warn("-r 1 changes nothing without a mask, as in ANTs; give one with -x", N4flowWarning, 2)
             ranged = False
     talks = ants.switch(verbose, "-v")
-    facts = correct_file(
-        source,
-        result,
-        mask=mask,
-        mask_label=mask_label,
-        weights=weights,
-        bias=bias if ants_bias is None else Path(ants_bias),
-        iterations=iterations,
-        shrink=_counts(shrink or ("4" if like_ants else "1"), "shrink"),
-        spline_um=settings["spline_um"],
-        control_points=points,
-        tolerance=tolerance,
-        sharpening=ants.sharpening(sharpening),
-        backend=settings["backend"],
-        voxel_um=voxel_size(settings["voxel_um"]),
-        channel=channel,
-        allow_missing_chunks=settings["allow_missing_chunks"],
-        axes=settings["axes"],
-        fit_channel=fit_channel,
-        apply_to=apply_to or (),
-        keep_level=keep_level,
-        dtype=settings["dtype"],
-        ants=AntsHabits(
-            spline_mm=lattice.spline_mm,
-            pick_voxels=like_ants,
-            whole_image=like_ants,
-            keep_outside=like_ants and mask is not None,
-            rescale=ranged,
-        ),
-        overwrite=overwrite,
-        json_file=json_file,
-        threads=threads,
-    )
+    with telling(quiet=quiet) as progress:
+        facts = correct_file(
+            source,
+            result,
+            mask=mask,
+            mask_label=mask_label,
+            weights=weights,
+            bias=bias if ants_bias is None else Path(ants_bias),
+            iterations=iterations,
+            shrink=_counts(shrink or ("4" if like_ants else "1"), "shrink"),
+            spline_um=settings["spline_um"],
+            control_points=points,
+            tolerance=tolerance,
+            sharpening=ants.sharpening(sharpening),
+            backend=settings["backend"],
+            voxel_um=voxel_size(settings["voxel_um"]),
+            channel=channel,
+            allow_missing_chunks=settings["allow_missing_chunks"],
+            axes=settings["axes"],
+            fit_channel=fit_channel,
+            apply_to=apply_to or (),
+            keep_level=keep_level,
+            dtype=settings["dtype"],
+            ants=AntsHabits(
+                spline_mm=lattice.spline_mm,
+                pick_voxels=like_ants,
+                whole_image=like_ants,
+                keep_outside=like_ants and mask is not None,
+                rescale=ranged,
+            ),
+            overwrite=overwrite,
+            json_file=json_file,
+            threads=threads,
+            progress=progress,
+        )
+    if made is not None:
+        bids.describe(made, facts)
     numbers.update(facts)
-    return "\n".join([*(_measures(facts) if talks else ()), *_summary(facts)])
+    return "" if quiet else "\n".join([*(_measures(facts) if talks else ()), *_summary(facts)])
 
 
 def _one(place: Path | None, option: str | Path | None, name: str, flag: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import GenericAlias
@@ -12,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.options import JsonFile, Threads, check_json
+from n4flow.commands.options import STANDARD_OUTPUT, JsonFile, Threads, check_json, write_json
 from n4flow.commands.step import set_threads
+from n4flow.commands.terminal import telling
 from n4flow.phantom.options import FAULTS, PhantomOptions
-from n4flow.pipeline.timing import dumps
 
 OPTIONS = [option for option in dataclasses.fields(PhantomOptions) if "hidden" not in option.metadata]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -49,19 +48,11 @@ def phantom(
             default: Any = option.default
             chosen[option.name] *= default * (strength if "scaled" in option.metadata else 1)
     made = Phantom(PhantomOptions(**chosen))
-    with typer.progressbar(
-        length=made.shape[0], label="planes", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
-        numbers = made.write(
-            out,
-            truth,
-            threads=count,
-            ome_zarr_version=ome_zarr_version,
-            progress=lambda done: bar.update(done - bar.pos),
-        )
-    typer.echo(f"{numbers['store']}\n{numbers['sections']}")
-    if json_file is not None:
-        json_file.write_text(dumps(numbers) + "\n", encoding="utf-8")
+    with telling() as progress:
+        numbers = made.write(out, truth, threads=count, ome_zarr_version=ome_zarr_version, progress=progress)
+    write_json(json_file, numbers)
+    if json_file != STANDARD_OUTPUT:
+        typer.echo(f"{numbers['store']}\n{numbers['sections']}")
 
 
 def _options() -> Iterator[inspect.Parameter]:

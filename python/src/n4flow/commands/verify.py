@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from n4flow.commands.options import JsonFile, Threads, check_json
+from n4flow.commands.options import STANDARD_OUTPUT, JsonFile, Threads, check_json, write_json
 from n4flow.commands.step import set_threads
-from n4flow.pipeline.timing import dumps
 
 
 def verify(
@@ -23,6 +22,6 @@ def verify(
     check_json(json_file, [outdir])
     set_threads(threads)
     found = verify_results(outdir)
-    typer.echo(f"{outdir}: as written; {', '.join(found.samples)}; {found.chunks} chunks, {found.files} files")
-    if json_file is not None:
-        json_file.write_text(dumps(vars(found)) + "\n", encoding="utf-8")
+    write_json(json_file, vars(found))
+    if json_file != STANDARD_OUTPUT:
+        typer.echo(f"{outdir}: as written; {', '.join(found.samples)}; {found.chunks} chunks, {found.files} files")

@@ -14,6 +14,7 @@ import numpy as np
 
 from n4flow.compute.arrays import array_module, as_mask, is_dask, takes_arrays
 from n4flow.compute.gpu import on_device, run_on_gpu
+from n4flow.compute.progress import Listener, Progress, counted
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.n4_bias import engine, sharpening
 from n4flow.n4_bias.field import BiasField
@@ -42,6 +43,7 @@ def fit_bias(
     convergence: str = "itk",
     backend: str = "auto",
     threads: int | None = None,
+    progress: Listener | None = None,
 ) -> BiasField:
     """Fit a bias field with N4 [1]_.
 
@@ -81,6 +83,8 @@ def fit_bias(
         Host arrays pass through a GPU in blocks of planes; CuPy arrays stay on the device.
     threads : int, optional
         By default every core that this process may use. The result does not depend on it.
+    progress : callable, optional
+        Is called with a `Progress`, now and then, while the field is fitted; its unit is iterations.
 
     Returns
     -------
@@ -118,7 +122,8 @@ def fit_bias(
     else:
         first = (control_points,) * len(small.shape) if isinstance(control_points, int) else tuple(control_points)
         controls = level_controls(first, levels, small.image.shape)
-    return engine.fit(small, controls=controls, settings=settings, backend=chosen)
+    with counted(Progress("N4", sum(settings.iterations), "iterations"), progress):
+        return engine.fit(small, controls=controls, settings=settings, backend=chosen)
 
 
 @takes_arrays

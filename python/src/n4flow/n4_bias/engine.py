@@ -14,6 +14,7 @@ import numpy as np
 
 from n4flow.compute.arrays import BACKENDS, probe_gpu
 from n4flow.compute.gpu import on_device, run_on_gpu
+from n4flow.compute.progress import portion
 from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.n4_bias import itk
 from n4flow.n4_bias.cpu import fit as cpu
@@ -107,7 +108,8 @@ def fit(
         reason = degenerate(prepared.survey, image.shape)
         return prepared.survey, reason, run(prepared, controls, settings) if reason is None else None
 
-    survey, reason, solution = run_on_gpu(work, release=not on_device(image)) if chosen == "gpu" else work()
+    with portion(sum(settings.iterations)):  # a level may end before its last iteration
+        survey, reason, solution = run_on_gpu(work, release=not on_device(image)) if chosen == "gpu" else work()
     facts: dict[str, Any] = {
         "reason": reason,
         "backend": chosen,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.compute.progress import Listener
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.doubts import doubts
 from n4flow.io.geometry import on_grid
@@ -59,6 +60,7 @@ def correct_file(
     overwrite: bool = False,
     json_file: str | Path | None = None,
     threads: int | None = None,
+    progress: Listener | None = None,
 ) -> dict[str, Any]:
     """Correct the bias field of one image, from any format to any format; voxel size and orientation are kept.
 
@@ -75,7 +77,7 @@ def correct_file(
         Confidence in each voxel, 0 or above; see `fit_bias`.
     bias : path, optional
         File for the bias field; image = output x field, unless `ants` or `dtype` change the intensities further.
-    iterations, shrink, tolerance, backend, threads
+    iterations, shrink, tolerance, backend, threads, progress
         See `fit_bias`.
     spline_um : float, optional
         Distance of the first level's knots in micrometres; the lattice is that of `n4_correct`.
@@ -196,6 +198,7 @@ def correct_file(
         nbins=bins,
         backend=backend,
         threads=threads,
+        progress=progress,
     )
     field = domain.over_all(field)
     if keep_level:

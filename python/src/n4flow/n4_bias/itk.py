@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from n4flow.compute.progress import advance
 from n4flow.errors import InputError
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.problem import Problem, Solution
@@ -91,6 +92,7 @@ def _run(
 
     def iterated() -> None:
         measures[correction.GetCurrentLevel()].append(correction.GetCurrentConvergenceMeasurement())
+        advance(1)
 
     correction.AddCommand(sitk.sitkIterationEvent, iterated)
     correction.Execute(sitk.GetImageFromArray(image), sitk.GetImageFromArray(mask.astype(np.uint8)))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.compute.progress import Listener, Progress, advance, counted
 from n4flow.errors import InputError
 from n4flow.io.formats import WRITTEN, ZARR, suffix_of, written_as
 from n4flow.io.publishing import published
@@ -41,7 +42,7 @@ class Phantom(PhantomVolume):
         *,
         threads: int | None = None,
         ome_zarr_version: str = "0.5",
-        progress: Callable[[int], object] | None = None,
+        progress: Listener | None = None,
     ) -> dict[str, Any]:
         """Write the volume, its section table beside it and, if `truth` is given, its true intensities and distortions.
 
@@ -58,7 +59,7 @@ class Phantom(PhantomVolume):
             By default all cores; the result does not depend on it.
         ome_zarr_version : {'0.5', '0.4'}
         progress : callable, optional
-            Called with the number of planes written, after each run of planes.
+            Called with a `Progress`, in planes, after each run of planes.
 
         Returns
         -------
@@ -91,7 +92,8 @@ class Phantom(PhantomVolume):
             from n4flow.io.writers import write_volume
 
             write_volume(path, self.observed(0, self.shape[0], threads), voxel_um=self.voxel_um)
-        _write_stores(self, path if is_zarr else None, truth, threads, ome_zarr_version, progress)
+        with counted(Progress("PHANTOM", self.shape[0], "planes"), progress):
+            _write_stores(self, path if is_zarr else None, truth, threads, ome_zarr_version)
         self.sections.write(table)
         if truth is not None:
             _write_tables(self, truth)
@@ -116,7 +118,6 @@ def _write_stores(
     truth: Path | None,
     threads: int | None,
     version: str,
-    progress: Callable[[int], object] | None,
 ) -> None:
     """Compute the planes once, a run of them at a time, and write them to every store.
 
@@ -155,8 +156,7 @@ def _write_stores(
                 block = phantom.planes(start, stop, threads)
                 for writer, (_store, _dtype, _kind, part) in zip(writers, wanted, strict=True):
                     writer.write(part(block), start)
-            if progress is not None:
-                progress(stop)
+            advance(stop - start)
         for writer in writers:
             writer.close()
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from n4flow.compute.progress import advance
 from n4flow.compute.threads import run_tasks, scratch
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
@@ -95,7 +96,8 @@ def stream(
     A block is good until the next one is asked for: two buffers are filled in turn. Its first row is that of its halo.
     """
     blocks = blocks or Blocks.of(volume)
-    cuts = [(z, blocks.around(y, volume.shape[1])) for z, y in blocks.cuts(volume, z_start, z_stop)]
+    inner = list(blocks.cuts(volume, z_start, z_stop))
+    cuts = [(z, blocks.around(y, volume.shape[1])) for z, y in inner]
     most = max((z.stop - z.start) * (y.stop - y.start) for z, y in cuts) * volume.shape[2]
     buffers = [np.empty(most, volume.dtype) for _each in range(min(2, len(cuts)))]
 
@@ -111,6 +113,7 @@ def stream(
             if number + 1 < len(cuts):
                 ahead = reader.submit(read, number + 1)
             yield z.start, y.start, values
+            advance(_nbytes(volume, *inner[number]))
 
 
 class Part:
@@ -144,6 +147,12 @@ def parts(volume: Volume, z_start: int, z_stop: int, chunk: tuple[int, int, int]
     blocks = Blocks.of(volume, *chunk[:2])
     for z, y in blocks.cuts(volume, z_start, z_stop):
         yield z.start, y.start, Part(volume, z, y)
+        advance(_nbytes(volume, z, y))
+
+
+def _nbytes(volume: Volume, z: slice, y: slice) -> int:
+    """Return the bytes of whole rows of some planes."""
+    return (z.stop - z.start) * (y.stop - y.start) * volume.shape[2] * volume.dtype.itemsize
 
 
 def in_parts(volume: Volume, z_start: int, chunk: tuple[int, int, int]) -> bool:

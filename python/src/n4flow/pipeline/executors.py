@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from n4flow.compute.progress import advance_part
 from n4flow.errors import InputError
 
 log = logging.getLogger("n4flow")
@@ -36,7 +37,7 @@ def executor(scheduler: str | None) -> Iterator[Executor]:
         yield run_here
         return
     try:
-        from distributed import Client
+        from distributed import Client, as_completed
     except ImportError as error:
         msg = "a dask scheduler needs dask.distributed; install n4flow[distributed]"
         raise InputError(msg) from error
@@ -47,7 +48,14 @@ def executor(scheduler: str | None) -> Iterator[Executor]:
             f"there is no dask scheduler at {scheduler} ({type(error).__name__}); give its address, as tcp://HOST:8786"
         )
         raise InputError(msg) from error
+
+    def run_there(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        futures = [client.submit(call, pure=False) for call in calls]
+        for _finished in as_completed(futures):
+            advance_part(len(futures))
+        return client.gather(futures)
+
     with client:
         if not client.scheduler_info()["workers"]:  # they may be waiting in a queue themselves
             log.warning("warning: the dask scheduler at %s has no workers yet; waiting for one", scheduler)
-        yield lambda calls: client.gather([client.submit(call, pure=False) for call in calls])
+        yield run_there

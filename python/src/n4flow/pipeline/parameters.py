@@ -25,10 +25,15 @@ def _schema_file() -> dict[str, Any]:
     return json.loads((Path(__file__).parents[1] / "nextflow_schema.json").read_text(encoding="utf-8"))
 
 
+def groups() -> list[dict[str, Any]]:
+    """Return the sections of the schema file in order, each with its title, description and `properties`."""
+    return list(_schema_file()["$defs"].values())
+
+
 @cache
 def schema() -> dict[str, dict[str, Any]]:
     """Return the schema of each parameter by name, in the order of the schema file."""
-    return {name: rule for group in _schema_file()["$defs"].values() for name, rule in group["properties"].items()}
+    return {name: rule for group in groups() for name, rule in group["properties"].items()}
 
 
 def sample_sheet() -> dict[str, Any]:
@@ -63,7 +68,8 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     rules = schema()
     for name in given:
         if name not in rules:
-            msg = f"unknown parameter {name}; did you mean {nearest(name.replace('-', '_'), rules)}?"
+            others = {other: rule.get("synonyms", ()) for other, rule in rules.items()}
+            msg = f"unknown parameter {name}; did you mean {nearest(name.replace('-', '_'), others)}?"
             raise InputError(msg)
     resolved = defaults()
     for name, value in given.items():
@@ -83,15 +89,16 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the name that holds `name` or is held by it, or else the one that is most like it.
+def nearest(name: str, names: Mapping[str, Iterable[str]]) -> str:
+    """Return the name of which `name` is a synonym, that holds it or is held by it, or else the one most like it.
 
-    >>> nearest("smoth_z", ["smooth_z", "mask"]), nearest("norm", ["mask", "normalize"])
-    ('smooth_z', 'normalize')
+    >>> names = {"outdir": ["output"], "smooth_z": [], "mask": [], "normalize": []}
+    >>> nearest("output", names), nearest("smoth_z", names), nearest("norm", names)
+    ('outdir', 'smooth_z', 'normalize')
     """
-    names = list(names)
+    meant = [other for other, synonyms in names.items() if name in synonyms]
     within = [other for other in names if name in other or other in name]
-    return (within or difflib.get_close_matches(name, names, n=1, cutoff=0))[0]
+    return (meant or within or difflib.get_close_matches(name, names, n=1, cutoff=0))[0]
 
 
 def numbers(text: Any, name: str, count: int | None = None) -> list[float]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from n4flow.compute.progress import Listener, Progress, counted, peak_memory
 from n4flow.compute.threads import thread_limit
 from n4flow.corrections.recipe import Recipe
 from n4flow.io.address import Address, located
@@ -23,7 +26,7 @@ from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
-from n4flow.pipeline.parameters import resolve
+from n4flow.pipeline.parameters import iteration_list, resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background, check_state, completed, make_plan
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
@@ -31,6 +34,7 @@ from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
 from n4flow.pipeline.stages import STAGES, Stage
 from n4flow.pipeline.timing import stage
+from n4flow.report.text import duration, size
 from n4flow.statistics.histograms import HistogramFiles
 from n4flow.statistics.shrunken import ShrunkenFiles
 
@@ -43,7 +47,12 @@ class SampleResult:
 
     sample: str
     folder: Path
-    numbers: dict[str, Any]  # what metrics.json holds
+    numbers: dict[str, Any] = field(repr=False)  # what metrics.json holds
+
+    @property
+    def status(self) -> str:
+        """The verdict: `pass`, or `look` where somebody should."""
+        return str(self.numbers["verdict"]["status"])
 
     @property
     def store(self) -> Path:
@@ -63,6 +72,20 @@ class Result:
     outdir: Path
     samples: tuple[SampleResult, ...]
 
+    @property
+    def status(self) -> str:
+        """`look` where that is the verdict of a sample, else `pass`."""
+        return "look" if any(sample.status == "look" for sample in self.samples) else "pass"
+
+    def table(self) -> str:
+        """Return what a run ends with, as the workflow does: verdict, store, report and a sentence of each sample."""
+        rows = [("sample", "verdict", "store", "report")]
+        rows += [(each.sample, each.status, str(each.store), str(each.report)) for each in self.samples]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += [f"{each.sample}: {each.numbers['verdict']['sentence']}" for each in self.samples]
+        return "\n".join(lines)
+
 
 def run(
     input: str | Path,
@@ -70,6 +93,7 @@ def run(
     *,
     threads: int | None = None,
     dask_scheduler: str | None = None,
+    progress: Listener | None = None,
     **parameters: Any,
 ) -> Result:
     """Run the whole chain on this machine; voxels equal those of the workflow.
@@ -85,6 +109,9 @@ def run(
     dask_scheduler : str, optional
         Address of a dask.distributed scheduler, on whose workers the passes over full resolution run, slab by slab;
         they must see input and `outdir` under the same paths.
+    progress : callable, optional
+        Is called with a `Progress`, now and then, while a stage of a sample runs. What `n4flow run` says in a log, a
+        line a stage, is logged by the logger `n4flow`.
     **parameters
         The workflow's parameters (`nextflow_schema.json`).
 
@@ -126,7 +153,7 @@ def run(
                 log.warning("warning: sample %s: %s", plan.sample, warning)
             with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
                 log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
-                numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through()
+                numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through(progress)
                 check_state(plan, seen)
             results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
         versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
@@ -173,12 +200,27 @@ class _Sample:
             plan.sections, recipe=recipe, voxel_um=voxel_um, flat_field=plan.flat_field, threads=self.threads
         )
 
-    def go_through(self) -> dict[str, Any]:
-        """Run every stage that the parameters ask for; return what `metrics.json` holds."""
-        for each in STAGES:
-            if each.asked(self.parameters):
+    def go_through(self, listener: Listener | None) -> dict[str, Any]:
+        """Run every stage that the parameters ask for, and say how it went; return what `metrics.json` holds."""
+        asked = [each for each in STAGES if each.asked(self.parameters)]
+        for number, each in enumerate(asked, start=1):
+            step = Progress(each.name, *self.extent(each), self.plan.sample, number, len(asked))
+            started = time.perf_counter()
+            with counted(step, listener):
                 getattr(self, each.name.lower(), partial(self.estimate, each))()
+            log.info("%s", stage_line(step, time.perf_counter() - started))
         return self.metrics
+
+    def extent(self, each: Stage) -> tuple[int, str]:
+        """Return how much a stage has to do, and in which unit."""
+        if each.scattered == "slabs":
+            volume = self.plan.volume
+            plane = volume.shape[1:] if each.name == "RENDER" else self.plan.frame.shape
+            return volume.shape[0] * math.prod(plane) * volume.dtype.itemsize, "bytes"
+        if each.estimates == "bias_field":
+            fields = sum(section.usable for section in self.plan.sections) if each.scattered == "sections" else 1
+            return fields * sum(iteration_list(self.parameters["iterations"])), "iterations"
+        return 0, ""
 
     @contextmanager
     def clocked(self, name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
@@ -264,6 +306,14 @@ class _Sample:
             stages=self.stages,
             parameters=self.parameters,
         )
+
+
+def stage_line(step: Progress, seconds: float) -> str:
+    """Return what a log says of a stage that has ended."""
+    said = [f"{step.sample} {step.number}/{step.of} {step.step}: {duration(seconds)}"]
+    if step.unit == "bytes":
+        said.append(f"{size(step.total)} at {size(step.total / max(seconds, 1e-9))}/s")
+    return ", ".join([*said, f"peak memory {size(peak_memory())}"])
 
 
 def _shrink(plan: Plan, recipe: Recipe, slab: tuple[int, int], out: Path) -> PackedMask | None:

@@ -45,6 +45,8 @@ def stage(name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
     for message in said:
         log.warning("warning: %s", message)
     collected.update(seconds=round(time.perf_counter() - started, 3), warnings=said)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s", json.dumps(plain(collected), ensure_ascii=False))
 
 
 def dumps(value: Any) -> str:

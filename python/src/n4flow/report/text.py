@@ -85,6 +85,18 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def size(nbytes: float) -> str:
+    """Return bytes in words.
+
+    >>> size(999), size(4_600_000), size(12e9)
+    ('999 B', '4.6 MB', '12 GB')
+    """
+    unit = 0
+    while nbytes >= 999.5 and unit < 4:
+        nbytes, unit = nbytes / 1000, unit + 1
+    return f"{nbytes:.{1 if unit and nbytes < 9.95 else 0}f} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"
+
+
 def shown(value: Any) -> dict[str, Any]:
     """Return how the template shows a value: as `text`, as a table of `columns`, or as named `items`."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from n4flow.compute.progress import watched
 from n4flow.compute.simd import LANES
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.cpu import level_kernels
@@ -134,7 +135,8 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
             if thread == 0:
                 made[level] = int(state[level_kernels.MADE])
 
-    sync.run_threads(work, words, threads)
+    with watched(lambda: sum(int(np.count_nonzero(measure)) for measure in measures)):
+        sync.run_threads(work, words, threads)
     levels = tuple(
         Level.ended(c, measure[:n], settings) for c, measure, n in zip(controls, measures, made, strict=True)
     )

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.gpu import as_float32, multiprocessors, streams
+from n4flow.compute.progress import advance
 from n4flow.compute.simd import LANES
 from n4flow.errors import InputError
 from n4flow.n4_bias.cpu.convergence_kernels import itk_measure
@@ -210,7 +211,7 @@ class _Fit:
         graph = self._capture(number)
         slots = list(self.slots)
         flight: deque[tuple[np.ndarray, Any]] = deque()
-        launched = 0
+        launched = seen = 0
         while True:
             while launched < most and len(flight) < len(slots):
                 batch = min(BATCH, most - launched)
@@ -225,6 +226,8 @@ class _Fit:
                 flight.append((slot, event))
             words, event = flight.popleft()
             event.synchronize()
+            advance(int(words[MADE]) - seen)
+            seen = int(words[MADE])
             if words[STOP] == ASK:
                 flight.clear()
                 launched = int(words[MADE])  # Launches after this iteration have returned at once.
