@@ -112,7 +112,7 @@ workflow {
     PUBLISH.out.published.subscribe { meta, numbers -> tell_published(meta, numbers) }
     names = PUBLISH.out.published.map { meta, _numbers -> meta.id }.toSortedList()
     names.subscribe { ids -> results_of(ids, outdir).with { table -> if (table) { log.info(table) } } }
-    done = FINISH.out.checksums.join(PUBLISH.out.published).map { _meta, checksums, _numbers -> checksums }.toSortedList()
+    done = FINISH.out.stated.join(PUBLISH.out.published).flatMap { _meta, stated, _numbers -> stated }.toSortedList()
     PROVENANCE(done, described(workflow, given), as_json(settings), tools(channel.topic('versions')), file("${projectDir}/main.nf"))
 
     workflow.onError = { explain(workflow.exitStatus, workflow.errorReport)?.with { sentence -> log.error(sentence) } }

@@ -15,7 +15,7 @@ process FINISH {
 
     output:
     tuple val(meta), path("published/${meta.id}"), emit: results
-    tuple val(meta), path("published/${meta.id}/checksums.json"), emit: checksums
+    tuple val(meta), path("published/${meta.id}/{checksums,summary}.json"), emit: stated
 
     script:
     """
@@ -29,6 +29,6 @@ process FINISH {
 
     stub:
     """
-    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html' 'published/${meta.id}/checksums.json'
+    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html' 'published/${meta.id}/'{checksums,summary}.json
     """
 }

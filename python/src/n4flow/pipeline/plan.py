@@ -43,7 +43,7 @@ IDLE = {
     "tissue_threshold": ("match", ("off",)),
 }
 BIAS_FIELDS = {"off": (), "sections": ("section",), "volume": ("volume",), "two_pass": ("section", "volume")}
-BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
+BESIDE = 40_000_000, 27  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
 
 
 @dataclass(frozen=True)

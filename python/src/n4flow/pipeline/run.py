@@ -26,7 +26,7 @@ from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
-from n4flow.pipeline.parameters import iteration_list, resolve
+from n4flow.pipeline.parameters import command_line, iteration_list, resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background, check_state, completed, make_plan
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
@@ -34,6 +34,7 @@ from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
 from n4flow.pipeline.stages import STAGES, Stage
 from n4flow.pipeline.timing import stage
+from n4flow.report.summary import SUMMARY_NAME
 from n4flow.report.text import duration, size
 from n4flow.statistics.histograms import HistogramFiles
 from n4flow.statistics.shrunken import ShrunkenFiles
@@ -144,7 +145,7 @@ def run(
         check_apart(Path(outdir) / plan.sample, [image, *files])
         check_channel(Path(outdir) / plan.sample, (resolved | own)["channel"])
         asked.append((plan, resolved | own, seen))
-    results = []
+    results, again = [], command_line(resolved)
     with locked(Path(outdir) / INFO):  # of all samples together, so no other run may work there
         reclaim(Path(outdir))  # before there is asked for room
         for number, (plan, settled, seen) in enumerate(asked):
@@ -153,14 +154,15 @@ def run(
                 log.warning("warning: sample %s: %s", plan.sample, warning)
             with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
                 log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
-                numbers = _Sample(plan, folder, settled, backend, threads, slabs).go_through(progress)
+                numbers = _Sample(plan, folder, settled, backend, threads, slabs, again).go_through(progress)
                 check_state(plan, seen)
             results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
         versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
         settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
         command = f"n4flow.run {input} {outdir} {settings}".strip()
         done = Run(command, resolved, [str(plan.volume.source) for plan, *_ in asked], versions)
-        write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
+        stated = [result.folder / name for result in results for name in (CHECKSUMS_NAME, SUMMARY_NAME)]
+        write_provenance(Path(outdir), done, stated)
     return Result(Path(outdir), tuple(results))
 
 
@@ -188,6 +190,7 @@ class _Sample:
     backend: str  # the one that `auto` took
     threads: int | None
     executor: Executor
+    again: str  # the command that does the run again
 
     def __post_init__(self) -> None:
         self.stages: list[dict[str, Any]] = []  # the numbers of each, in order
@@ -305,6 +308,7 @@ class _Sample:
             checksums=self.checksums,
             stages=self.stages,
             parameters=self.parameters,
+            command=self.again,
         )
 
 

@@ -121,7 +121,7 @@ def write_report(
         viewer_note=_viewer_note(overview, pair),
         volumes=volumes,
         licences=licences() if shown else "",
-        strip=[] if lacking["strip"] else strip.pictured(worst, overview, pictures["window"]),
+        strip=[] if pictures is None or lacking["strip"] else strip.pictured(worst, overview, pictures["window"]),
         volume_rows=volume_rows(metrics),
         section_columns=section_columns(metrics["sections"]),
         flagged=any(section.flag != "ok" for section in pair.sections),
@@ -178,8 +178,8 @@ def _overlap(stages: Sequence[Mapping[str, Any]]) -> str:
         tissue, agarose = stage.get("tissue_share"), stage.get("agarose_share")
         if tissue and agarose and tissue + agarose > 1:
             return (
-                f"The masks overlap, so that their shares ({percent(tissue)} and {percent(agarose)}) add up to more than "
-                "100 %: agarose has one mask for all planes, from which each plane's tissue is taken off"
+                f"The masks overlap, so that their shares ({percent(tissue)} and {percent(agarose)}) add up to more "
+                "than 100 %: agarose has one mask for all planes, from which each plane's tissue is taken off"
             )
     return ""
 

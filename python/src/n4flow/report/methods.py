@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 # CITATIONS.md has the same works, and a test compares.
 WORKS = {
     "n4flow": f"n4flow authors. n4flow: even intensity in serial-section volumes. Version {__version__}, 2026.",
-    "n4": "Tustison NJ, Avants BB, Cook PA, Zheng Y, Egan A, Yushkevich PA, Gee JC. N4ITK: improved N3 bias correction. "
-    "IEEE Transactions on Medical Imaging 29(6):1310–1320, 2010. doi:10.1109/TMI.2010.2046908",
+    "n4": "Tustison NJ, Avants BB, Cook PA, Zheng Y, Egan A, Yushkevich PA, Gee JC. N4ITK: improved N3 bias "
+    "correction. IEEE Transactions on Medical Imaging 29(6):1310–1320, 2010. doi:10.1109/TMI.2010.2046908",
     "ome-zarr": "Moore J, et al. OME-Zarr: a cloud-optimized bioimaging file format with international community "
     "support. Histochemistry and Cell Biology 160:223–251, 2023. doi:10.1007/s00418-023-02209-1",
 }
@@ -44,12 +44,13 @@ def methods(numbers: Mapping[str, Any], recipe: Sequence[Correction]) -> tuple[s
         words = WORDS.get(step.kind, lambda _settings, title=step.title: f"{title[0].upper()}{title[1:]}")(settings)
         share = metrics["applied"].get(step.kind)
         if share is not None and share < 1:
-            words += f"; {whole_percent(share)} of it was applied, as much as neighbouring planes prove"
+            proven = ", as much as neighbouring planes prove" if settings.get("trust") == "proven" else ""
+            words += f"; {whole_percent(share)} of it was applied on average{proven}"
         said.append(words.replace("N4", f"N4 {cite('n4')}", 1) + ".")
     if not done:
         said.append("Nothing was changed.")
-    said.append(_outcome(metrics))
-    said.append(f"The result was stored as OME-Zarr {settings.get('ome_zarr_version') or ''}".strip() + f" {cite('ome-zarr')}.")
+    version = f" {settings['ome_zarr_version']}" if settings.get("ome_zarr_version") else ""
+    said += [_outcome(metrics), f"The result was stored as OME-Zarr{version} {cite('ome-zarr')}."]
     return " ".join(sentence for sentence in said if sentence), [WORKS[name] for name in cited]
 
 
@@ -87,11 +88,8 @@ def _match(settings: Mapping[str, Any]) -> str:
 
 
 def _smooth(settings: Mapping[str, Any]) -> str:
-    return (
-        f"Brightness of tissue was smoothed along Z by a gain of each plane (Gaussian, sigma {settings['smooth_z']:g} planes)"
-        if settings.get("smooth_z")
-        else "Brightness of tissue was smoothed along Z by a gain of each plane"
-    )
+    sigma = f" (Gaussian, sigma {settings['smooth_z']:g} planes)" if settings.get("smooth_z") else ""
+    return f"Brightness of tissue was smoothed along Z by a gain of each plane{sigma}"
 
 
 WORDS = {

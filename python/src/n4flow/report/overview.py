@@ -16,7 +16,7 @@ from n4flow.report.pictures import data_uri
 
 BUNDLE = Path(__file__).with_name("niivue")  # The viewer, and the licences of what is in it.
 LEVELS = 255  # Grey levels of a voxel; 0 also stands for one without a valid value.
-VOXEL_BYTES = 2.9  # of the page at most: before and after in base 64, which noise leaves as large as they are, and masks
+VOXEL_BYTES = 2.9  # of the page at most: before and after in base 64, where all is noise, and a little for the masks
 MOST_PICTURES = 60  # Sections of which the page has pictures.
 PICTURE = 96  # Longest side of these in pixels.
 TISSUE, AGAROSE = 1, 2  # Labels of the masks.

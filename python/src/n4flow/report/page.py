@@ -28,9 +28,7 @@ def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
     """
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update({name: getattr(text, name) for name in FILTERS})
     code = [asset(name) for name in scripts]
     values |= {"version": __version__, "style": asset("style.css"), "scripts": code, "policy": policy(code)}

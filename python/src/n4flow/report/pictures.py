@@ -143,8 +143,8 @@ class Views:
         """Return plane xy of `before` or `after` in a grey window, at most `SMALL_SIDE` pixels wide and high."""
         from n4flow.report.overview import block_means, grey
 
-        found = self.images["xy"]
-        return data_uri(grey(block_means(found[image], found["valid"], -(-max(self.pair.shape[1:]) // SMALL_SIDE)), window), 0)
+        found, side = self.images["xy"], -(-max(self.pair.shape[1:]) // SMALL_SIDE)
+        return data_uri(grey(block_means(found[image], found["valid"], side), window), lossless=0)
 
     def _panel(self, plane: str, pixels: np.ndarray, outlined: Sequence[str], what: str) -> Panel:
         across, down = plane[0], plane[1]

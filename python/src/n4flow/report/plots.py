@@ -85,7 +85,8 @@ def section_gains(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> st
     """Gain of every section that the harmonisation estimated, with twice its uncertainty."""
     gain, sd = np.array(numbers["gain"], float), np.array(numbers["gain_sd"], float)
     chart = _over_sections("Gain of each section, and twice its uncertainty", "input / corrected", rows)
-    return _ranges(chart, gain * np.exp(-2 * sd), gain, gain * np.exp(2 * sd), 1.2, 0.7, ("at least", "gain", "at most"))
+    low, high = gain * np.exp(-2 * sd), gain * np.exp(2 * sd)
+    return _ranges(chart, low, gain, high, 1.2, 0.7, ("at least", "gain", "at most"))
 
 
 def _ranges(

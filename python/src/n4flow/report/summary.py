@@ -6,14 +6,13 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from n4flow import __version__
-from n4flow.report.text import change, percent, plain
 from n4flow.report.page import render
+from n4flow.report.text import change, percent, plain
 
 SUMMARY_NAME = "summary.json"  # of a sample
 INDEX_NAME = "index.html"  # of a run
@@ -57,7 +56,13 @@ def steps_removed(metrics: Mapping[str, Any]) -> float | None:
 
 
 def _at(name: str) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda metrics: reduce(lambda found, key: None if found is None else found.get(key), name.split("."), metrics)
+    def compute(metrics: Mapping[str, Any]) -> Any:
+        found: Any = metrics
+        for key in name.split("."):
+            found = None if found is None else found.get(key)
+        return found
+
+    return compute
 
 
 def _to_look_at(metrics: Mapping[str, Any]) -> int:

@@ -65,7 +65,7 @@ def licences() -> str:
 
 
 def _range(windows: Mapping[str, Window], time: str) -> Window:
-    """Return the intensities of the grey levels: the window of tissue, with that of the background where it is wider."""
+    """Return the intensities of the grey levels: the window of tissue, widened by that of the background."""
     (low, high), background = windows[time], windows.get("background")
     return (low, high) if background is None else (min(low, background[0]), max(high, background[1]))
 

@@ -32,6 +32,10 @@ def executable() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
+class BrowserError(Exception):
+    """The browser did not do what it was asked for."""
+
+
 class Page:
     """A page in a headless browser.
 
@@ -56,7 +60,8 @@ class Page:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "HOME": str(folder)},
         )
-        os.close(their_write), os.close(their_read)
+        for end in (their_read, their_write):
+            os.close(end)
         self._read, self._write, self._session = read, write, ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -70,13 +75,12 @@ class Page:
     def __exit__(self, *_error: object) -> None:
         self._process.terminate()
         self._process.wait(30)
-        os.close(self._read), os.close(self._write)
+        for end in (self._read, self._write):
+            os.close(end)
 
     def resize(self, width: int, height: int, *, touch: bool = False) -> None:
         """Give the window a size."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
 
     def open(self, path: Path) -> None:
         """Open a file, and wait until it is loaded."""
@@ -94,7 +98,7 @@ class Page:
             answer = self._next()
             if answer.get("id") == number:
                 if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']}")
+                    raise BrowserError(method, answer["error"])
                 return answer["result"]
             self._note(answer)
 
@@ -104,7 +108,7 @@ class Page:
             ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
             piece = os.read(self._read, 1 << 20) if ready else b""
             if not piece:
-                raise RuntimeError("the browser did not answer")
+                raise BrowserError(self.errors)
             self._buffer += piece
         message, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(message))
@@ -127,7 +131,7 @@ class Page:
         """Return the value of an expression, after its promise where it is one."""
         found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
-            raise RuntimeError(found["exceptionDetails"]["exception"]["description"])
+            raise BrowserError(found["exceptionDetails"]["exception"]["description"])
         return found["result"].get("value")
 
     def until(self, expression: str, seconds: float = 60.0) -> None:
@@ -135,7 +139,7 @@ class Page:
         deadline = time.monotonic() + seconds
         while not self.js(f"Boolean({expression})"):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{expression}; errors: {self.errors}")
+                raise BrowserError(expression, self.errors)
             time.sleep(0.05)
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
@@ -149,9 +153,11 @@ class Page:
 
     def drag(self, start: tuple[float, float], stop: tuple[float, float]) -> None:
         """Drag with the left button."""
-        self.mouse("mousePressed", *start, button="left", clickCount=1)
-        self.mouse("mouseMoved", *((a + b) / 2 for a, b in zip(start, stop, strict=True)), buttons=1)
-        self.mouse("mouseMoved", *stop, buttons=1)
+        self.mouse("mouseMoved", *start)
+        self.mouse("mousePressed", *start, button="left", buttons=1, clickCount=1)
+        for share in (0.3, 0.7, 1.0):
+            x, y = (a + share * (b - a) for a, b in zip(start, stop, strict=True))
+            self.mouse("mouseMoved", x, y, button="left", buttons=1)
         self.mouse("mouseReleased", *stop, button="left", clickCount=1)
 
     def key(self, key: str) -> None:
