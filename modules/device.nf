@@ -1,8 +1,8 @@
 // What a task for a GPU gets with the gpu profile: of the scheduler, of the container, of the machine.
 
-// How a scheduler is asked for one GPU, where `gpu_options` does not say it. PBS takes processors and memory from the same option.
+// How a scheduler is asked for one GPU, where a configuration does not say it. PBS takes processors and memory from the same option.
 def gpu_request(task) {
-    return params.gpu_options ?: [
+    return task.ext.gpu_options ?: [
         slurm: '--gres=gpu:1',
         pbs: "-l nodes=1:ppn=${task.cpus}:gpus=1",
         pbspro: "-l select=1:ncpus=${task.cpus}:mem=${task.memory.toMega()}mb:ngpus=1",
@@ -27,11 +27,10 @@ def gpu_choice(task) {
         '''.stripIndent()
 }
 
-// With the gpu profile, a directive of a task for a GPU: what the site's configuration says for every task, and the GPU's own
-// part. Set in a profile, that part would replace what the site says.
+// A directive of a task that may use a GPU: what the site's configuration says for every task and, where conf/gpu.config gives it
+// one, the GPU's own part. Set in a configuration, that part would replace what the site says.
 def with_gpu(name, task, own, separator = ' ') {
     def site = workflow.session.config.process?.get(name)
     def value = site instanceof Closure ? site.cloneWith([task: task, params: params, workflow: workflow]).call() : site
-    def asked = 'gpu' in workflow.profile.tokenize(',')  // as has_gpu says; what two modules include has no includes of its own
-    return [value, asked ? own : null].flatten().findAll().join(separator)
+    return [value, task.accelerator ? own : null].flatten().findAll().join(separator)
 }

@@ -2,7 +2,7 @@
 
 // `code` is the failed task's exit code, `report` what Nextflow says of it; null where there is nothing to add.
 def explain(code, report) {
-    def task = report?.find(/process > '[^']+'/)?.minus("process > '")?.minus("'")
+    def task = report?.find(/process > '[^']+'/)?.minus("process > '")?.minus("'")?.replaceFirst(/^([A-Z0-9_]+:)+/, '')
     if (!task) { return null }
     def said = report.readLines()*.trim().findAll { line -> line.startsWith('n4flow: ') && !line.startsWith('n4flow: warning') }
     def refused = report.find(/(?i)sbatch: error: .*|.*Process requirement exceeds available .*/)?.trim()
@@ -26,12 +26,26 @@ def reason(code, report, refused, said) {
         return 'was killed, at its last try too, as the system does when memory is short; allow it more memory in a configuration file (-c), or each task less with --slab_planes or --sections_per_task'
     }
     if (refused) { return "cannot be started (${refused}); set process.resourceLimits to what the largest node has (-c), or choose another partition" }
+    def box = container(report)
+    if (box) { return "cannot be started in its container: ${box}" }
     if (said) { return "failed: ${said}" }
     if (vanished) {
         def cause = report.find(/(?s)Caused by:\s+\S.*?(?=\n\s*\n)/)?.minus('Caused by:')?.trim()
         return "left no exit code (${cause ?: 'no cause is known'}); look at what the scheduler says of it"
     }
     return "ended with exit code ${code}, which is a fault of n4flow; its .command.err in the work directory above says more"
+}
+
+// What keeps a container engine from starting a task, with its remedy; null where it is something else.
+def container(report) {
+    def kept = [
+        (/(?i).*(cannot connect to the docker daemon|failed to connect to the docker api).*/): 'start Docker (systemctl start docker), or take another profile than docker',
+        (/(?i).*permission denied while trying to connect to the docker.*/): 'this user may not use Docker: join its group, or take -profile apptainer or podman',
+        (/(?i).*(pull access denied|manifest unknown|unable to pull|reading manifest|no such image).*/): 'make images builds it here; --container_cpu and --container_cuda name others',
+        (/(?i).*\b(docker|podman|apptainer|singularity): (command )?not found.*/): 'install it, or take another profile',
+    ]
+    def found = kept.findResult { words, remedy -> report.find(words)?.with { line -> [line.trim(), remedy] } }
+    return found ? "${found[0].replaceAll(/[. ]+$/, '')}; ${found[1]}" : null
 }
 
 // Bytes that are free where the failed task ran: a full disk holds no word of it.

@@ -15,20 +15,20 @@ process FINISH {
 
     output:
     tuple val(meta), path("published/${meta.id}"), emit: results
-    tuple val(meta), path("published/${meta.id}/{checksums,summary}.json"), emit: stated
+    tuple val(meta), path("published/${meta.id}/checksums.json"), emit: checksums
 
     script:
     """
     cat > parameters.json <<'END_OF_PARAMETERS'
     ${parameters}
     END_OF_PARAMETERS
-    n4flow-finish ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' ${volume.state ? "--state ${volume.state}" : ''} --sections ${table ?: volume.sections} \\
+    n4flow finish ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' ${volume.state ? "--state ${volume.state}" : ''} --sections ${table ?: volume.sections} \\
         --parameters parameters.json --before shrunken --masks masks.npz --slabs slabs --numbers histograms \\
         ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} ${mask ? "--mask ${mask}" : ''} --out 'published/${meta.id}' --threads ${task.cpus}
     """
 
     stub:
     """
-    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html' 'published/${meta.id}/'{checksums,summary}.json
+    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html' 'published/${meta.id}/checksums.json'
     """
 }

@@ -17,7 +17,7 @@ process HARMONIZE {
 
     script:
     """
-    n4flow-harmonize shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
+    n4flow harmonize shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
         ${settings} ${flat ? "--flat-field ${flat}" : ''} --out 35_harmonization.npz --json 35_harmonization.json --threads ${task.cpus}
     """
 

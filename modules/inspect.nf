@@ -11,11 +11,11 @@ process INSPECT {
 
     output:
     tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), path('inspected/sections.tsv', arity: '0..*'), emit: plan
-    tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: versions
+    tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: n4flow_versions
 
     script:
     """
-    n4flow-inspect ${image ?: volume.address}${volume.pattern ?: ''} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
+    n4flow inspect ${image ?: volume.address}${volume.pattern ?: ''} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
         ${flat ? "--flat-field ${flat}" : ''} ${settings} \\
         --out inspected --answer plan.json
     """

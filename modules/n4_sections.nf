@@ -17,7 +17,7 @@ process N4_SECTIONS {
 
     script:
     """
-    n4flow-n4-sections shrunken --masks masks.npz --sections ${table ?: volume.sections} --batch ${batch.sections} \\
+    n4flow n4-sections shrunken --masks masks.npz --sections ${table ?: volume.sections} --batch ${batch.sections} \\
         --voxel-um '${voxel_um}' ${settings} \\
         --out 20_bias_sections.${batch.name}.npz --json 20_bias_sections.${batch.name}.json --threads ${task.cpus}
     """

@@ -21,11 +21,11 @@ process N4_VOLUME {
 
     output:
     tuple val(meta), path('30_bias_volume.*'), emit: bias
-    tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: versions
+    tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: n4flow_versions
 
     script:
     """
-    n4flow-n4-volume shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
+    n4flow n4-volume shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
         --voxel-um '${voxel_um}' ${settings} \\
         --out 30_bias_volume.npz --json 30_bias_volume.json --threads ${task.cpus}
     """

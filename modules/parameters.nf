@@ -1,36 +1,26 @@
 // Parameters are checked by the head process, before any task: names, types, ranges.
 
 include { check_gpu; has_gpu } from './gpu'
-include { answer_help } from './help'
 include { parameter_rules; refuse } from './rules'
 
 // Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
 def check_parameters(given, profile) {
-    answer_help(given)
     def rules = parameter_rules()
+    def usual = rules.collectEntries { name, rule -> [name, rule['default']] }
     // without what configurations of institutions set for every workflow
-    def params = given.findAll { name, _value -> !(name ==~ /(custom_config|config_profile|max)_[a-z]+/) }
+    def params = usual + given.findAll { name, _value -> !(name ==~ /(custom_config|config_profile|max)_[a-z]+/) }
     params.each { name, value ->
         if (!rules.containsKey(name)) {
-            exit(2, "unknown parameter ${name}; did you mean ${nearest(name.replace('-', '_'), rules.keySet())}?")
+            exit(2, "unknown parameter ${name}; did you mean ${meant(name.replace('-', '_'), rules)}?")
         }
         refuse(name, value, rules[name])
-    }
-    if (params.input == null || params.input.toString() == '') {
-        exit(2, "parameter input is missing; give a volume, a CSV of samples, or 'phantom' to try the installation")
     }
     return settle(params, rules, profile)
 }
 
-// Parameters that a process takes, those whose rule in the schema lists it, as options of its command. What a sample may have of
-// its own comes with the sample.
-def options(settings, process) {
-    def taken = parameter_rules().findAll { name, rule -> process in rule.stages && !rule.sample && settings[name] != null }
-    return taken.collect { name, rule ->
-        def option = name.replace('_', '-')
-        if (rule.type == 'boolean') { return settings[name] == rule['default'] ? '' : "--${rule['default'] ? 'no-' : ''}${option}" }
-        "--${option} '${settings[name].toString().replace("'", "'\\''")}'"
-    }.join(' ')
+// The parameter that an unknown name is a synonym of, by the schema, or else looks like.
+def meant(name, rules) {
+    return rules.find { _other, rule -> name in rule.synonyms }?.key ?: nearest(name, rules.keySet())
 }
 
 // The name that holds the one given or is held by it, or else the one with the smallest edit distance.

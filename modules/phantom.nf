@@ -10,7 +10,7 @@ process PHANTOM {
 
     script:
     """
-    n4flow-phantom phantom.ome.zarr --threads ${task.cpus}
+    n4flow phantom phantom.ome.zarr --threads ${task.cpus}
     """
 
     stub:

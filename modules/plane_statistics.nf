@@ -16,7 +16,7 @@ process PLANE_STATISTICS {
 
     script:
     """
-    n4flow-plane-statistics ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --planes ${slab.planes} --masks masks.npz \\
+    n4flow plane-statistics ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --planes ${slab.planes} --masks masks.npz \\
         ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} \\
         --out histograms_${slab.name}.npz --json histograms_${slab.name}.json --threads ${task.cpus}
     """

@@ -16,7 +16,7 @@ process PROBE_GPU {
 
     script:
     """
-    n4flow-probe-gpu --answer gpu.json
+    n4flow probe-gpu --answer gpu.json
     """
 
     stub:

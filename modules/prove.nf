@@ -19,7 +19,7 @@ process PROVE {
     script:
     """
     mkdir proven
-    n4flow-prove shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
+    n4flow prove shrunken --masks masks.npz --sections ${table ?: volume.sections} ${recipe ? '--recipe recipe' : ''} \\
         ${settings} --out evidence.npz --recipe-out proven --json proven/prove.json --threads ${task.cpus}
     """
 

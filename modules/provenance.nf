@@ -25,7 +25,7 @@ process PROVENANCE {
     cat > versions.json <<'END_OF_VERSIONS'
     ${versions}
     END_OF_VERSIONS
-    n4flow-provenance samples/*/*.json --run run.json --parameters parameters.json --versions versions.json \\
+    n4flow provenance samples/*/*.json --run run.json --parameters parameters.json --versions versions.json \\
         --workflow main.nf --out published
     """
 

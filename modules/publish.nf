@@ -18,7 +18,7 @@ process PUBLISH {
 
     script:
     """
-    n4flow-publish 'results/${meta.id}' outdir ${mode == 'link' ? '--link' : ''} --threads ${task.cpus} --json published.json
+    n4flow publish 'results/${meta.id}' outdir ${mode == 'link' ? '--link' : ''} --threads ${task.cpus} --json published.json
     """
 
     stub:

@@ -16,7 +16,7 @@ process REMOTE_STATE {
 
     script:
     """
-    n4flow-remote-state ${volume.address} ${volume.options} --answer state.json
+    n4flow remote-state ${volume.address} ${volume.options} --answer state.json
     """
 
     stub:

@@ -17,7 +17,7 @@ process RENDER {
 
     script:
     """
-    n4flow-render-slab ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' --planes ${slab.planes} --masks masks.npz \\
+    n4flow render-slab ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' --planes ${slab.planes} --masks masks.npz \\
         ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} \\
         --slab-planes ${slab.slab_planes} --shrink ${slab.shrink} ${settings} \\
         --out slab_${slab.name} --json render.json --threads ${task.cpus}

@@ -9,6 +9,23 @@ def parameter_rules() {
     return read_schema()['$defs'].values().collectEntries { group -> group.properties }
 }
 
+// What is wrong with the name of a sample; null where nothing is.
+def wrong_name(name) {
+    def rule = read_schema().sample_sheet.properties.sample
+    return name != null && allowed(name, rule) ? null : "sample name '${name}' must be ${expectation(rule)}; give another in a sample sheet"
+}
+
+// Parameters that a process takes, those whose rule in the schema lists it, as options of its command. What a sample may have of
+// its own comes with the sample.
+def options(settings, process) {
+    def taken = parameter_rules().findAll { name, rule -> process in rule.stages && !rule.sample && settings[name] != null }
+    return taken.collect { name, rule ->
+        def option = name.replace('_', '-')
+        if (rule.type == 'boolean') { return settings[name] == rule['default'] ? '' : "--${rule['default'] ? 'no-' : ''}${option}" }
+        "--${option} '${settings[name].toString().replace("'", "'\\''")}'"
+    }.join(' ')
+}
+
 def refuse(name, value, rule) {
     if (value != null && !allowed(value, rule)) {
         def numeric = value.toString().isNumber() && rule.type != 'string'

@@ -14,7 +14,7 @@ def described(run, samples) {
         work_folder: run.workDir.toString(),
     ]
     return samples
-        .map { _meta, sample -> [sample.image ?: sample.volume.address.replaceAll(/^'|'$/, ''), sample.mask, sample.table, sample.flat].flatten()*.toString() }
+        .map { _meta, files -> ['image', 'mask', 'sections', 'flat_field'].collect { name -> files[name] }.findAll { path -> path && !path.toString().isInteger() }*.toString() }
         .toSortedList { a, b -> a[0] <=> b[0] }
         .map { paths -> as_json(known + [inputs: paths.flatten().unique()]) }
 }

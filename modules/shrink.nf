@@ -15,7 +15,7 @@ process SHRINK {
 
     script:
     """
-    n4flow-shrink ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --planes ${slab.planes} --shrink ${slab.shrink} ${slab.frame ? "--frame ${slab.frame}" : ''} \\
+    n4flow shrink ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --planes ${slab.planes} --shrink ${slab.shrink} ${slab.frame ? "--frame ${slab.frame}" : ''} \\
         ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask} --mask-out given_${slab.name}.npy" : ''} \\
         --out shrunken_${slab.name}.npz --json shrunken_${slab.name}.json --threads ${task.cpus}
     """

@@ -16,7 +16,7 @@ process TISSUE_MASK {
 
     script:
     """
-    n4flow-tissue-mask shrunken --sections ${table ?: volume.sections} --voxel-um '${voxel_um}' ${settings} \\
+    n4flow tissue-mask shrunken --sections ${table ?: volume.sections} --voxel-um '${voxel_um}' ${settings} \\
         --out masks.npz --json masks.json --threads ${task.cpus}
     """
 

@@ -15,12 +15,14 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.interpolate import BSpline
 
 from n4flow.commands import main
 from n4flow.corrections.base import Where
@@ -72,9 +74,15 @@ class Case:
         with self.sections_file.open() as file:
             return [slice(int(row["z_start"]), int(row["z_stop"])) for row in csv.DictReader(file, delimiter="\t")]
 
-    def after(self, recipe: Recipe) -> np.ndarray:
-        """Return the volume under a recipe, its gains on the true tissue."""
-        return recipe.apply(self.observed, tissue=self.tissue)
+    def after(self, corrections: Iterable[Any], tissue: np.ndarray | None = None) -> np.ndarray:
+        """Return the volume under corrections, from their numbers by the formulas of docs/stages.md in NumPy and SciPy.
+
+        Gains are of the true tissue where no other is given.
+        """
+        values = self.observed.astype(np.float64)
+        for each in corrections:
+            values = FORMULAS[each.kind](each, values, self.tissue if tissue is None else tissue)
+        return values
 
     def unevenness(self, volume: np.ndarray) -> float:
         """Return the spread of the planes' brightness against the truth: of gains that nobody took out."""
@@ -86,6 +94,52 @@ class Case:
         """Return the correlation with the truth within the tissue of some planes."""
         inside = self.tissue[planes]
         return float(np.corrcoef(volume[inside], self.read("truth/truth")[planes][inside])[0, 1])
+
+
+def divided(field: Any, values: np.ndarray, _tissue: np.ndarray) -> np.ndarray:
+    """Divide by exp of a cubic B-spline on a uniform lattice, whose samples lie in the middle of their blocks."""
+    log_field = np.zeros(values.shape)
+    corner = (field.frame.y_start, field.frame.x_start) if field.frame else (0, 0)
+    for first, stop, one in field.fields:
+        total, places = one.lattice.astype(np.float64), []
+        for axis, begin in enumerate((first, *corner)):
+            inside = np.arange(values.shape[axis]) - begin
+            inside = inside[(inside >= 0) & (inside < one.shape[axis])]
+            controls, samples = total.shape[0], one.grid_shape[axis]
+            t = ((inside + 0.5) / one.shrink[axis] - 0.5) * (controls - 3) / max(samples - 1, 1)
+            total = np.moveaxis(BSpline(np.arange(-3, controls + 1), total, 3, extrapolate=True)(t), 0, -1)
+            places.append(slice(begin + inside[0], begin + inside[-1] + 1))
+        log_field[tuple(places)] = total
+        assert stop - first == one.shape[0]
+    return values / np.exp(log_field)
+
+
+def ranged(ranges: Any, values: np.ndarray, _tissue: np.ndarray) -> np.ndarray:
+    """Cut each plane at its limits, take its agarose off, divide by the span; padding stays."""
+    lower, upper = (limit.astype(np.float64)[:, None, None] for limit in (ranges.lower, ranges.upper))
+    return np.where(values == 0, 0, (np.clip(values, lower, upper) - lower) / ranges.span)
+
+
+def mapped(lookups: Any, values: np.ndarray, _tissue: np.ndarray) -> np.ndarray:
+    """Map what is above the threshold by straight lines between the knots of each plane's map, and beyond the last."""
+    result = values.copy()
+    for z, number in enumerate(lookups.map_of_plane):
+        if number >= 0:
+            part = slice(lookups.offsets[number], lookups.offsets[number + 1])
+            x, y, plane = lookups.knots_x[part], lookups.knots_y[part], values[z]
+            slope = (y[-1] - y[0]) / (x[-1] - x[0]) if lookups.slope_above is None else lookups.slope_above[number]
+            beyond = np.minimum(y[-1] + slope * (plane - x[-1]), np.inf if lookups.most is None else lookups.most)
+            above = np.where(plane > x[-1], beyond, np.interp(plane, x, y))
+            result[z] = np.where(plane > lookups.threshold, above, plane)
+    return result
+
+
+def multiplied(gains: Any, values: np.ndarray, tissue: np.ndarray) -> np.ndarray:
+    """Multiply the tissue of each plane."""
+    return np.where(tissue, values * gains.gain[:, None, None], values)
+
+
+FORMULAS = {"bias_field": divided, "plane_range": ranged, "section_lookup": mapped, "plane_gain": multiplied}
 
 
 def start(file: Path) -> int:
@@ -187,7 +241,8 @@ def prove(case: Case, files: Sequence[Path]) -> None:
 def harmonize(case: Case, files: Sequence[Path]) -> None:
     """Gains of sections and planes are mostly taken out."""
     (correction,) = [load_correction(file) for file in files]
-    after = case.after(Recipe([correction]))
+    ones = np.ones(case.observed.shape, np.float32)
+    after = case.observed * correction.apply(ones, Where(0, 0, 0, ones.shape))
     below(0, case.unevenness(after) / case.unevenness(case.observed), 0.5, "what is left of the gains")
 
 
@@ -203,32 +258,20 @@ def plane_statistics(case: Case, files: Sequence[Path]) -> None:
             np.testing.assert_allclose(counted.mean(z), plane[plane != 0].mean(), rtol=1e-3)
 
 
-def normalize(case: Case, files: Sequence[Path]) -> None:
-    """Agarose comes to 0, in every plane, and the brightest tissue of the volume to 1."""
-    (correction,) = [load_correction(file) for file in files]
-    levels = case.after(Recipe.load(case.folder / "1"))  # as the histograms were counted
+def intensity(case: Case, files: Sequence[Path]) -> None:
+    """Of three corrections in a row, each does its own: agarose to 0, sections together, planes nearer to the truth."""
+    ranges, lookups, gains = (load_correction(file) for file in sorted(files))
+    before = [*Recipe.load(files[0].parents[1] / "recipe")]
+    counted, ranged, matched, smoothed = (
+        case.after([*before, *found]) for found in ([], [ranges], [ranges, lookups], [ranges, lookups, gains])
+    )
     agarose = case.read("truth/agarose") > 0
-    true = [np.median(plane[inside]) for plane, inside in zip(levels, agarose, strict=True)]
-    np.testing.assert_allclose(correction.lower, true, rtol=0.03)  # the mask leaves out the tissue's shadow
-    after = correction.apply(levels.copy(), Where(0, 0, 0, levels.shape))
-    below(0.95, float(after.max()), 1.0001, "the brightest voxel")
-
-
-def match_histograms(case: Case, files: Sequence[Path]) -> None:
-    """The medians of sections come together, as far as it is proven; what they differ in anatomy stays."""
-    (correction,) = [load_correction(file) for file in files]
-    before = _after(files[0], case)
-    after = correction.apply(before.copy(), Where(0, 0, 0, before.shape))
-    spread = [np.std([np.median(v[s][case.tissue[s]]) for s in case.sections]) for v in (before, after)]
+    true = [np.median(plane[inside]) for plane, inside in zip(counted, agarose, strict=True)]
+    np.testing.assert_allclose(ranges.lower, true, rtol=0.03)  # the mask leaves out the tissue's shadow
+    below(0.95, float(ranged.max()), 1.0001, "the brightest voxel")
+    spread = [np.std([np.median(v[s][case.tissue[s]]) for s in case.sections]) for v in (ranged, matched)]
     below(0, spread[1] / spread[0], 0.35, "what is left of the sections' spread")
-
-
-def smooth_z(case: Case, files: Sequence[Path]) -> None:
-    """The planes come nearer to the truth."""
-    (correction,) = [load_correction(file) for file in files]
-    before = _after(files[0], case)
-    after = case.after(Recipe([*Recipe.load(files[0].parent / "recipe"), correction]))
-    below(0, case.unevenness(after) / case.unevenness(before), 0.8, "what is left of the unevenness of planes")
+    below(0, case.unevenness(smoothed) / case.unevenness(matched), 0.99, "what is left of the planes' unevenness")
 
 
 def render(case: Case, files: Sequence[Path]) -> None:
@@ -237,10 +280,11 @@ def render(case: Case, files: Sequence[Path]) -> None:
         recipe = Recipe.load(slab.parent / "recipe")
         first = start(slab)
         planes = slice(first, min(first + PLANES, len(case.observed)))
-        inside = open_volume(slab / "mask.ome.zarr", require_voxel_um=False, allow_missing_chunks=True).read(planes) > 0
-        expected = recipe.apply(case.observed[planes], first, tissue=inside, shape=case.observed.shape)
-        found = open_volume(slab / "phantom.ome.zarr", allow_missing_chunks=True).read(planes)
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+        mask, store = slab / "mask.ome.zarr", slab / "phantom.ome.zarr"
+        inside = open_volume(mask, require_voxel_um=False, allow_missing_chunks=True).read(slice(None)) > 0
+        expected = case.after(recipe, inside)[planes]
+        found = open_volume(store, allow_missing_chunks=True).read(planes)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # float32 beside float64
         below(case.likeness(case.observed[planes], planes) + 0.02, case.likeness(found, planes), 1, "likeness")
 
 
@@ -249,7 +293,9 @@ def finish(case: Case, files: Sequence[Path]) -> None:
     (folder,) = files
     verify(folder)
     after = open_volume(folder / "phantom.ome.zarr").read(slice(None))
-    np.testing.assert_allclose(after, Recipe.load(folder / "recipe.json").apply(case.observed), rtol=1e-6, atol=1e-7)
+    inside = open_volume(folder / "mask.ome.zarr", require_voxel_um=False).read(slice(None)) > 0
+    expected = case.after(Recipe.load(folder / "recipe.json"), inside)
+    np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)  # float32 beside float64
     below(0, case.unevenness(after) / case.unevenness(case.observed), 0.35, "what is left of the gains")
     numbers = json.loads((folder / "metrics.json").read_text())
     tissue, verdict = numbers["metrics"]["tissue"], numbers["verdict"]
@@ -290,9 +336,7 @@ CHECKS: dict[str, Callable[[Case, Sequence[Path]], None]] = {
     "PROVE": prove,
     "HARMONIZE": harmonize,
     "PLANE_STATISTICS": plane_statistics,
-    "NORMALIZE": normalize,
-    "MATCH_HISTOGRAMS": match_histograms,
-    "SMOOTH_Z": smooth_z,
+    "INTENSITY": intensity,
     "RENDER": render,
     "FINISH": finish,
     "PUBLISH": published,
@@ -309,7 +353,7 @@ def make(folder: Path) -> None:
     plan = f"--sections {table} --shrink 2 --sections-per-task 3 --slab-planes {PLANES}"
     steps.append(f"inspect {image} --sample phantom {plan} --answer {folder}/plan.json")
     slabs = [(f"{z:06d}", f"--planes {z}:{min(z + PLANES, 40)}") for z in range(0, 40, PLANES)]
-    for name in ("shrunken", "histograms", "slabs", "0", "1", "2", "3", "4"):
+    for name in ("shrunken", "histograms", "slabs", "0", "1", "2"):
         (folder / name).mkdir()
     for name, planes in slabs:
         out = folder / "shrunken" / f"shrunken_{name}"
@@ -330,28 +374,19 @@ def make(folder: Path) -> None:
         out = folder / "histograms" / f"histograms_{name}"
         given = f"--masks {folder}/masks.npz --recipe {folder}/1 --out {out}.npz --json {out}.json"
         steps.append(f"plane-statistics {image} {planes} {given}")
-    for number, step in [
-        (2, "normalize 40_plane_range --percentile-max 99.9"),
-        (3, "match-histograms 50_section_lookup --match section --n-bins 256"),
-        (4, "smooth-z 60_plane_gain --smooth-z 2"),
-    ]:
-        command, name, *options = step.split()
-        out = folder / str(number) / name
-        recipe = f"--recipe {folder}/{number - 1} --evidence {folder}/evidence.npz" if number > 2 else ""
-        given = f"{folder}/histograms --sections {table} {recipe} {' '.join(options)}"
-        steps.append(f"{command} {given} --out {out}.npz --json {out}.json")
+    given = f"{folder}/histograms --sections {table} --recipe {folder}/1 --evidence {folder}/evidence.npz"
+    steps.append(f"intensity {given} --out {folder}/2")
     for step in steps:
         _run(step)
-        for number in (2, 3, 4):  # each recipe holds the one before
-            for file in (folder / str(number - 1)).iterdir():
-                shutil.copy(file, folder / str(number))
+    for file in (folder / "1").iterdir():  # the last recipe holds the one before
+        shutil.copy(file, folder / "2")
     for name, planes in slabs:
-        given = f"--masks {folder}/masks.npz --recipe {folder}/4 --sample phantom --slab-planes {PLANES} --shrink 2"
+        given = f"--masks {folder}/masks.npz --recipe {folder}/2 --sample phantom --slab-planes {PLANES} --shrink 2"
         _run(f"render-slab {image} {planes} {given} --out {folder}/slabs/slab_{name} --json {folder}/slabs/render.json")
         shutil.move(folder / "slabs" / "render.json", folder / "slabs" / f"slab_{name}")
     (folder / "parameters.json").write_text(json.dumps({"input": "phantom", "shrink": 2, "slab_planes": PLANES}))
     given = f"--sample phantom --sections {table} --parameters {folder}/parameters.json --before {folder}/shrunken"
-    given += f" --masks {folder}/masks.npz --slabs {folder}/slabs --numbers {folder}/histograms --recipe {folder}/4"
+    given += f" --masks {folder}/masks.npz --slabs {folder}/slabs --numbers {folder}/histograms --recipe {folder}/2"
     given += f" --evidence {folder}/evidence.npz"
     _run(f"finish {image} {given} --out {folder}/results/phantom")
 
@@ -370,11 +405,6 @@ def _expanded(masks: TissueSource, small: np.ndarray, case: Case) -> np.ndarray:
     whole = np.zeros((len(small), *case.observed.shape[1:]), bool)
     whole[:, *masks.frame.box] = small.repeat(2, 1).repeat(2, 2)
     return whole
-
-
-def _after(file: Path, case: Case) -> np.ndarray:
-    """Return the volume under the recipe that the task of a file was given."""
-    return case.after(Recipe.load(file.parent / "recipe"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ class WorkflowRun:
     code: int
     output: str  # what the terminal shows
     outdir: Path
-    tasks: list[dict[str, str]]  # the rows of Nextflow's trace: name, status, exit, hash, ...
+    tasks: list[dict[str, str]]  # the rows of Nextflow's trace: name (of the process alone), status, exit, hash, ...
     work: Path  # the work directory
 
     def folders(self, process: str) -> list[Path]:
@@ -100,8 +101,8 @@ def phantom_run(nextflow: str, tmp_path_factory: pytest.TempPathFactory) -> Phan
     return PhantomRun(workflow, workflow(), folder / "phantom.ome.zarr")
 
 
-def runner(nextflow: str, folder: Path) -> Run:
-    """Return a function that runs the workflow in a folder.
+def runner(nextflow: str, folder: Path, project: Path = ROOT) -> Run:
+    """Return a function that runs the workflow, or another project, in a folder.
 
     run("--input", "phantom", code=0, profile="test", parser=None, outdir=None) fails where the workflow ends with
     another code, and then shows what it printed. `parser` is the value of NXF_SYNTAX_PARSER; `during` is called with
@@ -122,7 +123,7 @@ def runner(nextflow: str, folder: Path) -> Run:
         trace = folder / "trace.tsv"
         trace.unlink(missing_ok=True)
         own = (environment or os.environ) | ({"NXF_SYNTAX_PARSER": parser} if parser else {})
-        command = [nextflow, "run", ROOT, "-profile", profile, "-with-trace", trace, "-work-dir", work]
+        command = [nextflow, "run", project, "-profile", profile, "-with-trace", trace, "-work-dir", work]
         command += ["--outdir", outdir, *arguments]
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -144,6 +145,8 @@ def runner(nextflow: str, folder: Path) -> Run:
         assert process.returncode == code, f"expected exit code {code}, got {process.returncode}\n{output}"
         with trace.open() if trace.exists() else open(os.devnull) as file:
             tasks = list(csv.DictReader(file, delimiter="\t"))
+        for task in tasks:
+            task["name"] = re.sub(r"^(\w+:)+", "", task["name"])
         return WorkflowRun(process.returncode, output, outdir, tasks, work)
 
     return run

@@ -34,7 +34,7 @@ def pythons(command: str, work: Path) -> list[int]:
     for process in Path("/proc").iterdir():
         try:
             inside = process.name.isdigit() and work in (process / "cwd").resolve().parents
-            if inside and command.encode() in (process / "cmdline").read_bytes().split(b"\0")[1]:
+            if inside and (process / "cmdline").read_bytes().split(b"\0")[2] == command.encode():
                 found.append(int(process.name))
         except (OSError, IndexError):
             continue
@@ -74,7 +74,7 @@ def fill(disk: Path, work: Path, left: int) -> Callable[[subprocess.Popen], None
     """Return what takes all but so many kilobytes of a disk while a run is reading."""
 
     def disturb(_process: subprocess.Popen) -> None:
-        wait_for(lambda: pythons("n4flow-shrink", work))
+        wait_for(lambda: pythons("shrink", work))
         (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - (left << 10)))
 
     return disturb
@@ -128,7 +128,7 @@ def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 def test_a_killed_task_is_tried_again(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
-    run = workflow(*undisturbed.arguments, during=kill("n4flow-render-slab", tmp_path / "work"))
+    run = workflow(*undisturbed.arguments, during=kill("render-slab", tmp_path / "work"))
     failed = [task for task in run.tasks if task["status"] == "FAILED"]
     assert {task["exit"] for task in failed} <= {"137"}  # nothing failed where the task was faster than the signal
     assert run.digests("brain") == undisturbed.digests
@@ -136,9 +136,9 @@ def test_a_killed_task_is_tried_again(workflow: Run, undisturbed: Undisturbed, t
 
 def test_a_killed_nextflow_publishes_nothing_and_is_resumed(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):
     def disturb(process: subprocess.Popen) -> None:
-        wait_for(lambda: pythons("n4flow-render-slab", tmp_path / "work"))
+        wait_for(lambda: pythons("render-slab", tmp_path / "work"))
         process.kill()  # the launcher has become Java itself
-        wait_for(lambda: not pythons("n4flow-render-slab", tmp_path / "work"))
+        wait_for(lambda: not pythons("render-slab", tmp_path / "work"))
 
     run = workflow(*undisturbed.arguments, during=disturb, code=-signal.SIGKILL)
     assert nothing_published(run.outdir)
@@ -212,7 +212,7 @@ def test_memory_that_is_short_is_asked_for_and_then_said(undisturbed: Undisturbe
     with small_memory(64 << 20) as processes:
         # in place of the step, what takes memory without end: a step whose own code does not fit into the group is
         # not always killed, but may read its pages again and again from disk
-        greedy = "n4flow-render-slab() { tail /dev/zero; }; export -f n4flow-render-slab"
+        greedy = "n4flow() { tail /dev/zero; }; export -f n4flow"
         config = f"""\
             trace.fields = 'name,status,exit,hash,memory'
             process {{ withName: RENDER {{ beforeScript = 'echo $$ > {processes}; {greedy}' }} }}
@@ -247,6 +247,22 @@ def test_input_of_any_name_behind_a_link_is_only_read(nextflow: str, undisturbed
         run = runner(nextflow, folder)("--input", link, *undisturbed.arguments[2:])
     assert run.digests("brain") == undisturbed.digests
     assert fingerprint(store) == before
+
+
+def test_a_docker_daemon_that_is_down_is_said_to_be_that(nextflow: str, tmp_path: Path):
+    """`docker` here says what the real one says then."""
+    said = "docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 125\n")
+    docker.chmod(0o755)
+    environment = os.environ | {"PATH": f"{docker.parent}:{os.environ['PATH']}"}
+    run = runner(nextflow, tmp_path)("--input", "phantom", code=1, profile="docker,test", environment=environment)
+    assert (
+        f"cannot be started in its container: {said.rstrip('?')}?; start Docker (systemctl start docker)"
+        in sentence(run)
+    )
+    assert "fault of n4flow" not in run.output
 
 
 def test_only_short_memory_is_tried_again(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):

@@ -38,14 +38,14 @@ def jobs(folder: Path) -> dict[str, str]:
     texts = [path.read_text() for path in folder.glob("work/*/*/.command.run")]
     found = {}
     for text in texts:
-        name = re.search(r"^### name: '(\w+)", text, re.MULTILINE)
+        name = re.search(r"^### name: '(?:\w+:)*(\w+)", text, re.MULTILINE)
         assert name is not None
         found[name[1]] = text
     return found
 
 
 GPU_TASKS = {"PROBE_GPU", "N4_VOLUME"}
-CPU_TASKS = {"SHRINK", "TISSUE_MASK", "N4_SECTIONS", "PLANE_STATISTICS", "NORMALIZE", "RENDER", "FINISH", "PUBLISH"}
+CPU_TASKS = {"SHRINK", "TISSUE_MASK", "N4_SECTIONS", "PLANE_STATISTICS", "INTENSITY", "RENDER", "FINISH", "PUBLISH"}
 
 
 NOTHING = "#!/bin/bash\nexit 0\n"
@@ -150,7 +150,7 @@ def test_the_profile_alone_asks_for_the_field_of_the_volume_and_uses_each_gpu_of
     assert run.ran() >= GPU_TASKS
     assert "N4_SECTIONS" not in run.ran()
     assert "no task uses a GPU" not in run.output
-    assert "Creating process 'N4_VOLUME': maxForks=2;" in (tmp_path / ".nextflow.log").read_text()
+    assert "Creating process 'N4FLOW:N4_VOLUME': maxForks=2;" in (tmp_path / ".nextflow.log").read_text()
     # what the task ran first, by two tasks at once, and by one after them
     text = jobs(tmp_path)["N4_VOLUME"]
     assert "flock" not in jobs(tmp_path)["RENDER"]

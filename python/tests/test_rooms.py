@@ -23,7 +23,7 @@ ROOMS = (
     "io",
     "compute",
 )
-ON_TOP = ("__init__", "errors", "sections")
+ON_TOP = ("__init__", "display", "errors", "sections")
 
 
 def module_name(file: Path, package: Path) -> str:

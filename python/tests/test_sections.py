@@ -1,5 +1,7 @@
 """The section table: what it accepts, what it refuses and in which words."""
 
+import csv
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,34 @@ def test_a_table_survives_writing_and_reading(tmp_path):
     assert SectionTable.read(tmp_path / "sections.tsv", 12) == table
 
 
+def test_ids_that_a_spreadsheet_would_run_are_written_as_text_and_read_as_they_were(tmp_path):
+    ids = ["=1+1", "+A1", "-A1", "@SUM(A1)", "'=x", "''+x", "-1.5", "+3", "'", "'a", "a=1"]
+    table = SectionTable([Section(name, z, z + 1) for z, name in enumerate(ids)], len(ids))
+    table.write(tmp_path / "sections.tsv")
+    with (tmp_path / "sections.tsv").open(newline="") as stream:
+        cells = [row[0] for row in list(csv.reader(stream, delimiter="\t"))[1:]]
+    assert [cell for cell in cells if cell[0] in "=+-@"] == ["-1.5", "+3"]  # numbers stay numbers
+    assert cells[0] == "'=1+1"
+    again = SectionTable.read(tmp_path / "sections.tsv", len(ids))
+    assert [s.id for s in again] == ids
+
+
+def test_an_error_about_many_rows_or_long_cells_is_short(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("id,z_start,z_stop\n" + "".join(f"a,{2 * z},{2 * z + 1}\n" for z in range(100_000)))
+    with pytest.raises(InputError) as caught:
+        SectionTable.read(path, 200_000)
+    assert str(caught.value).count("have the same id") + str(caught.value).count("are in no section") == 5
+    assert len(str(caught.value)) < 1000
+    path.write_text(f"id,z_start,z_stop\n{'a' * 100_000},0,x\n")
+    with pytest.raises(InputError, match="row 1: z_start and z_stop must be whole numbers"):
+        SectionTable.read(path, 4)
+    path.write_text(f"id,z_start,z_stop,flag\nb,0,4,{'a' * 100_000}\n")
+    with pytest.raises(InputError) as caught:
+        SectionTable.read(path, 4)
+    assert len(str(caught.value)) < 2100
+
+
 def test_a_table_may_have_commas_other_columns_and_no_flags(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("id,thickness,z_start,z_stop\nx,50,0,3\ny,50,3,5\n")
@@ -58,6 +88,7 @@ def test_flagged_sections_are_kept_out_of_statistics():
         ([("a", 0, 4), ("b", 5, 10)], "planes 4 to 4 before row 2 are in no section"),
         ([("a", 0, 4), ("b", 3, 10)], "rows 1 and 2 overlap in planes 3 to 3"),
         ([("a", 0, 4), ("a", 4, 10)], "rows 1 and 2 have the same id 'a'"),
+        ([("a", 0, 4), ("\t=1", 4, 10)], r"row 2 has the id '\t=1', expected characters that can be printed"),
         ([("a", 0, 4)], "planes 4 to 9 are in no section"),
         ([("a", 0, 12)], "row 1 ends at plane 12, the volume has 10 planes"),
         ([("a", 0, 5), ("b", 5, 5), ("c", 5, 10)], "row 2 has z_start 5 and z_stop 5"),

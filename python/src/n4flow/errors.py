@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
+LONGEST = 2000  # Characters of a message: what a file holds may be of any length.
+
 
 class N4flowError(Exception):
     """Base class of all errors that n4flow raises on purpose."""
@@ -17,7 +19,8 @@ class N4flowError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return " ".join(map(str.strip, super().__str__().splitlines()))  # Libraries and names may break lines.
+        text = " ".join(map(str.strip, super().__str__().splitlines()))  # Libraries and names may break lines.
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 class InputError(N4flowError, ValueError):

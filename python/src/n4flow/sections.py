@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TextIO, overload
 
 import numpy as np
 
+from n4flow.display import Shown
 from n4flow.errors import InputError, reading
 
 FLAGS = ("ok", "missing", "damaged", "interpolated")
 MOST_SHOWN = 5  # Faults of a table that its error names.
 COLUMNS = ("id", "z_start", "z_stop", "flag")
+# Text that a spreadsheet runs as a formula, behind any quotation marks that keep it from doing so, and is no number.
+FORMULA = re.compile(r"'*(?![+-]?[\d.]+$)[=+\-@]")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Section:
         return self.flag == "ok"
 
 
-class SectionTable(Sequence[Section]):
+class SectionTable(Shown, Sequence[Section]):
     """Sections in order, covering every plane of a volume once.
 
     Parameters
@@ -50,7 +54,8 @@ class SectionTable(Sequence[Section]):
     Raises
     ------
     InputError
-        Gaps, overlaps, empty sections, duplicate ids or unknown flags; the message names their rows.
+        Gaps, overlaps, empty sections, duplicate ids, ids with tabs or line breaks, or unknown flags; the message names
+        their rows.
     """
 
     def __init__(self, sections: Sequence[Section], n_planes: int, *, name: str = "section table") -> None:
@@ -67,6 +72,8 @@ class SectionTable(Sequence[Section]):
             if section.id in first_row:
                 problems.append(f"rows {first_row[section.id]} and {row} have the same id {section.id!r}")
             first_row.setdefault(section.id, row)
+            if not section.id.isprintable():
+                problems.append(f"row {row} has the id {section.id!r}, expected characters that can be printed")
             if section.flag not in FLAGS:
                 problems.append(f"row {row} has flag {section.flag!r}, expected one of {', '.join(FLAGS)}")
             if not 0 <= section.z_start < section.z_stop:
@@ -122,9 +129,9 @@ class SectionTable(Sequence[Section]):
                     got = f"{record['z_start']!r} and {record['z_stop']!r}"
                     msg = f"section table {path.name}, row {row}: z_start and z_stop must be whole numbers, got {got}"
                     raise InputError(msg) from None
-                sections.append(
-                    Section((record["id"] or "").strip(), z_start, z_stop, (record.get("flag") or "ok").strip())
-                )
+                name = (record["id"] or "").strip()
+                name = name[name.startswith("'") and FORMULA.match(name) is not None :]  # see write_rows
+                sections.append(Section(name, z_start, z_stop, (record.get("flag") or "ok").strip()))
         return cls(sections, n_planes, name=f"section table {path.name}")
 
     @classmethod
@@ -146,9 +153,7 @@ class SectionTable(Sequence[Section]):
     def write(self, path: str | Path) -> None:
         """Write the table as tab-separated text that `read` reads back."""
         with Path(path).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows((s.id, s.z_start, s.z_stop, s.flag) for s in self)
+            write_rows(stream, [COLUMNS, *((s.id, s.z_start, s.z_stop, s.flag) for s in self)])
 
     @property
     def section_of_plane(self) -> np.ndarray:
@@ -200,8 +205,19 @@ class SectionTable(Sequence[Section]):
     def __hash__(self) -> int:
         return hash(self._sections)
 
-    def __repr__(self) -> str:
-        return f"SectionTable({len(self)} sections, {self.n_planes} planes)"
+    def facts(self) -> Mapping[str, str]:
+        """Return the numbers of sections and planes, and which sections are flagged."""
+        flagged = [section.id for section in self if not section.usable]
+        more = ["..."] if len(flagged) > MOST_SHOWN else []
+        said = {"sections": str(len(self)), "planes": str(self.n_planes)}
+        return said | ({"flagged": " ".join(flagged[:MOST_SHOWN] + more)} if flagged else {})
+
+
+def write_rows(stream: TextIO, rows: Iterable[Iterable[object]]) -> None:
+    """Write tab-separated rows; None is an empty cell, and a ' stands before text that a spreadsheet would run."""
+    writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+    for row in rows:
+        writer.writerow(f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell for cell in row)
 
 
 def filled_planes(has_voxels: np.ndarray) -> slice:

@@ -4,8 +4,11 @@ import ctypes
 import errno
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from n4flow.commands.options import as_step
 from n4flow.commands.step import plane_range
 from n4flow.errors import DiskFullError, GpuError, InputError, N4flowWarning
 from n4flow.io.writers import write_volume
+from n4flow.pipeline.parameters import groups
 from n4flow.pipeline.timing import dumps
 from n4flow.statistics.measure import shrink_planes
 
@@ -54,10 +58,42 @@ def image(tmp_path):
     return path
 
 
-def test_inspect_prints_the_plan(image, capsys):
-    assert ended(["inspect", image, "--sections", "3"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+def test_inspect_answers_the_machine(image, tmp_path, capsys):
+    assert ended(["inspect", image, "--sections", "3", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
     assert (plan["sample"], plan["shape"], plan["sections"]) == ("brain", [6, 40, 50], 3)
+    assert ended(["inspect", image, "--sections", "3", "--json", tmp_path / "n.json"]) == 0
+    assert json.loads((tmp_path / "n.json").read_text())["plan"] == plan
+
+
+def test_inspect_answers_a_person(image, capsys):
+    """What it is, what will be done, what it takes, what is doubtful, and the command, which runs as it stands."""
+    given = ["--match", "off", "--smooth_z", "0", "--bias", "off", "--no-normalize", "--voxel-um", "40", "4", "5"]
+    assert ended(["inspect", image, *given]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "brain: ome-zarr, 6 x 40 x 50 voxels (z y x) of 40 x 4 x 5 micrometres, uint16, 24 kB"
+    assert "  Sections: 1, of 6 planes; none is flagged" in said
+    first, last = said.index("What will be done:"), said.index("What it takes:")
+    assert [line.split()[0] for line in said[first + 1 : last]] == ["SHRINK", "TISSUE_MASK", "RENDER", "FINISH"]
+    assert [line.split()[0] for line in said[last + 1 : last + 4]] == ["time", "memory", "disk"]
+    assert said[said.index("What is doubtful:") + 1].startswith("  - the whole stack is treated as one section;")
+    again = shlex.split(said[-1].removeprefix("Run it: "))
+    assert again[:4] == ["n4flow", "run", str(image), "OUTDIR"]
+    found = parsed(*again[2:])
+    assert {name: found[name] for name in ("match", "smooth_z", "bias", "normalize", "voxel_um", "sections")} == {
+        "match": "off", "smooth_z": "0.0", "bias": "off", "normalize": False, "voxel_um": "40,4,5", "sections": None
+    }  # fmt: skip
+
+
+def test_inspect_looks_at_every_sample_of_a_sheet(image, capsys):
+    sheet = image.with_name("samples.csv")
+    sheet.write_text("sample,image,sections\na,brain.ome.zarr,2\nb,brain.ome.zarr,3\n")
+    assert ended(["inspect", sheet]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if line[0] not in " WR"] == ["a:", "b:"]
+    assert "Sections: 2," in said
+    assert ended(["inspect", sheet, "--json"]) == 0
+    assert [plan["sections"] for plan in json.loads(capsys.readouterr().out)["plans"]] == [2, 3]
 
 
 def test_a_mistake_ends_with_code_2_and_one_sentence(image, capsys):
@@ -159,7 +195,7 @@ def test_the_end_of_a_file_is_not_taken_for_one_of_the_keyboard(tmp_path, monkey
     def fail(*_given, **_options):
         raise EOFError
 
-    monkeypatch.setattr("n4flow.pipeline.plan.make_plan", fail)
+    monkeypatch.setattr("n4flow.pipeline.channels.make_plans", fail)
     assert ended(["inspect", tmp_path]) == 1
     assert "Aborted" not in (said := capsys.readouterr().err)
     assert "please report it with the lines above" in said
@@ -344,3 +380,46 @@ def test_publish_says_what_came_in_which_way(tmp_path, capsys):
     (place / "recipe.json").unlink()
     assert ended(asked) == 2
     assert "brain exists and is no result of n4flow" in capsys.readouterr().err
+
+
+def test_help_is_there_by_its_short_name_for_every_command(capsys):
+    group = typer.main.get_command(app)
+    for name in [None, *group.list_commands(group.make_context("n4flow", ["run"]))]:
+        said = []
+        for spelled in ("-h", "--help"):
+            assert ended([*filter(None, [name]), spelled]) == 0
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1]
+        assert f"Usage: n4flow {name or '[OPTIONS] COMMAND'}" in said[0]
+
+
+def test_run_lists_every_parameter_in_the_section_of_the_schema(capsys):
+    assert ended(["run", "-h"]) == 0
+    said = capsys.readouterr().out
+    at = [said.index(f"\n{group['title']}:\n") for group in groups()] + [said.index("\nOptions:\n")]
+    assert at == sorted(at)
+    for group, (start, stop) in zip(groups(), pairwise(at), strict=True):
+        listed = re.findall(r"^  --([a-z-]+)", said[start:stop], re.MULTILINE)
+        own = [name for name, rule in group["properties"].items() if not rule.get("workflow")]
+        assert listed == [name.replace("_", "-") for name in own if name not in ("input", "outdir")]
+    words = " ".join(said.split())
+    for choices in ("--trust proven|full", "--bias sections|volume|two_pass|off"):
+        assert choices in words
+    assert "[a number from 0 to 1; default 0.001]" in words
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("n4flow ver", {"verify", "versions"}),
+        ("n4flow run --smooth", {"--smooth-z"}),
+        ("n4flow run a b --trust ", {"proven", "full"}),
+        ("n4flow inspect --ome-zarr-version 0.", {"0.5", "0.4"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(typed, offered):
+    words = typed.split(" ")
+    asked = {"_N4FLOW_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    n4flow = Path(sys.executable).with_name("n4flow")
+    done = subprocess.run([n4flow], env=os.environ | asked, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == offered

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import n4flow
+from n4flow.compute.arrays import check_float32
 from n4flow.errors import InputError
 from n4flow.io.writers import write_volume
 
@@ -92,3 +93,34 @@ def test_masks_and_fields_may_be_lists():
     np.testing.assert_array_equal(n4flow.apply_bias_field(IMAGE, field.tolist()), IMAGE / 2)
     expected = n4flow.normalize_volume(IMAGE, MASK[0])[0]
     np.testing.assert_array_equal(n4flow.normalize_volume(IMAGE, MASK[0].tolist())[0], expected)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        n4flow.otsu_mask,
+        n4flow.n4_correct,
+        lambda volume: n4flow.normalize_volume(volume, np.ones(IMAGE.shape[1:], bool)),
+        lambda volume: n4flow.apply_histogram_matching(volume, MASK, 2),
+        n4flow.compute_tissue_mask,
+        lambda volume: n4flow.bkgd_spatial_mean([volume]),
+        lambda volume: n4flow.BiasField(np.zeros((4, 4, 4), np.float32), volume.shape, volume.shape, (1, 1, 1)).apply(
+            volume
+        ),
+        lambda volume: n4flow.fit_bias(IMAGE, MASK, weights=volume),
+    ],
+)
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_what_float32_cannot_hold_is_refused_and_never_infinite(call, value):
+    volume = IMAGE.astype(np.float64)
+    volume[2, 3, 4] = value
+    with pytest.raises(InputError, match=r"has values beyond 3\.4e\+38, the largest float32"):
+        call(volume)
+
+
+def test_numbers_at_the_ends_of_float32_and_infinite_ones_are_none_beyond_it():
+    ends = np.array([[np.inf, -np.inf, np.nan, 0, 1e-300, *np.finfo(np.float32).max * np.array([1.0, -1.0])]])
+    check_float32(ends, "ends")
+    check_float32(ends.astype(">f8"), "ends")
+    with pytest.raises(InputError, match="ends has values beyond"):
+        check_float32(np.nextafter(np.float64(np.finfo(np.float32).max) * (1 + 2.0**-25), np.inf) * ends[:, 5:], "ends")

@@ -175,9 +175,9 @@ def test_a_run_on_an_address_is_that_on_the_folder(served, tmp_path, voxels, cap
     crate = json.loads((tmp_path / "there/ro-crate-metadata.json").read_bytes())
     assert f"{address}/a.ome.zarr" in [entity["@id"] for entity in crate["@graph"]]
     with pytest.raises(SystemExit) as end:
-        main(["inspect", f"{address}/a.ome.zarr", "--sections", "2"])
+        main(["inspect", f"{address}/a.ome.zarr", "--sections", "2", "--json"])
     assert end.value.code == 0
-    assert json.loads(capsys.readouterr().out)["shape"] == list(SHAPE)
+    assert json.loads(capsys.readouterr().out)["plan"]["shape"] == list(SHAPE)
 
 
 def test_addresses_and_paths():

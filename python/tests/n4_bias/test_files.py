@@ -147,3 +147,59 @@ def test_nifti_whose_unit_is_unknown_keeps_its_header_and_is_in_millimetres_else
     assert np.allclose(written.affine, affine)
     assert written.header.get_xyzt_units()[0] == "unknown"
     assert sitk.ReadImage(tmp_path / "out.nrrd").GetSpacing() == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("of_image", "role", "sentence"),
+    [
+        (
+            lambda image: np.where(image == image.max(), 1e300, image),
+            "image",
+            r"image\.npy has values beyond 3\.4e\+38",
+        ),
+        (lambda image: image * 1e-300, "image", r"image\.npy has no values above 1\.2e-38, the smallest float32"),
+        (lambda image: image * 1e-42, "image", r"image\.npy has no values above 1\.2e-38, the smallest float32"),
+        (lambda image: (image > 0) * 1e300, "weights", r"weights\.npy has values beyond 3\.4e\+38"),
+        (
+            lambda image: np.where(image == image[0, 20, 4], 3.4e38, image * 1e36),
+            "image",
+            r"voxels of image\.npy are beyond 3\.4e\+38",
+        ),
+    ],
+)
+def test_what_float32_cannot_hold_is_refused_and_never_infinite(tmp_path, image, of_image, role, sentence):
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / f"{role}.npy", of_image(image.astype(np.float64)))
+    options = {"weights": tmp_path / "weights.npy"} if role == "weights" else {}
+    with pytest.raises(InputError, match=sentence), warnings.catch_warnings():
+        warnings.simplefilter("ignore", N4flowWarning)
+        correct_file(tmp_path / "image.npy", tmp_path / "out.npy", iterations=(30,), **options)
+    assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint32", "float64"])
+def test_n4_says_that_float32_holds_fewer_digits(tmp_path, image, dtype):
+    np.save(tmp_path / "image.npy", image.astype(dtype))
+    with pytest.warns(N4flowWarning, match=f"{dtype} is computed as float32, which is exact for whole"):
+        correct_file(tmp_path / "image.npy", tmp_path / "out.npy", iterations=(2,))
+
+
+@pytest.mark.parametrize("lowest", [-(2**63), -5000])
+def test_an_image_of_negative_integers_is_kept_with_a_sentence(tmp_path, lowest):
+    values = np.linspace(lowest, lowest // 2, 6 * 20 * 24).astype(np.int64).reshape(6, 20, 24)
+    np.save(tmp_path / "image.npy", values)
+    with pytest.warns(N4flowWarning) as said:
+        correct_file(tmp_path / "image.npy", tmp_path / "out.npy", iterations=(2,))
+    words = " ".join(str(warning.message) for warning in said)
+    assert "100% of the voxels of image.npy are not above 0 and lie outside the fit (100% are negative)" in words
+    assert "no bias field was fitted (no positive finite voxel among" in words
+    assert np.array_equal(np.load(tmp_path / "out.npy"), values.astype(np.float32))
+
+
+def test_n4_says_what_share_of_a_ct_lies_outside_the_fit(tmp_path):
+    hounsfield = np.random.default_rng(0).permutation(np.repeat([-1000, 0, 40], [540, 60, 400])).reshape(10, 10, 10)
+    np.save(tmp_path / "image.npy", hounsfield.astype(np.int16))
+    with pytest.warns(N4flowWarning) as said:
+        correct_file(tmp_path / "image.npy", tmp_path / "out.npy", iterations=(2,))
+    sentence = "60% of the voxels of image.npy are not above 0 and lie outside the fit (54% are negative)"
+    assert any(sentence in str(warning.message) for warning in said)

@@ -367,20 +367,23 @@ def test_the_engine_fits_by_the_gpu(device, caplog):
     assert np.abs(field.lattice - expected.lattice).max() < 1e-5
 
 
-@pytest.mark.parametrize("driver", [False, True])
-def test_auto_is_silent_without_a_gpu_and_says_why_it_takes_none_that_is_there(monkeypatch, caplog, tmp_path, driver):
+@pytest.mark.parametrize(("driver", "installed"), [(False, True), (True, True), (True, False)])
+def test_auto_says_why_it_takes_no_gpu_only_where_somebody_prepared_for_one(
+    monkeypatch, caplog, tmp_path, driver, installed
+):
     def broken():
         raise GpuError(fault)
 
     fault = "no working GPU: the driver is too old"
     monkeypatch.setattr(engine, "probe_gpu", broken)
     monkeypatch.setattr(engine, "DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setattr(engine, "find_spec", lambda name: name if installed else None)
     with caplog.at_level("DEBUG", "n4flow"):
         engine._automatic.cache_clear()
         chosen = engine.choose_backend("auto")
         engine._automatic.cache_clear()
     assert chosen == "cpu"
-    said = [f"backend auto takes the cpu ({fault})"] if driver else []
+    said = [f"backend auto takes the cpu ({fault})"] if driver and installed else []
     assert [record.message for record in caplog.records] == said
 
 

@@ -63,9 +63,9 @@ def test_inspect_says_what_a_run_would_do(tmp_path, sections, capsys):
     assert end.value.code == 2
     assert "lacks 1 of 12 planes: section 2/p1_ch1.tif; put them there" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
-        main([*arguments, "--allow-missing-planes", "--out", str(tmp_path / "made")])
+        main([*arguments, "--allow-missing-planes", "--json", "--out", str(tmp_path / "made")])
     assert end.value.code == 0
-    plan = json.loads(capsys.readouterr().out)
+    plan = json.loads(capsys.readouterr().out)["plan"]
     assert (plan["sections"], plan["shape"], plan["format"]) == (3, list(SHAPE), "planes")
     assert "section 2\t4\t8" in (tmp_path / "made" / "sections.tsv").read_text()
     assert any("p1_ch1.tif" in warning for warning in plan["warnings"])

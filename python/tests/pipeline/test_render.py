@@ -225,5 +225,13 @@ def test_a_sample_sheet_is_read_relative_to_itself(tmp_path):
     with pytest.raises(InputError, match="row 2: sample and image must not be empty"):
         read_samples(sheet)
     sheet.write_text("sample,file\na,a.npy\n")
-    with pytest.raises(InputError, match="has columns sample, file; expected sample, image"):
+    with pytest.raises(InputError, match="has columns sample, file; expected sample, image.*channel$"):
         read_samples(sheet)
+    for header, said in (
+        ("sample;image", "separate cells by commas, not by ;"),
+        ("sample\timage", "separate cells by commas, not by tabs"),
+        ("sample,image,Sections,Mask", "write sections, mask in small letters"),
+    ):
+        sheet.write_text(f"{header}\na,a.npy\n")
+        with pytest.raises(InputError, match=f"expected sample, image.*; {said}$"):
+            read_samples(sheet)

@@ -32,8 +32,9 @@ USER_COMMANDS = {
     "versions": "Versions of everything that a result depends on.",
     "phantom": "Make a serial-section volume with known truth.",
 }
-# Steps of the workflow that are no stage of the chain.
+# Steps of the workflow that are no stage of the chain, or several.
 OTHER_STEPS = {
+    "intensity": "Estimate what histograms tell: ranges of planes, matching, smoothing along Z.",
     "probe-gpu": "Say whether a GPU works here.",
     "remote-state": "Digest by which a change of a store at an address is noticed.",
     "publish": "Put a sample's results in place: links, clones or copies, all or nothing.",
@@ -41,10 +42,11 @@ OTHER_STEPS = {
     "warm-up": "Compile the kernels once, for an image or after an install.",
 }
 HELP = ("-h", "--help")
-STEPS = {stage.command: stage for stage in STAGES}
+STEPS = {stage.command: stage for stage in STAGES if stage.process == stage.name}
 # Modules of commands that share one; other stages estimate a correction, and other commands have one of their own name.
 MODULES = {
     **dict.fromkeys(("shrink", "plane-statistics", "render-slab"), "slabs"),
+    "intensity": "estimate",
     **dict.fromkeys(("versions", "probe-gpu", "remote-state", "provenance", "warm-up"), "run_info"),
 }
 
@@ -164,11 +166,6 @@ def _end(error: BaseException) -> int:
     if not tracebacks:
         traceback.print_exception(error)
     return _fail("this is a fault of n4flow and not of yours; please report it with the lines above", 1)
-
-
-def run_step(command: str) -> None:
-    """Run a command of the workflow for the script in bin/ that bears its name."""
-    main([command, *sys.argv[1:]])
 
 
 def _fail(sentence: str, code: int) -> int:

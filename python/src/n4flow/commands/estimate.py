@@ -1,14 +1,18 @@
-"""The commands of the stages that estimate a correction: one command, made for each from the table of stages."""
+"""The commands of the stages that estimate a correction: made from the table of stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from n4flow.commands import options
 from n4flow.commands.step import parts, plane_range
-from n4flow.pipeline.stages import Stage, settings_of
+from n4flow.pipeline.stages import STAGES, Stage, settings_of
+from n4flow.pipeline.timing import dumps, stage
 
 if TYPE_CHECKING:
     from n4flow.pipeline.estimate import Inputs
@@ -23,10 +27,12 @@ FILES: dict[str, dict[str, Any]] = {
 }
 
 
-def command(stage: Stage) -> Callable[..., None]:
-    """Return the command that estimates the correction of a stage from files, and writes it to one."""
-    own = {name: kind for read in stage.reads for name, kind in FILES[read].items()}
-    if stage.scattered == "sections":
+def command(given: Stage | None) -> Callable[..., None]:
+    """Return the command that estimates the correction of a stage from files; that of several of them without one."""
+    if given is None:
+        return intensity
+    own = {name: kind for read in given.reads for name, kind in FILES[read].items()}
+    if given.scattered == "sections":
         own["batch"] = options.Batch
     own["out"] = options.Out
 
@@ -44,16 +50,45 @@ def command(stage: Stage) -> Callable[..., None]:
         from n4flow.corrections.recipe import save_correction
         from n4flow.pipeline.estimate import estimate
 
-        inputs = read_inputs(stage, settings, folder, masks, batch, recipe, evidence, threads)
-        found = estimate(stage, inputs, settings)
+        inputs = read_inputs(given, settings, folder, masks, batch, recipe, evidence, threads)
+        found = estimate(given, inputs, settings)
         save_correction(found, out)
         numbers.update({"sections": list(inputs.batch)} if inputs.batch else {}, **found.summary())
 
-    return options.as_step(stage.name, estimate_stage, settings_of(stage.name), ("sections", "voxel_um"), own)
+    return options.as_step(given.name, estimate_stage, settings_of(given.name), ("sections", "voxel_um"), own)
+
+
+def _intensity(
+    folder: options.Histograms,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the corrections and the numbers of each stage.")],
+    settings: dict[str, Any],
+    numbers: dict[str, Any],
+    recipe: options.RecipeDir = None,
+    evidence: options.Evidence = None,
+    threads: int | None = None,
+) -> None:
+    """Estimate what histograms tell, of what is asked for: ranges of planes, matching, smoothing along Z."""
+    from n4flow.corrections.recipe import Recipe, save_correction
+    from n4flow.pipeline.estimate import estimate
+
+    out.mkdir(parents=True, exist_ok=True)
+    stages = [each for each in STAGES if each.process == "INTENSITY" and each.asked(settings)]
+    inputs = None
+    for each in stages:
+        with stage(each.name, command=numbers["command"], threads=numbers["threads"]) as own:
+            inputs = inputs or read_inputs(each, settings, folder, None, None, recipe, evidence, threads)
+            found = estimate(each, inputs, settings)
+            save_correction(found, out / f"{each.file}.npz")
+            own.update(found.summary())
+        (out / f"{each.file}.json").write_text(dumps(own) + "\n", encoding="utf-8")
+        inputs = replace(inputs, recipe=Recipe([*inputs.recipe, found]))
+
+
+intensity = options.as_step("INTENSITY", _intensity, settings_of("INTENSITY"), ("sections",))
 
 
 def read_inputs(
-    stage: Stage,
+    given: Stage,
     settings: dict[str, Any],
     folder: Path,
     masks: Path | None = None,
@@ -73,8 +108,8 @@ def read_inputs(
     from n4flow.statistics.histograms import HistogramFiles
     from n4flow.statistics.shrunken import ShrunkenFiles
 
-    shrunken = ShrunkenFiles(parts(folder, "shrunken")) if "shrunken" in stage.reads else None
-    histograms = HistogramFiles(parts(folder, "histograms")) if "histograms" in stage.reads else None
+    shrunken = ShrunkenFiles(parts(folder, "shrunken")) if "shrunken" in given.reads else None
+    histograms = HistogramFiles(parts(folder, "histograms")) if "histograms" in given.reads else None
     n_planes = shrunken.shape[0] if shrunken is not None else histograms.n_planes if histograms is not None else 0
     sections = SectionTable.coerce(settings["sections"], n_planes)
     chosen = plane_range(batch, len(sections)) if batch else None

@@ -38,7 +38,7 @@ def _finish(
     from n4flow.corrections import proof
     from n4flow.corrections.recipe import Recipe
     from n4flow.masks.tissue_source import TissueSource
-    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_shards
+    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_files
     from n4flow.pipeline.finish import finish as finish_sample
     from n4flow.pipeline.parameters import command_line, resolve
     from n4flow.pipeline.plan import check_state, completed, make_plan
@@ -49,7 +49,7 @@ def _finish(
         made = {"input": "phantom.ome.zarr", "sections": "phantom.sections.tsv"}
         command = f"n4flow phantom {made['input']} && {command_line(resolved | made)}"
     own = {name: settings[name] for name in settings_of("FINISH")}
-    resolved |= {name: own[name] for name in ("voxel_um", "channel")}  # which a row of the sheet may state, too
+    resolved |= {name: own[name] for name in ("voxel_um", "channel", "fit_channel")}  # of the sheet's row or channel
     tissue = TissueSource.load(masks)
     plan = make_plan(image, resolved | own, sample, tissue.frame)
     if state is not None:
@@ -58,7 +58,7 @@ def _finish(
     stores = create_stores(out, plan)
     for piece in pieces:
         for store, _layout in stores:
-            link_shards(piece / store.name, store)
+            link_files(piece / store.name, store)
     finish_sample(
         out,
         plan,

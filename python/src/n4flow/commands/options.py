@@ -47,6 +47,7 @@ PROVIDED = ("settings", "numbers", "threads", "json_file")
 
 # Options that take as many numbers as follow, and what others have in mind with options that are no parameters.
 LISTS = ("--iterations", "--voxel-um")
+PLACED = ("input", "outdir")  # parameters that `n4flow run` is given by their place
 SYNONYMS = {"threads": ("cpus", "cores", "jobs", "workers", "n_jobs", "num_threads"), "size": ("shape",)}
 NUMBERS = re.compile(r"[\d.,+eE-]*\d[\d.,]*")
 
@@ -143,6 +144,11 @@ class Command(typer.core.TyperCommand):
 
 def _is_argument(parameter: Any) -> bool:
     return bool(parameter.param_type_name == "argument")
+
+
+def run_parameters() -> list[str]:
+    """Return the parameters that are options of `n4flow run`."""
+    return [name for name, rule in schema().items() if name not in PLACED and not rule.get("workflow")]
 
 
 def parameter_options(names: Iterable[str], required: Sequence[str] = ()) -> list[inspect.Parameter]:

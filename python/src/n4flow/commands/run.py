@@ -10,12 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from n4flow.commands.options import STANDARD_OUTPUT, JsonFile, Threads, check_json, parameter_options, write_json
+from n4flow.commands.options import (
+    STANDARD_OUTPUT,
+    JsonFile,
+    Threads,
+    check_json,
+    parameter_options,
+    run_parameters,
+    write_json,
+)
 from n4flow.commands.step import set_threads
 from n4flow.commands.terminal import LogFile, Quiet, Verbose, telling
 from n4flow.pipeline.parameters import schema
 
-PLACED = ("input", "outdir")  # parameters that are given by their place
 LOOK = 6  # Exit code with --strict where a sample's verdict is `look`.
 
 
@@ -45,7 +52,7 @@ def _run(
     set_threads(threads)
     with telling(quiet=quiet, log_file=log_file) as progress:
         result = run_chain(image, outdir, threads=threads, dask_scheduler=dask_scheduler, progress=progress, **options)
-    numbers = {s.sample: {"verdict": s.numbers["verdict"], **s.numbers["metrics"]} for s in result.samples}
+    numbers = {s.sample: {"verdict": s.numbers["verdict"], **s.metrics} for s in result.samples}
     write_json(json_file, numbers)
     if not quiet and json_file != STANDARD_OUTPUT:
         typer.echo(result.table())
@@ -60,7 +67,6 @@ def _default(rule: dict[str, Any]) -> bool | None:
 
 def command(_stage: None = None) -> Callable[..., None]:
     """Return the command, with an option for every parameter that is not of the workflow alone."""
-    names = [name for name, rule in schema().items() if name not in PLACED and not rule.get("workflow")]
     own = [each for each in inspect.signature(_run, eval_str=True).parameters.values() if each.name != "given"]
     own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
 
@@ -68,5 +74,5 @@ def command(_stage: None = None) -> Callable[..., None]:
     def run(**given: Any) -> None:
         _run(**given)
 
-    run.__signature__ = inspect.Signature([*own, *parameter_options(names)])  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature([*own, *parameter_options(run_parameters())])  # type: ignore[attr-defined]
     return run

@@ -104,7 +104,7 @@ def _render_slab(
     plan = make_plan(image, settings, sample, tissue.frame, (start, stop))
     plane_range(planes, plan.volume.shape[0])  # it has them
     out.mkdir(parents=True, exist_ok=True)
-    check_space(out, *store_needs((plan.layout, plan.mask_layout), start, stop))
+    check_space(out, *store_needs(plan.stores, start, stop))
     slab = render_slab(
         plan.volume,
         completed(Recipe.load(recipe) if recipe else Recipe(), settings),

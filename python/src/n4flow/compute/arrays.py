@@ -6,7 +6,8 @@ import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from types import ModuleType
@@ -21,6 +22,7 @@ R = TypeVar("R")
 
 ALSO_ARRAYS = ("mask", "agarose_mask", "weights", "mask_weights", "bias_field")  # arguments of public functions
 BACKENDS = ("auto", "cpu", "gpu", "itk")
+LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)  # of float32, in full precision
 MASK_CUT = 0.5  # Of values between 0 and 1, where a resampled mask ends.
 MASK_NOISE = 1e-6  # What is left of 0 in a mask that was resampled or stored as a scaled number.
 
@@ -298,13 +300,44 @@ def tissue_of(values: Any, what: str = "mask", *, whole: bool = True) -> Any:
     raise InputError(msg)
 
 
+@contextmanager
+def within_float32(name: str = "the volume") -> Iterator[None]:
+    """Refuse a finite value that NumPy casts to an infinite float32 in this thread.
+
+    Raises
+    ------
+    InputError
+        With `name`, what the values are of.
+    """
+    try:
+        with np.errstate(over="raise"):
+            yield
+    except FloatingPointError as error:
+        beyond = f"has values beyond {LARGEST:.2g}, the largest float32, in which n4flow computes"
+        msg = f"{name} {beyond}; divide it by a constant"
+        raise InputError(msg) from error
+
+
+def check_float32(values: Any, name: str) -> None:
+    """Refuse an array of NumPy or CuPy with a finite value that is an infinite float32; see `within_float32`."""
+    if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
+        return
+    xp = array_module(values)
+    for plane in values:
+        with within_float32(name):
+            cast = plane.astype(xp.float32)
+            if xp is not np and bool((xp.isinf(cast) & xp.isfinite(plane)).any()):  # a device sets no flag
+                raise FloatingPointError
+
+
 def as_block(block: Any, name: str = "volume") -> Any:
     """Return `block` if it is a (Z, Y, X) array of real numbers with at least one voxel.
 
     Raises
     ------
     InputError
-        It is not, or a dask array has unknown sizes, as after a selection by a lazy mask.
+        It is not, has values that float32 cannot hold, or a dask array has unknown sizes, as after a selection by a
+        lazy mask.
     """
     block = block if hasattr(block, "dtype") else np.asarray(block)
     if any(n != n for n in block.shape):  # An unknown size of a dask array is NaN.
@@ -315,4 +348,6 @@ def as_block(block: Any, name: str = "volume") -> Any:
     if block.ndim != 3 or 0 in block.shape or block.dtype.kind not in "buif":
         msg = f"{name} must be a (Z, Y, X) array of real numbers, not empty, got {tuple(block.shape)} {block.dtype}"
         raise InputError(msg)
+    if not is_dask(block):
+        check_float32(block, name)
     return block

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_array, probe_gpu, to_numpy
+from n4flow.compute.arrays import array_module, as_array, check_float32, probe_gpu, to_numpy
 from n4flow.compute.gpu import run_on_gpu
 from n4flow.compute.threads import run_tasks, scratch
 from n4flow.corrections.base import Correction, Where
@@ -242,6 +242,7 @@ def _background(channel: Any, buffer: Any, sigmas: tuple[float, float], cuda: bo
     if channel.ndim != 3:
         msg = f"each channel must be a (planes, Y, X) stack, got shape {tuple(channel.shape)}"
         raise InputError(msg)
+    check_float32(channel, "channel")
     xp = array_module(channel)
     out = xp.empty(channel.shape, xp.float32) if buffer is None else buffer[: len(channel)]
     if tuple(out.shape) != tuple(channel.shape):

@@ -17,7 +17,6 @@ from n4flow.io.frame import Frame
 
 KINDS: dict[str, type[Correction]] = {}  # every kind of correction whose module was imported
 
-LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)  # float32 that loops compute with
 
 # Arguments of the compiled loops that take a voxel through several corrections, in the order in which they act:
 # `kernels.correct_planes` on the host, `render_block` on a GPU.
@@ -142,6 +141,14 @@ class Correction(ABC):
     @abstractmethod
     def summary(self) -> dict[str, Any]:
         """Return the numbers a reader wants to see: JSON types only, no large arrays."""
+
+    def draw(self, place: Any) -> None:
+        """Draw on axes of matplotlib what it holds; here, its numbers along Z or over sections."""
+        for name, values in self.to_arrays()[1].items():
+            if values.ndim == 1 and values.dtype.kind == "f" and values.size > 1:
+                place.plot(values, ".-", label=name)
+        if place.lines:
+            place.legend()
 
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return (settings of JSON types, named arrays); together they are the whole correction, a dataclass."""

@@ -13,6 +13,7 @@ import numpy as np
 from n4flow.compute.arrays import array_module
 from n4flow.compute.threads import thread_count
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, in_frame
+from n4flow.display import picture
 from n4flow.io.frame import Frame
 from n4flow.n4_bias.evaluate import Evaluator
 from n4flow.n4_bias.field import BiasField
@@ -178,6 +179,13 @@ class BiasCorrection(Correction):
     def idle(self) -> bool:
         """See `Correction.idle`."""
         return not any(field.lattice.any() for _start, _stop, field in self.fields)
+
+    def draw(self, place: Any) -> None:
+        """Draw the middle plane of the field of the middle section, or of the volume."""
+        if self.fields:
+            _first, _stop, field = self.fields[len(self.fields) // 2]
+            values = np.exp(field.log_field(field.grid_shape))
+            picture(place, values if values.ndim == 2 else values[len(values) // 2], "", cmap="viridis")
 
     def summary(self) -> dict[str, Any]:
         """Return for each run of planes the range of its field, iterations, knots, or why nothing was fitted."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import as_mask, is_dask, to_numpy
+from n4flow.compute.arrays import as_mask, check_float32, is_dask, to_numpy
 from n4flow.corrections.base import Correction, Where
 from n4flow.statistics.histograms import PlaneHistograms
 from n4flow.statistics.measure import plane_histograms
@@ -72,6 +72,7 @@ def _apply_chunk(
     block: Any, correction: Correction, tissue: Any = None, *, shape: tuple[int, int, int], block_info: Any = None
 ) -> Any:
     z, y, x = (start for start, _stop in block_info[0]["array-location"])
+    check_float32(block, "volume")
     values = block.astype(np.float32)
     return correction.apply(values, Where(z, y, x, shape, tissue)) if values.size else values
 

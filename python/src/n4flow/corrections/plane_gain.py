@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_block, as_mask, is_dask, takes_arrays, to_numpy
+from n4flow.compute.arrays import LARGEST, SMALLEST, array_module, as_block, as_mask, is_dask, takes_arrays, to_numpy
 from n4flow.compute.threads import parallel_planes
-from n4flow.corrections.base import LARGEST, SMALLEST, ArgumentsOfRun, Correction, Where, map_through, misfits
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, map_through, misfits
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.sections import SectionTable, filled_planes

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_block, is_dask, takes_arrays
+from n4flow.compute.arrays import LARGEST, SMALLEST, array_module, as_block, is_dask, takes_arrays
 from n4flow.compute.threads import parallel_planes
-from n4flow.corrections.base import LARGEST, SMALLEST, ArgumentsOfRun, Correction, Where, misfits
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, misfits
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import BORROWED, SOURCES, fill_levels, has_evidence, least_voxels
@@ -171,7 +171,7 @@ def estimate_plane_range(
     if largest > 0 and span_percentile < 100:
         usual = max(np.percentile(spans, span_percentile), min_contrast_fraction * largest)
         span = np.float32(usual if usual > 0 else largest)
-    if span > 0:
+    if span >= SMALLEST:
         cap = lower + span
         cap = np.where(cap - lower > span, np.nextafter(cap, lower), cap)  # rounded up: no result may exceed 1
         upper = np.where(measured, np.minimum(tops, cap), cap)

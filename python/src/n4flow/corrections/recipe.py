@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from n4flow.corrections import (  # noqa: F401  a kind is known once its module 
 from n4flow.corrections.base import KINDS, Correction, Where, in_frame
 from n4flow.corrections.fused import groups, on_host
 from n4flow.corrections.fused_gpu import on_gpu, render_through_gpu
+from n4flow.display import Shown, axes
 from n4flow.errors import InputError, reading
 from n4flow.io.open import open_volume
 
@@ -66,7 +67,14 @@ def load_correction(path: str | Path) -> Correction:
         raise InputError(msg) from error
 
 
-class Recipe(Sequence[Correction]):
+def recipes(path: Path) -> list[Path]:
+    """Return the recipe of a result, or those of its channels, which a `recipe.json` of several names."""
+    with reading(path, "a recipe that n4flow wrote", "restore it", small=True):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return [path.parent / str(name) for name in stored["channels"]] if "channels" in stored else [path]
+
+
+class Recipe(Shown, Sequence[Correction]):
     """Corrections in the order in which they are applied, from the first to the last."""
 
     shape: tuple[int, ...] | None = None  # (Z, Y, X) of the volume that a stored recipe was made for
@@ -104,14 +112,19 @@ class Recipe(Sequence[Correction]):
         recipe = cls(corrections)
         if stored.get("shape"):
             recipe.shape = tuple(stored["shape"])
-        if stored and (path.parent / MASK_NAME).exists():
-            recipe.mask = path.parent / MASK_NAME
+        mask = path.parent / str(stored.get("mask", MASK_NAME))
+        if stored and mask.exists():
+            recipe.mask = mask
         return recipe
 
     @staticmethod
     def _listed(path: Path) -> tuple[list[Path], dict[str, Any]]:
         with reading(path, "a recipe that n4flow wrote", "restore it", small=True):
             stored = json.loads(path.read_text(encoding="utf-8"))
+            if "channels" in stored:
+                names = ", ".join(map(str, stored["channels"]))
+                msg = f"{path} names the recipes of several channels; give one of them, {names}, with its channel"
+                raise InputError(msg)
             listed = [(path.parent / entry["file"], entry["sha256"]) for entry in stored["corrections"]]
             shape = stored.get("shape")
             if shape is not None and not (len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
@@ -247,5 +260,29 @@ class Recipe(Sequence[Correction]):
     def __len__(self) -> int:
         return len(self._corrections)
 
+    def facts(self) -> Mapping[str, str]:
+        """Return the kind of each correction, and what it does."""
+        named = {f"{number} {correction.kind}": correction.title for number, correction in enumerate(self, start=1)}
+        return named or {"corrections": "none"}
+
     def __repr__(self) -> str:
         return f"Recipe({', '.join(correction.kind for correction in self)})"
+
+    def plot(self) -> Any:
+        """Draw what each correction holds: fields, levels and gains along Z, look-up tables.
+
+        Returns
+        -------
+        array of matplotlib axes
+            One for each correction.
+
+        Raises
+        ------
+        InputError
+            matplotlib is not installed.
+        """
+        places = axes(max(1, len(self)))
+        for number, (place, correction) in enumerate(zip(places[0], self, strict=False), start=1):
+            correction.draw(place)
+            place.set_title(f"{number} {correction.kind}")
+        return places

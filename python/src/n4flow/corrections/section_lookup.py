@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module
+from n4flow.compute.arrays import LARGEST, array_module
 from n4flow.compute.threads import parallel_planes
-from n4flow.corrections.base import LARGEST, ArgumentsOfRun, Correction, Where, misfits
+from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, misfits
 
 MATCHED, BORROWED, IDENTITY = 0, 1, 2
 STATUS = ("matched", "borrowed", "left_alone")
@@ -199,6 +199,12 @@ class SectionLookup(Correction):
     def idle(self) -> bool:
         """See `Correction.idle`."""
         return len(self.offsets) < 2
+
+    def draw(self, place: Any) -> None:
+        """Draw the map of each section, or plane: intensity after over intensity before."""
+        for first, stop in pairwise(self.offsets):
+            place.plot(self.knots_x[first:stop], self.knots_y[first:stop], linewidth=0.8)
+        place.set(xlabel="before", ylabel="after")
 
     def summary(self) -> dict[str, Any]:
         """Return how many planes were matched and how strongly the maps change intensities."""

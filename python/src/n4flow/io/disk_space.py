@@ -29,8 +29,8 @@ def store_needs(layouts: Iterable[StoreLayout], z_start: int, z_stop: int) -> tu
     z_start, z_stop : int
         A whole number of slabs.
     """
-    nbytes, files = zip(*(_needs(layout, z_start, z_stop) for layout in layouts), strict=True)
-    return sum(nbytes), sum(files)
+    needs = [_needs(layout, z_start, z_stop) for layout in layouts]
+    return sum(nbytes for nbytes, _files in needs), sum(files for _nbytes, files in needs)
 
 
 def _needs(layout: StoreLayout, z_start: int, z_stop: int) -> tuple[int, int]:

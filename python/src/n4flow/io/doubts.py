@@ -28,3 +28,11 @@ def doubts(volume: Volume) -> list[str]:
         what = "files are lost or cut short, and their voxels are invalid"
         said.append(f"{len(damaged)} {what}: {listed(damaged)} of {name}")
     return said
+
+
+def rounding(volume: Volume) -> str | None:
+    """Return a sentence where float32, in which is computed, does not hold every value of a volume's type."""
+    kind, size = volume.dtype.kind, volume.dtype.itemsize
+    if size < (8 if kind == "f" else 4) or kind == "b":
+        return None
+    return f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only"

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, by_axis
 from n4flow.io.omezarr.reader import MARKERS
 from n4flow.io.planes import PlanesReader, described_set, holds_planes
-from n4flow.io.reader import Reader
+from n4flow.io.reader import MeanReader, Reader
 from n4flow.io.volume import Volume
+
+MEAN = "mean"  # In place of a channel: the mean of all.
 
 
 def open_volume(
@@ -44,7 +47,8 @@ def open_volume(
     level : int
         Pyramid level of an OME-Zarr image.
     channel : int or str, optional
-        Index or label; needed where there are several.
+        Index or label; needed where there are several. `mean` is the mean of all channels, as float32, where none has
+        that label.
     axes : str, optional
         Names of the axes of the array in a file, slowest first, where its own are wrong or missing: `zyx` of a stack
         whose planes were saved as channels. Axes of length 1 may be left out. For Zarr, TIFF and `.npy`.
@@ -78,7 +82,13 @@ def open_volume(
         msg = f"planes must be START:STOP from 0 on, got {planes[0]}:{planes[1]}"
         raise InputError(msg)
     of_a_store = {"level": level, "allow_missing_chunks": allow_missing_chunks, "planes": planes}
-    reader = _reader(path, channel, axes, of_a_store, {"allow_missing_planes": allow_missing_planes, "planes": planes})
+    of_planes = {"allow_missing_planes": allow_missing_planes, "planes": planes}
+    of_channel = partial(_reader, path, axes=axes, of_a_store=of_a_store, of_planes=of_planes)
+    reader = of_channel(0 if channel == MEAN else channel)
+    if channel == MEAN:
+        labelled = MEAN in reader.metadata.get("channels", ())
+        others = range(1, reader.channels)
+        reader = of_channel(MEAN) if labelled else MeanReader([reader, *map(of_channel, others)])
     voxel = _voxel_size(reader, voxel_um, required=require_voxel_um)
     if reader.shape[0] == 1 and planes is None and (brothers := _brothers(path)):
         msg = (

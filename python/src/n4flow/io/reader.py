@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,42 @@ class ArrayReader(Reader):
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return a view of a box."""
         return self._array[z, y, x]
+
+
+class MeanReader(Reader):
+    """The mean of the channels of a file as float32, of one box after the other."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        first, self._readers = readers[0], readers
+        self.path, self.shape, self.chunks, self.shards = first.path, first.shape, first.chunks, first.shards
+        self.voxel_um, self.origin_um, self.affine_um = first.voxel_um, first.origin_um, first.affine_um
+        self.assumed, self.reason, self.planes = first.assumed, first.reason, first.planes
+        self.channels = first.channels
+        self.metadata = first.metadata | {
+            name: list(dict.fromkeys(one for reader in readers for one in reader.metadata[name]))
+            for name in ("missing_chunks", "damaged_chunks")
+            if name in first.metadata
+        }
+
+    def release(self) -> None:
+        """Release what any of the channels holds."""
+        for reader in self._readers:
+            reader.release()
+
+    def state(self) -> str:
+        """Return one digest of the states of all channels."""
+        return hashlib.sha256(" ".join(reader.state() for reader in self._readers).encode()).hexdigest()
+
+    def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
+        """Return the mean of a box."""
+        total = np.zeros([s.stop - s.start for s in (z, y, x)], self.dtype)
+        for reader in self._readers:
+            reader.share(self._readers[0])
+            total += reader.read(z, y, x)
+            self._readers[0].share(reader)
+        return total / np.float32(len(self._readers))
 
 
 def check_dtype(dtype: np.dtype, path: Path) -> None:

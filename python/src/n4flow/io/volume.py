@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from n4flow.display import Shown, lengths, sizes
 from n4flow.errors import InputError, reading
 from n4flow.io.omezarr.layout import by_axis
 from n4flow.io.reader import ArrayReader, Reader
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 LAZY_BYTES = 2**26  # Size of a dask block, and of what `digest` reads at a time.
 
 
-@dataclass(frozen=True, eq=False)
-class Volume:
+@dataclass(frozen=True, eq=False, repr=False)
+class Volume(Shown):
     """One channel of a file or store, axes (Z, Y, X), in its own dtype.
 
     Parameters
@@ -41,7 +42,7 @@ class Volume:
     source : Path
     """
 
-    reader: Reader = field(repr=False)
+    reader: Reader
     voxel_um: dict[str, float] | None
     origin_um: dict[str, float]
     metadata: dict[str, Any]
@@ -59,6 +60,16 @@ class Volume:
         voxel = by_axis(voxel_um, "voxel_um") if voxel_um is not None else None
         origin = by_axis(origin_um, "origin_um") if origin_um is not None else reader.origin_um
         return cls(reader, voxel, origin, reader.metadata, reader.path)
+
+    def facts(self) -> Mapping[str, str]:
+        """Return name, shape (z y x), type, voxel size and format."""
+        return {
+            "source": self.source.name,
+            "shape": sizes(self.shape),
+            "dtype": str(self.dtype),
+            "voxel": lengths(self.voxel_um),
+            "format": str(self.metadata.get("format", "array")),
+        }
 
     @property
     def shape(self) -> tuple[int, int, int]:

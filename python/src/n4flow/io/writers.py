@@ -38,7 +38,7 @@ def write_volume(
     path : path
         Its ending is one of `n4flow.io.formats.WRITTEN`.
     array : (Z, Y, X) or (C, Z, Y, X) array
-        Several channels, or volumes of a series, go to NIfTI, NRRD, MetaImage and TIFF. Bool is written as uint8, and
+        Several channels, or volumes of a series, go to all formats but NumPy. Bool is written as uint8, and
         as labels to OME-Zarr.
     like : Volume, optional
         Gives voxel size, origin and directions, and fields of the header to a file of its own format.

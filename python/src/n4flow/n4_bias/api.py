@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from n4flow.compute.arrays import array_module, as_mask, is_dask, takes_arrays
 from n4flow.compute.gpu import on_device, run_on_gpu
@@ -28,8 +29,8 @@ from n4flow.n4_bias.shrink import Factors
 
 @takes_arrays
 def fit_bias(
-    image: Any,
-    mask: Any = None,
+    image: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     iters: Sequence[int] | int = DEFAULT_ITERATIONS,
     over_relax: float = 1.0,
@@ -38,7 +39,7 @@ def fit_bias(
     fwhm: float = 0.15,
     wiener: float = 0.01,
     control_points: int | Sequence[int] | Knots = 4,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     shrink: Factors = 1,
     convergence: str = "itk",
     backend: str = "auto",
@@ -127,39 +128,104 @@ def fit_bias(
 
 
 @takes_arrays
-def n4(image: Any, mask: Any = None, *, return_bias: bool = False, tiny: float | None = None, **options: Any) -> Any:
+def n4(
+    image: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    return_bias: bool = False,
+    tiny: float | None = None,
+    iters: Sequence[int] | int = DEFAULT_ITERATIONS,
+    over_relax: float = 1.0,
+    conv_threshold: float = 1e-3,
+    nbins: int = 200,
+    fwhm: float = 0.15,
+    wiener: float = 0.01,
+    control_points: int | Sequence[int] | Knots = 4,
+    weights: ArrayLike | None = None,
+    shrink: Factors = 1,
+    convergence: str = "itk",
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: Listener | None = None,
+) -> Any:
     """Correct an image with N4; a drop-in replacement of n4ax.n4.
+
+    Parameters mean what n4ax means by them. Defaults are ITK's; n4ax has others (`iters=(8, 12, 12, 8)`,
+    `over_relax=1.8`, threshold 0).
 
     Parameters
     ----------
-    image, mask
-        See `fit_bias`.
+    image : (Z, Y, X) or (Y, X) array
+        Real or integer, NumPy or CuPy; voxels that are not finite or not above 0 are left out of the fit.
+    mask : array of the same shape, optional
+        Voxels where it is not 0 are fitted. By default Otsu's mask.
     return_bias : bool
+        Return the log of the bias field, too.
     tiny : float, optional
         n4ax's: intensities below it enter the fit as `tiny`. Without it, voxels not above 0 are left out of the fit,
         which is better: many voxels of one small value are a spike in the histogram of log intensity.
-    **options
-        Options of `fit_bias`, which mean what n4ax means by them. Defaults are ITK's; n4ax has others
-        (`iters=(8, 12, 12, 8)`, `over_relax=1.8`, threshold 0).
+    iters : sequence of int
+        Most iterations at each level; as many levels as numbers, each with twice the spans of the one before.
+    over_relax : float
+        Factor on each step: 1 is N4, 1.8 needs about half the iterations.
+    conv_threshold : float
+        A level ends when the coefficient of variation of the field's change is at or below it.
+    nbins, fwhm, wiener : int, float, float
+        Bins of the histogram of log intensity, width of the Gaussian that blurs it, noise of the Wiener filter.
+    control_points : int, sequence of int or Knots
+        Control points along each axis at the first level, at least 4, or their distance.
+    weights : array of the same shape, optional
+        Confidence in each voxel; 0 leaves it out.
+    shrink : int or sequence of int
+        The fit runs on means of blocks of this size; the result has full size.
+    convergence : {'itk', 'cv'}
+        Which measure `conv_threshold` is of.
+    backend : {'auto', 'cpu', 'gpu', 'itk'}
+        What computes it; `auto` is `gpu` where one works, else `cpu`.
+    threads : int, optional
+        By default every core that this process may use. The result does not depend on it.
+    progress : callable, optional
+        Is called with a `Progress`, now and then, while the field is fitted.
 
     Returns
     -------
     corrected : float32 array
+        NumPy, or CuPy where `image` is.
     log_bias : float32 array
         Only with `return_bias`.
+
+    See Also
+    --------
+    fit_bias : the same fit in full words, its errors, and the field itself.
     """
     if tiny is not None and not tiny > 0:
         msg = f"tiny must be above 0, the least intensity that has a logarithm, got {tiny}"
         raise InputError(msg)
-    raised = image if tiny is None else array_module(image).maximum(image, np.float32(tiny))
-    mask = otsu_mask(image) if mask is None and tiny is not None else mask
-    bias, threads = fit_bias(raised, mask, **options), options.get("threads")
-    if bias.backend == "gpu" and not on_device(image):
+    given: Any = image
+    raised = given if tiny is None else array_module(given).maximum(given, np.float32(tiny))
+    bias = fit_bias(
+        raised,
+        otsu_mask(given) if mask is None and tiny is not None else mask,
+        iters=iters,
+        over_relax=over_relax,
+        conv_threshold=conv_threshold,
+        nbins=nbins,
+        fwhm=fwhm,
+        wiener=wiener,
+        control_points=control_points,
+        weights=weights,
+        shrink=shrink,
+        convergence=convergence,
+        backend=backend,
+        threads=threads,
+        progress=progress,
+    )
+    if bias.backend == "gpu" and not on_device(given):
         corrected = np.empty(bias.shape, np.float32)
-        bias.apply_through_gpu(np.asarray(image), corrected)
+        bias.apply_through_gpu(np.asarray(given), corrected)
     else:
-        corrected = bias.apply(image, threads=threads)
-    return (corrected, bias.log_field(threads=threads, gpu=on_device(image))) if return_bias else corrected
+        corrected = bias.apply(given, threads=threads)
+    return (corrected, bias.log_field(threads=threads, gpu=on_device(given))) if return_bias else corrected
 
 
 def fit_spaced(

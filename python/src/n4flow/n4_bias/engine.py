@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ ENGINES: dict[str, tuple[Callable[..., Any], Callable[..., Solution]]] = {
 def choose_backend(backend: str) -> str:
     """Return the backend to use: `cpu`, `gpu` or `itk`. `auto` is `gpu` if one works, else `cpu`.
 
-    A GPU that `auto` takes is logged once, and so is one that does not work; a machine without one is not.
+    A GPU that `auto` takes is logged once, and so is one that does not work where CuPy is installed.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def _automatic() -> str:
     try:
         info = probe_gpu()
     except GpuError as error:
-        if DRIVER.exists():
+        if DRIVER.exists() and find_spec("cupy"):  # without CuPy, nobody asked for a GPU
             log.warning("backend auto takes the cpu (%s)", error)
         return "cpu"
     log.info("backend auto takes the gpu: %s", info.name)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from n4flow.compute.arrays import is_dask
+from n4flow.compute.arrays import check_float32, is_dask
 from n4flow.compute.gpu import as_float32, on_device, run_on_gpu
 from n4flow.compute.threads import thread_count
+from n4flow.display import Shown, axes, picture, sizes
 from n4flow.errors import InputError, reading
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.evaluate import Evaluator
@@ -26,8 +27,8 @@ NO_VOXELS = Voxels(0, 0, 0)
 _SETTINGS = "settings"  # name of the settings in an .npz
 
 
-@dataclass(frozen=True)
-class BiasField:
+@dataclass(frozen=True, repr=False)
+class BiasField(Shown):
     """A multiplicative bias field: corrected image = image / exp(log field).
 
     Parameters
@@ -70,6 +71,45 @@ class BiasField:
     voxels: Voxels = NO_VOXELS
     voxel_um: tuple[float, ...] | None = None
     share: float = 1.0
+
+    def facts(self) -> Mapping[str, str]:
+        """Return the image's shape, the range of the field, control points, iterations and backend."""
+        if self.reason is not None:
+            return {"shape": sizes(self.shape), "not fitted:": self.reason}
+        log_field = self.log_field(self.grid_shape)
+        low, high = np.exp(log_field.min()), np.exp(log_field.max())
+        return {
+            "shape": sizes(self.shape),
+            "range": f"{low:.3g} to {high:.3g}",
+            "control points": sizes(self.lattice.shape),
+            "iterations": " ".join(str(level.iterations) for level in self.levels) or "unknown",
+            "backend": self.backend,
+        }
+
+    def plot(self) -> Any:
+        """Draw the field in the middle plane along each axis, and the convergence of each level.
+
+        Returns
+        -------
+        array of matplotlib axes
+
+        Raises
+        ------
+        InputError
+            matplotlib is not installed.
+        """
+        field = np.exp(self.log_field(self.grid_shape)).reshape((1,) * (3 - len(self.shape)) + self.grid_shape)
+        middle = [n // 2 for n in field.shape]
+        cuts = [(axis, name) for axis, name in enumerate("ZYX") if axis == 0 or field.shape[0] > 1]
+        places = axes(len(cuts) + 1)
+        for place, (axis, name) in zip(places[0], cuts, strict=False):
+            picture(place, field.take(middle[axis], axis), f"field, middle of {name}", aspect="auto", cmap="viridis")
+        last, first = places[0][-1], 0
+        for level in self.levels:
+            last.semilogy(range(first + 1, first + 1 + level.iterations), level.measures, ".-")
+            first += level.iterations
+        last.set(title="convergence", xlabel="iteration", ylabel="measure")
+        return places
 
     @property
     def knot_um(self) -> tuple[float, ...] | None:
@@ -171,13 +211,15 @@ class BiasField:
         if tuple(image.shape) != shape:
             msg = f"the bias field is for an image of shape {shape}, got {tuple(image.shape)}"
             raise InputError(msg)
+        image = np.asarray(image) if not on_device(image) else image
+        check_float32(image, "the image")
         if on_device(image):
 
             def correct(evaluator: DeviceEvaluator, target: Any) -> None:
                 evaluator.correct(_volume_view(as_float32(image)), target)
 
             return _on_gpu(lattice, coordinates, out, shape, correct)
-        values = _volume_view(np.asarray(image))
+        values = _volume_view(image)
         target = np.empty(shape, np.float32) if out is None else check_out(out, shape)
         Evaluator(lattice, coordinates).correct(values, _volume_view(target), thread_count(threads))
         return target

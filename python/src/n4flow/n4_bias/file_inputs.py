@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import as_mask
+from n4flow.compute.arrays import SMALLEST, as_mask, check_float32
 from n4flow.errors import InputError
 from n4flow.io.geometry import on_grid
 from n4flow.io.omezarr.chunk_grid import listed
@@ -18,11 +18,22 @@ from n4flow.n4_bias.otsu_mask import otsu_mask
 
 
 def read_channel(volume: Volume, channels: Sequence[Volume]) -> np.ndarray:
-    """Read one of the channels of a file; a file that is decoded as a whole is decoded once for all of them."""
+    """Read one of the channels of a file; a file that is decoded as a whole is decoded once for all of them.
+
+    Raises
+    ------
+    InputError
+        Its values are beyond the range of float32.
+    """
     first = channels[0].reader
     volume.reader.share(first)
     values = volume.read(slice(None))
     first.share(volume.reader)
+    check_float32(values, volume.source.name)
+    if values.dtype.kind == "f" and (values > 0).any() and not (values >= SMALLEST).any():
+        below = f"has no values above {SMALLEST:.2g}, the smallest float32, in which n4flow computes"
+        msg = f"{volume.source.name} {below}; multiply it by a constant"
+        raise InputError(msg)
     return values
 
 
@@ -83,9 +94,10 @@ def read_weights(weights: Volume) -> np.ndarray:
     InputError
         Values are not finite or below 0.
     """
-    values = weights.read(slice(None)).astype(np.float32)
+    values = weights.read(slice(None))
     weights.reader.release()
+    check_float32(values, weights.source.name)
     if not (np.isfinite(values).all() and values.min() >= 0):
         msg = f"weights must be finite and at least 0, got {values.min():g} to {values.max():g} in {weights.source}"
         raise InputError(msg)
-    return values
+    return values.astype(np.float32)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.compute.arrays import LARGEST
 from n4flow.compute.progress import Listener
 from n4flow.errors import InputError, N4flowWarning
-from n4flow.io.doubts import doubts
+from n4flow.io.doubts import doubts, rounding
 from n4flow.io.geometry import on_grid
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.open import open_channels, open_volume
@@ -111,8 +112,8 @@ def correct_file(
     Raises
     ------
     InputError
-        A file is missing or is no volume, shapes do not match, an option is out of range, two files are the same, or a
-        result exists or cannot be written.
+        A file is missing or is no volume, shapes do not match, an option is out of range, two files are the same, a
+        result exists or cannot be written, or intensities are beyond the range of float32.
     """
     lattice = {"spline_um": spline_um, "control_points": control_points, "ANTs' -b": ants.spline_mm}
     named = [name for name, option in lattice.items() if option is not None]
@@ -166,6 +167,9 @@ def correct_file(
     for file in dict.fromkeys((volume, labels, confidences, *(volumes[0] for volumes in series[1:]))):
         for doubt in doubts(file) if file is not None else ():
             warnings.warn(doubt, N4flowWarning, 2)
+    for said in dict.fromkeys(map(rounding, (volumes[0] for volumes in series))):
+        if said is not None:
+            warnings.warn(said, N4flowWarning, 2)
     if spline_um is not None:
         extents = [n * um for n, um in zip(volume.shape, sizes, strict=True)]
         if (wide := wide_spline(spline_um, extents, "the image")) is not None:
@@ -177,7 +181,8 @@ def correct_file(
         said = f"Otsu's mask is {share:.2%} of {image.name}, seldom what tissue is; look at it, or give one (--mask)"
         warnings.warn(said, N4flowWarning, 2)
     if (negative := float(np.mean(values < 0))) > MOST_NEGATIVE:
-        said = f"{negative:.0%} of the voxels of {image.name} are negative: without a logarithm, they are not fitted"
+        share, fault = float(np.mean(values <= 0)), "not above 0 and lie outside the fit"
+        said = f"{share:.0%} of the voxels of {image.name} are {fault} ({negative:.0%} are negative)"
         warnings.warn(f"{said}; N4 takes 0 for no signal, so add what is missing first (1024 to CT)", N4flowWarning, 2)
     confidence = None if confidences is None else read_weights(confidences)
     domain = _domain(volume.shape, sizes, spline_um, control_points, ants)
@@ -253,9 +258,14 @@ class _Corrector:
         counts, levels = np.zeros(2, int), []
         for number, volume in enumerate(volumes):
             given = read_channel(volume, volumes) if values is None else values
-            fitted = self.mask & np.isfinite(given) & (given > 0)
+            finite = np.isfinite(given)
+            fitted = self.mask & finite & (given > 0)
             before = given[fitted].mean(dtype=np.float64) if fitted.any() else 1.0
             exact = self._correct(given)
+            if over := np.count_nonzero(finite) - np.count_nonzero(np.isfinite(exact)):
+                beyond = f"beyond {LARGEST:.2g}, the largest float32, after division by the field"
+                msg = f"{over} voxels of {volume.source.name} are {beyond}; divide the image by a constant first"
+                raise InputError(msg)
             levels.append(float(exact[fitted].mean(dtype=np.float64) / before) if fitted.any() else 1.0)
             corrected, *lost = converted(exact, dtype)
             counts += lost

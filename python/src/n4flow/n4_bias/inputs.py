@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_mask, to_numpy
+from n4flow.compute.arrays import array_module, as_mask, check_float32, to_numpy
 from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.errors import InputError
 from n4flow.n4_bias.gpu.evaluate import shrink_masked as shrink_on_gpu
@@ -41,8 +41,10 @@ def prepare(image: Any, mask: Any, weights: Any, shrink: Factors, backend: str, 
     if values.ndim not in (2, 3) or values.dtype.kind not in "fiub" or 0 in values.shape:
         msg = f"expected a 2-D or 3-D array of numbers with voxels in it, got shape {values.shape} of {values.dtype}"
         raise InputError(msg)
+    check_float32(values, "the image")
     confidence = None
     if weights is not None:
+        check_float32(weights, "weights")
         confidence = bring(weights).astype(np.float32)
         if confidence.shape != values.shape:
             msg = f"weights must have the shape of the image, {values.shape}, got {confidence.shape}"

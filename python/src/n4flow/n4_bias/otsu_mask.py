@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, takes_arrays, to_numpy
+from n4flow.compute.arrays import array_module, check_float32, takes_arrays, to_numpy
 from n4flow.errors import InputError
 
 
@@ -39,6 +39,7 @@ def otsu_mask(volume: Any, nbins: int = 200) -> Any:
     if nbins < 2:
         msg = f"nbins must be at least 2, got {nbins}"
         raise InputError(msg)
+    check_float32(volume, "the image")
     values = volume.astype(xp.float32)
     finite = xp.isfinite(values)
     if not finite.any():
@@ -47,7 +48,7 @@ def otsu_mask(volume: Any, nbins: int = 200) -> Any:
     if not high > low:
         return xp.zeros(volume.shape, bool)
     counts, edges = (to_numpy(a) for a in xp.histogram(values[finite], nbins, (low, high)))  # synchronize
-    centres = (edges[:-1] + edges[1:]) / 2
+    centres = edges[:-1] / 2 + edges[1:] / 2  # the sum may be beyond float32
     return finite & (values > np.float32(centres[otsu_cut(counts, centres)]))
 
 

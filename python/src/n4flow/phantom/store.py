@@ -125,7 +125,7 @@ def _write_stores(
     """
     from n4flow.io.omezarr.planning import plan_layout
     from n4flow.io.omezarr.slab_writer import SlabWriter
-    from n4flow.io.omezarr.store import create_store, write_omero
+    from n4flow.io.omezarr.store import Shown, create_store, write_omero
 
     options, depth = phantom.options, phantom.shape[0]
     wanted: list[tuple[Path, str, str, Callable[[PhantomBlock], np.ndarray]]] = []
@@ -146,7 +146,8 @@ def _write_stores(
             create_store(place, layout)
             if kind == "image":
                 high = 1.0 if store.name.startswith("bias") else options.white_level
-                write_omero(place, (0.0, 1.5 * high), (0.0, 4.0 * high), store.name.partition(".")[0])
+                name = store.name.partition(".")[0]
+                write_omero(place, name, [Shown(name, (0.0, 1.5 * high), (0.0, 4.0 * high))])
             writers.append(SlabWriter(place, layout, 0, depth, threads=threads))
         for start in range(0, depth, step):
             stop = min(start + step, depth)

@@ -11,7 +11,7 @@ block, and a voxel depends neither on the block size, nor on the thread count, n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.threads import available_threads, scratch
+from n4flow.display import Shown, lengths, sizes
 from n4flow.errors import InputError
 from n4flow.phantom.options import CLASSES, FAULTS, PhantomOptions
 from n4flow.sections import Section, SectionTable
@@ -54,7 +55,7 @@ class PhantomBlock:
         return self.labels == CLASSES["agarose"]
 
 
-class PhantomVolume:
+class PhantomVolume(Shown):
     """A phantom whose planes are computed on demand.
 
     Parameters
@@ -88,6 +89,16 @@ class PhantomVolume:
         self._section_of_plane = self.sections.section_of_plane
         self.section_gain = self._section_gain()
         self.plane_jitter = self._plane_jitter()
+
+    def facts(self) -> Mapping[str, str]:
+        """Return shape (z y x), type, voxel size, sections and seed."""
+        return {
+            "shape": sizes(self.shape),
+            "dtype": self.options.dtype,
+            "voxel": lengths(dict(zip("zyx", self.options.voxel_um, strict=True))),
+            "sections": str(len(self.sections)),
+            "seed": str(self.options.seed),
+        }
 
     # Random numbers: each stream and index has its own counter-based generator and can be drawn alone.
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from n4flow.compute.arrays import within_float32
 from n4flow.compute.progress import advance
 from n4flow.compute.threads import run_tasks, scratch
 from n4flow.corrections.base import Where
@@ -177,7 +178,8 @@ def prepared(
         values = np.empty((len(block), inner.stop - inner.start, block.shape[2]), np.float32)
 
         def work(i: int, values=values, block=block, inner=inner, z=planes.start, first=first) -> None:  # type: ignore[no-untyped-def]
-            plane = block[i : i + 1].astype(np.float32)
+            with within_float32():
+                plane = block[i : i + 1].astype(np.float32)
             values[i] = recipe.apply_block(plane, Where(z + i, first, 0, volume.shape))[0, inner]
 
         run_tasks(work, range(len(block)))

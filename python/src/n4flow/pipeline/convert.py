@@ -11,7 +11,7 @@ from n4flow.errors import InputError
 from n4flow.io.disk_space import check_space, store_needs
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.slab_writer import SlabWriter
-from n4flow.io.omezarr.store import create_store, kept_metadata, validate_store, write_omero
+from n4flow.io.omezarr.store import Shown, create_store, kept_metadata, validate_store, write_omero
 from n4flow.io.publishing import published
 from n4flow.io.volume import Volume
 from n4flow.pipeline.blocks import Blocks, stream
@@ -60,7 +60,8 @@ def convert(
                     writer.write(block.view(np.uint8) if block.dtype == np.bool_ else block, z, y)
                     extremes += _extremes(block)
         low, high = min(extremes, default=0.0), max(extremes, default=1.0)
-        write_omero(partial, (low, high if high > low else low + 1), (low, high), out.name.split(".")[0])
+        name = out.name.split(".")[0]
+        write_omero(partial, name, [Shown(name, (low, high if high > low else low + 1), (low, high))])
         validate_store(partial)
     return {
         "shape": list(volume.shape),

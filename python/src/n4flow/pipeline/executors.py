@@ -51,7 +51,7 @@ def executor(scheduler: str | None) -> Iterator[Executor]:
 
     def run_there(calls: Sequence[Callable[[], Any]]) -> list[Any]:
         futures = [client.submit(call, pure=False) for call in calls]
-        for _finished in as_completed(futures):
+        for _finished in as_completed(futures, loop=client.loop):
             advance_part(len(futures))
         return client.gather(futures)
 

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ from n4flow.corrections.recipe import MASK_NAME, Recipe
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.io.omezarr.checksums import Checksums, add_checksums, describe
-from n4flow.io.omezarr.layout import StoreLayout, expected_shards
-from n4flow.io.omezarr.store import create_store, kept_metadata, validate_store, write_omero
+from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.omezarr.store import (
+    Shown,
+    create_store,
+    kept_metadata,
+    named,
+    validate_store,
+    voxel_files,
+    write_omero,
+)
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.plan import Plan
 from n4flow.pipeline.render import display_window, extent, output_scale
@@ -37,26 +45,33 @@ METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's s
 def create_stores(folder: Path, plan: Plan) -> list[tuple[Path, StoreLayout]]:
     """Make the empty stores of the result and of its mask in `folder`; return path and layout of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    image, mask = folder / f"{plan.sample}.ome.zarr", folder / MASK_NAME
-    create_store(image, plan.layout, kept_metadata(plan.volume))
-    create_store(mask, plan.mask_layout)
-    return [(image, plan.layout), (mask, plan.mask_layout)]
+    stores = list(zip((folder / f"{plan.sample}.ome.zarr", folder / MASK_NAME), plan.stores, strict=False))
+    for store, layout in stores:
+        create_store(store, layout, kept_metadata(plan.volume) if layout is plan.layout else None)
+    return stores
 
 
-def link_shards(piece: Path, store: Path) -> None:
-    """Bring the shards of a rendered slab into the whole store: by hard links, by copies where the disk is another one.
+def link_files(piece: Path, whole: Path, without: Collection[str] = METADATA) -> None:
+    """Bring the files of a part into a whole: by hard links, by copies where the disk is another one.
+
+    Parameters
+    ----------
+    piece, whole : path
+        A rendered slab and the store, by default.
+    without : collection of str
+        Names of files that are left out.
 
     Raises
     ------
     InputError
-        Two slabs hold the same shard, so they were not cut at shards.
+        Two parts hold the same file, so slabs were not cut at shards.
     """
     for source in sorted(piece.rglob("*")):
-        target = store / source.relative_to(piece)
-        if source.name in METADATA or source.is_dir():
+        target = whole / source.relative_to(piece)
+        if source.name in without or source.is_dir():
             continue
         if target.exists():
-            msg = f"two slabs wrote {target.relative_to(store)} of {store.name}; slabs must be whole shards"
+            msg = f"two slabs wrote {target.relative_to(whole)} of {whole.name}; slabs must be whole shards"
             raise InputError(msg)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -111,10 +126,16 @@ def finish(
     """
     store, scale = folder / f"{plan.sample}.ome.zarr", output_scale(recipe, plan.layout.dtype)
     low, high = extent(after, padded=plan.frame != Frame.whole(plan.volume.shape))
-    write_omero(store, display_window(after, tissue.small, scale), (low * scale, high * scale), plan.sample)
-    validate_store(store)
-    validate_store(folder / MASK_NAME)
-    recipe.save(folder / "recipe.json", n4flow=__version__, sample=plan.sample, shape=list(plan.volume.shape))
+    window = display_window(after, tissue.small, scale)
+    label, colour = named(plan.volume, plan.layout.channel, plan.layout.channels, plan.sample)
+    write_omero(store, plan.sample, [Shown(label, window, (low * scale, high * scale), colour)])
+    validate_store(store, plan.layout.channel if plan.layout.channels else None)
+    stated = {"n4flow": __version__, "sample": plan.sample, "shape": list(plan.volume.shape)}
+    if plan.mask_layout in plan.stores:
+        validate_store(folder / MASK_NAME)
+    if plan.one_mask:
+        stated["mask"] = f"../{MASK_NAME}"
+    recipe.save(folder / "recipe.json", **stated)
     pair = Pair(plan.sections, before, after, tissue.small, tissue.agarose_small, recipe, evidence)
     metrics = pair_metrics(pair)
     numbers: dict[str, Any] = {
@@ -133,22 +154,19 @@ def finish(
     )
     (folder / SUMMARY_NAME).write_text(dumps(summary) + "\n", encoding="utf-8")
     (folder / "metrics.json").write_text(dumps(numbers) + "\n", encoding="utf-8")
-    layouts = {store.name: plan.layout, MASK_NAME: plan.mask_layout}
-    _write_checksums(folder, plan.sample, layouts, checksums)
+    stores = {}
+    for name, layout in zip((store.name, MASK_NAME), plan.stores, strict=False):
+        found: Checksums = {}
+        for slab in checksums:
+            add_checksums(found, slab[name])
+        stores[name] = describe(layout, found)
+    write_checksums(folder, plan.sample, stores)
     return numbers
 
 
-def _write_checksums(
-    folder: Path, sample: str, layouts: Mapping[str, StoreLayout], slabs: Sequence[Mapping[str, Checksums]]
-) -> None:
+def write_checksums(folder: Path, sample: str, stores: Mapping[str, Any]) -> None:
     """Write the checksums of every chunk, as its writer saw it, and of every other file of a sample's results."""
-    stores, chunks = {}, set()
-    for name, layout in layouts.items():
-        found: Checksums = {}
-        for slab in slabs:
-            add_checksums(found, slab[name])
-        stores[name] = describe(layout, found)
-        chunks |= {folder / name / key for key in expected_shards(layout, 0, layout.shape[0])}
+    chunks = {folder / name / key for name in stores for key in voxel_files(folder / name)}
     others = sorted(path for path in folder.rglob("*") if path.is_file() and path not in chunks)
     files = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in others}
     content = {"sample": sample, "n4flow": __version__, "stores": stores, "files": files}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
 
 import numpy as np
 
+from n4flow.compute.arrays import SMALLEST, within_float32
 from n4flow.compute.threads import available_threads, reuse_threads, run_tasks, scratch
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
+from n4flow.errors import N4flowWarning
 from n4flow.io.frame import Frame, framed
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import TissueSource
@@ -57,12 +60,19 @@ def shrink_pass(
     shape = (z_stop - z_start, *volume.shape[1:])
     shrinker = PlaneShrinker(shape, shrink, np.dtype(np.float32) if recipe else volume.dtype)
     given = PlaneShrinker(shape, shrink, np.dtype(np.uint8)) if mask is not None else None
+    held, some = volume.dtype.kind != "f", False
     with reuse_threads():
         for z, y, block in prepared(volume, z_start, z_stop, recipe):
             shrinker.add(block, z - z_start, y)
+            if not held:  # asked until a voxel is a float32 of full precision
+                held, some = bool((np.abs(block) >= SMALLEST).any()), some or bool((np.abs(block) > 0).any())
             if mask is not None and given is not None:
                 inside = mask.read(slice(z, z + len(block)), slice(y, y + block.shape[1])) > 0
                 given.add(inside.view(np.uint8), z - z_start, y)
+    if some and not held:
+        where = f"planes {z_start} to {z_stop} of {volume.source.name}"
+        below = f"no value beyond {SMALLEST:.2g}, the smallest float32, in which n4flow computes, and are lost"
+        warnings.warn(f"{where} have {below}; multiply the volume by a constant", N4flowWarning, 2)
     return ShrunkenVolume.of(shrinker, frame), None if given is None else given.valid >= LEAST_COVER
 
 
@@ -93,7 +103,8 @@ def statistics_pass(
                     values, inside = block[box], None if given is None else given[box]
                     if pointwise:
                         corrected = scratch("corrected", values.shape, np.float32)
-                        np.copyto(corrected, values, casting="unsafe")
+                        with within_float32():
+                            np.copyto(corrected, values, casting="unsafe")
                         where = Where(z + start, frame.y_start + y + top, frame.x_start, shape, inside)
                         values = pointwise.apply_block(corrected, where)
                     found = tissue.classes(slice(z + start, z + start + deep), slice(y + top, y + bottom), inside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, filterwarnings
@@ -17,20 +17,22 @@ from n4flow.corrections.harmonization.flat import read_flat
 from n4flow.corrections.outside import Outside
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError, N4flowWarning
+from n4flow.io.address import Address
 from n4flow.io.disk_space import store_needs
-from n4flow.io.doubts import doubts
+from n4flow.io.doubts import doubts, rounding
 from n4flow.io.formats import name_without_suffix
 from n4flow.io.frame import Frame, find_frame
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, StoreLayout
 from n4flow.io.omezarr.planning import plan_layout
-from n4flow.io.open import open_volume
+from n4flow.io.open import MEAN, open_volume
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
 from n4flow.n4_bias.bspline import spans
 from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls, wide_spline
 from n4flow.pipeline.parameters import defaults, iteration_list, opening, sample_sheet, spline_distance
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
+from n4flow.pipeline.stages import STAGES
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import runs
@@ -43,6 +45,7 @@ IDLE = {
     "tissue_threshold": ("match", ("off",)),
 }
 BIAS_FIELDS = {"off": (), "sections": ("section",), "volume": ("volume",), "two_pass": ("section", "volume")}
+EACH = "each"  # Every channel has a bias field and a mask of its own.
 BESIDE = 40_000_000, 27  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
 
 
@@ -76,6 +79,11 @@ class Plan:
         Measured shading that every plane has, in the frame.
     backend : str
         What fits bias fields.
+    channel : int, str or None
+        Of a sample of which all channels are processed, the one that this plan is for; `mean` is their mean, from which
+        a bias field is estimated and nothing is written.
+    fit_channel : int, str or None
+        Then the channel whose bias fields and mask it gets, or `each` for its own.
     """
 
     sample: str
@@ -92,12 +100,42 @@ class Plan:
     margin: int = 0
     flat_field: np.ndarray | None = None
     backend: str = "auto"
+    channel: int | str | None = None
+    fit_channel: int | str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """Name of the channel, where there are several."""
+        if self.channel is None or self.channel == MEAN:
+            return self.channel and "mean of all channels"
+        labels = self.volume.metadata.get("channels") or ()
+        return str(labels[int(self.channel)] if len(labels) == self.volume.reader.channels else self.channel)
+
+    @property
+    def title(self) -> str:
+        """Name of the sample, and of the channel where there are several."""
+        if self.channel is None or self.channel == MEAN:
+            return self.sample + (f", {self.label}" if self.label else "")
+        return f"{self.sample}, channel {self.label}"
+
+    @property
+    def stores(self) -> list[StoreLayout]:
+        """The stores that are written: the result and its mask, which channels that have the same one write once."""
+        return [self.layout, *([] if self.one_mask and self.channel != 0 else [self.mask_layout])]
+
+    @property
+    def one_mask(self) -> bool:
+        """Whether this is one of several channels that have the same mask."""
+        return self.channel is not None and (self.fit_channel != EACH or self.mask is not None)
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as JSON types: what INSPECT hands to the workflow and prints for the user."""
         volume, memory, of_three = self.volume, self._memory(2), self._memory(3)
         return {
             "sample": self.sample,
+            "channel": self.channel,
+            "label": self.label,
+            "source": self._source(),
             "shape": list(volume.shape),
             "frame": str(self.frame),
             "dtype": str(volume.dtype),
@@ -121,12 +159,23 @@ class Plan:
             "warnings": self.warnings,
         }
 
+    def _source(self) -> str:
+        """Return where the input lies: its address, or its whole path, behind the link that a task has of it."""
+        source = self.volume.source
+        return str(source if isinstance(source, Address) else source.resolve())
+
     def needs(self) -> dict[str, int]:
         """Return what the results take on a disk at most, and what the files between the stages take."""
-        nbytes, files = store_needs((self.layout, self.mask_layout), 0, self.volume.shape[0])
+        stores = self.stores if self.channel != MEAN else []
+        nbytes, files = store_needs(stores, 0, self.volume.shape[0])
         nbytes, files = nbytes + BESIDE[0], files + BESIDE[1] + len(self.batches)  # each with a bias field
         work_bytes, work_files = work_needs(self._framed_shape, self.shrink, len(self.slabs))
         return {"bytes": nbytes, "files": files, "work_bytes": work_bytes, "work_files": work_files}
+
+    def peak_memory(self, parameters: Mapping[str, Any]) -> int:
+        """Return the peak memory of a run of all stages in one process of two threads, in bytes."""
+        memory = self._memory(2)
+        return max(memory.get(stage.process, 0) for stage in STAGES if stage.asked(parameters))
 
     @property
     def _framed_shape(self) -> tuple[int, int, int]:
@@ -259,9 +308,8 @@ def _plan(
     if shrink > 1 and min(frame.shape) < 2 * shrink:
         msg = f"shrink {shrink} leaves fewer than 2 voxels of planes of {frame.shape} (Y, X); give a smaller one"
         raise InputError(msg)
-    wide = volume.dtype.kind in "iu" and volume.dtype.itemsize >= 4
-    if wide or volume.dtype == np.float64:
-        warnings.append(f"{volume.dtype} is computed as float32, which is exact for whole numbers up to 16777216 only")
+    if (rounded := rounding(volume)) is not None:
+        warnings.append(rounded)
     warnings += _idle(parameters)
     _check_spline(parameters, volume, frame)
     warnings += _wide_spline(parameters, volume, frame, sections)
@@ -273,6 +321,10 @@ def _plan(
         version=parameters["ome_zarr_version"],
         **geometry,
     )
+    channel, fitted = None, parameters["fit_channel"]  # with which it is one of all channels
+    if fitted is not None:
+        channel = parameters["channel"]
+        layout = replace(layout, channels=volume.reader.channels, channel=0 if channel == MEAN else channel)
     geometry["slab_planes"] = layout.slab_planes
     mask_layout = plan_layout(volume.shape, "uint8", version=parameters["ome_zarr_version"], kind="labels", **geometry)
     return Plan(
@@ -290,6 +342,8 @@ def _plan(
         margin=before.margin[0] if before is not None else 0,
         flat_field=flat_field,
         backend=parameters["backend"],
+        channel=channel,
+        fit_channel=fitted,
     )
 
 

@@ -98,8 +98,10 @@ def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
     samples : sequence of path
         The `checksums.json` of each sample, and its `summary.json`.
     """
-    summaries = [json.loads(path.read_bytes()) for path in samples if path.name == SUMMARY_NAME]
-    summaries.sort(key=itemgetter("sample"))
+    found = sorted(
+        (json.loads(path.read_bytes()) for path in samples if path.name == SUMMARY_NAME), key=itemgetter("sample")
+    )
+    summaries = [row for one in found for row in one.get("channels", [one])]
     samples = [path for path in samples if path.name == CHECKSUMS_NAME]
     info = outdir / INFO
     info.mkdir(parents=True, exist_ok=True)
@@ -213,11 +215,11 @@ def _results(crate: Any, checksums: Path) -> list[Any]:
     for name, digest in digests.items():
         described = {"name": name, "additionalType": "OME-Zarr", "identifier": digest}
         store = crate.add_dataset(dest_path=f"{sample}/{name}/", properties=described)
-        if crate.get(formal := "#mask" if name == MASK_NAME else "#store") is not None:
+        if crate.get(formal := "#mask" if Path(name).name == MASK_NAME else "#store") is not None:
             store["exampleOfWork"] = crate.get(formal)
         made.append(store)
     for name, digest in stated["files"].items():
-        if name.split("/")[0] not in digests:
+        if not any(name.startswith(f"{store}/") for store in digests):
             properties = {"name": name, "sha256": digest}
             made.append(crate.add_file(dest_path=f"{sample}/{name}", properties=properties))
     return [*made, _file(crate, f"{sample}/{CHECKSUMS_NAME}", checksums)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.compute.arrays import within_float32
 from n4flow.compute.threads import available_threads, scratch, thread_pool
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
@@ -22,7 +23,7 @@ from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.slab_writer import SlabWriter
-from n4flow.io.omezarr.store import create_store, validate_store, write_omero
+from n4flow.io.omezarr.store import Shown, create_store, validate_store, write_omero
 from n4flow.io.publishing import published
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
@@ -215,7 +216,8 @@ class _Tiles:
         for first in range(0, depth, step):
             planes = part[first : first + step]
             values = scratch("tile", planes.shape, np.float32)
-            np.copyto(values, planes, casting="unsafe")
+            with within_float32():
+                np.copyto(values, planes, casting="unsafe")
             yield first, values
 
 
@@ -338,6 +340,7 @@ def render(
             )
         low, high = min(slab.minimum for slab in slabs), max(slab.maximum for slab in slabs)
         scale = output_scale(recipe, layout.dtype)
-        write_omero(partial, (min(0.0, low * scale), high * scale), (low * scale, high * scale), Path(out).name)
+        window = min(0.0, low * scale), high * scale
+        write_omero(partial, Path(out).name, [Shown(Path(out).name, window, (low * scale, high * scale))])
         validate_store(partial)
     return {"saturated_voxels": sum(slab.saturated for slab in slabs), "minimum": low, "maximum": high}

@@ -34,6 +34,28 @@ PLANE_FILE = 160  # Bytes of a plane's counts in a file, and of the headers of w
 ARCHIVE = 8192  # Bytes of the headers and names of the arrays in one file.
 
 
+# Seconds that a run takes on two cores, as measured (docs/streaming.md).
+START_SECONDS = 8.0  # what is imported and drawn, whatever the volume
+VOXEL_SECONDS = 26e-9  # of each voxel: SHRINK, PLANE_STATISTICS and RENDER
+SHRUNKEN_SECONDS = 800e-9  # of each shrunken voxel: mask, bias fields, proof, report
+
+
+def run_seconds(shape: tuple[int, int, int], plane: tuple[int, int], shrink: int) -> float:
+    """Return about how long a run with the default parameters takes on two cores.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Z, Y, X) of full resolution.
+    plane : tuple of int
+        Rows and columns that the shrunken volume is made of.
+    shrink : int
+        In-plane block size of the shrunken volume.
+    """
+    shrunken = shape[0] * math.prod(-(-n // shrink) for n in plane)
+    return START_SECONDS + VOXEL_SECONDS * math.prod(shape) + SHRUNKEN_SECONDS * shrunken
+
+
 def pass_bytes(
     volume: Volume,
     layout: StoreLayout,
@@ -126,8 +148,7 @@ def shrunken_bytes(
         "N4_VOLUME": shape[0] * fitted,
         "PROVE": planes + compared,
         "HARMONIZE": planes + compared,
-        "MATCH_HISTOGRAMS": planes + compared,
-        "SMOOTH_Z": planes + compared,
+        "INTENSITY": planes + compared,
         "FINISH": planes + compared + min(shape[0] * small, MOST_SHOWN) * SHOWN,
     }
     return {name: int(INTERPRETER + MARGIN * size) for name, size in sizes.items()}

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from n4flow.compute.progress import Listener, Progress, counted, peak_memory
 from n4flow.compute.threads import thread_limit
+from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.recipe import Recipe
+from n4flow.display import Shown, axes, picture
+from n4flow.errors import InputError, reading
 from n4flow.io.address import Address, located
 from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
+from n4flow.io.open import MEAN, open_volume
 from n4flow.io.publishing import locked, published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
+from n4flow.pipeline.channels import in_order, join, make_plans
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
-from n4flow.pipeline.parameters import command_line, iteration_list, resolve
+from n4flow.pipeline.parameters import command_line, iteration_list, opening, resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
-from n4flow.pipeline.plan import Plan, background, check_state, completed, make_plan
+from n4flow.pipeline.plan import Plan, background, check_state, completed
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
@@ -40,15 +47,63 @@ from n4flow.statistics.histograms import HistogramFiles
 from n4flow.statistics.shrunken import ShrunkenFiles
 
 log = logging.getLogger("n4flow")
+MOST_PIXELS = 1024  # Of a side of a plane that is drawn.
+METRICS_NAME = "metrics.json"
 
 
-@dataclass(frozen=True)
-class SampleResult:
-    """Where one sample's results lie."""
+@dataclass(frozen=True, repr=False)
+class SampleResult(Shown):
+    """Where one sample's results lie, and what was said of them."""
 
     sample: str
     folder: Path
-    numbers: dict[str, Any] = field(repr=False)  # what metrics.json holds
+    numbers: dict[str, Any]  # what metrics.json holds
+
+    def facts(self) -> Mapping[str, str]:
+        """Return name, verdict and folder."""
+        sentence = str(self.numbers["verdict"]["sentence"])
+        return {"sample": self.sample, "status": self.status, "folder": str(self.folder), "verdict": sentence}
+
+    def plot(self, z: int | None = None) -> Any:
+        """Draw a plane before and after, each with its own scale.
+
+        Parameters
+        ----------
+        z : int, optional
+            The plane; the one in the middle without it.
+
+        Returns
+        -------
+        array of matplotlib axes
+
+        Raises
+        ------
+        InputError
+            matplotlib is not installed, there is no such plane, or the input is not where it was.
+        """
+        after = open_volume(self.store)
+        depth = after.shape[0]
+        chosen = depth // 2 if z is None else z
+        if not 0 <= chosen < depth:
+            msg = f"z must be from 0 to {depth - 1}, the planes of {self.sample}, got {z}"
+            raise InputError(msg)
+        places = axes(2)
+        for place, (name, volume) in zip(places[0], (("before", self.before()), ("after", after)), strict=True):
+            plane = volume.read(slice(chosen, chosen + 1))[0]
+            step = -(-max(plane.shape) // MOST_PIXELS)
+            ratio = (after.voxel_um or {"y": 1, "x": 1})["y"] / (after.voxel_um or {"y": 1, "x": 1})["x"]
+            picture(place, plane[::step, ::step], f"{self.sample}, plane {chosen} {name}", aspect=ratio)
+        return places
+
+    def before(self) -> Volume:
+        """Open the input as the run did.
+
+        Raises
+        ------
+        InputError
+            It is not where it was.
+        """
+        return open_volume(self.numbers["plan"]["source"], **opening(self.numbers["parameters"]))
 
     @property
     def status(self) -> str:
@@ -61,13 +116,21 @@ class SampleResult:
         return self.folder / f"{self.sample}.ome.zarr"
 
     @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the report; of several channels, those of each by its label."""
+        if "channels" not in self.numbers:
+            return dict(self.numbers["metrics"])
+        files = {one["label"]: self.folder / one["folder"] / "metrics.json" for one in self.numbers["channels"]}
+        return {label: json.loads(file.read_bytes())["metrics"] for label, file in files.items()}
+
+    @property
     def report(self) -> Path:
         """The QC report."""
         return self.folder / "report.html"
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Shown):
     """Where the results of a run lie."""
 
     outdir: Path
@@ -77,6 +140,52 @@ class Result:
     def status(self) -> str:
         """`look` where that is the verdict of a sample, else `pass`."""
         return "look" if any(sample.status == "look" for sample in self.samples) else "pass"
+
+    @property
+    def store(self) -> Path:
+        """The corrected volume of the only sample."""
+        return self._only().store
+
+    @property
+    def report(self) -> Path:
+        """The report of the only sample."""
+        return self._only().report
+
+    def _only(self) -> SampleResult:
+        if len(self.samples) != 1:
+            msg = f"the run has {len(self.samples)} samples; take one of result.samples"
+            raise InputError(msg)
+        return self.samples[0]
+
+    def facts(self) -> Mapping[str, str]:
+        """Return the folder, and the verdict of each sample."""
+        return {"outdir": str(self.outdir)} | {sample.sample: sample.status for sample in self.samples}
+
+    def plot(self, z: int | None = None) -> Any:
+        """Draw a plane of the only sample before and after; see `SampleResult.plot`."""
+        return self._only().plot(z)
+
+    @classmethod
+    def load(cls, outdir: str | Path) -> Result:
+        """Read the results of a run, of `n4flow run` or the workflow, from its folder or from that of one sample.
+
+        Raises
+        ------
+        InputError
+            There are none.
+        """
+        place = Path(outdir)
+        alone = (place / METRICS_NAME).is_file()
+        files = [place / METRICS_NAME] if alone else sorted(place.glob(f"*/{METRICS_NAME}"))
+        if not files:
+            msg = f"{place} holds no results of n4flow; give the outdir of a run, or the folder of one sample"
+            raise InputError(msg)
+        found = []
+        for file in files:
+            with reading(file, "the numbers of a sample that n4flow wrote", small=True):
+                numbers = json.loads(file.read_text(encoding="utf-8"))
+                found.append(SampleResult(numbers["sample"], file.parent, numbers))
+        return cls(place.parent if alone else place, tuple(found))
 
     def table(self) -> str:
         """Return what a run ends with, as the workflow does: verdict, store, report and a sentence of each sample."""
@@ -102,7 +211,7 @@ def run(
     Parameters
     ----------
     input : path
-        A volume, or a CSV with columns sample, image and, optionally, mask, flat_field, sections, voxel_um.
+        A volume, or a CSV with columns sample, image and, optionally, mask, flat_field, sections, voxel_um, channel.
     outdir : path
         One folder for each sample appears here, complete or not at all.
     threads : int, optional
@@ -139,28 +248,39 @@ def run(
         backend = choose_backend(backend)
     asked = []
     for sample, image, own in read_samples(located(input)):
-        plan = make_plan(image, resolved | own, sample)
-        seen = plan.volume.reader.state()
+        plans = make_plans(image, resolved | own, sample)
+        seen = [plan.volume.reader.state() for plan in plans]
         files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
-        check_apart(Path(outdir) / plan.sample, [image, *files])
-        check_channel(Path(outdir) / plan.sample, (resolved | own)["channel"])
-        asked.append((plan, resolved | own, seen))
+        check_apart(Path(outdir) / plans[0].sample, [image, *files])
+        check_channel(Path(outdir) / plans[0].sample, (resolved | own)["channel"])
+        asked.append((plans, resolved | own, seen))
     results, again = [], command_line(resolved)
     with locked(Path(outdir) / INFO):  # of all samples together, so no other run may work there
         reclaim(Path(outdir))  # before there is asked for room
-        for number, (plan, settled, seen) in enumerate(asked):
-            _check_room(Path(outdir), [plan for plan, *_ in asked[number:]])  # now, not after hours of estimating
-            for warning in plan.warnings:
-                log.warning("warning: sample %s: %s", plan.sample, warning)
-            with executor(dask_scheduler) as slabs, published(Path(outdir) / plan.sample) as folder:
-                log.info("%s: %s planes of %s x %s voxels", plan.sample, *plan.volume.shape)
-                numbers = _Sample(plan, folder, settled, backend, threads, slabs, again).go_through(progress)
-                check_state(plan, seen)
-            results.append(SampleResult(plan.sample, Path(outdir) / plan.sample, numbers))
+        for number, (plans, settled, seen) in enumerate(asked):
+            _check_room(Path(outdir), [plan for plans, *_ in asked[number:] for plan in plans])  # now, not after hours
+            sample, shape = plans[0].sample, plans[0].volume.shape
+            for warning in dict.fromkeys(warning for plan in plans for warning in plan.warnings):
+                log.warning("warning: sample %s: %s", sample, warning)
+            with executor(dask_scheduler) as slabs, published(Path(outdir) / sample) as folder:
+                log.info("%s: %s planes of %s x %s voxels", sample, *shape)
+                numbers = _channels(
+                    plans,
+                    folder,
+                    settled,
+                    backend=backend,
+                    threads=threads,
+                    executor=slabs,
+                    again=again,
+                    listener=progress,
+                )
+                for plan, state in zip(plans, seen, strict=True):
+                    check_state(plan, state)
+            results.append(SampleResult(sample, Path(outdir) / sample, numbers))
         versions = "".join(f"n4flow run\t-\t{tool}\t{version}\n" for tool, version in tool_versions().items())
         settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
         command = f"n4flow.run {input} {outdir} {settings}".strip()
-        done = Run(command, resolved, [str(plan.volume.source) for plan, *_ in asked], versions)
+        done = Run(command, resolved, [str(plans[0].volume.source) for plans, *_ in asked], versions)
         stated = [result.folder / name for result in results for name in (CHECKSUMS_NAME, SUMMARY_NAME)]
         write_provenance(Path(outdir), done, stated)
     return Result(Path(outdir), tuple(results))
@@ -180,9 +300,29 @@ def _check_room(outdir: Path, plans: Sequence[Plan]) -> None:
     check_space(outdir, nbytes, files)
 
 
+def _channels(
+    plans: Sequence[Plan], folder: Path, parameters: Mapping[str, Any], listener: Listener | None, **options: Any
+) -> dict[str, Any]:
+    """Process the channels of a sample one after the other; return what `metrics.json` holds."""
+    if len(plans) == 1:
+        return _Sample(plans[0], folder, parameters, **options).go_through(listener)
+    leader: _Sample | None = None
+    for plan in in_order(plans):
+        own = {**parameters, "channel": plan.channel, "fit_channel": plan.fit_channel}
+        unit = _Sample(plan, folder.with_name(f"channel_{plan.channel}"), own, **options, leader=leader)
+        unit.go_through(listener)
+        shutil.rmtree(unit.work)
+        if plan.channel == plan.fit_channel:
+            leader = unit
+    return join(folder, [folder.with_name(f"channel_{plan.channel}") for plan in plans if plan.channel != MEAN])
+
+
 @dataclass
 class _Sample:
-    """One sample on its way through the stages; each stage is the method of its name, or estimates a correction."""
+    """One sample on its way through the stages; each stage is the method of its name, or estimates a correction.
+
+    A `leader` is another channel of it whose masks and bias fields are taken over.
+    """
 
     plan: Plan
     folder: Path
@@ -191,10 +331,13 @@ class _Sample:
     threads: int | None
     executor: Executor
     again: str  # the command that does the run again
+    leader: _Sample | None = None
 
     def __post_init__(self) -> None:
         self.stages: list[dict[str, Any]] = []  # the numbers of each, in order
-        self.work = self.folder.with_name("work")  # in the folder that is removed at the end, as a work directory
+        self.metrics: dict[str, Any] = {}
+        # A work directory, in the folder that is removed at the end.
+        self.work = self.folder.with_name(f"{self.folder.name}.work")
         self.work.mkdir(parents=True)
         plan, voxel_um = self.plan, self.plan.volume.voxel_um or {}
         first = background(self.parameters, voxel_um)
@@ -206,12 +349,22 @@ class _Sample:
     def go_through(self, listener: Listener | None) -> dict[str, Any]:
         """Run every stage that the parameters ask for, and say how it went; return what `metrics.json` holds."""
         asked = [each for each in STAGES if each.asked(self.parameters)]
-        for number, each in enumerate(asked, start=1):
-            step = Progress(each.name, *self.extent(each), self.plan.sample, number, len(asked))
+        if self.plan.channel == MEAN:  # What others take over, and what that rests on.
+            asked = [each for each in asked if each.led or each.name in ("SHRINK", "PROVE")]
+        own = [each for each in asked if self.leader is None or not each.led]
+        for each in asked:
+            if self.leader is not None and each.led:
+                self.inputs = replace(self.inputs, tissue=self.leader.inputs.tissue)
+                self.stages += [numbers for numbers in self.leader.stages if numbers["stage"] == each.name]
+                continue
+            step = Progress(each.name, *self.extent(each), self.plan.title, own.index(each) + 1, len(own))
             started = time.perf_counter()
             with counted(step, listener):
                 getattr(self, each.name.lower(), partial(self.estimate, each))()
             log.info("%s", stage_line(step, time.perf_counter() - started))
+            if each.name == "PROVE" and self.leader is not None:  # It looks at the input alone.
+                fields = [field for field in self.leader.inputs.recipe if isinstance(field, BiasCorrection)]
+                self.inputs = replace(self.inputs, recipe=Recipe([*self.inputs.recipe, *fields]))
         return self.metrics
 
     def extent(self, each: Stage) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from n4flow.errors import InputError, reading
 from n4flow.io.address import Address, located
 from n4flow.io.formats import name_without_suffix
+from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.pipeline.parameters import resolve, sample_sheet
 
 LONGEST_COUNT = 10  # Digits; what is longer is no count of sections.
@@ -73,7 +74,7 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     if not set(required) <= set(names) <= set(columns):
         optional = ", ".join(name for name in columns if name not in required)
         expected = f"{', '.join(required)} and, optionally, {optional}"
-        msg = f"sample sheet {path.name} has columns {', '.join(names)}; expected {expected}"
+        msg = f"sample sheet {path.name} has columns {listed(names)}; expected {expected}{_meant(names, columns)}"
         raise InputError(msg)
     if not rows:
         msg = f"sample sheet {path.name} has no rows; give one line for each sample under a header"
@@ -91,6 +92,15 @@ def read_samples(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
             msg = f"sample sheet {path.name} {rows_of}; give every sample a name of its own"
             raise InputError(msg)
     return [(row["sample"], _beside(path.parent, row["image"]), _own(row, path.parent)) for row in rows]
+
+
+def _meant(names: list[str], columns: list[str]) -> str:
+    """Return what makes a header another one than it looks: the separator of its cells, or capitals."""
+    separator = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+    if separator is not None:
+        return f"; separate cells by commas, not by {'tabs' if separator == chr(9) else separator}"
+    capitals = [name for name in names if name not in columns and name.lower() in columns]
+    return f"; write {', '.join(name.lower() for name in capitals)} in small letters" if capitals else ""
 
 
 def _beside(folder: Path, name: str) -> Path:

@@ -1,7 +1,7 @@
 """The stages of the chain, in order: the one table of their names, what they estimate, and which settings they take.
 
-`n4flow run`, the step commands, the report and the memory prediction read it, and a test holds main.nf to it. Nothing
-large is imported here, since the command line reads the table before it knows which command is asked for.
+`n4flow run`, the step commands, the report and the memory prediction read it, and a test holds modules/n4flow.nf to it.
+Nothing large is imported here, since the command line reads the table before it knows which command is asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Parameters = Mapping[str, Any]  # every parameter of the schema, resolved
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the chain, a process of the workflow.
+    """One stage of the chain, which a process of the workflow runs, alone or with those beside it.
 
     A stage that estimates a correction is the function of its name in lower case in `pipeline.estimate`.
 
@@ -38,8 +38,12 @@ class Stage:
         Name of that correction's file between processes, where the numbers in front keep the order.
     scattered : {'', 'slabs', 'sections'}
         What of a sample one task works on, where that is not all of it.
+    process : str, optional
+        The process that runs it, where one runs several.
     command : str, optional
-        Its step command, where that is not its name.
+        The step command of its process, where that is not its name.
+    led : bool
+        Whether channels take over what it makes of the channel that leads, where one does (`pipeline.channels`).
     """
 
     name: str
@@ -49,11 +53,15 @@ class Stage:
     estimates: str | None = None
     file: str | None = None
     scattered: str = ""
+    process: str = ""
     command: str = ""
+    led: bool = False
 
     def __post_init__(self) -> None:
+        if not self.process:
+            object.__setattr__(self, "process", self.name)
         if not self.command:
-            object.__setattr__(self, "command", self.name.lower().replace("_", "-"))
+            object.__setattr__(self, "command", self.process.lower().replace("_", "-"))
 
 
 def settings_of(process: str) -> tuple[str, ...]:
@@ -72,7 +80,7 @@ STAGES = (
         ("volume", "recipe"),
         scattered="slabs",
     ),
-    Stage("TISSUE_MASK", "Find tissue, agarose and the background level of each section.", ("shrunken",)),
+    Stage("TISSUE_MASK", "Find tissue, agarose and the background level of each section.", ("shrunken",), led=True),
     Stage(
         "N4_SECTIONS",
         "Fit a bias field to each section of a batch.",
@@ -81,6 +89,7 @@ STAGES = (
         "bias_field",
         "20_bias_sections",
         "sections",
+        led=True,
     ),
     Stage(
         "N4_VOLUME",
@@ -89,6 +98,7 @@ STAGES = (
         lambda parameters: parameters["bias"] in ("volume", "two_pass"),
         "bias_field",
         "30_bias_volume",
+        led=True,
     ),
     Stage(
         "PROVE",
@@ -118,6 +128,7 @@ STAGES = (
         lambda parameters: parameters["normalize"],
         "plane_range",
         "40_plane_range",
+        process="INTENSITY",
     ),
     Stage(
         "MATCH_HISTOGRAMS",
@@ -126,6 +137,7 @@ STAGES = (
         lambda parameters: parameters["match"] != "off",
         "section_lookup",
         "50_section_lookup",
+        process="INTENSITY",
     ),
     Stage(
         "SMOOTH_Z",
@@ -134,6 +146,7 @@ STAGES = (
         lambda parameters: parameters["smooth_z"] > 0,
         "plane_gain",
         "60_plane_gain",
+        process="INTENSITY",
     ),
     Stage(
         "RENDER",

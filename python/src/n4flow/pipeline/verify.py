@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from n4flow.compute.threads import available_threads
-from n4flow.corrections.recipe import Recipe
+from n4flow.corrections.recipe import Recipe, recipes
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.omezarr.checksums import chunk_checksum, describe_level, grid
 from n4flow.io.omezarr.store import validate_store, voxel_files
@@ -99,7 +99,8 @@ def _verify_sample(folder: Path) -> tuple[int, int]:
             raise N4flowError(difference)
         validate_store(folder / name)
         chunks += sum(len(level["checksums"]) for level in store["levels"])
-    Recipe.load(folder / "recipe.json")
+    for recipe in recipes(folder / "recipe.json"):
+        Recipe.load(recipe)
     return len(files) + 1, chunks
 
 
@@ -147,19 +148,24 @@ def first_difference(store: Path, stated: Mapping[str, Any]) -> str | None:
         where, chunks, checksums = f"{store}, level {level['path']}", level["chunks"], level["checksums"]
         if describe_level(level["path"], level["shape"], chunks, level["dtype"], checksums) != level:
             return f"{where}: its digest is not that of its checksums; {CHECKSUMS_NAME} was changed"
-        try:
-            volume = open_volume(store, level=number, require_voxel_um=False)
-        except InputError as error:
-            return f"{where}: {error}"
-        if list(volume.shape) != level["shape"] or volume.dtype.name != level["dtype"]:
-            return f"{where} is {volume.dtype} {volume.shape}, {level['dtype']} {tuple(level['shape'])} was written"
-        found = _checksums(volume, chunks)
-        for index, expected, (box, checksum) in zip(grid(volume.shape, chunks), checksums, found, strict=True):
-            if checksum != expected:
-                ends = zip("zyx", (s.start for s in box), (s.stop - 1 for s in box), strict=True)
-                voxels = ", ".join(f"{axis} {a} to {b}" for axis, a, b in ends)
-                place = f"{where}, chunk {'/'.join(map(str, index))} (voxels {voxels})"
-                return f"{place} has checksum {checksum}, {expected} was written; publish the sample again"
+        channels = level["shape"][:-3]  # Their number, where the store has an axis of them.
+        for channel in range(*channels or [1]):
+            try:
+                volume = open_volume(store, level=number, channel=channel, require_voxel_um=False)
+            except InputError as error:
+                return f"{where}: {error}"
+            shape = [*([volume.reader.channels] if channels else []), *volume.shape]
+            if shape != level["shape"] or volume.dtype.name != level["dtype"]:
+                return f"{where} is {volume.dtype} {tuple(shape)}, {level['dtype']} {tuple(level['shape'])} was written"
+            own = checksums[channel * len(checksums) // channels[0] :] if channels else checksums
+            found = _checksums(volume, chunks[-3:])
+            for index, expected, (box, checksum) in zip(grid(volume.shape, chunks[-3:]), own, found, strict=False):
+                if checksum != expected:
+                    ends = zip("zyx", (s.start for s in box), (s.stop - 1 for s in box), strict=True)
+                    voxels = ", ".join(f"{axis} {a} to {b}" for axis, a, b in ends)
+                    key = "/".join(map(str, [*([channel] if channels else []), *index]))
+                    place = f"{where}, chunk {key} (voxels {voxels})"
+                    return f"{place} has checksum {checksum}, {expected} was written; publish the sample again"
     return None
 
 
@@ -224,8 +230,8 @@ def _verify_crate(outdir: Path) -> int:
     for entity in files:
         _compare_file(outdir / entity.id, entity["sha256"])
     for store in (entity for entity in crate.get_entities() if entity.get("additionalType") == "OME-Zarr"):
-        folder = outdir / store.id
-        digest = sample_digests(folder.parent / CHECKSUMS_NAME).get(folder.name)
+        sample, _slash, name = store.id.rstrip("/").partition("/")
+        digest = sample_digests(outdir / sample / CHECKSUMS_NAME).get(name)
         if store["identifier"] != digest:
             msg = f"{path} names digest {store['identifier']} for {store.id}, {CHECKSUMS_NAME} has {digest}; run again"
             raise N4flowError(msg)

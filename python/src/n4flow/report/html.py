@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,12 +99,10 @@ def write_report(
         "strip": pictures is None or len(metrics["sections"]) < 2,
         "harmonisation": not metrics["harmonization"],
     }
-    store = f"{numbers['sample']}.ome.zarr"
-    folder = f"{Path(numbers['parameters'].get('outdir') or '.') / numbers['sample']}/"
     page = render(
         "report.html.j2",
         ["report.js", "viewer.js"],
-        sample=numbers["sample"],
+        sample=numbers["sample"] + (f", channel {volume['label']}" if volume.get("label") else ""),
         verdict=numbers["verdict"],
         next=next_step(numbers["verdict"], metrics["sections"]),
         to_look_at=[row for row in worst if row["status"] == "warn"][:MOST_NAMED],
@@ -133,10 +130,7 @@ def write_report(
             (f"not applied: {step.title}" if step.idle else step.title, plain(step.summary())) for step in pair.recipe
         ],
         parameters=numbers["parameters"],
-        folder=folder,
-        store=store,
-        mask_store=MASK_NAME,
-        quoted_store=shlex.quote(folder + store),
+        stores=stores(numbers),
         neuroglancer=NEUROGLANCER,
         command=command,
         methods=methods(numbers, pair.recipe),
@@ -147,6 +141,19 @@ def write_report(
     )
     path.write_text(page, encoding="utf-8")
     return summarize(numbers, small)
+
+
+def stores(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return where the result and its mask are, as seen from the page, and from where the run was started."""
+    sample, volume, parameters = numbers["sample"], numbers["plan"], numbers["parameters"]
+    several = volume.get("channel") is not None  # Then the page is of one of several channels, in a folder of its own.
+    one_mask = several and (parameters.get("fit_channel") != "each" or volume.get("mask") == "given")
+    folder = Path(parameters.get("outdir") or ".") / sample
+    own = f"channel_{volume.get('channel')}/" if several and not one_mask else ""
+    return [
+        ("../" * several + f"{sample}.ome.zarr", str(folder / f"{sample}.ome.zarr")),
+        ("../" * one_mask + MASK_NAME, str(folder / f"{own}{MASK_NAME}")),
+    ]
 
 
 def next_step(verdict: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

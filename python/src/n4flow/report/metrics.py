@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from html import escape
+from io import StringIO
 from itertools import groupby
 from operator import getitem
 from typing import Any
@@ -21,6 +22,7 @@ from n4flow.report.assessment import Limit, above, many_voxels, moved
 from n4flow.report.measurement import Measurement
 from n4flow.report.pair import TIMES, Pair
 from n4flow.report.text import change, number, percent, plain, signed_change, whole_percent
+from n4flow.sections import write_rows
 
 
 @dataclass(frozen=True)
@@ -422,11 +424,10 @@ def _section_rows(measurement: Measurement) -> list[dict[str, Any]]:
 def sections_table(numbers: Mapping[str, Any]) -> str:
     """Return the rows of sections as tab-separated text with a header; what is not known is empty."""
     rows = numbers["sections"]
-    lines = ["\t".join(rows[0])] if rows else []
-    for row in rows:
-        cells = ["; ".join(value) if isinstance(value, list) else value for value in row.values()]
-        lines.append("\t".join("" if cell is None else str(cell) for cell in cells))
-    return "".join(line + "\n" for line in lines)
+    table = [["; ".join(cell) if isinstance(cell, list) else cell for cell in row.values()] for row in rows]
+    stream = StringIO()
+    write_rows(stream, [*([rows[0]] if rows else []), *table])
+    return stream.getvalue()
 
 
 def volume_rows(numbers: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:

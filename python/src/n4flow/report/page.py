@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update({name: getattr(text, name) for name in FILTERS})
+    environment.filters.update({name: getattr(text, name) for name in FILTERS}, quote=shlex.quote)
     code = [asset(name) for name in scripts]
     values |= {"version": __version__, "style": asset("style.css"), "scripts": code, "policy": policy(code)}
     return environment.get_template(template).render(values)

@@ -121,11 +121,23 @@ def summarize(numbers: Mapping[str, Any], pictures: Mapping[str, str]) -> dict[s
     """
     return {
         "sample": numbers["sample"],
+        "folder": numbers["sample"],
         "n4flow": __version__,
         "verdict": numbers["verdict"],
         "numbers": {key.name: plain(key.compute(numbers["metrics"])) for key in KEYS},
         "pictures": dict(pictures),
     }
+
+
+def of_channels(
+    sample: str, channels: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the summary of a sample of several channels: that of each, under a name of its own."""
+    found = [
+        {**one, "sample": f"{sample}, {channel['label']}", "folder": f"{sample}/{channel['folder']}"}
+        for channel, one in zip(channels, summaries, strict=True)
+    ]
+    return {"sample": sample, "channels": found}
 
 
 def outliers(values: Sequence[float | None], least: float) -> list[bool]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.compute.arrays import within_float32
 from n4flow.compute.threads import available_threads, run_tasks, scratch
 from n4flow.statistics.bins import N_BINS, pairs_of_bins
 from n4flow.statistics.pooling import add_up
@@ -114,7 +115,7 @@ class PlaneShrinker(BlockMeans):
         from n4flow.statistics import block_mean_kernels as kernels
 
         values = scratch("shrink", (1, sum(map(len, rows)), rows[0].shape[1]), np.float32)
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is counted so
+        with within_float32():
             np.concatenate(rows, out=values[0], casting="unsafe")
         means = self.mean[plane : plane + 1], self.valid[plane : plane + 1]
         place = at, self.shape[1:], self.k, *means, *kernels.NO_EDGES
@@ -241,7 +242,7 @@ class PlaneCounter:
             _tables.words = np.zeros((3 * 2 * N_BINS + 1, 2), np.int64)  # all zeros between calls
         n_z, n_y, width = rows.shape
         if rows.dtype.str[1:] not in COUNTED or not rows.dtype.isnative:
-            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is not valid
+            with within_float32():
                 rows = rows.astype(np.float32)
         _start, step = strips(n_y, width)[0]
         room = scratch("values", (1, step, width), np.float32), scratch("classes", (1, step, width), np.uint8)

@@ -36,3 +36,16 @@ def test_ome_zarr_py(store):
     assert [level.shape for level in node.data] == [SHAPE, (19, 151, 134)]
     assert np.array_equal(node.data[0].compute(), array)
     assert node.metadata["contrast_limits"][0] == pytest.approx(np.percentile(array, (0.1, 99.9)).tolist(), rel=1e-3)
+
+
+def test_channels_in_ome_zarr_py(tmp_path):
+    reader = pytest.importorskip("ome_zarr.reader")
+    from ome_zarr.io import parse_url
+
+    array = np.random.default_rng(9).normal(1000, 100, (3, 5, 40, 50)).astype("float32")
+    write_volume(tmp_path / "s.ome.zarr", array, voxel_um=(25, 10, 10))
+    node = next(iter(reader.Reader(parse_url(tmp_path / "s.ome.zarr"))()))
+    assert [axis["name"] for axis in node.metadata["axes"]] == ["c", "z", "y", "x"]
+    assert node.metadata["channel_names"] == ["0", "1", "2"]
+    assert len(node.metadata["contrast_limits"]) == 3
+    assert np.array_equal(node.data[0].compute(), array)

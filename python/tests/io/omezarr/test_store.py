@@ -20,7 +20,8 @@ from n4flow.io.omezarr.layout import expected_shards
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.shards import Encoder
 from n4flow.io.omezarr.slab_writer import SlabWriter
-from n4flow.io.omezarr.store import create_store, validate_store, write_omero
+from n4flow.io.omezarr.store import Shown, create_store, validate_store, write_omero
+from n4flow.io.writers import write_volume
 
 SHAPE = (38, 301, 267)  # three different sizes that no chunk divides
 VOXEL = {"z": 25.0, "y": 10.0, "x": 10.0}
@@ -218,7 +219,7 @@ def test_point_source_and_extent_agree_across_levels(tmp_path, version):
 
 def test_store_tells_how_it_was_made(tmp_path):
     write_store(tmp_path / "brain.ome.zarr", smooth_noise((5, 40, 33)))
-    write_omero(tmp_path / "brain.ome.zarr", (10, 900), (-3.5, 2500), "corrected")
+    write_omero(tmp_path / "brain.ome.zarr", "brain", [Shown("corrected", (10, 900), (-3.5, 2500))])
     ome = json.loads((tmp_path / "brain.ome.zarr/zarr.json").read_text())["attributes"]["ome"]
     multiscale = ome["multiscales"][0]
     assert ome["version"] == "0.5"
@@ -234,7 +235,42 @@ def test_store_tells_how_it_was_made(tmp_path):
     assert ome["omero"]["rdefs"] == {"defaultT": 0, "defaultZ": 2, "model": "greyscale"}
     validate_store(tmp_path / "brain.ome.zarr")
     with pytest.raises(InputError, match="finite intensities"):
-        write_omero(tmp_path / "brain.ome.zarr", (0, float("nan")), (0, 1), "x")
+        write_omero(tmp_path / "brain.ome.zarr", "x", [Shown("x", (0, float("nan")), (0, 1))])
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_channels_are_stores_of_one_in_files_of_their_own(tmp_path, version):
+    """Voxels as zarr-python reads them, and bytes as those of a store of the channel alone."""
+    array = np.stack(
+        [smooth_noise((9, 301, 267)), smooth_noise((9, 301, 267)) / 3, np.full((9, 301, 267), np.nan, "f4")]
+    )
+    path, alone = tmp_path / "c.ome.zarr", tmp_path / "one.ome.zarr"
+    write_volume(path, array, voxel_um=VOXEL, ome_zarr_version=version)
+    write_volume(alone, array[1], voxel_um=VOXEL, ome_zarr_version=version)
+    group, one = (zarr.open_group(store, mode="r") for store in (path, alone))
+    ome = dict(group.attrs).get("ome", dict(group.attrs))
+    multiscale = ome["multiscales"][0]
+    assert [axis["name"] for axis in multiscale["axes"]] == ["c", "z", "y", "x"]
+    assert multiscale["axes"][0] == {"name": "c", "type": "channel"}
+    assert [t["scale"] for t in (d["coordinateTransformations"][0] for d in multiscale["datasets"])] == [
+        [1.0, 25.0, 10.0, 10.0],
+        [1.0, 25.0, 20.0, 20.0],
+    ]
+    assert np.array_equal(group["0"][:], array, equal_nan=True)
+    assert np.array_equal(group["1"][1], one["1"][:])
+    assert group["0"].chunks == (1, *one["0"].chunks)
+    for level in "01":
+        folder = path / level / ("c/1" if version == "0.5" else "1")
+        files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+        own = alone / level / ("c" if version == "0.5" else "")
+        assert files
+        assert all((folder / name).read_bytes() == (own / name).read_bytes() for name in files)
+    assert [channel["color"] for channel in ome["omero"]["channels"]] == ["FF0000", "00FF00", "0000FF"]
+    validate_store(path)
+    (next(p for p in (path / "1").rglob("*/0") if p.is_file() and "1" in p.relative_to(path / "1").parts)).unlink()
+    validate_store(path, 0)
+    with pytest.raises(N4flowError, match="1 faulty files"):
+        validate_store(path, 1)
 
 
 def test_anisotropic_axes_wait_for_each_other():

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module
+from n4flow.compute.arrays import LARGEST, SMALLEST, array_module
 from n4flow.compute.threads import thread_count
-from n4flow.corrections.base import LARGEST, SMALLEST, Correction, Where, in_frame, misfits
+from n4flow.corrections.base import Correction, Where, in_frame, misfits
 from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, block_means, depth_basis, fit_step
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame

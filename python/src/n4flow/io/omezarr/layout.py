@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from n4flow.errors import InputError
 
@@ -61,6 +62,10 @@ class StoreLayout:
         Planes of level 0 in a slab.
     kind : str
         `image` (levels are block means) or `labels` (levels pick a voxel).
+    channels : int or None
+        Channels of the store, where it has an axis of them; all else here is of one channel.
+    channel : int
+        The channel that is written; each has files of its own.
     """
 
     version: str
@@ -70,11 +75,22 @@ class StoreLayout:
     levels: tuple[LevelLayout, ...]
     slab_planes: int
     kind: str = "image"
+    channels: int | None = None
+    channel: int = 0
 
     @property
     def shape(self) -> Triple:
         """Shape (Z, Y, X) of level 0."""
         return self.levels[0].shape
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of the store's arrays."""
+        return self.with_channel("c", AXES)
+
+    def with_channel(self, value: Any, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Return what each axis of the arrays has: z, y and x `values`, an axis of channels before them `value`."""
+        return tuple(values) if self.channels is None else (value, *values)
 
     def scale_um(self, level: int) -> tuple[float, float, float]:
         """Return the voxel size (z, y, x) of a level in micrometres."""
@@ -130,7 +146,7 @@ def level_slab(layout: StoreLayout, level: int, z_start: int, z_stop: int) -> tu
 def file_key(layout: StoreLayout, level: int, index: Sequence[int]) -> str:
     """Return the key of a shard (0.5) or chunk (0.4) by its position in the grid of files."""
     prefix = f"{layout.levels[level].path}/c" if layout.version == "0.5" else layout.levels[level].path
-    return "/".join([prefix, *map(str, index)])
+    return "/".join([prefix, *map(str, layout.with_channel(layout.channel, index))])
 
 
 def expected_shards(layout: StoreLayout, z_start: int, z_stop: int) -> list[str]:

@@ -27,6 +27,7 @@ from n4flow.io.omezarr.damage import ABSENT, faulty_files, most_bytes
 from n4flow.io.reader import Reader, check_dtype
 
 KNOWN = re.compile(r"0\.[1-6](\D|$)|unknown$")  # Versions of OME-Zarr
+COLOUR = re.compile(r"[0-9A-Fa-f]{6}$")
 MOST_METADATA = 2**26  # Bytes; those of real stores have some kilobytes.
 MOST_FILES = 10**9  # Of one array.
 MOST_NAMED = 1000  # Faulty files that are looked for before the store is refused.
@@ -70,6 +71,7 @@ class ZarrReader(Reader):
             "zarr_format": array.metadata.zarr_format,
             "axes": named,
             "channels": described["labels"],
+            "colours": described["colours"],
             "levels": described["levels"],
             **described["extra"],
         }
@@ -276,7 +278,8 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
     """Return the array of a level, and its axes, transformations and channels as the metadata state them."""
     import zarr
 
-    nothing: dict[str, Any] = {"axes": [], "transforms": [], "labels": [], "version": None, "levels": 1, "extra": {}}
+    nothing: dict[str, Any] = {"axes": [], "transforms": [], "labels": [], "colours": []}
+    nothing |= {"version": None, "levels": 1, "extra": {}}
     if isinstance(node, zarr.Array):
         if level != 0:
             msg = f"{path} is one Zarr array, without pyramid levels; level must be 0, got {level}"
@@ -298,6 +301,7 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
         described = {
             "axes": [_axis(axis) for axis in _axes(path, multiscale, level) or []],
             "labels": [str(channel.get("label", i)) for i, channel in enumerate(channels)],
+            "colours": [colour for channel in channels if COLOUR.match(colour := str(channel.get("color")))],
             "version": version,
             "levels": len(paths),
             "extra": dict(own) if isinstance(own, Mapping) else {},

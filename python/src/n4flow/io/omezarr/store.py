@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,10 +29,63 @@ from n4flow.io.omezarr.slab_writer import SlabWriter
 if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
+CHANNELS = {"name": "c", "type": "channel"}
+BOUNDS = ("start", "end"), ("min", "max")  # Of a window that is shown, and of all intensities.
+COLOURS = ("FF0000", "00FF00", "0000FF", "FF00FF", "00FFFF", "FFFF00")  # Of channels that have none of their own.
 METHODS = {
     "image": ("mean", "mean over blocks of the level before, of finite voxels, of what there is at the edge"),
     "labels": ("nearest", "voxel f * i + f // 2 of level 0, f the factor of the level"),
 }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How viewers show a channel.
+
+    Parameters
+    ----------
+    label : str
+        Name of the channel.
+    window : (low, high)
+        Intensities shown as black and white.
+    range : (low, high)
+        Smallest and largest intensity there is.
+    colour : str
+        As RRGGBB.
+    """
+
+    label: str
+    window: tuple[float, float]
+    range: tuple[float, float]
+    colour: str = "FFFFFF"
+
+    def described(self) -> dict[str, Any]:
+        """Return the channel's entry in `omero` metadata.
+
+        Raises
+        ------
+        InputError
+            A bound is not finite: JSON has no such number.
+        """
+        if not all(map(math.isfinite, (*self.window, *self.range))):
+            msg = f"window and range need finite intensities, got {self.window} and {self.range}"
+            raise InputError(msg)
+        return {
+            "active": True,
+            "coefficient": 1.0,
+            "color": self.colour,
+            "family": "linear",
+            "inverted": False,
+            "label": self.label,
+            "window": {
+                "min": float(
+                    min(self.range[0], self.window[0])
+                ),  # viewers cut a window to this, also of a constant image
+                "max": float(max(self.range[1], self.window[1])),
+                "start": float(self.window[0]),
+                "end": float(self.window[1]),
+            },
+        }
 
 
 def create_store(path: str | Path, layout: StoreLayout, attributes: Mapping[str, Any] | None = None) -> None:
@@ -68,13 +122,13 @@ def create_store(path: str | Path, layout: StoreLayout, attributes: Mapping[str,
             codec = BloscCodec(typesize=dtype.itemsize, cname=CODEC, clevel=LEVEL, shuffle="bitshuffle")
             group.create_array(
                 level.path,
-                shape=level.shape,
-                chunks=level.chunks,
-                shards=level.shards,
+                shape=layout.with_channel(layout.channels, level.shape),
+                chunks=layout.with_channel(1, level.chunks),
+                shards=layout.with_channel(1, level.shards) if level.shards else None,
                 dtype=dtype,
                 fill_value=0,
                 compressors=codec if modern else chunk_codec(),
-                dimension_names=AXES if modern else None,
+                dimension_names=layout.axes if modern else None,
                 chunk_key_encoding=None if modern else {"name": "v2", "separator": "/"},
             )
     except OSError as error:
@@ -84,21 +138,39 @@ def create_store(path: str | Path, layout: StoreLayout, attributes: Mapping[str,
 def write_zarr(
     path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None, *, version: str, labels: bool
 ) -> None:
-    """Write a (Z, Y, X) array as an OME-Zarr image with its pyramid, and check it."""
+    """Write a (Z, Y, X) or (C, Z, Y, X) array as an OME-Zarr image with its pyramid, and check it."""
     origin_um = like.origin_um if like is not None else dict.fromkeys(AXES, 0.0)
     kind = "labels" if labels else "image"
-    layout = plan_layout(array.shape, array.dtype, voxel_um, origin_um, version=version, kind=kind)
+    channels = len(array) if array.ndim == 4 else None
+    layout = plan_layout(array.shape[-3:], array.dtype, voxel_um, origin_um, version=version, kind=kind)
+    layout = replace(layout, channels=channels)
     create_store(path, layout, kept_metadata(like))
-    for start in range(0, len(array), layout.slab_planes):
-        stop = min(start + layout.slab_planes, len(array))
-        with SlabWriter(path, layout, start, stop) as writer:
-            writer.write(array[start:stop], start)
-    finite = array[np.isfinite(array)]
-    if not labels and finite.size:
+    shown, name = [], path.name.split(".")[0]
+    for number, values in enumerate(array if channels else [array]):
+        for start in range(0, len(values), layout.slab_planes):
+            stop = min(start + layout.slab_planes, len(values))
+            with SlabWriter(path, replace(layout, channel=number), start, stop) as writer:
+                writer.write(values[start:stop], start)
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            finite = np.zeros(1)
         low, high = (float(v) for v in np.percentile(finite[:: max(1, finite.size // 10**6)], (0.1, 99.9)))
-        window = (low, high if high > low else low + 1)
-        write_omero(path, window, (float(finite.min()), float(finite.max())), path.name.split(".")[0])
+        window, ends = (low, high if high > low else low + 1), (float(finite.min()), float(finite.max()))
+        label, colour = named(like, number, channels, name)
+        shown.append(Shown(label, window, ends, colour))
+    if not labels:
+        write_omero(path, name, shown)
     validate_store(path)
+
+
+def named(like: Volume | None, number: int, channels: int | None, name: str) -> tuple[str, str]:
+    """Return label and colour of a channel: the input's where it has any; of an image of one, its name and white."""
+    if channels is None:
+        return name, "FFFFFF"
+    kept = like.metadata if like is not None else {}
+    labels, colours = kept.get("channels") or [], kept.get("colours") or COLOURS
+    label = labels[number] if len(labels) == channels else str(number)
+    return label, colours[number % len(colours)]
 
 
 def kept_metadata(like: Volume | None) -> dict[str, Any]:
@@ -110,49 +182,30 @@ def kept_metadata(like: Volume | None) -> dict[str, Any]:
     return kept if affine is None else {"affine_um": affine.tolist(), **kept}
 
 
-def write_omero(path: str | Path, window: tuple[float, float], range: tuple[float, float], label: str) -> None:  # noqa: A002
-    """Say how viewers show the image: complete `omero` metadata for its one channel.
+def write_omero(path: str | Path, name: str, shown: Sequence[Shown]) -> None:
+    """Say how viewers show the image: complete `omero` metadata for each of its channels.
 
     Parameters
     ----------
     path : path
         A store that `create_store` made.
-    window : (low, high)
-        Intensities shown as black and white.
-    range : (low, high)
-        Smallest and largest intensity there is.
-    label : str
-        Name of the channel.
+    name : str
+        Name of the image.
+    shown : sequence of Shown
 
     Raises
     ------
     InputError
         A bound is not finite: JSON has no such number.
     """
-    if not all(map(math.isfinite, (*window, *range))):
-        msg = f"window and range need finite intensities, got {window} and {range}"
-        raise InputError(msg)
+    channels = [channel.described() for channel in shown]
     group, ome = _open_ome(Path(path), "r+")
-    planes = group[ome["multiscales"][0]["datasets"][0]["path"]].shape[0]
-    channel = {
-        "active": True,
-        "coefficient": 1.0,
-        "color": "FFFFFF",
-        "family": "linear",
-        "inverted": False,
-        "label": label,
-        "window": {
-            "min": float(min(range[0], window[0])),  # viewers cut a window to this, also that of a constant image
-            "max": float(max(range[1], window[1])),
-            "start": float(window[0]),
-            "end": float(window[1]),
-        },
-    }
+    planes = group[ome["multiscales"][0]["datasets"][0]["path"]].shape[-3]
     omero = {
         "id": 1,
-        "name": label,
-        "channels": [channel],
-        "rdefs": {"defaultT": 0, "defaultZ": planes // 2, "model": "greyscale"},
+        "name": name,
+        "channels": channels,
+        "rdefs": {"defaultT": 0, "defaultZ": planes // 2, "model": "color" if len(channels) > 1 else "greyscale"},
     }
     if group.metadata.zarr_format == 2:
         group.attrs["omero"] = {"version": "0.4", **omero}
@@ -160,8 +213,18 @@ def write_omero(path: str | Path, window: tuple[float, float], range: tuple[floa
         group.attrs["ome"] = {**ome, "omero": omero}
 
 
-def validate_store(path: str | Path) -> None:
-    """Check a store on disk: metadata, levels, and every file.
+def read_omero(path: str | Path) -> list[Shown]:
+    """Return what `write_omero` wrote of each channel."""
+    _group, ome = _open_ome(Path(path), "r")
+    found = []
+    for channel in ome["omero"]["channels"]:
+        window, range_ = [(channel["window"][low], channel["window"][high]) for low, high in BOUNDS]
+        found.append(Shown(channel["label"], window, range_, channel["color"]))
+    return found
+
+
+def validate_store(path: str | Path, channel: int | None = None) -> None:
+    """Check a store on disk: metadata, levels, and every file; of one `channel` alone where others are not written yet.
 
     The metadata must satisfy the OME-Zarr models of its version; every level must have the shape and the translation
     that its scale asks for, so that all levels cover the same space; every shard or chunk must be there, and complete
@@ -178,16 +241,16 @@ def validate_store(path: str | Path) -> None:
     group, ome = _open_ome(path, "r")
     _check_models(path, group, ome)
     axes = ome["multiscales"][0]["axes"]
-    if [(axis["name"], axis.get("unit")) for axis in axes] != [(axis, "micrometer") for axis in AXES]:
+    if axes not in (space := [_axis(axis) for axis in AXES], [CHANNELS, *space]):
         named = ", ".join(str(axis["name"]) for axis in axes)
-        msg = f"{path} has axes {named}; expected z, y, x in micrometer"
+        msg = f"{path} has axes {named}; expected z, y, x in micrometer, or c before them"
         raise N4flowError(msg)
     datasets = ome["multiscales"][0]["datasets"]
     arrays = [group[dataset["path"]] for dataset in datasets]
     transforms = [_transform(dataset) for dataset in datasets]
     for dataset, array, (scale, translation) in zip(datasets, arrays, transforms, strict=True):
         _check_level(path, dataset["path"], array, arrays[0], scale, translation, *transforms[0])
-        _check_files(path / dataset["path"], array)
+        _check_files(path / dataset["path"], array, channel)
 
 
 def voxel_files(path: Path) -> set[str]:
@@ -205,18 +268,22 @@ def voxel_files(path: Path) -> set[str]:
     return {f"{name}/{grid.key(index)}" for name, grid in grids.items() for index in grid.indices()}
 
 
+def _axis(name: str) -> dict[str, str]:
+    return {"name": name, "type": "space", "unit": "micrometer"}
+
+
 def _attributes(path: Path, layout: StoreLayout, extra: Mapping[str, Any] | None) -> dict[str, Any]:
     datasets = []
     for number, level in enumerate(layout.levels):
         transforms = [
-            {"type": "scale", "scale": list(layout.scale_um(number))},
-            {"type": "translation", "translation": list(layout.translation_um(number))},
+            {"type": "scale", "scale": list(layout.with_channel(1.0, layout.scale_um(number)))},
+            {"type": "translation", "translation": list(layout.with_channel(0.0, layout.translation_um(number)))},
         ]
         datasets.append({"path": level.path, "coordinateTransformations": transforms})
     kind, description = METHODS[layout.kind]
     multiscale: dict[str, Any] = {
         "name": name_without_suffix(path),
-        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in AXES],
+        "axes": [CHANNELS if axis == "c" else _axis(axis) for axis in layout.axes],
         "datasets": datasets,
         "type": kind,
         "metadata": {
@@ -310,10 +377,10 @@ def _check_level(
             raise N4flowError(msg)
 
 
-def _check_files(folder: Path, array: Any) -> None:
-    """Look at every file of an array: there, and complete as its index or header tells."""
-    grid = FileGrid.of(array)
-    faults = [f"{grid.key(index)} {fault}" for index, fault in faulty_files(folder, array).items()]
+def _check_files(folder: Path, array: Any, channel: int | None) -> None:
+    """Look at every file of an array, or of one channel: there, and complete as its index or header tells."""
+    grid, wanted = FileGrid.of(array), None if channel is None else lambda index: index[0] == channel
+    faults = [f"{grid.key(index)} {fault}" for index, fault in faulty_files(folder, array, wanted).items()]
     if faults:
         msg = f"{folder} has {len(faults)} faulty files: {listed(faults)}; write the store again"
         raise N4flowError(msg)

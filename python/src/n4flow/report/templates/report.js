@@ -21,10 +21,9 @@ follow();
 
 // Where the results lie, if the page was opened as a file from among them.
 if (location.protocol === "file:" && location.pathname.endsWith("/report.html")) {
-  const folder = decodeURIComponent(location.pathname.slice(0, -"report.html".length));
   const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\"'\"'")}'`);
   for (const place of document.querySelectorAll("[data-path]")) {
-    const path = folder + place.dataset.path;
+    const path = decodeURIComponent(new URL(encodeURI(place.dataset.path), location).pathname);
     place.textContent = "quoted" in place.dataset ? quoted(path) : path;
   }
 }
