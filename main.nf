@@ -41,8 +41,8 @@ workflow {
     PUBLISH.out.published.subscribe { meta, numbers -> tell_published(meta, numbers) }
     names = PUBLISH.out.published.map { meta, _numbers -> meta.id }.toSortedList()
     names.subscribe { ids -> results_of(ids, outdir).with { table -> if (table) { log.info(table) } } }
-    checksums = N4FLOW.out.results.map { meta, folder -> [meta, folder.resolve('checksums.json')] }
-    done = checksums.join(PUBLISH.out.published).map { _meta, file, _numbers -> file }.toSortedList()
+    stated = N4FLOW.out.results.map { meta, folder -> [meta, ['checksums.json', 'summary.json'].collect { name -> folder.resolve(name) }] }
+    done = stated.join(PUBLISH.out.published).flatMap { _meta, files, _numbers -> files }.toSortedList()
     PROVENANCE(done, described(workflow, given), as_json(settings), tools(N4FLOW.out.versions), file("${projectDir}/main.nf"))
 
     workflow.onError = { explain(workflow.exitStatus, workflow.errorReport)?.with { sentence -> log.error(sentence) } }

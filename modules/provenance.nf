@@ -3,7 +3,7 @@ process PROVENANCE {
     label 'small'
 
     input:
-    path checksums, stageAs: 'samples/checksums*/*'
+    path stated, stageAs: 'samples/stated*/*'  // checksums and summary of each sample
     val run
     val parameters
     val versions
@@ -12,6 +12,7 @@ process PROVENANCE {
     output:
     path 'published/ro-crate-metadata.json', emit: crate
     path 'published/pipeline_info/*', emit: info
+    path 'published/index.html', emit: index
 
     script:
     """
@@ -24,12 +25,12 @@ process PROVENANCE {
     cat > versions.json <<'END_OF_VERSIONS'
     ${versions}
     END_OF_VERSIONS
-    n4flow provenance samples/*/checksums.json --run run.json --parameters parameters.json --versions versions.json \\
+    n4flow provenance samples/*/*.json --run run.json --parameters parameters.json --versions versions.json \\
         --workflow main.nf --out published
     """
 
     stub:
     """
-    mkdir -p published/pipeline_info && touch published/ro-crate-metadata.json published/pipeline_info/run.json
+    mkdir -p published/pipeline_info && touch published/ro-crate-metadata.json published/index.html published/pipeline_info/run.json
     """
 }

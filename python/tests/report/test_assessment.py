@@ -101,7 +101,7 @@ def test_the_verdict_names_what_did_harm_and_what_avoids_it():
     assert reason.startswith(
         "contrast between neighbouring tissue is 70% of what it was in section s0; sections matched"
     )
-    assert reason.endswith(": try trust proven, or match off")
+    assert reason.endswith(": try --trust proven, or --match off")
     shaded = np.where(tissue, before * np.linspace(0.7, 1.4, SHAPE[2]), before)
     assert measured(before, shaded, tissue, 0 * agarose, table)["verdict"]["status"] == "pass"  # no contrast moved
 
@@ -135,4 +135,4 @@ def test_facing_pixels_that_differ_more_at_cuts_are_named():
     verdict = measured(before, LEVEL + (before - LEVEL) * tilt, tissue, agarose, table, [correction])["verdict"]
     assert verdict["status"] == "look"
     (reason,) = (said for said in verdict["reasons"] if said.startswith("facing pixels differ by +"))
-    assert reason.endswith("at cuts, +0.0% before; bias field divided out: try trust proven, or bias off")
+    assert reason.endswith("at cuts, +0.0% before; bias field divided out: try --trust proven, or --bias off")

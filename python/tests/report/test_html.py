@@ -1,136 +1,97 @@
 """The report: one file that needs nothing else, with the right pixels, numbers and words."""
 
 import base64
+import gzip
+import hashlib
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page_examples import ESTIMATES, SHAPE, STAGES, VOXEL_UM, made, report
 from PIL import Image
 
-from n4flow.corrections.bias_field import BiasCorrection
-from n4flow.corrections.plane_gain import PlaneGain
-from n4flow.n4_bias.field import BiasField
 from n4flow.report import metrics as table
 from n4flow.report.assessment import Limit, above
-from n4flow.report.html import backends, grouped, merged, write_report
-from n4flow.report.metrics import Metric, pair_metrics, sections_table
+from n4flow.report.html import backends, grouped, merged
+from n4flow.report.metrics import Metric, sections_table
 from n4flow.report.pair import Pair
 from n4flow.report.pictures import Views, data_uri, field_limit, nice_length, outline, windows
 from n4flow.report.text import percent
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import shrink_planes
 
-SHAPE = (9, 40, 56)
-VOXEL_UM = {"z": 50.0, "y": 10.0, "x": 10.0}
-VOID = {"meta", "br"}  # html elements without an end tag; SVG ones close themselves
-
-
-class Page(HTMLParser):
-    """Collects what a page refers to, its text, its ids, and whether every element is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.ids, self.links, self.text = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.note(attrs)
-
-    def handle_startendtag(self, tag, attrs):
-        self.note(attrs)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
-
-    def note(self, attrs):
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value)
-            if name in ("href", "src", "xlink:href", "srcset", "data", "action"):
-                self.links.append(value)
-
-    def words(self):
-        return " ".join(" ".join(self.text).split())
-
-
-def made(flags=("ok", "ok", "ok"), recipe=None):
-    """A small volume with sections of different brightness, shading, padding and masks, as a report gets them."""
-    tissue = np.zeros(SHAPE, bool)
-    tissue[:, 10:30, 12:44] = True
-    signal = np.where(np.arange(SHAPE[2]) // 5 % 2, 800.0, 400.0) * np.ones(SHAPE)
-    gains = np.repeat([1.0, 1.4, 0.9], 3)[:, None, None]
-    noise = np.random.default_rng(0).lognormal(0, 0.05, SHAPE)
-    before = 100 + np.where(tissue, signal * gains * noise, noise)
-    after = 0.001 * np.where(tissue, signal * noise, noise)
-    for volume in (before, after):
-        volume[:, :3] = 0
-    sections = SectionTable([Section(f"s{i}", 3 * i, 3 * i + 3, flag) for i, flag in enumerate(flags)], SHAPE[0])
-    if recipe is None:
-        lattice = np.random.default_rng(1).normal(0, 0.1, (4, 4, 4)).astype(np.float32)
-        lattice -= lattice.mean()
-        gain = PlaneGain(np.linspace(0.9, 1.1, SHAPE[0]).astype(np.float32), np.ones(SHAPE[0], bool), 2.0)
-        recipe = [BiasCorrection(((0, SHAPE[0], BiasField(lattice, SHAPE, SHAPE, (1, 1, 1), backend="itk")),)), gain]
-    return {
-        "before": shrink_planes(before.astype(np.float32), 1),
-        "after": shrink_planes(after.astype(np.float32), 1),
-        "tissue": tissue,
-        "agarose": ~tissue.any(axis=0),
-        "sections": sections,
-        "recipe": recipe,
-    }
-
-
-STAGES = [
-    {"stage": "SHRINK", "seconds": 1.25, "planes": [0, 5], "shrink": 1, "n_zero": 500, "threads": 2},
-    {"stage": "SHRINK", "seconds": 2.5, "planes": [5, 9], "shrink": 1, "n_zero": 500, "threads": 2},
-    {"stage": "N4_VOLUME", "seconds": 61.0, "fields": [{"backend": "itk"}], "extra_numbers": [1, 2, 3]},
-    {"stage": "NORMALIZE", "seconds": 0.02, "borrowed_planes": []},
-]
-ESTIMATES = {"N4_VOLUME": "bias_field", "NORMALIZE": "plane_range"}
-
-
-def report(path, arrays, sample="brain 1", stages=STAGES, parameters=None, warnings=(), **volume):
-    """Write a report and return its text and its parsed page."""
-    pair = Pair(**arrays)
-    facts = {"shape": list(SHAPE), "dtype": "uint16", "voxel_um": VOXEL_UM, "format": "ome-zarr", "mask": "estimated"}
-    numbers = {
-        "sample": sample,
-        "plan": {**facts, "warnings": list(warnings), **volume},
-        "metrics": (metrics := pair_metrics(pair)),
-        "verdict": metrics["verdict"],
-        "stages": stages,
-        "parameters": parameters if parameters is not None else {"bias": "volume", "spline_um": None, "smooth_z": 2.0},
-    }
-    write_report(path, numbers, pair, ESTIMATES)
-    text = path.read_text(encoding="utf-8")
-    return text, Page(text), numbers["metrics"]
+VOLUMES = ("before", "after", "masks", "field")
 
 
 def test_the_page_needs_nothing_else(tmp_path):
     text, page, _numbers = report(tmp_path / "report.html", made())
     assert text.lstrip().startswith("<!DOCTYPE html>")
     assert all(link.startswith(("data:image/", "#")) for link in page.links)
-    assert "http" not in text
-    assert not re.search(r"file:|<script|@import|<link|javascript:", text)
+    assert not re.search(r"@import|<link|<iframe|javascript:|fetch\(|XMLHttpRequest|WebSocket", text)
     assert all(use.startswith("#") for use in re.findall(r"url\(([^)]*)\)", text))
     assert len(text) < 1_000_000
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_a_browser_may_run_the_page_s_own_scripts_alone_and_asks_no_address(tmp_path):
+    text, _page, _numbers = report(tmp_path / "report.html", made(), megabytes=2)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1].replace("&#39;", "'")
+    rules = {rule.split()[0]: set(rule.split()[1:]) for rule in policy.split(";")}
+    code = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digests = {f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in code}
+    assert rules == {
+        "default-src": {"'none'"},
+        "img-src": {"data:", "blob:"},
+        "style-src": {"'unsafe-inline'"},
+        "script-src": {*digests, "blob:"},
+    }
+    assert len(code) == 2
+    assert set(re.findall(r"<script([^>]*)>", text)) == {
+        "",
+        ' type="application/json" id="facts"',
+        *(f' type="application/octet-stream" id="{name}"' for name in ("niivue", *map("volume-{}".format, VOLUMES))),
+    }
+    assert "Redistribution and use in source and binary forms" in text  # the viewer's licence goes with its code
+
+
+def test_the_viewer_has_the_volume_and_its_places(tmp_path):
+    arrays = made()
+    text, _page, numbers = report(tmp_path / "report.html", arrays, megabytes=2)
+    facts = json.loads(re.search(r'id="facts">(.*?)</script>', text, re.S)[1])["viewer"]
+    found = {
+        name: np.frombuffer(
+            gzip.decompress(base64.b64decode(re.search(rf'id="volume-{name}">(.*?)</script>', text)[1])), np.uint8
+        ).reshape(facts["shape"])
+        for name in VOLUMES
+    }
+    assert facts["shape"] == list(SHAPE)  # small enough to be whole
+    pair = Pair(**arrays)
+    valid = arrays["before"].valid > 0
+    for time in ("before", "after"):
+        low, high = facts["range"][time]
+        wanted = np.stack([getattr(pair, time)(z) for z in range(SHAPE[0])])
+        levels = np.clip((wanted - low) / (high - low), 0, 1) * 254 + 1
+        assert np.abs(found[time] - levels)[valid].max() <= 0.51  # rounded to grey levels
+        assert not found[time][~valid].any()
+    assert np.array_equal(found["masks"] == 1, arrays["tissue"] & valid)
+    assert np.array_equal(found["masks"] == 2, arrays["agarose"] & ~arrays["tissue"] & valid)
+    field = arrays["recipe"][0].fields[0][2].log_field()
+    inside = np.abs(field) < np.log(facts["limit"])
+    levels = (field / np.log(facts["limit"]) + 1) / 2 * 254 + 1
+    assert np.abs(found["field"] - levels)[inside].max() <= 0.51
+    assert (facts["limit"], facts["planes"], facts["voxels"]) == (
+        field_limit(numbers["bias_field"]),
+        [0, 1],
+        {"origin": [0, 0], "size": 1},
+    )
+
+
 def test_every_id_is_unique_and_every_reference_resolves(tmp_path):
     text, page, _numbers = report(tmp_path / "report.html", made())
     assert len(page.ids) == len(set(page.ids))
+    assert {f"section-{number}" for number in range(3)} <= set(page.ids)
     used = {link[1:] for link in page.links if link.startswith("#")} | set(re.findall(r"url\(#([^)]*)\)", text))
     assert used <= set(page.ids)
     assert not re.search(r"#01020[3-7]", text)  # every colour of the plots follows the page
@@ -217,7 +178,7 @@ def test_names_and_values_cannot_break_the_page(tmp_path):
     arrays["sections"] = SectionTable([Section(nasty, 0, 4), Section("b", 4, 9)], 9)
     parameters = {"outdir": nasty}
     text, page, _numbers = report(tmp_path / "report.html", arrays, sample=nasty, parameters=parameters)
-    assert "<script" not in text
+    assert "<script>alert" not in text
     assert page.words().count('alert("x")') >= 4  # title, heading, parameter, section, axis of a plot
 
 

@@ -40,10 +40,14 @@ def _finish(
     from n4flow.masks.tissue_source import TissueSource
     from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_files
     from n4flow.pipeline.finish import finish as finish_sample
-    from n4flow.pipeline.parameters import resolve
+    from n4flow.pipeline.parameters import command_line, resolve
     from n4flow.pipeline.plan import check_state, completed, make_plan
 
     resolved = resolve(json.loads(parameters.read_text(encoding="utf-8")))
+    command = command_line(resolved)
+    if resolved["input"] == "phantom":  # which the workflow makes
+        made = {"input": "phantom.ome.zarr", "sections": "phantom.sections.tsv"}
+        command = f"n4flow phantom {made['input']} && {command_line(resolved | made)}"
     own = {name: settings[name] for name in (*settings_of("FINISH"), "fit_channel")}
     resolved |= {name: own[name] for name in ("voxel_um", "channel", "fit_channel")}  # of the sheet's row or channel
     tissue = TissueSource.load(masks)
@@ -66,6 +70,7 @@ def _finish(
         checksums=[json.loads((piece / CHECKSUMS_NAME).read_text(encoding="utf-8")) for piece in pieces],
         stages=read_numbers([before, masks.parent, slabs, *([recipe] if recipe else []), *(folders or [])]),
         parameters=resolved,
+        command=command,
     )
 
 

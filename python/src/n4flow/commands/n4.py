@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from n4flow.commands import ants, options
-from n4flow.commands.options import as_step, spelled
+from n4flow.commands.options import as_step
 from n4flow.commands.terminal import Quiet, telling
 from n4flow.errors import InputError, N4flowWarning
 
@@ -116,7 +116,7 @@ def _n4(
     from n4flow.n4_bias import bids
     from n4flow.n4_bias.ants import AntsHabits
     from n4flow.n4_bias.files import correct_file
-    from n4flow.pipeline.parameters import iteration_list, voxel_size
+    from n4flow.pipeline.parameters import iteration_list, spelled, voxel_size
 
     source = _one(image, ants_image, "INPUT", "-i")
     named, ants_bias = (None, None) if ants_output is None else ants.output_files(ants_output)

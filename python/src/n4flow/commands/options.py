@@ -17,7 +17,7 @@ import typer.core
 
 from n4flow.commands.step import set_threads
 from n4flow.errors import InputError
-from n4flow.pipeline.parameters import expectation, groups, nearest, resolve, schema
+from n4flow.pipeline.parameters import expectation, groups, nearest, resolve, schema, spelled
 from n4flow.pipeline.timing import dumps, stage
 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to use; all cores without it.")]
@@ -50,11 +50,6 @@ LISTS = ("--iterations", "--voxel-um")
 PLACED = ("input", "outdir")  # parameters that `n4flow run` is given by their place
 SYNONYMS = {"threads": ("cpus", "cores", "jobs", "workers", "n_jobs", "num_threads"), "size": ("shape",)}
 NUMBERS = re.compile(r"[\d.,+eE-]*\d[\d.,]*")
-
-
-def spelled(name: str) -> str:
-    """Return a parameter as an option of the command line."""
-    return "--" + name.replace("_", "-")
 
 
 def metavar(rule: Mapping[str, Any]) -> str:

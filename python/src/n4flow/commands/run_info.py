@@ -81,7 +81,7 @@ def _remote_state(
 
 
 def _provenance(
-    samples: Annotated[list[Path], typer.Argument(help="The checksums.json of each sample.")],
+    samples: Annotated[list[Path], typer.Argument(help="The checksums.json and summary.json of each sample.")],
     run: Annotated[Path, typer.Option("--run", help="JSON file: command, inputs, and what the engine knows.")],
     parameters: Annotated[Path, typer.Option("--parameters", help="JSON file with the parameters.")],
     versions: Annotated[Path, typer.Option("--versions", help="JSON list of process, container, lines of versions.")],

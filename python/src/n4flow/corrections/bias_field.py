@@ -97,9 +97,8 @@ class BiasCorrection(Correction):
     @property
     def avoided_by(self) -> str:
         """See `Correction.avoided_by`."""
-        return (
-            "trust proven, or bias off" if all(field.share == 1 for _start, _stop, field in self.fields) else "bias off"
-        )
+        whole = all(field.share == 1 for _start, _stop, field in self.fields)
+        return "--trust proven, or --bias off" if whole else "--bias off"
 
     def shares(self, n_planes: int) -> np.ndarray:
         """See `Correction.shares`."""

@@ -30,7 +30,7 @@ class Outside(Correction):
     @property
     def avoided_by(self) -> str:
         """See `Correction.avoided_by`."""
-        return "outside keep"
+        return "--outside keep"
 
     def summary(self) -> dict[str, Any]:
         """Return nothing: it has no numbers."""

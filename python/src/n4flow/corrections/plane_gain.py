@@ -94,7 +94,7 @@ class PlaneGain(Correction):
     @property
     def avoided_by(self) -> str:
         """See `Correction.avoided_by`."""
-        return "trust proven, or smooth_z 0" if self.share == 1 else "smooth_z 0"
+        return "--trust proven, or --smooth-z 0" if self.share == 1 else "--smooth-z 0"
 
     def shares(self, n_planes: int) -> np.ndarray:
         """See `Correction.shares`."""

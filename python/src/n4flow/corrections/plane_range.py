@@ -74,7 +74,7 @@ class PlaneRange(Correction):
     @property
     def avoided_by(self) -> str:
         """See `Correction.avoided_by`."""
-        return "a higher percentile_max, or normalize false"
+        return "a higher --percentile-max, or --normalize false"
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return the block with agarose at 0; exact zeros and non-finite voxels stay. NumPy or CuPy, in place."""

@@ -188,7 +188,7 @@ class SectionLookup(Correction):
     @property
     def avoided_by(self) -> str:
         """See `Correction.avoided_by`."""
-        return "trust proven, or match off" if self.share is None else "match off"
+        return "--trust proven, or --match off" if self.share is None else "--match off"
 
     def shares(self, n_planes: int) -> np.ndarray:
         """See `Correction.shares`; of a map's level, where that alone is applied."""

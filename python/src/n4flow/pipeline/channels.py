@@ -27,6 +27,7 @@ from n4flow.pipeline.parameters import opening
 from n4flow.pipeline.plan import EACH, Plan, make_plan
 from n4flow.pipeline.timing import dumps
 from n4flow.report.channels import write_overview
+from n4flow.report.summary import SUMMARY_NAME, of_channels
 from n4flow.sections import SectionTable
 
 ALL = "all"
@@ -161,6 +162,9 @@ def join(folder: Path, parts: Sequence[Path]) -> dict[str, Any]:
     }
     (folder / "metrics.json").write_text(dumps(found) + "\n", encoding="utf-8")
     write_overview(folder / "report.html", found)
+    summaries = [json.loads((part / SUMMARY_NAME).read_text(encoding="utf-8")) for part in parts]
+    combined = of_channels(sample, channels, summaries)
+    (folder / SUMMARY_NAME).write_text(dumps(combined) + "\n", encoding="utf-8")
     write_checksums(folder, sample, stores)
     return found
 

@@ -35,6 +35,7 @@ from n4flow.pipeline.timing import dumps
 from n4flow.report.html import write_report
 from n4flow.report.metrics import pair_metrics, sections_table
 from n4flow.report.pair import Pair
+from n4flow.report.summary import SUMMARY_NAME
 from n4flow.statistics.shrunken import Shrunken
 
 CHECKSUMS_NAME = "checksums.json"  # of a slab, then of everything that is published of a sample
@@ -94,6 +95,7 @@ def finish(
     checksums: Sequence[Mapping[str, Checksums]],
     stages: Sequence[Mapping[str, Any]],
     parameters: Mapping[str, Any],
+    command: str = "",
 ) -> dict[str, Any]:
     """Complete a sample's results around its rendered stores: display window, validation, recipe, tables, report.
 
@@ -114,6 +116,8 @@ def finish(
         The numbers of every step.
     parameters : mapping
         Resolved parameters.
+    command : str, optional
+        The command that does the run again.
 
     Returns
     -------
@@ -145,7 +149,10 @@ def finish(
     }
     (folder / "sections.tsv").write_text(sections_table(numbers["metrics"]), encoding="utf-8")
     estimates = {stage.name: stage.estimates for stage in STAGES if stage.estimates}
-    write_report(folder / "report.html", numbers, pair, estimates)
+    summary = write_report(
+        folder / "report.html", numbers, pair, estimates, command=command, megabytes=parameters["report_mb"]
+    )
+    (folder / SUMMARY_NAME).write_text(dumps(summary) + "\n", encoding="utf-8")
     (folder / "metrics.json").write_text(dumps(numbers) + "\n", encoding="utf-8")
     stores = {}
     for name, layout in zip((store.name, MASK_NAME), plan.stores, strict=False):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -124,6 +125,24 @@ def voxel_size(text: Any, name: str = "voxel_um") -> dict[str, float] | None:
         msg = f"parameter {name} must be three positive sizes 'z y x' in micrometres, got {text!r}"
         raise InputError(msg)
     return dict(zip("zyx", values, strict=True))
+
+
+def spelled(name: str) -> str:
+    """Return a parameter as an option of the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def command_line(parameters: Mapping[str, Any]) -> str:
+    """Return the command that does a run with resolved parameters: those that are not what they are by default."""
+    usual = resolve({"harmonize": parameters["harmonize"]}) | {"harmonize": schema()["harmonize"]["default"]}
+    placed = ("input", "outdir")
+    words = ["n4flow", "run", *(str(parameters[name]) for name in placed)]
+    for name, rule in schema().items():
+        value = parameters[name]
+        if name not in placed and not rule.get("workflow") and value not in (None, usual[name]):
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words += [spelled(name), text.lower() if isinstance(value, bool) else text]
+    return shlex.join(words)
 
 
 def opening(parameters: Mapping[str, Any]) -> dict[str, Any]:

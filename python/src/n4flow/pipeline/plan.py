@@ -46,7 +46,7 @@ IDLE = {
 }
 BIAS_FIELDS = {"off": (), "sections": ("section",), "volume": ("volume",), "two_pass": ("section", "volume")}
 EACH = "each"  # Every channel has a bias field and a mask of its own.
-BESIDE = 20_000_000, 24  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
+BESIDE = 40_000_000, 27  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
 
 
 @dataclass(frozen=True)

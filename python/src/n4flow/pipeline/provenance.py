@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from n4flow.io.address import Address, located
 from n4flow.pipeline.finish import CHECKSUMS_NAME
 from n4flow.pipeline.parameters import schema
 from n4flow.pipeline.timing import dumps
+from n4flow.report.summary import INDEX_NAME, MULTIQC_NAME, SUMMARY_NAME, index_page, multiqc_table
 
 CRATE_NAME = "ro-crate-metadata.json"
 INFO = "pipeline_info"
 CRATE_SUM = "ro-crate-metadata.json.sha256"  # what `sha256sum --check` reads in outdir
-WRITTEN_INFO = ("run.json", "parameters.json", "versions.tsv")
+WRITTEN_INFO = ("run.json", "parameters.json", "versions.tsv", MULTIQC_NAME)
 WORKFLOW_INFO = ("main.nf",)
 ENGINE_INFO = ("trace.tsv", "timeline.html", "nextflow_report.html")  # Nextflow completes them after everything else
 GPU_TOOLS = ("cupy-cuda12x", "cupy-cuda13x")  # what a result depends on as well where a GPU is used
@@ -86,7 +88,7 @@ def sample_digests(checksums: Path) -> dict[str, str]:
 
 
 def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
-    """Write `pipeline_info` and the RO-Crate of a run.
+    """Write `pipeline_info`, the index of samples and the RO-Crate of a run.
 
     Parameters
     ----------
@@ -94,8 +96,13 @@ def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
         Root of the crate, where results are or will be.
     run : Run
     samples : sequence of path
-        The `checksums.json` of each sample.
+        The `checksums.json` of each sample, and its `summary.json`.
     """
+    found = sorted(
+        (json.loads(path.read_bytes()) for path in samples if path.name == SUMMARY_NAME), key=itemgetter("sample")
+    )
+    summaries = [row for one in found for row in one.get("channels", [one])]
+    samples = [path for path in samples if path.name == CHECKSUMS_NAME]
     info = outdir / INFO
     info.mkdir(parents=True, exist_ok=True)
     for name in (*WORKFLOW_INFO, *ENGINE_INFO):  # of an earlier run of the workflow
@@ -104,6 +111,8 @@ def write_provenance(outdir: Path, run: Run, samples: Sequence[Path]) -> None:
     (info / "run.json").write_text(dumps(details) + "\n", encoding="utf-8")
     (info / "parameters.json").write_text(dumps(dict(run.parameters)) + "\n", encoding="utf-8")
     (info / "versions.tsv").write_text(run.versions, encoding="utf-8")
+    (info / MULTIQC_NAME).write_text(multiqc_table(summaries), encoding="utf-8")
+    (outdir / INDEX_NAME).write_text(index_page(summaries), encoding="utf-8")
     if run.workflow is not None:
         shutil.copyfile(run.workflow, info / "main.nf")
     crate = _crate(outdir, run, samples)
@@ -126,6 +135,7 @@ def _crate(outdir: Path, run: Run, samples: Sequence[Path]) -> Any:
     crate.license = "that of the input data"
     crate.datePublished = datetime.now(UTC)
     info = [_file(crate, f"{INFO}/{name}", outdir / INFO / name) for name in WRITTEN_INFO]
+    info.append(_file(crate, INDEX_NAME, outdir / INDEX_NAME))
     profiles = [(f"{PROFILES}/process/0.5", "Process Run Crate", "0.5")]
     if run.workflow is not None:
         profiles.append((f"{PROFILES}/workflow/0.5", "Workflow Run Crate", "0.5"))

@@ -22,6 +22,8 @@ SHRUNKEN = 12  # Bytes of a shrunken voxel: mean and share of valid voxels, and 
 FITTED = 12  # Bytes of a shrunken voxel while a field is fitted (measured 11.5).
 FITTED_BY_ITK = 56  # The same where SimpleITK fits the field; measured 54.7.
 COMPARED = 96  # Bytes of a sample of a harmonized or proven volume; measured 47 and 66, where 29 % held no tissue.
+SHOWN = 15  # Bytes of a voxel that the report's viewer shows: before, after, field and masks, and all in eight bits.
+MOST_SHOWN = 7_000_000  # Voxels of the viewer at most, see `report.overview`.
 HELD_PLANES = 48  # Shrunken planes that a stage reads, smooths or measures at a time, with those around them.
 HISTOGRAM = 3 * 8 * 8192  # Bytes of a plane's histograms: values and counts of three classes over eight octaves.
 DISTRIBUTIONS = HELD_BYTES + 8 * 8 * N_BINS  # Bytes of the sections' distributions that are cached, and of pooled ones.
@@ -147,7 +149,7 @@ def shrunken_bytes(
         "PROVE": planes + compared,
         "HARMONIZE": planes + compared,
         "INTENSITY": planes + compared,
-        "FINISH": planes + compared,
+        "FINISH": planes + compared + min(shape[0] * small, MOST_SHOWN) * SHOWN,
     }
     return {name: int(INTERPRETER + MARGIN * size) for name, size in sizes.items()}
 

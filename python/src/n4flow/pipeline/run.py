@@ -33,7 +33,7 @@ from n4flow.pipeline.channels import in_order, join, make_plans
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
 from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
-from n4flow.pipeline.parameters import iteration_list, opening, resolve
+from n4flow.pipeline.parameters import command_line, iteration_list, opening, resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background, check_state, completed
 from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
@@ -41,6 +41,7 @@ from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
 from n4flow.pipeline.stages import STAGES, Stage
 from n4flow.pipeline.timing import stage
+from n4flow.report.summary import SUMMARY_NAME
 from n4flow.report.text import duration, size
 from n4flow.statistics.histograms import HistogramFiles
 from n4flow.statistics.shrunken import ShrunkenFiles
@@ -253,7 +254,7 @@ def run(
         check_apart(Path(outdir) / plans[0].sample, [image, *files])
         check_channel(Path(outdir) / plans[0].sample, (resolved | own)["channel"])
         asked.append((plans, resolved | own, seen))
-    results = []
+    results, again = [], command_line(resolved)
     with locked(Path(outdir) / INFO):  # of all samples together, so no other run may work there
         reclaim(Path(outdir))  # before there is asked for room
         for number, (plans, settled, seen) in enumerate(asked):
@@ -264,7 +265,14 @@ def run(
             with executor(dask_scheduler) as slabs, published(Path(outdir) / sample) as folder:
                 log.info("%s: %s planes of %s x %s voxels", sample, *shape)
                 numbers = _channels(
-                    plans, folder, settled, backend=backend, threads=threads, executor=slabs, listener=progress
+                    plans,
+                    folder,
+                    settled,
+                    backend=backend,
+                    threads=threads,
+                    executor=slabs,
+                    again=again,
+                    listener=progress,
                 )
                 for plan, state in zip(plans, seen, strict=True):
                     check_state(plan, state)
@@ -273,7 +281,8 @@ def run(
         settings = " ".join(f"{name}={value!r}" for name, value in sorted(parameters.items()))
         command = f"n4flow.run {input} {outdir} {settings}".strip()
         done = Run(command, resolved, [str(plans[0].volume.source) for plans, *_ in asked], versions)
-        write_provenance(Path(outdir), done, [result.folder / CHECKSUMS_NAME for result in results])
+        stated = [result.folder / name for result in results for name in (CHECKSUMS_NAME, SUMMARY_NAME)]
+        write_provenance(Path(outdir), done, stated)
     return Result(Path(outdir), tuple(results))
 
 
@@ -321,6 +330,7 @@ class _Sample:
     backend: str  # the one that `auto` took
     threads: int | None
     executor: Executor
+    again: str  # the command that does the run again
     leader: _Sample | None = None
 
     def __post_init__(self) -> None:
@@ -451,6 +461,7 @@ class _Sample:
             checksums=self.checksums,
             stages=self.stages,
             parameters=self.parameters,
+            command=self.again,
         )
 
 

@@ -30,6 +30,7 @@ from n4flow.pipeline.provenance import (
     crate_sum,
     sample_digests,
 )
+from n4flow.report.summary import INDEX_NAME
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def verify(outdir: str | Path) -> Verified:
         msg = f"{outdir} holds no results of n4flow; give the outdir of a run, or the folder of one sample"
         raise InputError(msg)
     if whole_run:
-        info = (*WRITTEN_INFO, *WORKFLOW_INFO, *ENGINE_INFO, CRATE_SUM)
-        _refuse_foreign(outdir, {CRATE_NAME, *(f"{INFO}/{name}" for name in info)}, [path.name for path in folders])
+        info = [f"{INFO}/{name}" for name in (*WRITTEN_INFO, *WORKFLOW_INFO, *ENGINE_INFO, CRATE_SUM)]
+        _refuse_foreign(outdir, {CRATE_NAME, INDEX_NAME, *info}, [path.name for path in folders])
     counts = [_verify_sample(folder) for folder in folders]
     files, chunks = (sum(numbers) for numbers in zip(*counts, strict=True))
     if whole_run:

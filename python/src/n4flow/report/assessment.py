@@ -172,7 +172,7 @@ def verdict(limits: Mapping[str, Limit], numbers: Mapping[str, Any], recipe: Seq
         what = "did nothing" if max(shares.values(), default=0.0) == 0 else "rest on no proof where they did something"
         said.append(
             f"nothing could be proven, as {numbers['change']['reason']}: bias, match and smooth_z {what}; "
-            "give the sections, or look at trust full"
+            "give --sections, or look at --trust full"
         )
     for name, limit in limits.items():
         for sentence in reasons({name: limit} if limit.judges else {}, numbers):

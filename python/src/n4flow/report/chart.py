@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.report.text import plain
+
 INK, FAINT, BEFORE, AFTER, FLAG = (f"var(--{name})" for name in ("ink", "faint", "before", "after", "flag"))
 WIDE, NARROW, HEIGHT = 792, 389, 172  # of a chart, in points
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 30, 32  # around the axes
 FONT, LETTER = 8.5, 4.6  # points, and how wide a letter is on average
 DASHES = "4 2"
+MOST_POINTS = 2000  # of a series that a reader can point at
 
 
 class Chart:
@@ -31,6 +35,10 @@ class Chart:
         Where the horizontal axis is marked, and by what; at round numbers without it.
     log : bool
         Whether the vertical axis is logarithmic.
+    planes : bool
+        Whether the horizontal axis has the planes of the volume.
+    names : sequence of str, optional
+        What stands at 0, 1, ... of the horizontal axis.
     """
 
     def __init__(
@@ -43,6 +51,8 @@ class Chart:
         x_ticks: Sequence[tuple[float, str]] | None = None,
         *,
         log: bool = False,
+        planes: bool = False,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.width, self.title, self.labels = width, title, (x_label, y_label)
         self.x, self.x_ticks, self.log = x, ticks(*x, width // 65) if x_ticks is None else x_ticks, log
@@ -51,6 +61,8 @@ class Chart:
         self.lines: list[tuple[np.ndarray, np.ndarray, str]] = []
         self.dots: list[tuple[np.ndarray, np.ndarray, str, float, bool]] = []
         self.legend: list[tuple[str, str]] = []
+        self.planes, self.names = planes, names
+        self.told: list[tuple[str, np.ndarray, np.ndarray]] = []  # series that a reader can point at
         self.least: list[float] = []  # what the vertical axis shows at least
 
     def band(self, start: float, stop: float, colour: str, opacity: float) -> None:
@@ -71,12 +83,19 @@ class Chart:
         self.lines.append((np.asarray(x, float), np.asarray(y, float), look))
         if label is not None:
             self.legend.append((label, look))
+            self.tell(label, x, y)
 
     def scatter(self, x: Any, y: Any, colour: str, size: float, label: str | None = None, square: bool = False) -> None:
         """Draw a dot, or a square, at each point with a finite y."""
         self.dots.append((np.asarray(x, float), np.asarray(y, float), colour, size, square))
         if label is not None:
             self.legend.append((label, f'stroke="{colour}" stroke-width="{size:g}" stroke-dasharray="{size:g} 99"'))
+            self.tell(label, x, y)
+
+    def tell(self, label: str, x: Any, y: Any) -> None:
+        """Let a reader point at a series: the page's script shows the values, see `templates/report.js`."""
+        every = max(1, -(-len(x) // MOST_POINTS))
+        self.told.append((label, np.asarray(x, float)[::every], np.asarray(y, float)[::every]))
 
     def svg(self, bottom: float | None = None) -> str:
         """Return the chart; the vertical axis begins at `bottom` if that is given."""
@@ -121,7 +140,23 @@ class Chart:
         texts.append(_text(self.title, LEFT, 10, "start", size=9.5))
         parts += [f'<path d="{axes}" fill="none" stroke="{FAINT}" stroke-width=".8"/>', *texts, *self._legend()]
         head = f'<svg viewBox="0 0 {self.width} {HEIGHT}" role="img" aria-label="{escape(self.title)}"'
+        points = escape(self._points(base)) if self.told else ""
+        head += f' data-points="{points}"' if points else ""
         return f'{head} font-family="sans-serif" font-size="{FONT}">{"".join(parts)}</svg>'
+
+    def _points(self, base: float) -> str:
+        """Return as JSON what can be pointed at, and where the axes lie."""
+        lines = [[label, [plain(v, 8) for v in x], [plain(v, 4) for v in y]] for label, x, y in self.told]
+        found = {
+            "x": self.x,
+            "left": LEFT,
+            "right": self.width - RIGHT,
+            "top": TOP,
+            "bottom": base,
+            "names": self.names,
+            "series": {"plane": self.planes, "label": self.labels[0], "lines": lines},
+        }
+        return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 
     def _range(self, bottom: float | None) -> tuple[float, float]:
         """Return the ends of the vertical axis: a margin around what is drawn."""

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n4flow import __version__
+from n4flow.corrections.recipe import MASK_NAME
 from n4flow.io.frame import Frame
-from n4flow.report import plots, text
+from n4flow.report import plots, strip
 from n4flow.report.assessment import headline
+from n4flow.report.methods import methods
 from n4flow.report.metrics import plain, section_columns, volume_rows
-from n4flow.report.pair import Pair
+from n4flow.report.overview import Overview
+from n4flow.report.page import render
+from n4flow.report.pair import TIMES, Pair
 from n4flow.report.pictures import Views, field_colours, field_limit, windows
-from n4flow.report.text import duration, number
+from n4flow.report.summary import summarize, tiles
+from n4flow.report.text import duration, number, percent
+from n4flow.report.viewer import licences, viewer
 
 if TYPE_CHECKING:
     from n4flow.corrections.base import Correction
@@ -24,9 +29,34 @@ if TYPE_CHECKING:
 # These numbers of a task are not listed with its stage: they have columns of their own or stand at the top of the page,
 # or say only on which part of the volume the task worked.
 NOT_LISTED = ("stage", "seconds", "backend", "threads", "warnings", "planes", "sections", "batch")
+NEUROGLANCER = (
+    'https://neuroglancer-demo.appspot.com/#!{"layers":[{"name":"after","type":"image","source":"zarr://STORE"}]}'
+)
+CONTENTS = (  # id and title of each part; those that a page lacks are left out
+    ("look", "Look through it"),
+    ("strip", "Sections at a glance"),
+    ("numbers", "In numbers"),
+    ("pictures", "Still pictures"),
+    ("harmonisation", "Harmonisation"),
+    ("plots", "Along the stack"),
+    ("sections", "Sections"),
+    ("stages", "Stages"),
+    ("parameters", "Parameters"),
+    ("open", "Open it"),
+    ("methods", "Methods"),
+)
+MOST_NAMED = 8  # Sections named at the top.
 
 
-def write_report(path: Path, numbers: Mapping[str, Any], pair: Pair, estimates: Mapping[str, str]) -> None:
+def write_report(
+    path: Path,
+    numbers: Mapping[str, Any],
+    pair: Pair,
+    estimates: Mapping[str, str],
+    *,
+    command: str = "",
+    megabytes: float = 0,
+) -> dict[str, Any]:
     """Write the report of one sample.
 
     Parameters
@@ -42,37 +72,123 @@ def write_report(path: Path, numbers: Mapping[str, Any], pair: Pair, estimates: 
     estimates : mapping
         The kind of correction that a stage estimates, by the stage's name. Numbers that are in the summary of such a
         correction are shown with the correction and not once more with the stage.
-    """
-    from jinja2 import Environment, PackageLoader
+    command : str, optional
+        The command that does the run again.
+    megabytes : float, optional
+        What the viewer may take of the page; there is none without it.
 
-    environment = Environment(
-        loader=PackageLoader("n4flow.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        {name: getattr(text, name) for name in ("label", "number", "percent", "duration", "shown")}
-    )
+    Returns
+    -------
+    dict
+        What the index of a run needs of the sample, see `summarize`.
+    """
     volume, metrics, stages = numbers["plan"], numbers["metrics"], numbers["stages"]
     warned = [message for said in (volume, *stages) for message in said.get("warnings", ())]
-    page = environment.get_template("report.html.j2").render(
-        sample=numbers["sample"],
-        version=__version__,
+    worst = strip.worst_first(metrics["sections"])
+    overview = Overview(pair, volume.get("voxel_um"), megabytes, [strip.middle(row) for row in worst])
+    views = Views(pair, volume.get("voxel_um"), overview)
+    pictures = _pictures(pair, views, metrics)
+    small = {} if pictures is None else {time: views.small(time, pictures["window"][time]) for time in TIMES}
+    shown, volumes = (
+        viewer(overview, views, pictures["window"], pictures.get("limit"), volume)
+        if pictures is not None and overview.shown
+        else (None, [])
+    )
+    lacking = {
+        "look": shown is None,
+        "strip": pictures is None or len(metrics["sections"]) < 2,
+        "harmonisation": not metrics["harmonization"],
+    }
+    page = render(
+        "report.html.j2",
+        ["report.js", "viewer.js"],
+        sample=numbers["sample"] + (f", channel {volume['label']}" if volume.get("label") else ""),
         verdict=numbers["verdict"],
+        next=next_step(numbers["verdict"], metrics["sections"]),
+        to_look_at=[row for row in worst if row["status"] == "warn"][:MOST_NAMED],
+        more_to_look_at=_more(metrics["sections"]),
         headline=headline(pair.recipe, metrics),
+        small=small | {"plane": views.centre[0]} if small else None,
+        tiles=tiles(metrics),
+        contents=[(name, title) for name, title in CONTENTS if not lacking.get(name)],
         facts=facts(volume, pair, stages, metrics),
         warnings=list(dict.fromkeys([*warned, *metrics["reasons"]])),
         metrics=metrics,
+        viewer=shown,
+        viewer_note=_viewer_note(overview, pair),
+        volumes=volumes,
+        licences=licences() if shown else "",
+        strip=[] if pictures is None or lacking["strip"] else strip.pictured(worst, overview, pictures["window"]),
         volume_rows=volume_rows(metrics),
         section_columns=section_columns(metrics["sections"]),
         flagged=any(section.flag != "ok" for section in pair.sections),
-        pictures=_pictures(pair, volume, metrics),
+        pictures=pictures,
+        overlap=_overlap(stages),
         plots=_plots(pair, metrics),
         stages=grouped(stages, pair.recipe, estimates),
         corrections=[
             (f"not applied: {step.title}" if step.idle else step.title, plain(step.summary())) for step in pair.recipe
         ],
         parameters=numbers["parameters"],
+        stores=stores(numbers),
+        neuroglancer=NEUROGLANCER,
+        command=command,
+        methods=methods(numbers, pair.recipe),
+        page_facts={
+            "sections": [[row["id"], row["z_start"], row["z_stop"], row["status"]] for row in metrics["sections"]],
+            "viewer": shown,
+        },
     )
     path.write_text(page, encoding="utf-8")
+    return summarize(numbers, small)
+
+
+def stores(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return where the result and its mask are, as seen from the page, and from where the run was started."""
+    sample, volume, parameters = numbers["sample"], numbers["plan"], numbers["parameters"]
+    several = volume.get("channel") is not None  # Then the page is of one of several channels, in a folder of its own.
+    one_mask = several and (parameters.get("fit_channel") != "each" or volume.get("mask") == "given")
+    folder = Path(parameters.get("outdir") or ".") / sample
+    own = f"channel_{volume.get('channel')}/" if several and not one_mask else ""
+    return [
+        ("../" * several + f"{sample}.ome.zarr", str(folder / f"{sample}.ome.zarr")),
+        ("../" * one_mask + MASK_NAME, str(folder / f"{own}{MASK_NAME}")),
+    ]
+
+
+def next_step(verdict: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a reader does next."""
+    warned = any(row["status"] == "warn" for row in rows)
+    if verdict["status"] == "look":
+        first = "Compare before and after below, and try what the sentence names"
+        return f"{first}. Sections with a warning:" if warned else f"{first}."
+    first = "The result can be used." if verdict["changed"] else "There is nothing to do."
+    return f"{first} Sections with a warning of their own:" if warned else first
+
+
+def _more(rows: Sequence[Mapping[str, Any]]) -> str:
+    more = sum(row["status"] == "warn" for row in rows) - MOST_NAMED
+    return f" and {more} more" if more > 0 else ""
+
+
+def _viewer_note(overview: Overview, pair: Pair) -> str:
+    """Return how the volume in the viewer relates to the whole one."""
+    side, step = overview.shrink * pair.shrink, overview.planes.step if overview.shown else 1
+    pixels = f"A pixel is the mean of {side} × {side} voxels" if side > 1 else "A pixel is a voxel"
+    planes = "all planes are there" if step == 1 else f"one plane in {step} is there"
+    return f"{pixels}, in 8 bits; {planes}. Values are those of the grey levels."
+
+
+def _overlap(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence where the shares of tissue and agarose add up to more than the volume."""
+    for stage in stages:
+        tissue, agarose = stage.get("tissue_share"), stage.get("agarose_share")
+        if tissue and agarose and tissue + agarose > 1:
+            return (
+                f"The masks overlap, so that their shares ({percent(tissue)} and {percent(agarose)}) add up to more "
+                "than 100 %: agarose has one mask for all planes, from which each plane's tissue is taken off"
+            )
+    return ""
 
 
 def facts(
@@ -162,9 +278,8 @@ def merged(key: str, values: Sequence[Any]) -> Any:
     return ", ".join(dict.fromkeys(str(value) for value in values))
 
 
-def _pictures(pair: Pair, volume: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def _pictures(pair: Pair, views: Views, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the template draws, None if no pixel is valid."""
-    views = Views(pair, volume.get("voxel_um"))
     if not any(image["valid"].any() for image in views.images.values()):
         return None
     window = windows(pair, views)

@@ -21,6 +21,7 @@ from n4flow.sections import filled_planes
 
 TILE = 16  # Side in pixels of a tile, within which pixels of two classes count as neighbours.
 HOLE_SHARE = 0.25  # A pixel counts as a hole with less than this share of the median signal of tissue.
+NOTHING = 1e-5  # A level counts as 0 below this share of the mean of tissue.
 MIN_TILE_PIXELS = 8  # A tile with fewer pixels of either class is left out.
 
 
@@ -78,8 +79,12 @@ class Measurement:
         return values[np.isfinite(values)]
 
     def agarose_level(self, time: str) -> float:
-        """Return the median over planes of the agarose level, in the units of that time."""
-        return median(self._agarose(time))
+        """Return the median over planes of the agarose level, in the units of that time.
+
+        Noise that was clipped at 0 leaves a trace in block means, which is no level.
+        """
+        level = median(self._agarose(time))
+        return 0.0 if abs(level) < NOTHING * self.tissue_mean(time) else level
 
     def agarose_spread(self, time: str) -> float:
         """Return the standard deviation over planes of the agarose level, as a share of the mean signal of tissue."""

@@ -90,7 +90,8 @@ def _contrast(numbers: Mapping[str, Any]) -> str:
     n = numbers["contrast"]
     text = "log ratio of two classes' mean signals where they lie side by side, which shading does not move"
     if n["kept"] is not None:
-        text = f"<b>{percent(n['kept'])} kept</b>: {text}"
+        more = "; above 100 %, the classes differ more than they did" if n["kept"] > 1.01 else ""
+        text = f"<b>{percent(n['kept'])} kept</b>: {text}{more}"
     if n["bright_share"] is not None:
         text += f"; {whole_percent(n['bright_share'])} of tissue is the bright class"
     if len(numbers["sections"]) > 1 and n["least_kept"] is not None:
@@ -123,7 +124,7 @@ def _applied(numbers: Mapping[str, Any]) -> str:
 
 def _unproven(numbers: Mapping[str, Any]) -> str:
     found = numbers["change"]["unproven"]
-    proof = "" if found is None else f"; of it, {change(found['all'])} is not proven by neighbouring planes"
+    proof = "" if found is None else f"; of it, {percent(found['all'])} (rms) is not proven by neighbouring planes"
     return "robust standard deviation of log(signal after / before)" + proof
 
 
@@ -344,7 +345,7 @@ SECTION_METRICS: tuple[Metric, ...] = (
         "unproven",
         lambda m: m.unproven[1],
         title="unproven",
-        show=change,
+        show=percent,
         help="unproven is the rms of the change that neighbouring planes do not prove",
     ),
     Metric("bias_p1", lambda m: m.bias[1][0], title="bias p1 to p99", cell=_section_bias),

@@ -11,14 +11,19 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from n4flow.report.pair import Pair, bias_fields
 
+if TYPE_CHECKING:
+    from n4flow.report.overview import Overview
+
 PAGE_WIDTH = 1080  # The three planes share this width, in px.
 MOST_PIXELS = 640  # A plane with more pixels along a side is averaged down.
-SMALL = 40_000  # A picture of at most this many pixels is stored without loss.
+SMALL_SIDE = 280  # Longest side in pixels of the pair at the top of the page.
+SMALL = 40_000  # A picture of at most this many pixels is stored without loss, if it is not one of many.
 FLATTEST, TALLEST = 0.3, 1.6  # Z keeps its true scale if height over width lies between the two.
 # ColorBrewer's PuOr from its end: it diverges around 1 and is safe for colour-blind readers.
 FIELD_COLOURS = "2d004b 542788 8073ac b2abd2 d8daeb f7f7f7 fee0b6 fdb863 e08214 b35806 7f3b08"
@@ -52,6 +57,8 @@ class Views:
     pair : Pair
     voxel_um : mapping or None
         Voxel size of the full-resolution volume in micrometres by axis name; cubes of 1 without it.
+    overview : Overview, optional
+        Takes what it shows in the same pass over the planes.
 
     Attributes
     ----------
@@ -61,8 +68,8 @@ class Views:
         Whether xz and yz are flat enough to stand above each other beside xy.
     """
 
-    def __init__(self, pair: Pair, voxel_um: Mapping[str, float] | None) -> None:
-        self.pair = pair
+    def __init__(self, pair: Pair, voxel_um: Mapping[str, float] | None, overview: Overview | None = None) -> None:
+        self.pair, self._overview = pair, overview
         self.known_size = voxel_um is not None
         size = dict(voxel_um) if voxel_um is not None else {"z": 1.0, "y": 1.0, "x": 1.0}
         depth, height, width = pair.shape
@@ -90,6 +97,8 @@ class Views:
 
         def lines(index: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             full = {image: getattr(pair, image)(index) for image in IMAGES[:-1]}
+            if self._overview is not None:
+                self._overview.take(index, full)
             return {
                 image: (pixels[y].copy(), pixels[:, x].copy()) for image, pixels in full.items()
             }  # A view would keep the plane.
@@ -104,6 +113,8 @@ class Views:
             images[plane]["field"] = np.ones(images[plane]["before"].shape, np.float32)
         for start, field_run in bias_fields(pair.recipe, pair.shape):
             stop = start + len(field_run)
+            if self._overview is not None:
+                self._overview.take_field(start, field_run)
             images["xz"]["field"][start:stop] = field_run[:, y]
             images["yz"]["field"][start:stop] = field_run[:, :, x]
             if start <= z < stop:
@@ -127,6 +138,13 @@ class Views:
             scaled = np.log(self.images[plane]["field"]) / (2 * math.log(limit)) + 0.5
             panels.append(self._panel(plane, field_colours(np.clip(scaled, 0, 1)), ("edge",), "bias field"))
         return panels
+
+    def small(self, image: str, window: tuple[float, float]) -> str:
+        """Return plane xy of `before` or `after` in a grey window, at most `SMALL_SIDE` pixels wide and high."""
+        from n4flow.report.overview import block_means, grey
+
+        found, side = self.images["xy"], -(-max(self.pair.shape[1:]) // SMALL_SIDE)
+        return data_uri(grey(block_means(found[image], found["valid"], side), window), lossless=0)
 
     def _panel(self, plane: str, pixels: np.ndarray, outlined: Sequence[str], what: str) -> Panel:
         across, down = plane[0], plane[1]
@@ -199,8 +217,8 @@ def field_colours(values: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def data_uri(pixels: np.ndarray) -> str:
-    """Return (y, x) or (y, x, 3) uint8 pixels as a data URI: a small image as PNG, a larger one as JPEG."""
+def data_uri(pixels: np.ndarray, lossless: int = SMALL) -> str:
+    """Return (y, x) or (y, x, 3) uint8 pixels as a data URI: up to so many as PNG, more as JPEG."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -208,7 +226,7 @@ def data_uri(pixels: np.ndarray) -> str:
     if max(factors) > 1:
         image = image.reduce((factors[0], factors[1]))
     stream = io.BytesIO()
-    kind = "png" if image.width * image.height <= SMALL else "jpeg"
+    kind = "png" if image.width * image.height <= lossless else "jpeg"
     image.save(stream, kind, **({"optimize": True} if kind == "png" else {"quality": 88}))
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 

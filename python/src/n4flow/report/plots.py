@@ -15,7 +15,7 @@ SMALLEST_STEP = 0.1  # Steps smaller than this, in percent, are drawn at this he
 
 def _along_z(width: int, title: str, y_label: str, sections: SectionTable) -> Chart:
     """Return a chart along Z with the cuts between sections and the flagged sections."""
-    chart = Chart(width, title, "plane", y_label, (-0.5, sections.n_planes - 0.5))
+    chart = Chart(width, title, "plane", y_label, (-0.5, sections.n_planes - 0.5), planes=True)
     hair = sections.n_planes / width / 2  # of half a point
     if len(sections) < sections.n_planes:
         for section in sections[1:]:
@@ -30,7 +30,8 @@ def _over_sections(title: str, y_label: str, rows: Sequence[dict[str, Any]], **o
     """Return a chart over sections, flagged ones marked."""
     every = max(1, -(-len(rows) // 12))
     ticks = [(float(i), str(rows[i]["id"])) for i in range(0, len(rows), every)]
-    chart = Chart(NARROW, title, "section", y_label, (-0.5, len(rows) - 0.5), ticks, **options)
+    names = [str(row["id"]) for row in rows]
+    chart = Chart(NARROW, title, "section", y_label, (-0.5, len(rows) - 0.5), ticks, names=names, **options)
     for number, row in enumerate(rows):
         if row["flag"] != "ok":
             chart.band(number - 0.5, number + 0.5, FLAG, 0.25)
@@ -77,22 +78,33 @@ def field_ranges(rows: Sequence[dict[str, Any]]) -> str:
     """First to 99th percentile of the bias field in each section's tissue."""
     low, middle, high = (np.array([row[f"bias_{p}"] for row in rows], float) for p in ("p1", "p50", "p99"))
     chart = _over_sections("Bias field in each section: p1 to p99, dot: median", "input / corrected", rows)
-    return _ranges(chart, low, middle, high, min(4.0, max(0.8, 200 / len(rows))), 0.6)
+    return _ranges(chart, low, middle, high, min(4.0, max(0.8, 200 / len(rows))), 0.6, ("p1", "median", "p99"))
 
 
 def section_gains(rows: Sequence[dict[str, Any]], numbers: dict[str, Any]) -> str:
     """Gain of every section that the harmonisation estimated, with twice its uncertainty."""
     gain, sd = np.array(numbers["gain"], float), np.array(numbers["gain_sd"], float)
     chart = _over_sections("Gain of each section, and twice its uncertainty", "input / corrected", rows)
-    return _ranges(chart, gain * np.exp(-2 * sd), gain, gain * np.exp(2 * sd), 1.2, 0.7)
+    low, high = gain * np.exp(-2 * sd), gain * np.exp(2 * sd)
+    return _ranges(chart, low, gain, high, 1.2, 0.7, ("at least", "gain", "at most"))
 
 
-def _ranges(chart: Chart, low: np.ndarray, middle: np.ndarray, high: np.ndarray, width: float, opacity: float) -> str:
+def _ranges(
+    chart: Chart,
+    low: np.ndarray,
+    middle: np.ndarray,
+    high: np.ndarray,
+    width: float,
+    opacity: float,
+    labels: tuple[str, str, str],
+) -> str:
     """Draw a range and a dot for each section."""
     place, gap = np.arange(len(middle)), np.full(len(middle), np.nan)
     chart.line(chart.x, (1, 1), FAINT, 0.8)
     chart.line(np.repeat(place, 3), np.stack([low, high, gap], 1).reshape(-1), AFTER, width, opacity=opacity)
     chart.scatter(place, middle, INK, 3)
+    for label, values in zip(labels, (low, middle, high), strict=True):
+        chart.tell(label, place, values)
     return chart.svg()
 
 

@@ -153,6 +153,6 @@ def test_matching_what_needed_nothing_is_called_out() -> None:
     verdict = measured(observed, matched, [lookup])["verdict"]
     assert verdict["status"] == "look"
     assert verdict["reasons"][0].startswith("tissue was changed by 3.9% (rms) that neighbouring planes do not prove")
-    assert "try trust proven, or match off" in verdict["reasons"][0]
+    assert "try --trust proven, or --match off" in verdict["reasons"][0]
     even, fields = quiet(observed, tissue, cut(48))
     assert measured(observed, even, [fields])["verdict"]["status"] == "pass"

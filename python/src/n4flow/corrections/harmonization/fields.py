@@ -158,7 +158,7 @@ class Harmonization(Correction):
     @property
     def avoided_by(self) -> str:
         """See `Correction.avoided_by`."""
-        return "harmonize safe, or off"
+        return "--harmonize safe, or --harmonize off"
 
     def section_gains(self) -> dict[str, np.ndarray]:
         """Return the gain of every section and the uncertainty of its log."""
