@@ -49,15 +49,12 @@ workflow N4FLOW {
     }
     if (settings.outdir) { samples = WITH_ROOM(samples, settings.outdir, settings.publish_mode) }
 
-    whole = samples
     samples = units_of(samples)
-
     SHRINK(inputs(slabs_of(samples), 'SHRINK', ['image', 'mask', 'slab', 'recipe']))
     samples = gather(samples, 'shrunken', SHRINK.out.shrunken, 'slabs')
     TISSUE_MASK(inputs(leading(samples), 'TISSUE_MASK', ['table', 'shrunken', 'voxel_um']), options(settings, 'TISSUE_MASK'))
-    samples = taken_over(samples, 'masks', TISSUE_MASK.out.masks)
-    others = following(samples)
-    samples = leading(samples)
+    masked = taken_over(samples, 'masks', TISSUE_MASK.out.masks)
+    samples = leading(masked)
 
     if (settings.bias in ['sections', 'two_pass']) {
         N4_SECTIONS(inputs(batches_of(samples), 'N4_SECTIONS', ['table', 'shrunken', 'masks', 'batch', 'voxel_um']), options(settings, 'N4_SECTIONS'))
@@ -68,7 +65,7 @@ workflow N4FLOW {
         if (has_gpu(workflow.profile) && settings.backend == 'auto') { N4_VOLUME.out.bias.subscribe { meta, files -> tell_fallback(meta, files) } }
         samples = add(samples, 'recipe', N4_VOLUME.out.bias)
     }
-    samples = samples.mix(others)
+    samples = samples.mix(following(masked))
     if (settings.bias != 'off' || settings.match != 'off' || settings.smooth_z > 0) {
         PROVE(inputs(samples, 'PROVE', ['table', 'shrunken', 'masks', 'recipe']), options(settings, 'PROVE'))
         samples = add(add(samples, 'evidence', PROVE.out.evidence), 'recipe', PROVE.out.proven)
@@ -90,10 +87,7 @@ workflow N4FLOW {
     RENDER(inputs(slabs_of(samples), 'RENDER', ['image', 'mask', 'slab', 'masks', 'recipe', 'joint']), options(settings, 'RENDER'))
     samples = gather(samples, 'slabs', RENDER.out.slab, 'slabs')
     FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'evidence', 'slabs', 'joint']), as_json(settings))
-
-    JOINED(FINISH.out.results, samples)
-
-    results = unchanged(JOINED.out, whole)
+    results = JOINED(unchanged(FINISH.out.results, samples), samples)
     store = results.map { meta, folder -> [meta, folder.resolve("${meta.id}.ome.zarr")] }
     mask = results.map { meta, folder -> [meta, folder.resolve('mask.ome.zarr')] }
     recipe = results.map { meta, folder -> [meta, ['recipe.json', 'corrections'].collect { name -> folder.resolve(name) }.findAll { path -> path.exists() }] }

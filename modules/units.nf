@@ -1,16 +1,19 @@
 // Samples of which all channels are processed. Each channel is a unit that goes through the stages by itself, with a meta and a plan
 // of its own; `leader` is the meta of the one whose mask and bias fields it gets, its own or another's.
 
-// A unit for each channel of such samples, and for their mean where that leads; other samples as they are.
 def units_of(samples) {
-    return samples.flatMap { meta, sample ->
-        !sample.plan.channels ? [[meta, sample + [leader: meta, joint: '']]] : sample.plan.channels.collect { plan ->
-            def options = sample.volume.options.replace("--channel 'all'", "--channel '${plan.channel}'")
-            def leader = sample.plan.fit_channel == 'each' ? plan.channel : sample.plan.fit_channel
-            [meta + [n4flow_channel: plan.channel],
-                sample + [plan: plan, volume: sample.volume + [options: options], leader: meta + [n4flow_channel: leader],
-                    joint: "--fit-channel '${sample.plan.fit_channel}'", channels: sample.plan.shape[0]]]
-        }
+    return samples.flatMap { meta, sample -> channels_of(meta, sample) }
+}
+
+// A unit for each channel of a sample, and for their mean where that leads; a sample of one channel as it is.
+def channels_of(meta, sample) {
+    if (!sample.plan.channels) { return [[meta, sample + [leader: meta, joint: '']]] }
+    return sample.plan.channels.collect { plan ->
+        def options = sample.volume.options.replace("--channel 'all'", "--channel '${plan.channel}'".toString())
+        def leader = sample.plan.fit_channel == 'each' ? plan.channel : sample.plan.fit_channel
+        def joint = "--fit-channel '${sample.plan.fit_channel}'".toString()
+        [meta + [n4flow_channel: plan.channel], sample + [plan: plan, volume: sample.volume + [options: options],
+            leader: meta + [n4flow_channel: leader], joint: joint, channels: sample.plan.shape[0]]]
     }
 }
 
