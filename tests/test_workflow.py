@@ -321,6 +321,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
             ["--input", str(folder / "results" / "good" / "good.ome.zarr")],
             "where the results go; choose another",
         ),
+        ("in input", ["--input", str(good), "--outdir", str(good)], "where the results go, lies in the input"),
         ("not ours", ["--input", str(folder / "theirs.npy")], "exists and is no result of n4flow; remove it or choose"),
         (
             "harmonize",
@@ -337,7 +338,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
 
 
 # What the head process finds ends with 2, what a task finds with 1, as tasks of other samples are stopped first.
-EARLY = "unknown,separator,range,choice,missing,two files,harmonize,sections,name,shell,inside,not ours"
+EARLY = "unknown,separator,range,choice,missing,two files,harmonize,sections,name,shell,inside,in input,not ours"
 CODES = dict.fromkeys(EARLY.split(","), 2) | {"gpu": 3}
 FAULTS = EARLY + ",no size,mask,gpu"  # of what INSPECT finds one without and one with a file beside the image
 
@@ -353,6 +354,7 @@ def test_a_mistake_stops_the_run_before_its_first_task_in_one_sentence(workflow:
     assert run.ran() <= (set() if name in EARLY.split(",") else {"INSPECT", "PROBE_GPU"})
     assert not re.search(r"Traceback|\bat [\w.$]+\(|Exception", run.output), run.output
     assert not (tmp_path / "elsewhere" / "good").exists()
+    assert {path.name for path in (tmp_path / "good.ome.zarr").iterdir()} == {"0", "zarr.json"}
     assert not list(tmp_path.rglob("owned"))
     if name in ("inside", "not ours"):
         assert {

@@ -6,7 +6,6 @@ lacks are read by SimpleITK.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from n4flow.compute.threads import run_tasks
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading, reason
 from n4flow.io.axes import select
 from n4flow.io.itk import itk_dtype
 from n4flow.io.omezarr.chunk_grid import listed
@@ -152,8 +151,8 @@ def _header(file: Path) -> Plane | str:
         return _tiff_header(file) if is_tiff(file) else _itk_header(file)
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, IndexError, KeyError, struct.error) as error:
-        return f"{file.name} ({_reason(error)})"
+    except Exception as error:  # noqa: BLE001  whatever it is, the plane is lost
+        return f"{file.name} ({reason(error)})"
 
 
 def _tiff_header(file: Path) -> Plane:
@@ -204,7 +203,7 @@ def _itk_header(file: Path) -> Plane:
 
 def _voxels(file: Path, plane: Plane) -> np.ndarray:
     """Return the voxels of a file, along the axes that its header has."""
-    try:
+    with reading(file, "a readable plane"):
         if plane.offset >= 0:
             return np.memmap(file, plane.stored, "r", plane.offset, plane.shape)
         if plane.by_itk:
@@ -215,10 +214,3 @@ def _voxels(file: Path, plane: Plane) -> np.ndarray:
 
         with TiffFile(file) as tif:
             return tif.pages.first.asarray()
-    except (OSError, RuntimeError, ValueError, IndexError, KeyError, struct.error) as error:
-        msg = f"plane {file} cannot be read: {_reason(error)}; write or copy it again"
-        raise InputError(msg) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
