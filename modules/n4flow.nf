@@ -3,7 +3,7 @@
 
 include { add; answer; batches_of; gather; inputs; slabs_of } from './channels'
 include { check_parameters } from './parameters'
-include { as_json          } from './run_info'
+include { as_json; versions_of } from './run_info'
 include { options          } from './rules'
 include { sample_of        } from './samples'
 include { unchanged        } from './paths'
@@ -93,7 +93,7 @@ workflow N4FLOW {
     recipe = results.map { meta, folder -> [meta, ['recipe.json', 'corrections'].collect { name -> folder.resolve(name) }.findAll { path -> path.exists() }] }
     metrics = results.map { meta, folder -> [meta, folder.resolve('metrics.json')] }
     report = results.map { meta, folder -> [meta, folder.resolve('report.html')] }
-    versions = channel.topic('n4flow_versions')
+    versions = versions_of(channel.topic('n4flow_versions'))
 
     emit:
     results   // [meta, folder] of all that a sample has (docs/output.md); the rest are paths in it

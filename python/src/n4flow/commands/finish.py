@@ -37,8 +37,9 @@ def _finish(
 ) -> None:
     from n4flow.corrections import proof
     from n4flow.corrections.recipe import Recipe
+    from n4flow.io.publishing import CHECKSUMS_NAME
     from n4flow.masks.tissue_source import TissueSource
-    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_files
+    from n4flow.pipeline.finish import create_stores, link_files
     from n4flow.pipeline.finish import finish as finish_sample
     from n4flow.pipeline.parameters import command_line, resolve
     from n4flow.pipeline.plan import check_state, completed, make_plan

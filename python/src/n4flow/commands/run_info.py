@@ -16,7 +16,7 @@ from n4flow.pipeline.timing import dumps
 
 def versions() -> None:
     """Print the versions of Python and of every package that a result may depend on."""
-    from n4flow.pipeline.provenance import tool_versions
+    from n4flow.pipeline.versions import tool_versions
 
     for tool, version in tool_versions().items():
         typer.echo(f"{tool}\t{version}")

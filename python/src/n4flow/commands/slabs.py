@@ -94,8 +94,9 @@ def _render_slab(
 ) -> None:
     from n4flow.corrections.recipe import Recipe
     from n4flow.io.disk_space import check_space, store_needs
+    from n4flow.io.publishing import CHECKSUMS_NAME
     from n4flow.masks.tissue_source import TissueSource
-    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores
+    from n4flow.pipeline.finish import create_stores
     from n4flow.pipeline.plan import completed, make_plan
     from n4flow.pipeline.render import render_slab
 

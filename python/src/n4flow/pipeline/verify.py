@@ -18,8 +18,8 @@ from n4flow.errors import InputError, N4flowError, reason
 from n4flow.io.omezarr.checksums import chunk_checksum, describe_level, grid
 from n4flow.io.omezarr.store import validate_store, voxel_files
 from n4flow.io.open import open_volume
+from n4flow.io.publishing import CHECKSUMS_NAME
 from n4flow.io.volume import Volume
-from n4flow.pipeline.finish import CHECKSUMS_NAME
 from n4flow.pipeline.provenance import (
     CRATE_NAME,
     CRATE_SUM,
