@@ -132,6 +132,7 @@ def test_nothing_else_is_served(samples, address):
     ):
         with pytest.raises(HTTPError) as error:
             urlopen(Request(wrong), timeout=10)
+        error.value.close()
         assert error.value.code in (403, 404), wrong
 
 
@@ -187,7 +188,7 @@ def test_napari_gets_the_volumes_and_their_sizes(samples, monkeypatch):
             shown["title"] = title
 
         def add_image(self, data, **options):
-            shown[options["name"]] = (np.asarray(data), options)
+            shown[options["name"]] = (np.asarray(data[0] if options["multiscale"] else data), options)
 
         add_labels = add_image
 
