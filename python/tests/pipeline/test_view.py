@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import types
-from html import unescape
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -18,6 +17,9 @@ import numpy as np
 import pytest
 import tensorstore
 import tifffile
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
 
 import n4flow
 from n4flow.commands import main
@@ -42,26 +44,17 @@ def samples(tmp_path_factory):
     return voxels, n4flow.run(folder / "sheet.csv", folder / "out", **PLAIN)
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory):
-    """A folder with a package that has the client's first page where Neuroglancer's has it."""
-    folder = tmp_path_factory.mktemp("site")
-    client = folder / "neuroglancer" / "static" / "client"
-    client.mkdir(parents=True)
-    (client / "index.html").write_text("the client")
-    (folder / "neuroglancer" / "__init__.py").write_text("raise SystemExit('imported, which takes long')")
-    return folder
-
-
 @pytest.fixture
-def address(samples, package, monkeypatch, request):
-    """The address at which a sample is served by a thread."""
-    monkeypatch.setattr(view, "client_folder", lambda: package / "neuroglancer" / "static" / "client")
+def address(samples, request):
+    """The address below which a thread serves the volumes of a sample, as Neuroglancer's server does."""
     sample = next(each for each in samples[1].samples if each.sample == request.param)
     started, loop, found = threading.Event(), asyncio.new_event_loop(), {}
 
     async def begin():
-        found["server"], found["address"] = view.serve(sample, view.volumes_of(sample))
+        sockets = bind_sockets(0, "127.0.0.1")
+        found["server"] = HTTPServer(Application(view.handlers(view.volumes_of(sample), "token")))
+        found["server"].add_sockets(sockets)
+        found["port"] = sockets[0].getsockname()[1]
         started.set()
 
     def work():
@@ -74,7 +67,7 @@ def address(samples, package, monkeypatch, request):
     thread = threading.Thread(target=work)
     thread.start()
     assert started.wait(30)
-    yield found["address"]
+    yield f"http://127.0.0.1:{found['port']}/volumes/token/"
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
 
@@ -89,30 +82,27 @@ def array_at(address, driver, path):
     return tensorstore.open({"driver": driver, "kvstore": kvstore}, read=True, open=True).result().read().result()
 
 
-@pytest.mark.parametrize("address", ["a", "b"], indirect=True)
-def test_what_is_served_is_what_lies_in_the_stores(samples, address):
+@pytest.mark.parametrize(("address", "driver"), [("a", "zarr"), ("b", "zarr3")], indirect=["address"])
+def test_what_is_served_is_what_lies_in_the_stores(samples, address, driver):
     """tensorstore reads it over HTTP; from a store it asks for ranges of bytes of the shards."""
     voxels, result = samples
-    made = "n4flow: a<" in fetched(address).decode()  # from planes, which is no store
-    before = array_at(address, "zarr" if made else "zarr3", "before/0/")
+    before = array_at(address, driver, "before/0/")
     assert np.array_equal(before, voxels)
     after = array_at(address, "zarr3", "after/0/")
     assert np.array_equal(after, n4flow.open_volume(result.samples[0].store).read(slice(None)))
     mask = array_at(address, "zarr3", "mask/0/")
     assert np.array_equal(mask, n4flow.open_volume(result.samples[0].folder / "mask.ome.zarr").read(slice(None)))
-    assert fetched(f"{address}client/index.html") == b"the client"
 
 
-@pytest.mark.parametrize("address", ["a"], indirect=True)
-def test_the_page_leads_to_a_state_with_all_layers(samples, address):
-    page = fetched(address).decode()
-    state = json.loads(json.loads(unescape(re.search(r"const state = (\".*\")\.replaceAll", page)[1])))
-    assert [layer["source"] for layer in state["layers"]] == [f"zarr://ORIGIN/{name}/" for name in view.LAYERS]
+def test_the_state_has_all_layers_with_their_windows_and_sizes(samples):
+    voxels, result = samples
+    volumes = view.volumes_of(result.samples[0])
+    state = view.state_of(volumes, "http://here")
+    assert [layer["source"] for layer in state["layers"]] == [f"zarr://http://here/{name}/" for name in view.LAYERS]
     low, high = state["layers"][0]["shaderControls"]["normalized"]["range"]
-    assert (low, high) == tuple(np.percentile(samples[0][SHAPE[0] // 2], [0.5, 99.5]))
-    scale, origin = json.loads(fetched(f"{address}before/.zattrs"))["multiscales"][0]["datasets"][0][
-        "coordinateTransformations"
-    ]
+    assert (low, high) == tuple(np.percentile(voxels[SHAPE[0] // 2], [0.5, 99.5]))
+    described = json.loads(view.MadeStore(volumes["before"]).get(".zattrs"))["multiscales"][0]["datasets"][0]
+    scale, origin = described["coordinateTransformations"]
     assert (scale["scale"], origin["translation"]) == ([30, 10, 12], [0, 0, 0])
 
 
@@ -120,10 +110,10 @@ def test_the_page_leads_to_a_state_with_all_layers(samples, address):
 def test_nothing_else_is_served(samples, address):
     outside = samples[1].outdir / "a" / "metrics.json"
     assert outside.is_file()
-    root = address.rsplit("/", 2)[0]
+    root = address.removesuffix("token/")
     for wrong in (
-        f"{root}/",
-        f"{root}/guess/after/zarr.json",
+        root,
+        f"{root}guess/after/zarr.json",
         f"{address}after/../metrics.json",
         f"{address}after/%2e%2e/metrics.json",
         f"{address}before/0/0/0/9",
@@ -136,16 +126,21 @@ def test_nothing_else_is_served(samples, address):
         assert error.value.code in (403, 404), wrong
 
 
-def test_the_command_prints_a_link_and_ends_with_the_keyboard(samples, package):
-    environment = os.environ | {"PYTHONPATH": f"{package}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [Path(sys.executable).with_name("n4flow"), "view", samples[1].outdir / "a", "--in", "neuroglancer"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    link = re.fullmatch(
-        r"Open (http://127\.0\.0\.1:(\d+)/\S+/) in a browser; Ctrl-C ends\.\n", process.stdout.readline()
-    )
-    tunnel = process.stdout.readline()
-    assert f" -L {link[2]}:127.0.0.1:{link[2]} " in tunnel
-    assert b"client/index.html" in fetched(link[1])
+def test_the_command_prints_a_link_and_ends_with_the_keyboard(samples):
+    """With Neuroglancer's own server and client."""
+    pytest.importorskip("neuroglancer", reason="neuroglancer is not installed (n4flow[view])")
+    voxels, result = samples
+    command = [Path(sys.executable).with_name("n4flow"), "view", result.outdir / "a", "--in", "neuroglancer"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = process.stdout.readline()
+    link = re.fullmatch(r"Open (http://127\.0\.0\.1:(\d+))/v/(\S+)/ in a browser; Ctrl-C ends\.\n", said)
+    address, port, token = link.groups()
+    assert f" -L {port}:127.0.0.1:{port} " in process.stdout.readline()
+    assert b"<script" in fetched(f"{address}/v/{token}/index.html")
+    assert np.array_equal(array_at(f"{address}/volumes/{token}/", "zarr", "before/0/"), voxels)
+    again = subprocess.run([*command, "--port", port], capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 2
+    assert f"n4flow: port {port} cannot be used (Address already in use); give another one" in again.stderr
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     assert process.communicate()[1] == ""
@@ -159,10 +154,8 @@ def ended(*arguments):
 
 def test_what_cannot_be_shown_is_said_with_its_remedy(samples, tmp_path, monkeypatch, capsys):
     out = samples[1].outdir
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert ended("view", out, "--sample", "a") == 2
-    assert "neither napari nor neuroglancer is installed" in capsys.readouterr().err
-    monkeypatch.setattr(view, "client_folder", lambda: tmp_path)
+    for name in ("napari", "neuroglancer"):
+        monkeypatch.setitem(sys.modules, name, None)
     for line, said in (
         ([out], "holds 2 samples; choose one with --sample: a, b"),
         ([out, "--sample", "c"], "holds no sample c; it has a, b"),
@@ -170,9 +163,15 @@ def test_what_cannot_be_shown_is_said_with_its_remedy(samples, tmp_path, monkeyp
         ([out, "--in", "word"], "--in must be auto, napari or neuroglancer, got 'word'"),
         ([out, "--sample", "a", "--before", tmp_path / "none"], "the input of a cannot be opened: "),
         ([out, "--sample", "a", "--in", "napari"], "napari cannot be imported"),
+        ([out, "--sample", "a", "--in", "neuroglancer"], "neither napari nor neuroglancer can be imported"),
     ):
         assert ended("view", *line) == 2
         assert said in capsys.readouterr().err
+    early = replace(samples[1].samples[0], numbers={"plan": {}})
+    with pytest.raises(
+        InputError, match=r"a cannot be opened: .*does not say where the input lay.*; give it with --bef"
+    ):
+        view.volumes_of(early)
     np.save(tmp_path / "other.npy", np.ones((2, 3, 4)))
     with pytest.raises(InputError, match=r"has the shape \(2, 3, 4\), and the result \(6, 80, 300\)"):
         view.volumes_of(samples[1].samples[0], tmp_path / "other.npy")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import socket
-from collections.abc import Mapping
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,6 @@ import typer
 from n4flow.errors import InputError
 
 if TYPE_CHECKING:
-    from n4flow.io.volume import Volume
     from n4flow.pipeline.run import Result, SampleResult
 
 VIEWERS = ("auto", "napari", "neuroglancer")
@@ -41,31 +39,19 @@ def view(
         msg = f"--in must be {', '.join(VIEWERS[:-1])} or {VIEWERS[-1]}, got {viewer!r}"
         raise InputError(msg)
     from n4flow.pipeline.run import Result
-    from n4flow.pipeline.view import client_folder, in_napari, volumes_of
+    from n4flow.pipeline.view import in_napari, serve, volumes_of
 
-    napari = viewer == "napari" or (viewer == "auto" and importlib.util.find_spec("napari") is not None)
-    if not napari:
-        client_folder()  # so that it is said before volumes are opened
     chosen = _chosen(Result.load(results), sample)
     volumes = volumes_of(chosen, before)
-    if napari:
+    if viewer == "napari" or (viewer == "auto" and importlib.util.find_spec("napari") is not None):
         in_napari(chosen, volumes)
-    else:
-        with suppress(KeyboardInterrupt):  # which is how one leaves
-            asyncio.run(_serve(chosen, volumes, port))
-
-
-async def _serve(chosen: SampleResult, volumes: Mapping[str, Volume], port: int) -> None:
-    from n4flow.pipeline.view import serve
-
-    server, address = serve(chosen, volumes, port)
+        return
+    _viewer, address = serve(volumes, port)
     taken = urlsplit(address).port
     typer.echo(f"Open {address} in a browser; Ctrl-C ends.")
     typer.echo(f"From another machine, first: ssh -N -L {taken}:127.0.0.1:{taken} {socket.gethostname()}")
-    try:
-        await asyncio.Event().wait()
-    finally:
-        server.stop()
+    with suppress(KeyboardInterrupt):  # which is how one leaves
+        threading.Event().wait()
 
 
 def _chosen(result: Result, name: str | None) -> SampleResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import secrets
 from collections.abc import Mapping
@@ -18,21 +17,12 @@ from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 
 if TYPE_CHECKING:
-    import tornado.web
-
     from n4flow.pipeline.run import SampleResult
 
 LAYERS = ("before", "after", "mask")
 MOST_SIDE = 256  # Voxels of a side of a chunk of a volume that is no store.
 INSTALL = "install n4flow[view], or napari"
 SHOWN = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32")  # Types that Neuroglancer draws.
-# The state of the viewer names its sources by whole addresses, and a tunnel may end at another port.
-INDEX = """<!DOCTYPE html><meta charset="utf-8"><title>{title}</title>
-<script>
-const state = {state}.replaceAll("ORIGIN", location.origin + location.pathname.replace(/\\/$/, ""));
-location.replace("client/index.html#!" + encodeURIComponent(state));
-</script>
-"""
 
 
 def volumes_of(sample: SampleResult, before: str | Path | None = None) -> dict[str, Volume]:
@@ -119,28 +109,18 @@ def _window(volume: Volume) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def client_folder() -> Path:
-    """Return the folder of Neuroglancer's client, which its package brings.
+def state_of(volumes: Mapping[str, Volume], address: str) -> dict[str, Any]:
+    """Return the state of a Neuroglancer that shows before beside after, and the mask on request.
 
-    Raises
-    ------
-    InputError
-        The package is not installed.
+    Parameters
+    ----------
+    volumes : mapping
+    address : str
+        Below which the volumes are served by their names.
     """
-    found = importlib.util.find_spec("neuroglancer")  # which is not imported: only its files are served
-    folders = [Path(place) / "static" / "client" for place in (found.submodule_search_locations or ())] if found else []
-    for folder in folders:
-        if (folder / "index.html").is_file():
-            return folder
-    msg = f"neither napari nor neuroglancer is installed, one of which shows volumes; {INSTALL}"
-    raise InputError(msg)
-
-
-def state_of(volumes: Mapping[str, Volume]) -> dict[str, Any]:
-    """Return the state of a Neuroglancer that shows before beside after, and the mask on request; sources at ORIGIN."""
     layers: list[dict[str, Any]] = []
     for name, volume in volumes.items():
-        layer: dict[str, Any] = {"name": name, "source": f"zarr://ORIGIN/{name}/"}
+        layer: dict[str, Any] = {"name": name, "source": f"zarr://{address}/{name}/"}
         if name == "mask":
             layers.append(layer | {"type": "segmentation", "segments": ["1"], "selectedAlpha": 0.3, "visible": False})
         else:
@@ -150,21 +130,13 @@ def state_of(volumes: Mapping[str, Volume]) -> dict[str, Any]:
     return {"layers": layers, "layout": {"type": "row", "children": views}}
 
 
-def application(
-    sample: SampleResult, volumes: Mapping[str, Volume], client: Path, token: str
-) -> tornado.web.Application:
-    """Return what answers a browser: the client, and the volumes as OME-Zarr; below a path that nobody guesses.
+def handlers(volumes: Mapping[str, Volume], token: str) -> list[Any]:
+    """Return what of tornado answers for volumes as OME-Zarr, below `/volumes/TOKEN`.
 
     A store is served as the files that it is, any other volume as a store without a pyramid, whose chunks are read when
     they are asked for.
     """
     from tornado import web
-
-    class Index(web.RequestHandler):
-        def get(self) -> None:
-            """Send the browser to the client, with the state that shows the volumes."""
-            text = json.dumps(json.dumps(state_of(volumes)))
-            self.finish(INDEX.format(title=f"n4flow: {sample.sample}", state=text.replace("<", "\\u003c")))
 
     class Made(web.RequestHandler):
         def initialize(self, volume: Volume) -> None:
@@ -179,16 +151,11 @@ def application(
             self.set_header("Content-Type", "application/octet-stream")
             self.finish(found)
 
-    rules: list[Any] = [
-        (f"/{token}/", Index),
-        (f"/{token}/client/(.*)", web.StaticFileHandler, {"path": str(client)}),
-    ]
+    rules: list[Any] = []
     for name, volume in volumes.items():
-        if is_store(volume):
-            rules.append((f"/{token}/{name}/(.*)", web.StaticFileHandler, {"path": str(volume.source.resolve())}))
-        else:
-            rules.append((f"/{token}/{name}/(.*)", Made, {"volume": volume}))
-    return web.Application(rules)
+        files = (web.StaticFileHandler, {"path": str(volume.source.resolve())})
+        rules.append((f"/volumes/{token}/{name}/(.*)", *(files if is_store(volume) else (Made, {"volume": volume}))))
+    return rules
 
 
 class MadeStore:
@@ -247,31 +214,42 @@ class MadeStore:
         return chunk.tobytes()
 
 
-def serve(sample: SampleResult, volumes: Mapping[str, Volume], port: int = 0) -> tuple[Any, str]:
-    """Serve volumes on the loopback interface; return the server of tornado, and the address to open.
+def serve(volumes: Mapping[str, Volume], port: int = 0) -> tuple[Any, str]:
+    """Serve volumes and a Neuroglancer on the loopback interface, from threads of its own.
 
     Parameters
     ----------
-    sample : SampleResult
     volumes : mapping
     port : int
         0 takes a free one.
+
+    Returns
+    -------
+    viewer : neuroglancer.Viewer
+        The server ends with the process.
+    address : str
+        To be opened in a browser; it holds a token that nobody guesses, as the addresses of the volumes do.
 
     Raises
     ------
     InputError
         Neuroglancer is not installed, or the port is taken.
     """
-    client = client_folder()
-    from tornado.httpserver import HTTPServer
-    from tornado.netutil import bind_sockets
-
-    token = secrets.token_urlsafe(16)
     try:
-        sockets = bind_sockets(port, "127.0.0.1")
+        import neuroglancer
+        import neuroglancer.server
+    except ImportError as error:
+        msg = f"neither napari nor neuroglancer can be imported ({error}), one of which shows volumes; {INSTALL}"
+        raise InputError(msg) from error
+    token = secrets.token_urlsafe(16)
+    neuroglancer.set_server_bind_address("127.0.0.1", port)
+    try:
+        viewer = neuroglancer.Viewer(token=token)
     except OSError as error:
         msg = f"port {port} cannot be used ({error.strerror}); give another one, or none for a free one"
         raise InputError(msg) from error
-    server = HTTPServer(application(sample, volumes, client, token))
-    server.add_sockets(sockets)
-    return server, f"http://127.0.0.1:{sockets[0].getsockname()[1]}/{token}/"
+    server = neuroglancer.server.global_server
+    server.app.add_handlers(".*", handlers(volumes, token))
+    address = f"http://127.0.0.1:{server.port}"
+    viewer.set_state(state_of(volumes, f"{address}/volumes/{token}"))
+    return viewer, f"{address}/v/{token}/"
