@@ -28,6 +28,7 @@ USER_COMMANDS = {
     "n4": "Correct the bias field of one image, any format to any format.",
     "inspect": "Check input and parameters, and say what a run would do.",
     "render": "Apply a stored recipe to a volume.",
+    "view": "Look at results in full resolution, before and after.",
     "verify": "Check results against the checksums they were written with.",
     "versions": "Versions of everything that a result depends on.",
     "phantom": "Make a serial-section volume with known truth.",

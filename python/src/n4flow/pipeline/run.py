@@ -104,7 +104,11 @@ class SampleResult(Shown):
         InputError
             It is not where it was.
         """
-        return open_volume(self.numbers["plan"]["source"], **opening(self.numbers["parameters"]))
+        source = self.numbers["plan"].get("source")
+        if source is None:
+            msg = f"{self.folder} does not say where the input lay, as results of an early version do not"
+            raise InputError(msg)
+        return open_volume(source, **opening(self.numbers["parameters"]))
 
     @property
     def status(self) -> str:
