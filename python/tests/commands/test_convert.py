@@ -83,3 +83,18 @@ def test_nothing_is_replaced_by_accident_and_nothing_is_left_half(tmp_path, voxe
     assert ended(*given, "--overwrite") == 4
     assert np.array_equal(converted(out)[0], voxels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "a.ome.zarr"]
+
+
+def test_all_channels_keep_their_labels(tmp_path, voxels, capsys):
+    channels = np.stack([voxels, voxels[::-1] // 2])
+    metadata = {"axes": "CZYX", "Channel": {"Name": ["DAPI", "GFP"]}}
+    tifffile.imwrite(tmp_path / "c.ome.tif", channels.astype(np.uint16), metadata=metadata)
+    out = tmp_path / "c.ome.zarr"
+    assert ended(tmp_path / "c.ome.tif", out, "--voxel-um", "20 4 5", "--channel", "all") == 0
+    assert "2 x 9 x 70 x 90 voxels of 20 x 4 x 5 micrometres" in capsys.readouterr().out
+    values, scale = converted(out)
+    assert np.array_equal(values, channels.astype(np.uint16))
+    assert scale == [1.0, 20.0, 4.0, 5.0]
+    shown = zarr.open_group(out, mode="r").attrs["ome"]["omero"]["channels"]
+    assert [channel["label"] for channel in shown] == ["DAPI", "GFP"]
+    assert shown[1]["window"]["max"] == channels[1].astype(np.uint16).max()
