@@ -1,9 +1,12 @@
 """NIfTI, TIFF, NRRD, MetaImage and npy: shape, voxels and physical size, against the libraries of the formats."""
 
+import errno
+import gc
 import gzip
 import os
 import pickle
 import re
+import resource
 from pathlib import Path
 
 import nibabel
@@ -12,8 +15,8 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from n4flow.errors import InputError, N4flowWarning
-from n4flow.io.formats import name_without_suffix, read_as
+from n4flow.errors import DiskFullError, InputError, N4flowWarning
+from n4flow.io.formats import WRITTEN, name_without_suffix, read_as
 from n4flow.io.nifti import NiftiReader
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
@@ -643,3 +646,21 @@ def test_npy(tmp_path, voxels):
     (tmp_path / "f.npz").rename(tmp_path / "f.npy")
     with pytest.raises(InputError, match="is not a readable volume"):
         open_volume(tmp_path / "f.npy", voxel_um=(1, 2, 3))
+
+
+@pytest.mark.parametrize("ending", [ending for ending in WRITTEN if ending not in (".ome.tiff", ".tiff")])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_a_file_can_grow_no_more_the_reason_is_room_and_nothing_is_left(tmp_path, ending):
+    # as on a full disk; SimpleITK, tifffile and numpy.save do not say what the system told them
+    noise = np.random.default_rng(0).integers(0, 2**16, (5, 90, 80), np.uint16)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:  # noqa: PT011  its number or its class say what it is
+            write_volume(tmp_path / f"a{ending}", noise, voxel_um=(5, 1, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(caught.value, DiskFullError) or caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+    del caught
+    gc.collect()  # nibabel leaves a file that it could not write to Python to close

@@ -19,7 +19,7 @@ import typer.main
 
 from n4flow.commands.terminal import Verbose, tracebacks
 from n4flow.compute.malloc import limit_arenas
-from n4flow.errors import DiskFullError, InputError, N4flowError, N4flowWarning, OutOfMemoryError
+from n4flow.errors import DiskFullError, InputError, N4flowError, N4flowWarning, OutOfMemoryError, reason
 from n4flow.pipeline.stages import STAGES
 
 USER_COMMANDS = {
@@ -157,7 +157,7 @@ def _end(error: BaseException) -> int:
         case N4flowError():
             return _fail(str(error), error.exit_code)
         case MemoryError():
-            sentence = f"out of memory ({error}); give the task more memory or fewer slab_planes"
+            sentence = f"out of memory ({reason(error)}); give the task more memory or fewer slab_planes"
             return _fail(sentence, OutOfMemoryError.exit_code)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             where = f" at {error.filename}" if error.filename else ""

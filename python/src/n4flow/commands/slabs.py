@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from n4flow.commands.options import Image, Masks, Planes, RecipeDir, as_step
@@ -33,6 +32,7 @@ def _shrink(
 ) -> None:
     from n4flow.corrections.recipe import Recipe
     from n4flow.io.frame import Frame
+    from n4flow.io.npy import write_npy
     from n4flow.pipeline.estimate import voxel_counts
     from n4flow.pipeline.passes import shrink_pass
 
@@ -43,7 +43,7 @@ def _shrink(
     shrunken, tissue = shrink_pass(volume, start, stop, factor, recipe=before, mask=given, frame=place)
     shrunken.save(out)
     if mask_out is not None and tissue is not None:
-        np.save(mask_out, tissue)
+        write_npy(mask_out, tissue)
     numbers.update(planes=[start, stop], shrink=factor, **voxel_counts(shrunken.planes))
 
 

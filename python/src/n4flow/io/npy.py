@@ -37,6 +37,9 @@ class NpyReader(ArrayReader):
         return partial(NpyReader, channel=channel, axes=axes), (self.path,)
 
 
-def write_npy(path: Path, array: np.ndarray, _voxel_um: dict[str, float], _like: Volume | None) -> None:
+def write_npy(
+    path: Path, array: np.ndarray, _voxel_um: dict[str, float] | None = None, _like: Volume | None = None
+) -> None:
     """Write a (Z, Y, X) array; the format has no place for a voxel size."""
-    np.save(path, array)
+    with path.open("w+b") as stream:  # opened for writing alone, NumPy would pass over Python, and lose why it failed
+        np.save(stream, array)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import DiskFullError, InputError, N4flowError, reason
 from n4flow.io.formats import FORMATS, WRITTEN, ZARR, Format, suffix_of, written_as
 from n4flow.io.omezarr.layout import by_axis
 from n4flow.io.omezarr.planning import DTYPES
@@ -53,7 +53,7 @@ def write_volume(
         Unknown ending, not a volume, a dtype that the format lacks, or no voxel size (`.npy` has none, and NIfTI to
         NIfTI keeps the header).
     DiskFullError
-        Space, inodes or a quota are used up.
+        Space, inodes or a quota are used up, or a library cannot write the file.
     """
     path = Path(path)
     array = np.asarray(array)
@@ -82,8 +82,15 @@ def write_volume(
             kind.write(made, array, voxel or {}, like, **of_a_store)
             made.rename(new / path.name)
             _put_in_place(scratch, path)
-    except OSError as error:
-        raise disk_error(error, path) from error
+    except N4flowError:
+        raise
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise disk_error(error, path) from error
+        # SimpleITK and tifffile do not say what the system said
+        remedy = "look at free space, the quota and the limit of a file's size"
+        msg = f"{path} cannot be written: {reason(error)}; {remedy}"
+        raise DiskFullError(msg) from error
 
 
 def check_destination(path: Path, channels: int = 1, *, overwrite: bool = False) -> None:
