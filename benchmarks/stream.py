@@ -1,7 +1,7 @@
 """Compare the passes over full resolution with reading alone and with a plain copy of the same store, in one run.
 
     python benchmarks/stream.py --out benchmarks/results/stream.json          # 1.3 Gvoxel: five minutes on 2 cores
-    python benchmarks/stream.py --planes 32 64 --side 512 --repeats 1         # a quick look
+    python benchmarks/stream.py --quick                                       # 40 Mvoxel, a minute: the ratios alone
     python benchmarks/stream.py --planes 16 --side 10000                      # wide planes
     python benchmarks/stream.py --planes 640 --side 5632 --linked --passes    # 20 Gvoxel, the chain alone; 55 GB free
     python benchmarks/stream.py --table benchmarks/results/stream.json        # the results as Markdown
@@ -17,8 +17,10 @@ seconds.
 * copy: reads, and writes a store like the input, uint16 with its pyramid; `copy_float32` writes float32.
 * shrink, statistics, render: the passes of the workflow. `render` writes uint16, `render_float32` float32, both with
   the tissue mask beside the image.
-* chain: `n4flow.run` as a whole, with bias fields and report; the seconds of its stages are in the results. Its ratio
-  is to two readings and a copy.
+* rewrite, rewrite_float32: reads, and writes what the same RENDER wrote, from memory, with its pyramid and mask: what
+  any renderer must do.
+* chain: `n4flow.run` as a whole, with bias fields and report; the seconds of its stages are in the results. Its ratios
+  are to two readings and a copy, to SHRINK, PLANE_STATISTICS and RENDER, and to five of the peers' stages.
 * peers: reads the volume and writes it again by Zarr's own pipeline, as one stage of other software does. A chain of
   such stages has five: bias field, normalisation, matching, smoothing along Z, and the pyramid.
 
@@ -40,7 +42,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -50,14 +53,17 @@ import numpy as np
 
 PASSES = (
     *("read", "count", "copy", "copy_float32", "shrink", "statistics", "render", "render_float32"),
-    "peers",
+    *("rewrite", "rewrite_float32", "peers"),
 )
+THREE = ("shrink", "statistics", "render")
 BESIDE = {
     "count": "read",
     "shrink": "read",
-    "statistics": "read",
-    "render": "copy",
-    "render_float32": "copy_float32",
+    "render": "rewrite",
+    "render_float32": "rewrite_float32",
+    "rewrite": "copy",
+    "rewrite_float32": "copy_float32",
+    "statistics": "count",
     "peers": "copy",
 }
 PEER_STAGES = 5
@@ -288,6 +294,41 @@ class Job:
                 rendered.after.save(self.work / f"after_{start}.npz")
             del rendered  # before the next slab comes
 
+    def ready_rewrite(self, dtype: str = "input") -> None:
+        """Render, and keep result and mask in memory."""
+        from n4flow.io.open import open_volume
+        from n4flow.pipeline.finish import create_stores
+
+        self.render(dtype)
+        stores = create_stores(self.work / "rendered", self.plans[dtype])
+        whole = (slice(0, n) for n in self.volume.shape)
+        self.results = [open_volume(path, require_voxel_um=False).read(*whole) for path, _layout in stores]
+        self.clear()
+
+    def rewrite(self, dtype: str = "input") -> None:
+        """Read, and write what `ready_rewrite` kept."""
+        from n4flow.io.omezarr.slab_writer import SlabWriter
+        from n4flow.pipeline.blocks import parts
+        from n4flow.pipeline.finish import create_stores
+
+        plan = self.plans[dtype]
+        stores = create_stores(self.work / "rendered", plan)
+
+        def held(number: int) -> Callable[[np.ndarray, tuple[int, int, int]], Any]:
+            def made(part: np.ndarray, at: tuple[int, int, int]) -> Any:
+                box = tuple(slice(start, start + n) for start, n in zip(at, part.shape, strict=True))
+                yield self.results[number][box]
+
+            return made
+
+        depth, height, width = plan.layout.levels[0].chunks
+        for start, stop in plan.slabs:
+            with ExitStack() as stack:
+                image, mask = (stack.enter_context(SlabWriter(*store, start, stop)) for store in stores)
+                for z, y, part in parts(self.volume, start, stop, (depth, height, width)):
+                    image.write(part, z, y, through=held(0), wait=False)
+                    mask.write(np.broadcast_to(np.uint8(0), part.shape), z, y, through=held(1), wait=False)
+
     def peers(self) -> None:
         """Read and write by Zarr's own pipeline."""
         import zarr
@@ -318,7 +359,12 @@ class Job:
     def call(self, name: str) -> Any:
         """Run a pass by its name."""
         method, _underscore, dtype = name.partition("_")
-        return getattr(self, method)(dtype) if dtype else getattr(self, method)()
+        return getattr(self, method)(*[dtype] * bool(dtype))
+
+    def ready(self, name: str) -> None:
+        """Do what a pass needs before its clock starts."""
+        method, _underscore, dtype = name.partition("_")
+        getattr(self, f"ready_{method}", lambda *_dtype: None)(*[dtype] * bool(dtype))
 
     def clear(self) -> None:
         """Remove what the measured passes wrote."""
@@ -349,6 +395,7 @@ def measure(name: str, store: Path, work: Path, *, cold: bool, codec: str) -> di
         warm_up(name)
     job = Job(store, work)
     job.clear()
+    job.ready(name)
     os.sync()
     if cold:
         drop(store)
@@ -378,6 +425,7 @@ def warm_up(name: str) -> None:
         write_input(store, 16, 300)
         job = Job(store, work)
         job.prepare()
+        job.ready(name)
         job.call(name)
 
 
@@ -448,8 +496,9 @@ def one_volume(store: Path, work: Path, arguments: argparse.Namespace) -> dict[s
     options = {"cold": arguments.cold, "codec": arguments.codec}
     prepared = in_process("prepare", store, work, **options) if arguments.passes else {"bytes": None}
     rounds: list[dict[str, dict[str, Any]]] = []
-    for _round in range(arguments.repeats if arguments.passes else 0):
-        rounds.append({name: in_process(name, store, work, **options) for name in arguments.passes})
+    names = [*arguments.passes, *(["chain"] if arguments.chain else [])]
+    for _round in range(arguments.repeats if names else 0):
+        rounds.append({name: in_process(name, store, work, **options) for name in names})
         print(shape[0], {k: round(v["seconds"], 2) for k, v in rounds[-1].items()}, file=sys.stderr, flush=True)
     gigavoxels = float(np.prod(shape)) / 1e9
     found: dict[str, Any] = {
@@ -462,12 +511,41 @@ def one_volume(store: Path, work: Path, arguments: argparse.Namespace) -> dict[s
         "passes": {name: _summary(rounds, name, gigavoxels) for name in arguments.passes},
     }
     if arguments.chain:
-        chain = in_process("chain", store, work, **options)
-        found["chain"] = {**chain, "seconds_per_gigavoxel": chain["seconds"] / gigavoxels}
-        if rounds and {"read", "copy"} <= set(arguments.passes):
-            least = statistics.median(2 * one["read"]["seconds"] + one["copy"]["seconds"] for one in rounds)
-            found["chain"]["ratio"] = chain["seconds"] / least
+        seconds = statistics.median(one["chain"]["seconds"] for one in rounds)
+        cpu = statistics.median(one["chain"]["cpu_seconds"] for one in rounds)
+        found["chain"] = {
+            **rounds[-1]["chain"],
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+            "peak_bytes": max(one["chain"]["peak_bytes"] for one in rounds),
+            "seconds_per_gigavoxel": seconds / gigavoxels,
+            "cpu_seconds_per_gigavoxel": cpu / gigavoxels,
+            "ratios": _chain_ratios(rounds, arguments.passes),
+        }
     shutil.rmtree(work)
+    return found
+
+
+# What the chain is compared with: by name, how often which pass is run.
+CHAIN_BESIDE = {
+    "2 read + copy": {"read": 2, "copy": 1},
+    "three passes": dict.fromkeys(THREE, 1),
+    f"{PEER_STAGES} peers": {"peers": PEER_STAGES},
+}
+
+
+def _chain_ratios(rounds: list[dict[str, dict[str, Any]]], passes: Sequence[str]) -> dict[str, list[float]]:
+    """Return by what it is compared with the chain's ratio of seconds, and that of CPU seconds, medians over rounds."""
+    found = {}
+    for name, beside in CHAIN_BESIDE.items():
+        if set(beside) <= set(passes):
+            found[name] = [
+                statistics.median(
+                    one["chain"][clock] / sum(times * one[each][clock] for each, times in beside.items())
+                    for one in rounds
+                )
+                for clock in ("seconds", "cpu_seconds")
+            ]
     return found
 
 
@@ -502,12 +580,28 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"| {' | '.join(cells)} | {found['peak_bytes'] / 1e6:.0f} |")
         if "chain" in volume:
             chain = volume["chain"]
-            beside = ("2 read + copy", f"{chain['ratio']:.2f}") if "ratio" in chain else ("", "")
-            cells = (where, "chain", f"{chain['seconds_per_gigavoxel']:.2f}", *beside, "", "")
-            lines.append(f"| {' | '.join(cells)} | {chain['peak_bytes'] / 1e6:.0f} |")
+            wall, cpu = (f"{chain[f'{clock}_per_gigavoxel']:.2f}" for clock in ("seconds", "cpu_seconds"))
+            for name, ratios in (chain["ratios"] or {"": []}).items():
+                first, second = [f"{ratio:.2f}" for ratio in ratios] or ["", ""]
+                cells = (where, "chain", wall, name, first, cpu, second)
+                lines.append(f"| {' | '.join(cells)} | {chain['peak_bytes'] / 1e6:.0f} |")
         if volume["work_bytes"]:
             share = 100 * volume["work_bytes"] / volume["raw_bytes"]
             lines.append(f"| {where} | work directory | | | | | | {share:.1f} % of the voxels' bytes |")
+    return "\n".join(lines)
+
+
+def ratios(results: dict[str, Any]) -> str:
+    """Return the ratios alone, as lines of text: of seconds, and of CPU seconds."""
+    lines = []
+    for volume in results["volumes"]:
+        named = {
+            f"{name} / {one['beside']}": (one["ratio"], one["cpu_ratio"])
+            for name, one in volume["passes"].items()
+            if "beside" in one
+        }
+        named |= {f"chain / {name}": tuple(both) for name, both in volume.get("chain", {}).get("ratios", {}).items()}
+        lines += [f"{name:32s} {wall:6.2f} of seconds {cpu:6.2f} of CPU seconds" for name, (wall, cpu) in named.items()]
     return "\n".join(lines)
 
 
@@ -525,6 +619,7 @@ def main() -> None:
     parser.add_argument("--work", default="bench-stream", help="folder for the volumes; the longest one is kept")
     parser.add_argument("--out", help="where the results go, as JSON")
     parser.add_argument("--add", action="store_true", help="keep the other volumes of the file of results")
+    parser.add_argument("--quick", action="store_true", help="a small volume, one round; print the ratios, and stop")
     parser.add_argument("--table", help="print the Markdown table of a file of results, and stop")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
@@ -536,6 +631,12 @@ def main() -> None:
         return
     if arguments.table:
         print(table(json.loads(Path(arguments.table).read_text(encoding="utf-8"))))
+        return
+    if arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments.planes, arguments.side, arguments.repeats, arguments.work = [32], 1100, 1, folder
+            results = benchmark(arguments)
+        print(ratios(results))
         return
     results = benchmark(arguments)
     if arguments.add and Path(arguments.out).exists():

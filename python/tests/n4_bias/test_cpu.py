@@ -244,6 +244,7 @@ def test_first_voxel_the_minimum():
 @pytest.mark.parametrize("shape", [(19, 60, 71), (250, 171)])
 def test_any_number_of_threads_gives_the_same_bits(convergence, shape, monkeypatch):
     monkeypatch.setattr(cpu, "THREAD_VOXELS", 1)
+    monkeypatch.setattr(cpu, "thread_limit", lambda: 4)  # also on fewer cores, where threads sleep while they wait
     image, mask = phantom(shape)
     results = []
     for threads in (1, 2, 3, 4):
@@ -317,13 +318,40 @@ def test_threads_claim_every_strip_once_and_meet_at_the_barrier():
     assert order == ["claimed", "met"]
 
 
+def test_no_more_threads_than_cores_fit(monkeypatch):
+    monkeypatch.setattr(cpu, "THREAD_VOXELS", 1)
+    monkeypatch.setattr(cpu, "thread_limit", lambda: 2)
+    started = []
+    run_threads = sync.run_threads
+    monkeypatch.setattr(sync, "run_threads", lambda work, words, n: (started.append(n), run_threads(work, words, n)))
+    run(*phantom((13, 40, 51)), FitSettings(iterations=(2,), threads=16))
+    assert started == [2]
+
+
+def test_waiting_threads_sleep_and_are_woken_at_every_barrier():
+    words, threads, rounds = sync.new_sync(8), 8, 50
+    met = np.zeros((rounds, threads), bool)
+
+    def work(thread: int, threads: int) -> None:
+        for number in range(rounds):
+            if thread == number % threads:
+                time.sleep(0.002)  # long enough for the others to sleep
+            met[number, thread] = True
+            assert sync.barrier(words, threads)
+            assert met[number].all()
+
+    sync.run_threads(work, words, threads)
+    assert met.all()
+    assert words[sync.ASLEEP] == 0
+
+
 def test_a_thread_that_fails_aborts_the_others():
     words = sync.new_sync(3)
     came_back = []
 
     def work(thread: int, threads: int) -> None:
         if thread == 0:
-            time.sleep(0.05)
+            time.sleep(0.05)  # the others sleep by then
             msg = "no memory"
             raise MemoryError(msg)
         came_back.append(bool(sync.barrier(words, threads)))

@@ -7,7 +7,6 @@ function of the package may be called from a thread of the pool without more thr
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from n4flow.compute.cores import usable_cores
 
 if TYPE_CHECKING:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -46,8 +47,7 @@ def available_threads() -> int:
 
 def thread_limit() -> int:
     """Return how many cores this process may use, whichever of its threads asks."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, *_limit) if _limit else cores
+    return min([usable_cores(), *_limit])
 
 
 def limit_threads(threads: int) -> None:

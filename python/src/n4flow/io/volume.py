@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from n4flow.compute.threads import thread_limit
 from n4flow.display import Shown, lengths, sizes
 from n4flow.errors import InputError, reading
 from n4flow.io.omezarr.layout import by_axis
@@ -146,7 +146,7 @@ class Volume(Shown):
         head = {"shape": self.shape, "dtype": self.dtype.name, "voxel_um": self.voxel_um}
         total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         depth = self._blocks()[0]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(thread_limit()) as pool:
             for start in range(0, self.shape[0], depth):
                 block = self.read(slice(start, start + depth)).astype(order, copy=False)
                 for plane in pool.map(lambda values: hashlib.sha256(values).digest(), block):

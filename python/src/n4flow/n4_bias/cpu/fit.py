@@ -26,6 +26,7 @@ import numpy as np
 
 from n4flow.compute.progress import watched
 from n4flow.compute.simd import LANES
+from n4flow.compute.threads import thread_limit
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.cpu import level_kernels
 from n4flow.n4_bias.cpu import thread_sync as sync
@@ -102,7 +103,8 @@ def fit(packed: Packed, controls: Sequence[tuple[int, ...]], settings: FitSettin
     """Fit a packed image; see `engine.fit`."""
     steps = [(1,) * (3 - len(c)) + tuple(c) for c in controls]
     tables = [_tables(packed.shape, packed.width, step) for step in steps]
-    threads = max(1, min(settings.threads, packed.rows.log_image.size // THREAD_VOXELS))
+    # more threads than cores would only wait for each other
+    threads = max(1, min(settings.threads, thread_limit(), packed.rows.log_image.size // THREAD_VOXELS))
     kernel_settings = _kernel_settings(packed, settings)
     shared = _shared_arrays(packed, kernel_settings, threads)
     works = [_work(packed, step, threads, shared) for step in steps]

@@ -270,7 +270,7 @@ def run_level(
         if thread == 0:
             sharpen(threads, work, state, settings)
             sync.reset_claims(words, sync.SECOND_SWEEP, threads)
-            sync.atomic_add(words, sync.POSTED, np.int64(1))
+            sync.change(words, sync.POSTED)
         if thread == threads - 1:
             measures[made - 1] = measure_change(work, settings, stop)
             if measures[made - 1] <= stop:

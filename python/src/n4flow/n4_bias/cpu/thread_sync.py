@@ -7,11 +7,16 @@ all. Starting each sweep from Python, through a thread pool, would cost as much 
 whole function: threads claim strips of a sweep until none is left, and wait at barriers where the next step needs all
 of them. The result does not depend on which thread computed which strip, because each strip writes to its own place.
 
+A thread that waits reads a word for some microseconds and then sleeps in the kernel. Its core is then free for the
+thread that it waits for, which on a busy machine may be the one that another process pushed aside.
+
 There is no global pool: a caller may run several such groups at once, in threads of its own.
 """
 
 from __future__ import annotations
 
+import platform
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +31,22 @@ from n4flow.compute.jit import kernel
 
 LINE = 8  # int64 words in a cache line; words that different threads write to lie in different lines
 # Indices into the array of shared words. From CLAIMED on lie the counters that `claim` uses.
-ARRIVED, ROUND, ABORT, POSTED, CLAIMED = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
+ARRIVED, ROUND, ABORT, POSTED, ASLEEP, CLAIMED = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE, 5 * LINE
 FIRST_SWEEP, SECOND_SWEEP = 0, 1
-SPINS = 2000  # how often a waiting thread reads a word, a few microseconds, before it yields the core to others
+SPINS = 2000  # how often a waiting thread reads a word, a few microseconds, before it sleeps
 
-# The C library's function. A waiting thread calls it so that the others can run on a busy machine.
+# Linux's call by which threads sleep until a word changes, by processor; 0 where there is none that is known. The word
+# has 32 bits: the lower half of ours, which comes first.
+_CALLS = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
+FUTEX = _CALLS.get(platform.machine(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
+WAIT, WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE among the threads of one process
+ALL = 1 << 30
+
+# Functions of the C library.
 _yield_core = types.ExternalFunction("sched_yield", types.int32())
+_system_call = types.ExternalFunction(
+    "syscall", types.int64(types.int64, types.uintp, types.int64, types.int64, types.uintp, types.uintp, types.int64)
+)
 
 
 def new_sync(threads: int) -> np.ndarray:
@@ -98,8 +113,39 @@ def wait_for_change(words, index, value):
             return False
         reads += 1
         if reads > SPINS:
-            _yield_core()
-    return True
+            sleep(words, index, value)
+    return atomic_load(words, ABORT) == 0
+
+
+@kernel
+def sleep(words, index, value):
+    """Sleep until words[index] is changed by `change`, unless it differs from `value` already; may end early."""
+    if FUTEX == 0:
+        _yield_core()
+        return
+    # `change` looks for sleepers after it wrote the word, and the kernel compares it after this: one of them sees it
+    atomic_add(words, ASLEEP, np.int64(1))
+    if atomic_load(words, ABORT) == 0:
+        place = np.uintp(words.ctypes.data) + np.uintp(8 * index)
+        _system_call(FUTEX, place, WAIT, value & 0xFFFFFFFF, np.uintp(0), np.uintp(0), 0)
+    atomic_add(words, ASLEEP, np.int64(-1))
+
+
+@kernel
+def change(words, index):
+    """Add 1 to words[index], and wake the threads that wait for it."""
+    atomic_add(words, index, np.int64(1))
+    if FUTEX != 0 and atomic_load(words, ASLEEP) != 0:
+        place = np.uintp(words.ctypes.data) + np.uintp(8 * index)
+        _system_call(FUTEX, place, WAKE, ALL, np.uintp(0), np.uintp(0), 0)
+
+
+@kernel
+def abort(words):
+    """Let every thread that waits, or will wait, go on with the answer that the run was aborted."""
+    atomic_add(words, ABORT, np.int64(1))
+    change(words, ROUND)
+    change(words, POSTED)
 
 
 @kernel
@@ -108,7 +154,7 @@ def barrier(words, threads):
     this_round = atomic_load(words, ROUND)
     if atomic_add(words, ARRIVED, np.int64(1)) + 1 == threads:
         words[ARRIVED] = 0
-        atomic_add(words, ROUND, np.int64(1))
+        change(words, ROUND)
         return True
     return wait_for_change(words, ROUND, this_round)
 
@@ -139,7 +185,7 @@ def run_threads(work: Callable[[int, int], Any], words: np.ndarray, threads: int
     try:
         work(0, running[0])
     except BaseException:
-        words[ABORT] = 1
+        abort(words)
         raise
     finally:
         for thread in started:
