@@ -99,6 +99,7 @@ def test_the_state_has_all_layers_with_their_windows_and_sizes(samples):
     volumes = view.volumes_of(result.samples[0])
     state = view.state_of(volumes, "http://here")
     assert [layer["source"] for layer in state["layers"]] == [f"zarr://http://here/{name}/" for name in view.LAYERS]
+    assert state["displayDimensions"] == ["x", "y", "z"]
     low, high = state["layers"][0]["shaderControls"]["normalized"]["range"]
     assert (low, high) == tuple(np.percentile(voxels[SHAPE[0] // 2], [0.5, 99.5]))
     described = json.loads(view.MadeStore(volumes["before"]).get(".zattrs"))["multiscales"][0]["datasets"][0]

@@ -127,7 +127,12 @@ def state_of(volumes: Mapping[str, Volume], address: str) -> dict[str, Any]:
             layers.append(layer | {"type": "image", "shaderControls": {"normalized": {"range": list(_window(volume))}}})
     shown = [name for name in volumes if name != "mask"]
     views = [{"type": "viewer", "layers": [name, "mask"], "layout": "4panel"} for name in shown]
-    return {"layers": layers, "layout": {"type": "row", "children": views}}
+    layout = {"type": "row", "children": views}
+    return {
+        "layers": layers,
+        "layout": layout,
+        "displayDimensions": list(reversed(AXES)),
+    }  # planes are what one looks at
 
 
 def handlers(volumes: Mapping[str, Volume], token: str) -> list[Any]:
