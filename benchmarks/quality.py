@@ -3,6 +3,7 @@
     python benchmarks/quality.py --out benchmarks/results/quality.json --pictures docs/images   # half an hour
     python benchmarks/quality.py --only "phantom 7" --cases plain "nothing wrong"               # a quick look
     python benchmarks/quality.py --mouse mouse_brain.tif                                        # and a real brain
+    python benchmarks/quality.py --out benchmarks/results/quality.json --resume --only - --fit-sides 512 256 192 128
     python benchmarks/quality.py --table benchmarks/results/quality.json                        # as Markdown
 
 Anatomies: n4flow's phantom (its truth, undistorted), the MNI152 T1 template of the nilearn wheel (head, brain alone,
@@ -20,6 +21,7 @@ import fcntl
 import json
 import resource
 import time
+import unittest.mock
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -40,11 +42,15 @@ from n4flow.corrections.proof import Evidence, proven_bias
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import N4flowWarning
 from n4flow.masks.tissue_source import TissueSource
+from n4flow.phantom.options import PhantomOptions
+from n4flow.phantom.store import Phantom
 from n4flow.pipeline.estimate import Inputs, match_histograms, n4_sections, n4_volume, prove, smooth_z
 from n4flow.pipeline.parameters import resolve
 from n4flow.report.metrics import pair_metrics
 from n4flow.report.pair import Pair
-from n4flow.statistics.measure import plane_histograms, shrink_planes
+from n4flow.sections import SectionTable
+from n4flow.statistics import measure as grids
+from n4flow.statistics.measure import choose_shrink, plane_histograms, shrink_planes
 
 # ---------------------------------------------------------------------------------------------------------- corrections
 
@@ -241,6 +247,37 @@ print(json.dumps({"planes": n, "sections": n // 8, "seconds": round(time.perf_co
 """
 
 
+# ------------------------------------------------------------------------------------------------------ grid of a fit
+
+FIT_SEEDS = {"chosen on": (0, 1, 2), "kept apart": (11, 12, 13, 14)}
+
+
+def fit_grid(sides: Sequence[int]) -> list[dict[str, Any]]:
+    """Return by grid the rms error (log) of each section's bias field over tissue, and the CPU seconds of a fit.
+
+    A grid has at most that many samples along a side; phantoms have sections of 8 planes of 1408 x 1548 voxels.
+    """
+    found = []
+    for group, seed in ((group, seed) for group, seeds in FIT_SEEDS.items() for seed in seeds):
+        block = Phantom(PhantomOptions(sections=4, planes=8, size=(1408, 1548), seed=seed)).planes(0, 32)
+        shrink = choose_shrink(block.observed.shape)
+        tissue = shrink_planes(block.tissue.astype(np.float32) + 1e-9, shrink).mean > 0.5
+        truth = np.log(shrink_planes(block.bias.astype(np.float32), shrink).mean)
+        source = TissueSource(tissue, np.zeros(tissue.shape[1:], bool), shrink)
+        size = {"z": 50.0, "y": 25.0, "x": 25.0}
+        inputs = Inputs(SectionTable.equal(32, 4), shrink_planes(block.observed, shrink), source, voxel_um=size)
+        for side in sides:
+            with unittest.mock.patch.object(grids, "FIT_SIDE", side):
+                started = time.process_time()
+                fields = n4_sections(inputs, SETTINGS)
+                seconds = time.process_time() - started
+            error = fields.shrunken_log_field(slice(0, 32), truth.shape[1:]) - truth
+            errors = [float(error[part.planes][tissue[part.planes]].std()) for part in inputs.sections]
+            found.append({"seeds": group, "seed": seed, "side": side, "errors": errors, "cpu_seconds": seconds / 4})
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -260,6 +297,17 @@ def table(results: dict[str, Any]) -> str:
         for row in results["scale"]:
             sizes = f"{row['shrunken_megabytes']} MB | {row['more_megabytes']} MB"
             lines.append(f"| {row['planes']} | {row['sections']} | {row['seconds']} | {sizes} |")
+    if fits := results.get("fit_grid"):
+        lines += [
+            "",
+            "| samples a side | error, chosen on | error, kept apart | CPU seconds a section |",
+            "|---" * 4 + "|",
+        ]
+        for side in dict.fromkeys(row["side"] for row in fits):
+            rows = [row for row in fits if row["side"] == side]
+            errors = [np.mean([row["errors"] for row in rows if row["seeds"] == group]) for group in FIT_SEEDS]
+            seconds = np.median([row["cpu_seconds"] for row in rows])
+            lines.append(f"| {side} | {errors[0]:.4f} | {errors[1]:.4f} | {seconds:.2f} |")
     return "\n".join(lines)
 
 
@@ -331,6 +379,7 @@ def main() -> None:
     parser.add_argument("--mouse", type=Path, help="a volume of a real brain; no pictures are made of it")
     parser.add_argument("--pictures", type=Path, help="folder for pictures")
     parser.add_argument("--scale", type=int, nargs="*", default=[], help="planes of stacks that are timed")
+    parser.add_argument("--fit-sides", type=int, nargs="*", default=[], help="grids that bias fields are fitted on")
     parser.add_argument("--lock", type=Path, help="lock file that is held while a case is measured")
     arguments = parser.parse_args()
     if arguments.table:
@@ -375,7 +424,8 @@ def main() -> None:
                     arguments.out.parent.mkdir(parents=True, exist_ok=True)
                     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     with alone(arguments.lock):
-        results["scale"] = scale(tuple(arguments.scale))
+        results["scale"] = scale(tuple(arguments.scale)) or results.get("scale", [])
+        results["fit_grid"] = fit_grid(arguments.fit_sides) or results.get("fit_grid", [])
     results["peak_megabytes"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

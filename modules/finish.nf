@@ -10,7 +10,7 @@ process FINISH {
     tuple val(meta), val(volume),
         path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), path(table, stageAs: 'sections/*'),
         path(shrunken, stageAs: 'shrunken/*'), path(masks), path(histograms, stageAs: 'histograms/*'),
-        path(recipe, stageAs: 'recipe/*'), path(evidence), path(slabs, stageAs: 'slabs/*')
+        path(recipe, stageAs: 'recipe/*'), path(evidence), path(slabs, stageAs: 'slabs/*'), val(joint)
     val parameters
 
     output:
@@ -22,7 +22,7 @@ process FINISH {
     cat > parameters.json <<'END_OF_PARAMETERS'
     ${parameters}
     END_OF_PARAMETERS
-    n4flow finish ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' ${volume.state ? "--state ${volume.state}" : ''} --sections ${table ?: volume.sections} \\
+    n4flow finish ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} ${joint} --sample '${meta.id}' ${volume.state ? "--state ${volume.state}" : ''} --sections ${table ?: volume.sections} \\
         --parameters parameters.json --before shrunken --masks masks.npz --slabs slabs --numbers histograms \\
         ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} ${mask ? "--mask ${mask}" : ''} --out 'published/${meta.id}' --threads ${task.cpus}
     """

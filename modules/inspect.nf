@@ -11,7 +11,7 @@ process INSPECT {
 
     output:
     tuple val(meta), path('plan.json'), path('inspected/10_background.npz', arity: '0..*'), path('inspected/sections.tsv', arity: '0..*'), emit: plan
-    tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: n4flow_versions
+    tuple val("${task.process}"), val("${task.container ?: '-'}"), path('plan.json'), topic: n4flow_versions
 
     script:
     """

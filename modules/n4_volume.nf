@@ -21,7 +21,7 @@ process N4_VOLUME {
 
     output:
     tuple val(meta), path('30_bias_volume.*'), emit: bias
-    tuple val("${task.process}"), val("${task.container ?: '-'}"), eval('n4flow versions'), topic: n4flow_versions
+    tuple val("${task.process}"), val("${task.container ?: '-'}"), path('30_bias_volume.json'), topic: n4flow_versions
 
     script:
     """

@@ -3,10 +3,11 @@
 
 include { add; answer; batches_of; gather; inputs; slabs_of } from './channels'
 include { check_parameters } from './parameters'
-include { as_json          } from './run_info'
+include { as_json; versions_of } from './run_info'
 include { options          } from './rules'
 include { sample_of        } from './samples'
 include { unchanged        } from './paths'
+include { following; leading; taken_over; units_of; with_fields } from './units'
 include { has_gpu; tell_fallback    } from './gpu'
 include { REMOTE_STATE; with_states } from './remote'
 include { INSPECT          } from './inspect'
@@ -21,6 +22,7 @@ include { PLANE_STATISTICS } from './plane_statistics'
 include { INTENSITY        } from './intensity'
 include { RENDER           } from './render'
 include { FINISH           } from './finish'
+include { JOINED           } from './join_channels'
 
 // Settings of N4FLOW: parameters by name, of which those that are not given have their defaults. A mistake ends the run.
 // Without outdir nothing is put there, and nobody asks whether it has room.
@@ -47,10 +49,12 @@ workflow N4FLOW {
     }
     if (settings.outdir) { samples = WITH_ROOM(samples, settings.outdir, settings.publish_mode) }
 
+    samples = units_of(samples)
     SHRINK(inputs(slabs_of(samples), 'SHRINK', ['image', 'mask', 'slab', 'recipe']))
     samples = gather(samples, 'shrunken', SHRINK.out.shrunken, 'slabs')
-    TISSUE_MASK(inputs(samples, 'TISSUE_MASK', ['table', 'shrunken', 'voxel_um']), options(settings, 'TISSUE_MASK'))
-    samples = add(samples, 'masks', TISSUE_MASK.out.masks)
+    TISSUE_MASK(inputs(leading(samples), 'TISSUE_MASK', ['table', 'shrunken', 'voxel_um']), options(settings, 'TISSUE_MASK'))
+    masked = taken_over(samples, 'masks', TISSUE_MASK.out.masks)
+    samples = leading(masked)
 
     if (settings.bias in ['sections', 'two_pass']) {
         N4_SECTIONS(inputs(batches_of(samples), 'N4_SECTIONS', ['table', 'shrunken', 'masks', 'batch', 'voxel_um']), options(settings, 'N4_SECTIONS'))
@@ -61,10 +65,12 @@ workflow N4FLOW {
         if (has_gpu(workflow.profile) && settings.backend == 'auto') { N4_VOLUME.out.bias.subscribe { meta, files -> tell_fallback(meta, files) } }
         samples = add(samples, 'recipe', N4_VOLUME.out.bias)
     }
+    samples = samples.mix(following(masked))
     if (settings.bias != 'off' || settings.match != 'off' || settings.smooth_z > 0) {
         PROVE(inputs(samples, 'PROVE', ['table', 'shrunken', 'masks', 'recipe']), options(settings, 'PROVE'))
         samples = add(add(samples, 'evidence', PROVE.out.evidence), 'recipe', PROVE.out.proven)
     }
+    samples = with_fields(samples)
     if (settings.harmonize != 'off') {
         HARMONIZE(inputs(samples, 'HARMONIZE', ['table', 'shrunken', 'masks', 'recipe', 'flat']), options(settings, 'HARMONIZE'))
         samples = add(samples, 'recipe', HARMONIZE.out.correction)
@@ -78,17 +84,16 @@ workflow N4FLOW {
         samples = add(samples, 'recipe', INTENSITY.out.corrections)
     }
 
-    RENDER(inputs(slabs_of(samples), 'RENDER', ['image', 'mask', 'slab', 'masks', 'recipe']), options(settings, 'RENDER'))
+    RENDER(inputs(slabs_of(samples), 'RENDER', ['image', 'mask', 'slab', 'masks', 'recipe', 'joint']), options(settings, 'RENDER'))
     samples = gather(samples, 'slabs', RENDER.out.slab, 'slabs')
-    FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'evidence', 'slabs']), as_json(settings))
-
-    results = unchanged(FINISH.out.results, samples)
+    FINISH(inputs(samples, 'FINISH', ['image', 'mask', 'table', 'shrunken', 'masks', 'histograms', 'recipe', 'evidence', 'slabs', 'joint']), as_json(settings))
+    results = JOINED(unchanged(FINISH.out.results, samples), samples)
     store = results.map { meta, folder -> [meta, folder.resolve("${meta.id}.ome.zarr")] }
     mask = results.map { meta, folder -> [meta, folder.resolve('mask.ome.zarr')] }
     recipe = results.map { meta, folder -> [meta, ['recipe.json', 'corrections'].collect { name -> folder.resolve(name) }.findAll { path -> path.exists() }] }
     metrics = results.map { meta, folder -> [meta, folder.resolve('metrics.json')] }
     report = results.map { meta, folder -> [meta, folder.resolve('report.html')] }
-    versions = channel.topic('n4flow_versions')
+    versions = versions_of(channel.topic('n4flow_versions'))
 
     emit:
     results   // [meta, folder] of all that a sample has (docs/output.md); the rest are paths in it

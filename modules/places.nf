@@ -1,9 +1,11 @@
 // Places of results: what lies there, and may a run replace it?
 
-// Refuse inputs that lie where a sample's results go, and a place that holds something else: a run replaces what is there.
+// Refuse inputs that lie where a sample's results go, results inside a folder of input, and a place that holds something else: a run replaces what is there.
 def check_apart(target, inputs) {
     def inside = inputs.find { path -> path && "${real(path)}/".startsWith("${real(target)}/") }
     if (inside) { exit(2, "${inside} lies in ${target}, where the results go; choose another outdir") }
+    def around = inputs.find { path -> path && path.isDirectory() && "${real(target)}/".startsWith("${real(path)}/") }
+    if (around) { exit(2, "${target}, where the results go, lies in the input ${around}; choose another outdir") }
     if (target.exists() && !target.resolve('recipe.json').exists()) {
         exit(2, "${target} exists and is no result of n4flow; remove it or choose another outdir")
     }

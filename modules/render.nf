@@ -9,7 +9,7 @@ process RENDER {
     input:
     tuple val(meta), val(volume),
         path(image, stageAs: 'image/*'), path(mask, stageAs: 'mask/*'), val(slab), path(masks),
-        path(recipe, stageAs: 'recipe/*')
+        path(recipe, stageAs: 'recipe/*'), val(joint)
     val settings
 
     output:
@@ -19,7 +19,7 @@ process RENDER {
     """
     n4flow render-slab ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' --planes ${slab.planes} --masks masks.npz \\
         ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} \\
-        --slab-planes ${slab.slab_planes} --shrink ${slab.shrink} ${settings} \\
+        --slab-planes ${slab.slab_planes} --shrink ${slab.shrink} ${joint} ${settings} \\
         --out slab_${slab.name} --json render.json --threads ${task.cpus}
     mv render.json slab_${slab.name}/
     """

@@ -19,9 +19,17 @@ def described(run, samples) {
         .map { paths -> as_json(known + [inputs: paths.flatten().unique()]) }
 }
 
-// Versions: process, container, and lines of tool and version.
+// Of the files of tasks that say which versions they ran: process, container, and lines of tool and version; a row for each kind of task.
+def versions_of(tasks) {
+    return tasks.map { process, container, file ->
+        def tools = new groovy.json.JsonSlurper().parseText(file.text).versions ?: [:]
+        [process, container, tools.collect { tool, version -> "${tool}\t${version}" }.join('\n')]
+    }.unique()
+}
+
+// All versions as JSON.
 def tools(versions) {
-    return versions.unique().toSortedList { a, b -> a[0] <=> b[0] }.map { rows -> groovy.json.JsonOutput.toJson(rows) }
+    return versions.toSortedList { a, b -> a[0] <=> b[0] }.map { rows -> groovy.json.JsonOutput.toJson(rows) }
 }
 
 // The end of a run in a table, as that of `n4flow run` (pipeline/run.py): each sample with its verdict, store and report, and the

@@ -11,12 +11,14 @@ from pathlib import Path
 import checks
 import numpy as np
 import pytest
+import zarr
 from conftest import ROOT, PhantomRun, Run, runner, skip_with_gpu
 
 import n4flow
 from n4flow.pipeline.parameters import resolve, schema
 from n4flow.pipeline.run import Result, SampleResult
 from n4flow.pipeline.stages import STAGES, settings_of
+from n4flow.pipeline.verify import verify as n4flow_verify
 
 pytestmark = pytest.mark.engine
 
@@ -202,6 +204,32 @@ def test_two_samples_of_a_sheet_keep_apart_and_with_everything_off_their_bits(wo
     assert "PLANE_STATISTICS" not in run.ran()
 
 
+def test_all_channels_are_those_of_n4flow_run(workflow: Run, tmp_path: Path):
+    """One of them leads; a change of that is no change for what does not depend on it."""
+    from n4flow.io.writers import write_volume
+
+    y, x = np.mgrid[-1:1:48j, -1:1:56j]
+    shading = np.stack([np.exp(0.4 * x), np.exp(-0.3 * y)])[:, None] * np.where(y * y + x * x < 0.6, 900, 90)
+    values = shading * np.random.default_rng(5).gamma(300, 1 / 300, (2, 12, 48, 56))
+    write_volume(tmp_path / "a.ome.zarr", values.astype(np.float32), voxel_um=(20, 5, 5))
+    given = {"sections": 2, "iterations": "3,3", "normalize": "false", "match": "off", "smooth_z": 0}
+    given |= {"channel": "all", "trust": "full", "fit_channel": 1}
+    run = workflow("--input", tmp_path / "a.ome.zarr", *options(given))
+    names = [task["name"].split(" ")[0] for task in run.tasks]
+    assert (names.count("N4_SECTIONS"), names.count("PROVE"), names.count("JOIN_CHANNELS")) == (1, 2, 1)
+    own = json.loads((run.outdir / "pipeline_info" / "parameters.json").read_text())
+    alone = n4flow.run(tmp_path / "a.ome.zarr", tmp_path / "here", **{**own, "input": None, "outdir": None}).samples[0]
+    for level in zarr.open_group(alone.store).array_keys():
+        there, here = (zarr.open_group(path)[level][:] for path in (store(run.outdir, "a"), alone.store))
+        assert np.array_equal(there, here)
+    assert not np.allclose(there, values, rtol=0.05)
+    assert n4flow_verify(run.outdir).samples == ("a",)
+    again = workflow("--input", tmp_path / "a.ome.zarr", *options({**given, "fit_channel": "each"}), "-resume")
+    assert "SHRINK" in again.ran("CACHED") - again.ran()
+    assert {"N4_SECTIONS", "RENDER", "JOIN_CHANNELS"} <= again.ran()
+    assert len(list((again.outdir / "a").glob("channel_*/mask.ome.zarr"))) == 2
+
+
 def test_two_pass_fits_sections_and_volume_under_the_other_parser_too(phantom_run: PhantomRun, tmp_path: Path):
     asked = {"bias": "two_pass", "iterations": "10,10,10,10"}
     run = phantom_run.workflow(*options(asked), parser="v2", outdir=phantom_run.first.outdir.parent / "two_pass")
@@ -298,6 +326,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
             ["--input", str(folder / "results" / "good" / "good.ome.zarr")],
             "where the results go; choose another",
         ),
+        ("in input", ["--input", str(good), "--outdir", str(good)], "where the results go, lies in the input"),
         ("not ours", ["--input", str(folder / "theirs.npy")], "exists and is no result of n4flow; remove it or choose"),
         (
             "harmonize",
@@ -314,7 +343,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
 
 
 # What the head process finds ends with 2, what a task finds with 1, as tasks of other samples are stopped first.
-EARLY = "unknown,separator,range,choice,missing,two files,harmonize,sections,name,shell,inside,not ours"
+EARLY = "unknown,separator,range,choice,missing,two files,harmonize,sections,name,shell,inside,in input,not ours"
 CODES = dict.fromkeys(EARLY.split(","), 2) | {"gpu": 3}
 FAULTS = EARLY + ",no size,mask,gpu"  # of what INSPECT finds one without and one with a file beside the image
 
@@ -330,6 +359,7 @@ def test_a_mistake_stops_the_run_before_its_first_task_in_one_sentence(workflow:
     assert run.ran() <= (set() if name in EARLY.split(",") else {"INSPECT", "PROBE_GPU"})
     assert not re.search(r"Traceback|\bat [\w.$]+\(|Exception", run.output), run.output
     assert not (tmp_path / "elsewhere" / "good").exists()
+    assert {path.name for path in (tmp_path / "good.ome.zarr").iterdir()} == {"0", "zarr.json"}
     assert not list(tmp_path.rglob("owned"))
     if name in ("inside", "not ours"):
         assert {

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from os import PathLike
 
 LONGEST = 2000  # Characters of a message: what a file holds may be of any length.
+LONGEST_REASON = 400  # Of what a library says.
 
 
 class N4flowError(Exception):
@@ -20,7 +21,7 @@ class N4flowError(Exception):
 
     def __str__(self) -> str:
         text = " ".join(map(str.strip, super().__str__().splitlines()))  # Libraries and names may break lines.
-        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        return _cut(text, LONGEST)
 
 
 class InputError(N4flowError, ValueError):
@@ -86,7 +87,15 @@ def reading(
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error of a library says, in one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return what an error of a library says, in one line of at most `LONGEST_REASON` characters."""
+    lines = str(error).strip().splitlines()
+    if lines and "SimpleITK" in lines[0]:
+        lines = lines[-1:]  # the cause, behind where in ITK's code it arose
+    text = " ".join(" ".join(lines).split()) or type(error).__name__
     text = f"{type(error).__name__}: {text}" if isinstance(error, LookupError | TypeError | AttributeError) else text
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    return _cut(text, LONGEST_REASON)
+
+
+def _cut(text: str, most: int) -> str:
+    """Return a text without its middle, if it is too long: causes stand at the end."""
+    return text if len(text) <= most else f"{text[: most // 2 - 3]} ... {text[-most // 2 + 2 :]}"

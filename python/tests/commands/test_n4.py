@@ -145,7 +145,7 @@ def test_a_plane_needs_no_size_across_it(tmp_path, image, lattice, points):
         (["--mask-label", "1"], "mask-label 1 needs a mask"),
         (["--mask-label", "7", "-x", "LABELS"], "which has 1, 2; give one of its labels"),
         (["-x", "LABELS"], "labels.nii has the labels 1, 2; choose one with mask-label"),
-        (["--fit-channel", "1"], "fit-channel must be a number from 0 to 0 or mean, got 1"),
+        (["--fit-channel", "1"], "fit-channel must be a number from 0 to 0, mean or each, got 1"),
         (["--fit-channel", "0", "--channel", "0"], "channel and fit-channel exclude each other"),
         (["--volume", "0", "--channel", "0"], "leave --channel and --fit-channel out"),
         (["--volume", "last"], "--volume must be a number from 0 on, or all, got last"),
@@ -308,6 +308,29 @@ def test_one_field_corrects_all_volumes(tmp_path, image, ending, fitted, factor)
         assert stored.header.get_xyzt_units() == ("mm", "sec")
     if ending == ".mha":
         assert sitk.ReadImage(out).GetNumberOfComponentsPerPixel() == 3
+
+
+@pytest.mark.parametrize("asked", [["--channel", "all"], ["--fit-channel", "each", "-v", "1"]])
+def test_each_volume_by_a_field_of_its_own(tmp_path, image, capsys, asked):
+    volumes = np.stack([image, image[::-1] * 2, image[:, ::-1] * 3])
+    write_volume(tmp_path / "c.nii", volumes, voxel_um=[1e3 * mm for mm in VOXEL_MM])
+    made = [tmp_path / "out.ome.zarr", "--bias", tmp_path / "bias.nrrd", "--json", tmp_path / "facts.json"]
+    assert ended(tmp_path / "c.nii", *made, *FAST, *asked) == 0
+    corrected, field = (zarr.open_group(tmp_path / "out.ome.zarr")["0"][:], sitk_channels(tmp_path / "bias.nrrd"))
+    for number, volume in enumerate(volumes):
+        assert np.array_equal(corrected[number], n4flow.n4(volume, iters=(2,)))
+    assert np.allclose(corrected * field, volumes, rtol=1e-5)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert [fit["iterations"] for fit in facts["channels"]] == [[2]] * 3
+    said = capsys.readouterr().out
+    assert "channel 2: iterations 2; fitted in" in said
+    assert ("channel 1: level 1 of 1" in said) == ("-v" in asked)
+    assert ended(tmp_path / "c.nii", tmp_path / "b.nii", *FAST, *asked, "--apply-to", tmp_path / "bias.nrrd") == 2
+    assert "--apply-to needs one field, and each channel has its own" in capsys.readouterr().err
+
+
+def sitk_channels(path):
+    return np.moveaxis(sitk.GetArrayFromImage(sitk.ReadImage(path)), -1, 0)
 
 
 @pytest.mark.parametrize("fitted", ["1", "mean"])

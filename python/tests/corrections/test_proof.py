@@ -15,6 +15,7 @@ from n4flow.corrections.histogram_matching import estimate_lookup
 from n4flow.corrections.plane_gain import TissueMeans
 from n4flow.corrections.plane_range import PlaneRange
 from n4flow.corrections.proof import Evidence, Modes, proven_bias, proven_lookup, proven_plane_gain
+from n4flow.io.frame import Frame
 from n4flow.n4_bias import bspline
 from n4flow.n4_bias.field import BiasField
 from n4flow.sections import SectionTable
@@ -113,6 +114,29 @@ def test_a_margin_around_the_grid_changes_no_field_inside() -> None:
     flat = Modes((1, 30, 40))
     one = flat.lattice(coefficients[: len(flat.orders) + 1], np.ones((1, 30, 40), bool), (1, 38, 52), (1, 4, 4))
     assert one.shape == (1, 4, 4)
+
+
+def test_a_field_fitted_to_larger_samples_lies_where_its_voxels_do() -> None:
+    # planes of 41 x 57 shrunken voxels of 3 x 3, fitted in samples of 2 x 2 of them, and two samples around
+    k, step, samples, small, n = 3, 2, (21, 29), (41, 57), 4
+    grid = (n, *(side + 4 for side in samples))
+    full = (n, *(side * k * step for side in grid[1:]))
+    margin = 2 * k * step
+    frame = Frame(-margin, full[1] - margin, -margin, full[2] - margin)
+    lattice = np.random.default_rng(2).normal(0, 0.1, (4, 6, 6)).astype(np.float32)
+    field = BiasField(lattice, grid, full, (1, k * step, k * step))
+    bias = BiasCorrection(((0, n, field),), frame, step)
+    shape = (n, small[0] * k, small[1] * k)
+    flat = bias.apply(np.ones(shape, np.float32), Where(0, 0, 0, shape))
+    blocks = -np.log(flat).reshape(n, small[0], k, small[1], k).mean(axis=(2, 4))
+    np.testing.assert_allclose(bias.shrunken_log_field(slice(0, n), small), blocks, atol=1e-4)  # a voxel is no point
+
+    modes, inside = Modes((n, *small)), np.ones((n, *small), bool)
+    coefficients = np.random.default_rng(1).normal(size=len(modes.orders) + 1)
+    expected = (modes.at(inside) @ coefficients[:-1] + coefficients[-1]).reshape(inside.shape)
+    proven = replace(field, lattice=modes.lattice(coefficients, inside, grid, (4, 11, 11), step).astype(np.float32))
+    found = replace(bias, fields=((0, n, proven),)).shrunken_log_field(slice(0, n), small)
+    np.testing.assert_allclose(found[:, 5:-5, 5:-5], expected[:, 5:-5, 5:-5], atol=0.03)  # it ends at the tissue's box
 
 
 def test_far_from_tissue_a_proven_field_does_not_grow() -> None:

@@ -99,7 +99,7 @@ def test_negative_voxels_of_a_ct_are_said(tmp_path, share):
     values.flat[: round(share * values.size)] = -1000
     said, _level = corrected(tmp_path, values)
     assert [sentence.split(";")[0] for sentence in said if "negative" in sentence] == [
-        "54% of the voxels of in.npy are negative: without a logarithm, they are not fitted"
+        "54% of the voxels of in.npy are not above 0 and lie outside the fit (54% are negative)"
     ] * (share > 0.05)
 
 

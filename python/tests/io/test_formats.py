@@ -146,7 +146,7 @@ def test_nifti_cut_short(tmp_path, name, keep):
     path = nifti(tmp_path / name, np.random.default_rng(0).integers(0, 2**16, SHAPE[::-1]).astype("uint16"))
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(InputError, match="cut short|not a readable NIfTI"):
+    with pytest.raises(InputError, match="cut short|is not a? ?readable"):
         open_volume(path)
 
 
@@ -443,7 +443,7 @@ def test_tiff_cut_short(tmp_path, kind, keep):
         ome(path, array, **({"compression": "zlib"} if kind == "ome-zlib" else {}))
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(InputError, match="cut short|not a readable TIFF"):
+    with pytest.raises(InputError, match="cut short|is not a? ?readable"):
         open_volume(path, voxel_um=(1, 1, 1)).read(slice(None))
 
 
@@ -603,7 +603,7 @@ def test_itk_cut_short(tmp_path, voxels, name):
     with pytest.raises(InputError, match="is cut short"):
         open_volume(tmp_path / name, voxel_um=(1, 1, 1)).read(slice(None))
     (tmp_path / name).write_bytes(b"nothing")
-    with pytest.raises(InputError, match="is not a readable image"):
+    with pytest.raises(InputError, match="is not a? ?readable"):
         open_volume(tmp_path / name, voxel_um=(1, 1, 1))
 
 
@@ -637,9 +637,9 @@ def test_npy(tmp_path, voxels):
     data = (tmp_path / "a.npy").read_bytes()
     for keep in (60, 3000):
         (tmp_path / "e.npy").write_bytes(data[:keep])
-        with pytest.raises(InputError, match="is not a readable .npy array"):
+        with pytest.raises(InputError, match="is not a readable volume"):
             open_volume(tmp_path / "e.npy", voxel_um=(1, 2, 3))
     np.savez(tmp_path / "f.npz", voxels)
     (tmp_path / "f.npz").rename(tmp_path / "f.npy")
-    with pytest.raises(InputError, match="is not a readable .npy array"):
+    with pytest.raises(InputError, match="is not a readable volume"):
         open_volume(tmp_path / "f.npy", voxel_um=(1, 2, 3))

@@ -322,7 +322,7 @@ def test_a_rotation_that_rounding_made_too_long_is_read_as_itk_reads_it(tmp_path
         with pytest.raises(ValueError, match="w2 should be positive"):
             nibabel.load(tmp_path / "in.nii")
         if unusual:
-            with pytest.raises(InputError, match="is not a readable NIfTI file: w2 should be positive"):
+            with pytest.raises(InputError, match="is not a readable volume \\(NIfTI\\): w2 should be positive"):
                 open_volume(tmp_path / "in.nii")
         else:
             read, stated = open_volume(tmp_path / "in.nii").reader.affine_um, sitk.ReadImage(tmp_path / "in.nii")

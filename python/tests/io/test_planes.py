@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from n4flow.errors import InputError, N4flowWarning
+from n4flow.io import plane_names
 from n4flow.io.open import files_read, open_volume
 from n4flow.io.planes import PlanesReader
 
@@ -220,3 +221,13 @@ def test_what_is_read_of_a_path(tmp_path, voxels):
     with pytest.raises(InputError, match="holds no planes"):
         open_volume(folder / "b*.tif")
     assert open_volume(folder / "img_1.tif", voxel_um=UM).shape[0] == 1
+
+
+def test_a_task_lists_the_planes_once(tmp_path, monkeypatch):
+    """Hundreds of tasks each open the folder for their slab."""
+    for number in range(4):
+        tifffile.imwrite(tmp_path / f"p{number}.tif", np.zeros((5, 6), np.uint8), metadata=None)
+    listed, find = [], plane_names.find_planes
+    monkeypatch.setattr("n4flow.io.planes.find_planes", lambda path: listed.append(path) or find(path))
+    open_volume(tmp_path, voxel_um=(1, 1, 1), planes=(1, 2))
+    assert listed == [tmp_path]

@@ -14,6 +14,8 @@ from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
+from n4flow.pipeline.channels import make_plans
+from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.run import run
 from n4flow.pipeline.verify import verify
 
@@ -155,10 +157,6 @@ def test_a_sheet_may_ask_for_all_channels_and_damage_is_found_in_any(tmp_path, s
     ("given", "sentence"),
     [
         (
-            {"fit_channel": "mean"},
-            "fit_channel mean says whose bias field all channels get; give channel all, too, or leave it out",
-        ),
-        (
             {"channel": "all", "fit_channel": 3},
             "must be each, mean, a number from 0 to 2, one of DAPI, GFP, far red, got",
         ),
@@ -172,6 +170,12 @@ def test_whose_field_is_asked_before_anything_is_done(tmp_path, store, given, se
     with pytest.raises(InputError, match=sentence):
         run(store, tmp_path / "out", **given)
     assert not (tmp_path / "out" / "brain").exists()
+
+
+def test_a_field_for_all_does_nothing_for_one(store):
+    (plan,) = make_plans(store, resolve({"channel": 1, "fit_channel": "mean"}))
+    assert plan.channel is None
+    assert "fit_channel mean does nothing without channel all" in plan.warnings
 
 
 def test_inspect_says_what_is_done_with_each_channel(tmp_path, store, capsys):

@@ -11,7 +11,7 @@ from n4flow.io.formats import name_without_suffix
 from n4flow.io.writers import write_volume
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.plan import check_name, make_plan
-from n4flow.statistics.measure import choose_shrink
+from n4flow.statistics.measure import choose_fit_step, choose_shrink
 
 
 @pytest.fixture
@@ -31,6 +31,14 @@ def plan(image, **parameters):
 )
 def test_shrink_brings_planes_to_512_voxels_and_not_below_32(shape, shrink):
     assert choose_shrink(shape) == shrink
+
+
+@pytest.mark.parametrize(
+    ("shape", "knot", "step"),
+    [((8, 256, 200), None, 1), ((8, 500, 512), None, 2), ((8, 40, 512), None, 1), ((8, 512, 512), 31.0, 1)],
+)
+def test_bias_fields_are_fitted_to_256_samples_and_to_16_between_knots(shape, knot, step):
+    assert choose_fit_step(shape, knot) == step
 
 
 def test_slabs_and_batches_cover_everything_once(image):

@@ -93,6 +93,11 @@ def test_what_is_not_ours_is_never_replaced(image):
     image.rename(inside)
     with pytest.raises(InputError, match="lies in .*, where the results go; choose another outdir"):
         run(inside, image.parent / "x", bias="off")
+    for outdir in (inside, inside / "results"):
+        with pytest.raises(InputError, match="where the results go, lies in the input .*; choose another outdir"):
+            run(inside, outdir, bias="off")
+        assert not (inside / "in").exists()
+        assert not (inside / "results").exists()
     assert open_volume(inside).shape == (13, 37, 53)
     assert (image.parent / "results/in/raw.txt").read_text() == "mine"
 

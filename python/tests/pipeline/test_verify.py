@@ -19,8 +19,9 @@ import n4flow
 from n4flow.errors import InputError, N4flowError
 from n4flow.io.omezarr.checksums import chunk_checksum
 from n4flow.io.writers import write_volume
-from n4flow.pipeline.provenance import Run, tool_versions, write_provenance
+from n4flow.pipeline.provenance import Run, write_provenance
 from n4flow.pipeline.verify import verify
+from n4flow.pipeline.versions import tool_versions
 
 
 @pytest.fixture(scope="module")

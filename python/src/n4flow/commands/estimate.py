@@ -49,11 +49,14 @@ def command(given: Stage | None) -> Callable[..., None]:
     ) -> None:
         from n4flow.corrections.recipe import save_correction
         from n4flow.pipeline.estimate import estimate
+        from n4flow.pipeline.versions import tool_versions
 
         inputs = read_inputs(given, settings, folder, masks, batch, recipe, evidence, threads)
         found = estimate(given, inputs, settings)
         save_correction(found, out)
         numbers.update({"sections": list(inputs.batch)} if inputs.batch else {}, **found.summary())
+        if given.name == "N4_VOLUME":  # in an image of its own, where a GPU fits it
+            numbers["versions"] = tool_versions()
 
     return options.as_step(given.name, estimate_stage, settings_of(given.name), ("sections", "voxel_um"), own)
 

@@ -37,8 +37,9 @@ def _finish(
 ) -> None:
     from n4flow.corrections import proof
     from n4flow.corrections.recipe import Recipe
+    from n4flow.io.publishing import CHECKSUMS_NAME
     from n4flow.masks.tissue_source import TissueSource
-    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, link_files
+    from n4flow.pipeline.finish import create_stores, link_files
     from n4flow.pipeline.finish import finish as finish_sample
     from n4flow.pipeline.parameters import command_line, resolve
     from n4flow.pipeline.plan import check_state, completed, make_plan
@@ -48,12 +49,12 @@ def _finish(
     if resolved["input"] == "phantom":  # which the workflow makes
         made = {"input": "phantom.ome.zarr", "sections": "phantom.sections.tsv"}
         command = f"n4flow phantom {made['input']} && {command_line(resolved | made)}"
-    own = {name: settings[name] for name in settings_of("FINISH")}
+    own = {name: settings[name] for name in (*settings_of("FINISH"), "fit_channel")}
     resolved |= {name: own[name] for name in ("voxel_um", "channel", "fit_channel")}  # of the sheet's row or channel
     tissue = TissueSource.load(masks)
     plan = make_plan(image, resolved | own, sample, tissue.frame)
     if state is not None:
-        check_state(plan, state)
+        check_state(plan, state if plan.channel is None else state.split(",")[int(plan.channel)])
     pieces = parts(slabs, "rendered")
     stores = create_stores(out, plan)
     for piece in pieces:
@@ -106,4 +107,4 @@ def read_numbers(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda n: (names.index(n["stage"]), n.get("planes", n.get("sections", [0]))))
 
 
-finish = as_step("FINISH", _finish, settings_of("FINISH"), required=("sections",))
+finish = as_step("FINISH", _finish, (*settings_of("FINISH"), "fit_channel"), required=("sections",))

@@ -38,6 +38,7 @@ def _inspect(
     from n4flow.pipeline.channels import make_plans, summary
     from n4flow.pipeline.plan import background
     from n4flow.pipeline.samples import read_samples
+    from n4flow.pipeline.versions import tool_versions
 
     rows: list[Any] = [(sample, image, {})] if answer or sample else read_samples(located(image))
     try:
@@ -59,7 +60,7 @@ def _inspect(
         if any({"missing_planes", "sections"} & set(one.volume.metadata) for one in plans):
             plan.sections.write(out / "sections.tsv")
     if answer is not None:
-        answer.write_text(dumps(numbers["plan"]) + "\n", encoding="utf-8")
+        answer.write_text(dumps(numbers["plan"] | {"versions": tool_versions()}) + "\n", encoding="utf-8")
         return ""
     command = shlex.join(["n4flow", "run", str(image), "OUTDIR", *_options(settings)])
     return "\n".join([*(line for plans, own in asked for line in _said(plans, own)), f"Run it: {command}"])

@@ -66,8 +66,9 @@ def _n4(
         str | None,
         typer.Option(
             "--fit-channel",
-            metavar="N|mean",
-            help="Fit this channel, or volume of a 4-D image, or the mean of all; correct all of them by that field.",
+            metavar="N|mean|each",
+            help="Fit this channel, or volume of a 4-D image, or the mean of all; correct all of them by that field. "
+            "Or correct each by its own, as --channel all alone does.",
         ),
     ] = None,
     volume: Annotated[
@@ -143,6 +144,8 @@ def _n4(
             msg = f"--volume must be a number from 0 on, or all, got {volume}"
             raise InputError(msg)
         channel, fit_channel = (None, "mean") if volume == "all" else (int(volume), None)
+    if channel == "all":
+        channel, fit_channel = None, fit_channel or "each"
     iterations, tolerance = iteration_list(settings["iterations"]), settings["tolerance"]
     if convergence is not None:
         iterations, tolerance = ants.convergence(convergence)
@@ -222,15 +225,26 @@ def _typed(context: typer.Context) -> set[str]:
 
 def _measures(facts: Mapping[str, Any]) -> Iterator[str]:
     """Say how each level went, for -v."""
-    for number, measures in enumerate(facts["convergence"], start=1):
-        yield f"level {number} of {len(facts['convergence'])}"
-        yield from (f"  iteration {i}: convergence {measure:.6g}" for i, measure in enumerate(measures, start=1))
+    for name, fit in _fits(facts):
+        for number, measures in enumerate(fit["convergence"], start=1):
+            yield f"{name}level {number} of {len(fit['convergence'])}"
+            yield from (f"  iteration {i}: convergence {measure:.6g}" for i, measure in enumerate(measures, start=1))
+
+
+def _fits(facts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return each fit, and what comes before what is said of it."""
+    if "channels" not in facts:
+        return [("", facts)]
+    return [(f"channel {number}: ", fit) for number, fit in enumerate(facts["channels"])]
 
 
 def _summary(facts: Mapping[str, Any]) -> Iterator[str]:
     """Say for each result what was done."""
-    made = ", ".join(str(count) for count in facts["iterations"]) or facts["reason"]
-    fitted = f"iterations {made}; fitted in {facts['fit_seconds']:.3g} s by {facts['backend']}"
+    fitted = "; ".join(
+        f"{name}iterations {', '.join(map(str, fit['iterations'])) or fit['reason']}; "
+        f"fitted in {fit['fit_seconds']:.3g} s by {fit['backend']}"
+        for name, fit in _fits(facts)
+    )
     for number, result in enumerate(facts["results"]):
         said = [fitted if number == 0 else "corrected by the same field"]
         if result["channels"] > 1:

@@ -16,7 +16,7 @@ from n4flow.pipeline.timing import dumps
 
 def versions() -> None:
     """Print the versions of Python and of every package that a result may depend on."""
-    from n4flow.pipeline.provenance import tool_versions
+    from n4flow.pipeline.versions import tool_versions
 
     for tool, version in tool_versions().items():
         typer.echo(f"{tool}\t{version}")
@@ -61,11 +61,14 @@ def _remote_state(
     ] = None,
 ) -> None:
     """Digest the metadata of a store at an address and the entity tags of its files."""
-    from n4flow.io.open import open_volume
+    from n4flow.io.open import open_channels, open_volume
+    from n4flow.pipeline.channels import ALL
 
+    read = {"require_voxel_um": False, "allow_missing_chunks": settings["allow_missing_chunks"]}
+    one = settings["channel"] != ALL
     try:
-        read = {name: settings[name] for name in ("channel", "allow_missing_chunks")}
-        numbers["state"] = open_volume(image, require_voxel_um=False, **read).reader.state()
+        volumes = [open_volume(image, channel=settings["channel"], **read)] if one else open_channels(image, **read)
+        numbers["state"] = ",".join(volume.reader.state() for volume in volumes)
     except InputError as error:
         if answer is None:
             raise

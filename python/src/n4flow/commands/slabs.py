@@ -94,8 +94,9 @@ def _render_slab(
 ) -> None:
     from n4flow.corrections.recipe import Recipe
     from n4flow.io.disk_space import check_space, store_needs
+    from n4flow.io.publishing import CHECKSUMS_NAME
     from n4flow.masks.tissue_source import TissueSource
-    from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores
+    from n4flow.pipeline.finish import create_stores
     from n4flow.pipeline.plan import completed, make_plan
     from n4flow.pipeline.render import render_slab
 
@@ -124,4 +125,4 @@ def _render_slab(
 shrink = as_step("SHRINK", _shrink, (*settings_of("SHRINK"), "shrink"), required=("shrink",))
 plane_statistics = as_step("PLANE_STATISTICS", _plane_statistics, settings_of("PLANE_STATISTICS"))
 PLANNED = ("slab_planes", "shrink")
-render_slab = as_step("RENDER", _render_slab, (*settings_of("RENDER"), *PLANNED), required=PLANNED)
+render_slab = as_step("RENDER", _render_slab, (*settings_of("RENDER"), "fit_channel", *PLANNED), required=PLANNED)

@@ -32,6 +32,8 @@ class BiasCorrection(Correction):
     frame : Frame, optional
         The part of the planes that the fields cover, which is their (Y, X); whole planes without it. Voxels around it
         stay what they are.
+    step : int
+        Voxels of the shrunken volume to a sample of the fitted grid, along Y and X.
     """
 
     kind: ClassVar[str] = "bias_field"
@@ -41,6 +43,7 @@ class BiasCorrection(Correction):
 
     fields: tuple[tuple[int, int, BiasField], ...] = ()
     frame: Frame | None = None
+    step: int = 1
 
     def apply(self, block: Any, where: Where) -> Any:
         """Return block / exp(log field); see `Correction.apply`. A CuPy block is corrected on its device."""
@@ -51,8 +54,9 @@ class BiasCorrection(Correction):
         found = np.zeros((planes.stop - planes.start, *shape), np.float32)
         for start, stop, number in self._runs(planes.start, planes.stop):
             z_start, z_stop, field = self._ordered[number]
-            margin = [(wide - n) // 2 if self.frame else 0 for wide, n in zip(field.grid_shape[1:], shape, strict=True)]
-            grid = z_stop - z_start, *(n + 2 * m for n, m in zip(shape, margin, strict=True))
+            samples, k = field.grid_shape[1:], self.step if self.frame else 1
+            margin = [(wide - -(-n // k)) // 2 * k if self.frame else 0 for wide, n in zip(samples, shape, strict=True)]
+            grid = z_stop - z_start, *(wide * k if self.frame else n for wide, n in zip(samples, shape, strict=True))
             inner = (slice(m, m + n) for n, m in zip(shape, margin, strict=True))
             inside = (slice(start - z_start, stop - z_start), *inner)
             found[start - planes.start : stop - planes.start] = field.log_field(grid, inside)
@@ -173,7 +177,7 @@ class BiasCorrection(Correction):
         return lru_cache(MOST_EVALUATORS)(lambda number: ordered[number][2].evaluator())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"fields": self.fields, "frame": self.frame}
+        return {"fields": self.fields, "frame": self.frame, "step": self.step}
 
     @property
     def idle(self) -> bool:
@@ -199,7 +203,7 @@ class BiasCorrection(Correction):
             facts, lattices[f"lattice_{number:05d}"] = field.to_settings()
             del facts["seconds"]  # equal corrections are equal files
             settings.append({"z_start": z_start, "z_stop": z_stop, **facts})
-        return {"fields": settings, "frame": self.frame and list(self.frame)}, lattices
+        return {"fields": settings, "frame": self.frame and list(self.frame), "step": self.step}, lattices
 
     @classmethod
     def from_arrays(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
@@ -209,7 +213,8 @@ class BiasCorrection(Correction):
             facts = dict(stored)
             z_start, z_stop = facts.pop("z_start"), facts.pop("z_stop")
             fields.append((z_start, z_stop, BiasField.from_settings(facts, arrays[f"lattice_{number:05d}"])))
-        return cls(tuple(fields), Frame(*settings["frame"]) if settings.get("frame") else None)
+        frame = Frame(*settings["frame"]) if settings.get("frame") else None
+        return cls(tuple(fields), frame, settings.get("step", 1))
 
 
 def _facts(z_start: int, z_stop: int, field: BiasField) -> dict[str, Any]:

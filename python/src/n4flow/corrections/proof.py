@@ -202,9 +202,9 @@ class Modes:
         return np.stack([depth[z + first, k] * rows[y, i] * columns[x, j] for k, i, j in self.orders], axis=1)
 
     def lattice(
-        self, coefficients: np.ndarray, inside: np.ndarray, wide: Sequence[int], controls: Sequence[int]
+        self, coefficients: np.ndarray, inside: np.ndarray, wide: Sequence[int], controls: Sequence[int], k: int = 1
     ) -> np.ndarray:
-        """Return the lattice of the sum of modes over a shrunken grid that is wider by a margin on either side.
+        """Return the lattice of the sum of modes over a fitted grid that is wider by a margin on either side.
 
         A cubic grows without bounds where there is no tissue. So it ends at the box around it: what lies beyond has the
         value at the nearest side.
@@ -219,13 +219,18 @@ class Modes:
             (z, y, x) of that grid.
         controls : tuple of int
             Control points along each axis.
+        k : int
+            Shrunken voxels to a sample of that grid along Y and X.
         """
         axes = []
         for axis, (n, total, count) in enumerate(zip(self.shape, wide, controls, strict=True)):
             used = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
             low, high = self._middles(axis)[used[[0, -1]]]
-            end = (total - 1) / max(n - 1, 1)
-            places = np.linspace(-end, end, total)
+            size = k if axis else 1  # a sample lies in the middle of its block
+            margin = (total - -(-n // size)) // 2
+            start = size - n - 2 * size * margin
+            stop = start + 2 * size * (total - 1)
+            places = np.linspace(start / max(n - 1, 1), stop / max(n - 1, 1), total)
             believed = np.where((places >= low) & (places <= high), 1, OUTSIDE)[:, None]
             splines = bspline.weight_matrix(bspline.sample_coordinates(total, count), count)
             values = _polynomials(np.clip(places, low, high))
@@ -275,7 +280,7 @@ def _proven_field(
     lattice = np.zeros_like(field.lattice)
     if share > 0:
         inside = evidence.inside[start:stop]
-        lattice[...] = modes.lattice(coefficients, inside, field.grid_shape, field.lattice.shape)
+        lattice[...] = modes.lattice(coefficients, inside, field.grid_shape, field.lattice.shape, correction.step)
     return start, stop, replace(field, lattice=lattice, share=share)
 
 

@@ -28,8 +28,8 @@ from n4flow.corrections.fused_gpu import on_gpu, render_through_gpu
 from n4flow.display import Shown, axes
 from n4flow.errors import InputError, reading
 from n4flow.io.open import open_volume
+from n4flow.io.publishing import MASK_NAME
 
-MASK_NAME = "mask.ome.zarr"
 SETTINGS = "settings"  # name under which a correction's settings lie in its .npz
 
 

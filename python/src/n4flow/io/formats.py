@@ -49,9 +49,10 @@ class Format:
     def read(self, path: Path, channel: int | str | None, **options: Any) -> Reader:
         """Return the reader of a file; `options` are those that the reader has."""
         with reading(path, f"a readable volume ({self.name})", small=True):
-            for file in self.files_read(path):
+            kind = resolve_name(self.reader)
+            for file in [path] if kind.finds_files else self.files_read(path):
                 check_regular(file)
-            reader: Reader = resolve_name(self.reader)(path, channel, **options)
+            reader: Reader = kind(path, channel, **options)
         return reader
 
     def files_read(self, path: Path) -> list[Path]:

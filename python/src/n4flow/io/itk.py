@@ -43,10 +43,7 @@ class ItkReader(Reader):
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         reader.SetImageIO(_image_io(path))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise _damaged(path, error) from error
+        reader.ReadImageInformation()
         size = [int(n) for n in reader.GetSize()]
         several = reader.GetNumberOfComponents() > 1
         axes = ["t" if several else "c", "z", "y", "x"][-len(size) :]  # The volumes of a series are channels.
@@ -111,10 +108,7 @@ class ItkReader(Reader):
                 for file, start in _data_places(self.path):
                     for _piece in inflated(file, self._asked, start):
                         pass
-            try:
-                self._handle = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path), imageIO=_image_io(self.path)))
-            except RuntimeError as error:
-                raise _damaged(self.path, error) from error
+            self._handle = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path), imageIO=_image_io(self.path)))
         return self._select.transposed(self._handle[self._select.box(z, y, x)])
 
 
@@ -219,8 +213,3 @@ def _units(fields: dict[str, str], count: int) -> tuple[list[float | None], str]
         if stated and units[-1] is None and letter != "t":
             reasons.append(f"axis {letter} has the unit {name!r}")
     return units, "; ".join(reasons)
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return InputError(f"{path} is not a readable image: {lines[-1] if lines else error}; write or copy it again")

@@ -11,7 +11,6 @@ import io
 import math
 import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,15 +140,12 @@ class NiftiReader(Reader):
 
     def _load(self) -> np.ndarray:
         """Return the stored voxels, memory mapped or inflated."""
-        try:
-            proxy = _opened(self.path).dataobj
-            if self._voxels.name.lower().endswith(PACKED):  # nibabel stops before the checksum.
-                nbytes = math.prod(proxy.shape) * proxy.dtype.itemsize
-                part = inflated_part(self._voxels, int(proxy.offset), nbytes)
-                return part.view(proxy.dtype).reshape(proxy.shape[::-1])
-            values: np.ndarray = proxy.get_unscaled()
-        except (OSError, EOFError, zlib.error) as error:
-            raise _damaged(self.path, error) from error
+        proxy = _opened(self.path).dataobj
+        if self._voxels.name.lower().endswith(PACKED):  # nibabel stops before the checksum.
+            nbytes = math.prod(proxy.shape) * proxy.dtype.itemsize
+            part = inflated_part(self._voxels, int(proxy.offset), nbytes)
+            return part.view(proxy.dtype).reshape(proxy.shape[::-1])
+        values: np.ndarray = proxy.get_unscaled()
         return values.T
 
 
@@ -190,23 +186,18 @@ def _opened(path: Path) -> Any:
     """Open a file by nibabel, whatever rounding did to the quaternion of its header."""
     from nibabel.filebasedimages import ImageFileError
     from nibabel.imageclasses import all_image_classes
-    from nibabel.spatialimages import HeaderDataError
 
-    try:
-        for file in (path, *NiftiReader.data_files(path)):
-            file.stat()
-        sniff = None
-        for kind in [kind for kind in all_image_classes if kind.__name__ in KINDS]:
-            fits, sniff = kind.path_maybe_image(str(path), sniff)
-            if fits:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves it to Python to close an MGH
-                    return _tolerant(kind).from_filename(str(path), mmap="r")
-        msg = "its header is none of NIfTI, Analyze or MGH"
-        raise ImageFileError(msg)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        msg = f"{path} is not a readable NIfTI file: {' '.join(str(error).split())}; write it again"
-        raise InputError(msg) from error
+    for file in (path, *NiftiReader.data_files(path)):
+        file.stat()
+    sniff = None
+    for kind in [kind for kind in all_image_classes if kind.__name__ in KINDS]:
+        fits, sniff = kind.path_maybe_image(str(path), sniff)
+        if fits:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves it to Python to close an MGH
+                return _tolerant(kind).from_filename(str(path), mmap="r")
+    msg = "its header is none of NIfTI, Analyze or MGH"
+    raise ImageFileError(msg)
 
 
 def _tolerant(kind: Any) -> Any:
@@ -264,7 +255,3 @@ def _meant(value: float) -> float:
     """Return the decimal number that a float32 of the header stands for: 0.05, and not 0.05000000074505806."""
     single = np.float32(value)
     return float(str(single)) if single == value else float(value)
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} is cut short or damaged: {' '.join(str(error).split())}; copy it again")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n4flow.errors import InputError
 from n4flow.io.axes import named_axes, select
 from n4flow.io.reader import ArrayReader
 
@@ -20,12 +19,8 @@ class NpyReader(ArrayReader):
     """A `.npy` file, memory mapped."""
 
     def __init__(self, path: Path, channel: int | str | None = None, *, axes: str | None = None) -> None:
-        try:
-            # numpy.load would take an archive for an array, too.
-            array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-        except (ValueError, EOFError, OSError) as error:
-            msg = f"{path} is not a readable .npy array: {error}; write it again with numpy.save"
-            raise InputError(msg) from error
+        # numpy.load would take an archive for an array, too.
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         channels = 1
         if axes is not None:
             chosen = select(path, named_axes(path, [""] * array.ndim, array.shape, axes), array.shape, channel, ())

@@ -18,7 +18,8 @@ from n4flow.io.formats import EXPECTED, FORMATS, PLANES, ZARR, Format, is_patter
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, by_axis
 from n4flow.io.omezarr.reader import MARKERS
-from n4flow.io.planes import PlanesReader, described_set, holds_planes
+from n4flow.io.plane_names import described_set, holds_planes
+from n4flow.io.planes import PlanesReader
 from n4flow.io.reader import MeanReader, Reader
 from n4flow.io.volume import Volume
 

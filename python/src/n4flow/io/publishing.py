@@ -23,6 +23,8 @@ from typing import Any, TextIO
 
 from n4flow.errors import InputError, N4flowError
 
+CHECKSUMS_NAME = "checksums.json"  # Of a slab, then of everything that is published of a sample.
+MASK_NAME = "mask.ome.zarr"  # Of the tissue mask, beside the sample's store.
 HIDDEN = ".n4flow"  # Ending of a hidden folder.
 SCRATCH = "n4flow-"  # Beginning of the folders in it, one of each process.
 LOCK = "lock"  # Its file that is locked; the text says by which process.

@@ -46,6 +46,8 @@ class Reader(ABC):
         The planes that may be read; None if all may.
     channels : int
         Number of channels, or of volumes of a series, that the file holds.
+    finds_files : bool
+        Whether it finds the files that it reads by itself, and refuses what is no regular file.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class Reader(ABC):
     lead: int = 0
     planes: tuple[int, int] | None = None
     channels: int = 1
+    finds_files: bool = False
     _handle: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ opened by any of them, or by the companion file that describes them.
 from __future__ import annotations
 
 import logging
-import struct
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 from n4flow.io.axes import named_axes, select
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
@@ -68,10 +67,7 @@ class TiffReader(Reader):
         """Return the voxels of a box."""
         if self._handle is None:
             self._handle = self._load()
-        try:
-            return self._select.transposed(self._handle[self._select.box(z, y, x)])
-        except (ValueError, RuntimeError, OSError, KeyError) as error:
-            raise _damaged(self.path, error) from error
+        return self._select.transposed(self._handle[self._select.box(z, y, x)])
 
     def _load(self) -> Any:
         if self._offset is not None:
@@ -125,17 +121,15 @@ def _ome_set(path: Path) -> _OmeSet:
 
 def _ome_xml(file: Path) -> tuple[ET.Element, str]:
     """Return the OME-XML of a TIFF or companion file; an empty element where there is none."""
-    from tifffile import TiffFile, TiffFileError
+    from tifffile import TiffFile
 
-    try:
+    with reading(file, "a readable TIFF file", "copy it again", small=True):
         if file.name.lower().endswith(COMPANION):
             text = file.read_text(encoding="utf-8")
         else:
             with TiffFile(file) as tif:
                 text = tif.ome_metadata or "<none/>"
         return ET.fromstring(text), text
-    except (TiffFileError, ET.ParseError, OSError, ValueError, IndexError, struct.error) as error:
-        raise _damaged(file, error) from error
 
 
 def _beside(path: Path, member: Path) -> Path:
@@ -177,10 +171,6 @@ def _opened(path: Path) -> Iterator[Any]:
             if broken:
                 raise TiffFileError(broken[0])
             yield tif
-    except InputError:
-        raise
-    except (TiffFileError, OSError, ValueError, IndexError, struct.error) as error:
-        raise _damaged(path, error) from error
     finally:
         logger.removeFilter(listen)
 
@@ -292,7 +282,3 @@ def write_tiff(path: Path, array: np.ndarray, voxel_um: dict[str, float], _like:
         metadata[f"PhysicalSize{axis}"] = voxel_um[axis.lower()]
         metadata[f"PhysicalSize{axis}Unit"] = "µm"
     imwrite(path, array, ome=True, photometric="minisblack", metadata=metadata)
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} is not a readable TIFF file: {' '.join(str(error).split())}; write or copy it again")

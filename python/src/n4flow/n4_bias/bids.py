@@ -21,6 +21,7 @@ from n4flow.io.formats import WRITTEN, name_without_suffix, suffix_of, written_a
 _NAME = re.compile(r"(?P<entities>sub-[0-9A-Za-z+]+(?:_[a-z]+-[0-9A-Za-z+]+)*)_(?P<suffix>[0-9A-Za-z]+)")
 _EXAMPLE = "sub-01/anat/sub-01_T1w.nii.gz"
 _DATASET = "dataset_description.json"
+_FACTS = ("iterations", "control_points", "shrink", "mask", "backend")  # Of the fit, or of that of each channel.
 
 
 class Derivative(NamedTuple):
@@ -90,7 +91,7 @@ def describe(made: Derivative, facts: Mapping[str, Any]) -> None:
         | {
             "Description": "Intensities corrected by N4 bias field correction",
             "Sources": [f"bids:raw:{made.source.relative_to(made.raw).as_posix()}"],
-            "N4": {name: facts[name] for name in ("iterations", "control_points", "shrink", "mask", "backend")},
+            "N4": {name: facts[name] if name in facts else [fit[name] for fit in facts["channels"]] for name in _FACTS},
         }
     )
     _write(_sidecar(made.path), metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from n4flow.errors import InputError
 from n4flow.io.geometry import on_grid
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.open import open_volume
+from n4flow.io.reader import MeanReader
 from n4flow.io.volume import Volume
 from n4flow.n4_bias.otsu_mask import otsu_mask
 
@@ -39,10 +41,7 @@ def read_channel(volume: Volume, channels: Sequence[Volume]) -> np.ndarray:
 
 def mean_of(channels: Sequence[Volume]) -> np.ndarray:
     """Return the mean of the channels of a file as float32."""
-    total = np.zeros(channels[0].shape)
-    for volume in channels:
-        total += read_channel(volume, channels)
-    return (total / len(channels)).astype(np.float32)
+    return replace(channels[0], reader=MeanReader([volume.reader for volume in channels])).read(slice(None))
 
 
 def open_beside(path: str | Path, image: Volume, role: str, **read: Any) -> Volume:

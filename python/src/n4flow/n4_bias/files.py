@@ -31,6 +31,7 @@ from n4flow.n4_bias.shrink import shrink_factors
 NO_HABITS = AntsHabits()
 OTSU_SHARES = (0.01, 0.9)  # Of an image: less than tissue usually has, and more.
 MOST_NEGATIVE = 0.05  # Share of the voxels from which on it is said.
+EACH = "each"  # In place of a channel: a field for each.
 LEVEL_MOVED = 1.1  # Factor between the means before and after, from which on it is said.
 
 
@@ -88,8 +89,10 @@ def correct_file(
         `fwhm`, `wiener` and `nbins` of `fit_bias`.
     voxel_um, channel, axes, allow_missing_chunks
         See `open_volume`.
-    fit_channel : int or 'mean', optional
-        Fit this channel, or this volume of a 4-D NIfTI, or the mean of all; correct all of them by the one field.
+    fit_channel : int, 'mean' or 'each', optional
+        Fit this channel, or this volume of a 4-D NIfTI, or the mean of all; correct all of them by the one field. With
+        `each`, correct every channel by a field of its own; `bias` gets as many, and the facts of the fits are a list,
+        `channels`.
     apply_to : sequence of path
         Files on the image's grid whose channels are corrected by the same field, each written beside `output` as
         NAME_corrected with the ending of `output`.
@@ -124,6 +127,10 @@ def correct_file(
             channel is not None and fit_channel is not None,
             "channel and fit-channel exclude each other; give one of them",
         ),
+        (
+            fit_channel == EACH and bool(apply_to),
+            "--apply-to needs one field, and each channel has its own; give --fit-channel mean, or one channel",
+        ),
         (ants.rescale and keep_level, "-r 1 and --keep-level both set the level; leave one out, or give -r 0"),
     )
     image, output = Path(image), Path(output)
@@ -157,7 +164,8 @@ def correct_file(
         on_grid(volumes[0], volume, "the file to apply to", turn=False)
     labels = None if mask is None else open_beside(mask, volume, "the mask", **read)
     confidences = None if weights is None else open_beside(weights, volume, "the weights", **read)
-    for path, volumes in [*made, *([(Path(bias), [volume])] if bias is not None else [])]:
+    of_fields = channels if fit_channel == EACH else [volume]
+    for path, volumes in [*made, *([(Path(bias), of_fields)] if bias is not None else [])]:
         check_destination(path, len(volumes), overwrite=overwrite)
         if (volumes[0].voxel_um or volume.voxel_um) is None and not keeps_without_size(path, volumes[0]):
             open_volume(
@@ -174,45 +182,48 @@ def correct_file(
         extents = [n * um for n, um in zip(volume.shape, sizes, strict=True)]
         if (wide := wide_spline(spline_um, extents, "the image")) is not None:
             warnings.warn(f"spline_um: {wide}", N4flowWarning, 2)
-    values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
-    inside = read_mask(labels, mask_label, values, whole=ants.whole_image)
-    share = float(np.mean(inside))
-    if labels is None and not ants.whole_image and not OTSU_SHARES[0] <= share <= OTSU_SHARES[1]:
-        said = f"Otsu's mask is {share:.2%} of {image.name}, seldom what tissue is; look at it, or give one (--mask)"
-        warnings.warn(said, N4flowWarning, 2)
-    if (negative := float(np.mean(values < 0))) > MOST_NEGATIVE:
-        share, fault = float(np.mean(values <= 0)), "not above 0 and lie outside the fit"
-        said = f"{share:.0%} of the voxels of {image.name} are {fault} ({negative:.0%} are negative)"
-        warnings.warn(f"{said}; N4 takes 0 for no signal, so add what is missing first (1024 to CT)", N4flowWarning, 2)
     confidence = None if confidences is None else read_weights(confidences)
+    fwhm, wiener, bins = sharpening
     domain = _domain(volume.shape, sizes, spline_um, control_points, ants)
     factors = shrink_factors(shrink, domain.padded_shape)
     if ants.pick_voxels:
         domain, shrink = replace(domain, steps=factors), 1
-    fwhm, wiener, bins = sharpening
-    field = fit_bias(
-        domain.samples(values),
-        domain.samples(inside),
-        weights=None if confidence is None else domain.samples(confidence),
-        iters=iterations,
-        conv_threshold=tolerance,
-        control_points=domain.control_points,
-        shrink=shrink,
-        fwhm=fwhm,
-        wiener=wiener,
-        nbins=bins,
-        backend=backend,
-        threads=threads,
-        progress=progress,
-    )
-    field = domain.over_all(field)
-    if keep_level:
-        fitted = inside & np.isfinite(values) & (values > 0)
-        fitted = fitted if confidence is None else fitted & (confidence > 0)
-        field = level_kept(field, values, fitted, domain.image, threads)
+
+    def fitted(values: np.ndarray) -> _Fit:
+        inside = read_mask(labels, mask_label, values, whole=ants.whole_image)
+        _warn_of_values(values, inside if labels is None and not ants.whole_image else None, image)
+        field = fit_bias(
+            domain.samples(values),
+            domain.samples(inside),
+            weights=None if confidence is None else domain.samples(confidence),
+            iters=iterations,
+            conv_threshold=tolerance,
+            control_points=domain.control_points,
+            shrink=shrink,
+            fwhm=fwhm,
+            wiener=wiener,
+            nbins=bins,
+            backend=backend,
+            threads=threads,
+            progress=progress,
+        )
+        field = domain.over_all(field)
+        if keep_level:
+            level = inside & np.isfinite(values) & (values > 0)
+            level = level if confidence is None else level & (confidence > 0)
+            field = level_kept(field, values, level, domain.image, threads)
+        return _Fit(field, inside)
+
+    values = None
+    if fit_channel == EACH:
+        fits = [fitted(read_channel(one, channels)) for one in channels]
+    else:
+        values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
+        fits = [fitted(values)]
     if bias is not None:
-        write_volume(bias, field.field(where=domain.image, threads=threads), like=volume)
-    writer = _Corrector(field, domain, inside, ants, threads)
+        fields = np.stack([one.field.field(where=domain.image, threads=threads) for one in fits])
+        write_volume(bias, fields, like=volume)
+    writer = _Corrector(fits, domain, ants, threads)
     facts = [
         writer.write(path, volumes, kind, volume, values if volumes == [volume] else None)
         for (path, volumes), kind in zip(made, kinds, strict=True)
@@ -221,32 +232,60 @@ def correct_file(
     if not ants.rescale and not 1 / LEVEL_MOVED <= moved <= LEVEL_MOVED:
         said = f"the mean of the fitted voxels is {moved:.3g} times that of the input; --keep-level keeps it"
         warnings.warn(said, N4flowWarning, 2)
-    return {
+    common = {
         "shape": list(volume.shape),
         "mask": str(mask) if mask is not None else "all" if ants.whole_image else "otsu",
-        "iterations": [level.iterations for level in field.levels],
-        "measures": [level.measures[-1] if level.measures else None for level in field.levels],
-        "convergence": [list(level.measures) for level in field.levels],
-        "converged": [level.converged for level in field.levels],
-        "control_points": list(field.lattice.shape),
         "shrink": list(factors),
-        "voxels": field.voxels.masked,
-        "voxels_nonfinite": field.voxels.nonfinite,
-        "voxels_nonpositive": field.voxels.nonpositive,
-        "reason": field.reason,
-        "backend": field.backend,
-        "fit_seconds": field.seconds,
         "results": facts,
     }
+    if fit_channel == EACH:
+        return {**common, "channels": [one.facts() for one in fits]}
+    return {**common, **fits[0].facts()}
+
+
+def _warn_of_values(values: np.ndarray, otsu: np.ndarray | None, image: Path) -> None:
+    """Warn of a mask of Otsu's that is seldom what tissue is, and of many negative voxels."""
+    share = 0.5 if otsu is None else float(np.mean(otsu))
+    if not OTSU_SHARES[0] <= share <= OTSU_SHARES[1]:
+        said = f"Otsu's mask is {share:.2%} of {image.name}, seldom what tissue is; look at it, or give one (--mask)"
+        warnings.warn(said, N4flowWarning, 4)
+    if (negative := float(np.mean(values < 0))) > MOST_NEGATIVE:
+        share, fault = float(np.mean(values <= 0)), "not above 0 and lie outside the fit"
+        said = f"{share:.0%} of the voxels of {image.name} are {fault} ({negative:.0%} are negative)"
+        warnings.warn(f"{said}; N4 takes 0 for no signal, so add what is missing first (1024 to CT)", N4flowWarning, 4)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A field, and the voxels that it was fitted to."""
+
+    field: BiasField
+    mask: np.ndarray
+
+    def facts(self) -> dict[str, Any]:
+        """Return how the fit went, in JSON types."""
+        levels, voxels = self.field.levels, self.field.voxels
+        return {
+            "iterations": [level.iterations for level in levels],
+            "measures": [level.measures[-1] if level.measures else None for level in levels],
+            "convergence": [list(level.measures) for level in levels],
+            "converged": [level.converged for level in levels],
+            "control_points": list(self.field.lattice.shape),
+            "voxels": voxels.masked,
+            "voxels_nonfinite": voxels.nonfinite,
+            "voxels_nonpositive": voxels.nonpositive,
+            "reason": self.field.reason,
+            "backend": self.field.backend,
+            "fit_seconds": self.field.seconds,
+        }
 
 
 @dataclass(frozen=True)
 class _Corrector:
-    """Corrects the channels of files by one field, and writes them."""
+    """Corrects the channels of files, by one field or each by its own, and writes them."""
 
-    field: BiasField
+    fits: list[_Fit]
     domain: Domain
-    mask: np.ndarray
     ants: AntsHabits
     threads: int | None
 
@@ -258,10 +297,11 @@ class _Corrector:
         counts, levels = np.zeros(2, int), []
         for number, volume in enumerate(volumes):
             given = read_channel(volume, volumes) if values is None else values
+            fit = self.fits[number % len(self.fits)]
             finite = np.isfinite(given)
-            fitted = self.mask & finite & (given > 0)
+            fitted = fit.mask & finite & (given > 0)
             before = given[fitted].mean(dtype=np.float64) if fitted.any() else 1.0
-            exact = self._correct(given)
+            exact = self._correct(given, fit)
             if over := np.count_nonzero(finite) - np.count_nonzero(np.isfinite(exact)):
                 beyond = f"beyond {LARGEST:.2g}, the largest float32, after division by the field"
                 msg = f"{over} voxels of {volume.source.name} are {beyond}; divide the image by a constant first"
@@ -279,12 +319,12 @@ class _Corrector:
         facts = {"path": str(path), "channels": len(volumes), "dtype": dtype.name, "level": float(np.mean(levels))}
         return facts | {"voxels_clipped": int(counts[0]), "voxels_undefined": int(counts[1])}
 
-    def _correct(self, values: np.ndarray) -> np.ndarray:
+    def _correct(self, values: np.ndarray, fit: _Fit) -> np.ndarray:
         needed = self.ants.keep_outside or self.ants.rescale
         reusable = values.dtype == np.float32 and values.flags.writeable and not needed
         corrected = values if reusable else np.empty(values.shape, np.float32)
-        self.field.apply(values, corrected, where=self.domain.image, threads=self.threads)
-        follow(self.ants, corrected, values, self.mask)
+        fit.field.apply(values, corrected, where=self.domain.image, threads=self.threads)
+        follow(self.ants, corrected, values, fit.mask)
         return corrected
 
 
@@ -296,16 +336,16 @@ def _refuse(*faults: tuple[bool, str]) -> None:
 
 
 def _index(fit_channel: int | str | None, channels: Sequence[Volume]) -> int:
-    """Return which channel is fitted; the first one stands for the mean."""
+    """Return which channel is fitted; the first one stands for the mean, and for all of them."""
     count, labels = len(channels), list(channels[0].metadata.get("channels", []))
-    if fit_channel in (None, "mean"):
+    if fit_channel in (None, "mean", EACH):
         return 0
     if fit_channel in labels:
         return labels.index(str(fit_channel))
     number = int(str(fit_channel)) if str(fit_channel).isdecimal() else count
     if number >= count:
         named = f", one of {listed(labels)}" if labels else ""
-        msg = f"fit-channel must be a number from 0 to {count - 1}{named} or mean, got {fit_channel}"
+        msg = f"fit-channel must be a number from 0 to {count - 1}{named}, mean or each, got {fit_channel}"
         raise InputError(msg)
     return number
 

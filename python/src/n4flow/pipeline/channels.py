@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from n4flow import __version__
-from n4flow.corrections.recipe import MASK_NAME
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.io.omezarr.checksums import describe_level
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.store import read_omero, validate_store, write_omero
 from n4flow.io.open import MEAN, open_volume
-from n4flow.pipeline.finish import CHECKSUMS_NAME, METADATA, link_files, write_checksums
+from n4flow.io.publishing import CHECKSUMS_NAME, MASK_NAME
+from n4flow.pipeline.finish import METADATA, link_files, write_checksums
 from n4flow.pipeline.parameters import opening
 from n4flow.pipeline.plan import EACH, Plan, make_plan
 from n4flow.pipeline.timing import dumps
@@ -48,10 +48,9 @@ def make_plans(image: str | Path, parameters: Mapping[str, Any], sample: str | N
     """
     fitted = parameters["fit_channel"]
     if parameters["channel"] != ALL:
-        if fitted is not None:
-            msg = f"fit_channel {fitted} says whose bias field all channels get; give channel all, too, or leave it out"
-            raise InputError(msg)
-        return [make_plan(image, parameters, sample)]
+        plan = make_plan(image, {**parameters, "fit_channel": None}, sample)
+        idle = [] if fitted is None else [f"fit_channel {fitted} does nothing without channel {ALL}"]
+        return [replace(plan, warnings=[*plan.warnings, *idle])]
     first = open_volume(image, **opening({**parameters, "channel": 0}), require_voxel_um=False)
     count, labels = first.reader.channels, list(first.metadata.get("channels") or ())
     leader = EACH if fitted is None else _leader(fitted, count, labels)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n4flow.compute.threads import reuse_threads
+from n4flow.compute.threads import available_threads, reuse_threads
 from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization import Harmonization
@@ -31,10 +31,12 @@ from n4flow.masks.tissue_source import TissueSource
 from n4flow.n4_bias.field import BiasField
 from n4flow.n4_bias.inputs import FitInput
 from n4flow.n4_bias.settings import fit_settings
+from n4flow.n4_bias.shrink import shrink_masked, shrunken_shape
 from n4flow.pipeline.parameters import iteration_list, spline_distance
 from n4flow.pipeline.stages import Stage
 from n4flow.sections import Section, SectionTable, filled_planes
 from n4flow.statistics.accumulate import PLANE_COUNTS
+from n4flow.statistics.measure import choose_fit_step
 from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, runs
 
 if TYPE_CHECKING:
@@ -92,21 +94,16 @@ def n4_sections(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection
 
     Sections are many and small: they are fitted on CPUs, in parallel, also where the volume is fitted on a GPU.
     """
-    settings = {
-        **parameters,
-        "backend": "itk" if parameters["backend"] == "itk" else "cpu",
-        "spline_um": spline_distance(parameters, "section")[1],
-    }
+    settings = {**parameters, "backend": "itk" if parameters["backend"] == "itk" else "cpu"}
     chosen = [section for section in inputs.sections[slice(*(inputs.batch or (None,)))] if section.usable]
-    fields = [_fit(inputs, settings, section.planes, f"section {section.id}") for section in chosen]
-    return BiasCorrection(tuple(fields), _field_frame(inputs.shrunken))
+    planes = {f"section {section.id}": section.planes for section in chosen}
+    return _bias_correction(inputs, settings, spline_distance(parameters, "section")[1], planes)
 
 
 def n4_volume(inputs: Inputs, parameters: Mapping[str, Any]) -> BiasCorrection:
     """Fit one bias field to the whole volume, after those of the recipe; flagged sections are left out."""
-    settings = {**parameters, "spline_um": spline_distance(parameters, "volume")[1]}
-    field = _fit(inputs, settings, slice(0, inputs.shrunken.shape[0]), "the whole volume")
-    return BiasCorrection((field,), _field_frame(inputs.shrunken))
+    planes = {"the whole volume": slice(0, inputs.shrunken.shape[0])}
+    return _bias_correction(inputs, parameters, spline_distance(parameters, "volume")[1], planes)
 
 
 def harmonize(inputs: Inputs, parameters: Mapping[str, Any]) -> Harmonization:
@@ -271,35 +268,48 @@ def _divide_by_fields(mean: np.ndarray, previous: Recipe, z_start: int = 0) -> N
 
 
 def _with_margin(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return zeros for planes (z, y, x) and the margin of a bias field around them, and a view of the planes."""
+    """Return zeros for fitted planes (z, y, x) and the margin of a bias field around them, and a view of the planes."""
     rows, columns = field_margin(shape)
     whole = np.zeros((shape[0], shape[1] + 2 * rows, shape[2] + 2 * columns), dtype)
     return whole, whole[:, rows : rows + shape[1], columns : columns + shape[2]]
 
 
-def _field_frame(shrunken: Shrunken) -> Frame:
-    """Return what a bias field covers of the planes: whole blocks of the shrunken volume, and the margin."""
-    frame = shrunken.frame or Frame.whole(shrunken.full_shape)
-    height, width = (n * shrunken.shrink for n in shrunken.shape[1:])
+def _bias_correction(
+    inputs: Inputs, parameters: Mapping[str, Any], spline_um: float | None, chosen: Mapping[str, slice]
+) -> BiasCorrection:
+    """Fit a bias field to each run of planes, by its name in warnings, on the grid that its knots need."""
+    shrunken = inputs.shrunken
+    sample_um = shrunken.shrink * max(inputs.voxel_um[axis] for axis in "yx")
+    step = choose_fit_step(shrunken.shape, None if spline_um is None else spline_um / sample_um)
+    settings = {**parameters, "spline_um": spline_um}
+    fields = tuple(_fit(inputs, settings, planes, name, step) for name, planes in chosen.items())
+    frame, k = shrunken.frame or Frame.whole(shrunken.full_shape), step * shrunken.shrink
+    samples = shrunken_shape(shrunken.shape[1:], (step, step))
+    height, width = (n * k for n in samples)
     blocks = Frame(frame.y_start, frame.y_start + height, frame.x_start, frame.x_start + width)
-    return blocks.widened(*(n * shrunken.shrink for n in field_margin(shrunken.shape)))
+    return BiasCorrection(fields, blocks.widened(*(n * k for n in field_margin(samples))), step)
 
 
-def _fit(inputs: Inputs, parameters: Mapping[str, Any], planes: slice, name: str) -> tuple[int, int, BiasField]:
+def _fit(
+    inputs: Inputs, parameters: Mapping[str, Any], planes: slice, name: str, step: int
+) -> tuple[int, int, BiasField]:
     """Fit a bias field to planes, as far as they have valid voxels; return the first, the end and the field."""
     from n4flow.n4_bias.api import fit_spaced
 
-    shrunken, k = inputs.shrunken, inputs.shrunken.shrink
+    shrunken, k = inputs.shrunken, step * inputs.shrunken.shrink
     some = filled_planes(shrunken.planes["n_valid"][planes])
     first, last = planes.start + some.start, planes.start + some.stop
-    shape = last - first, *shrunken.shape[1:]
+    shape = shrunken_shape((last - first, *shrunken.shape[1:]), (1, step, step))
     (whole, mean), (fitted, inside) = (_with_margin(shape, dtype) for dtype in (np.float32, bool))
     for start, stop in runs(first, last):
         part, here = shrunken.part(start, stop), slice(start - first, stop - first)
-        mean[here] = part.mean
-        inside[here] = inputs.tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
-        inside[here] &= inputs.sections.usable_planes[start:stop, None, None]
-    _divide_by_fields(mean, inputs.recipe, first)
+        usable = inputs.tissue.small_planes(start, stop) & (part.valid >= LEAST_VALID)
+        usable &= inputs.sections.usable_planes[start:stop, None, None]
+        values = part.mean if isinstance(shrunken, ShrunkenFiles) else part.mean.copy()
+        _divide_by_fields(values, inputs.recipe, start)
+        if step > 1:
+            values, usable, _weights = shrink_masked(values, usable, None, (1, step, step), available_threads())
+        mean[here], inside[here] = values, usable
     field = fit_spaced(
         FitInput(whole, fitted, None, (len(whole), *(n * k for n in whole.shape[1:])), (1, k, k)),
         voxel_um=tuple(inputs.voxel_um[axis] for axis in "zyx"),

@@ -13,7 +13,7 @@ from typing import Any
 from n4flow import __version__
 from n4flow.compute.threads import reuse_threads
 from n4flow.corrections.proof import Evidence
-from n4flow.corrections.recipe import MASK_NAME, Recipe
+from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.io.omezarr.checksums import Checksums, add_checksums, describe
@@ -27,6 +27,7 @@ from n4flow.io.omezarr.store import (
     voxel_files,
     write_omero,
 )
+from n4flow.io.publishing import CHECKSUMS_NAME, MASK_NAME
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.plan import Plan
 from n4flow.pipeline.render import display_window, extent, output_scale
@@ -38,7 +39,6 @@ from n4flow.report.pair import Pair
 from n4flow.report.summary import SUMMARY_NAME
 from n4flow.statistics.shrunken import Shrunken
 
-CHECKSUMS_NAME = "checksums.json"  # of a slab, then of everything that is published of a sample
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup")  # what every slab's store has alike
 
 

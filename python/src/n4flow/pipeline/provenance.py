@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +17,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from n4flow.corrections.recipe import MASK_NAME
 from n4flow.io.address import Address, located
-from n4flow.pipeline.finish import CHECKSUMS_NAME
+from n4flow.io.publishing import CHECKSUMS_NAME, MASK_NAME
 from n4flow.pipeline.parameters import schema
 from n4flow.pipeline.timing import dumps
 from n4flow.report.summary import INDEX_NAME, MULTIQC_NAME, SUMMARY_NAME, index_page, multiqc_table
@@ -32,7 +29,6 @@ CRATE_SUM = "ro-crate-metadata.json.sha256"  # what `sha256sum --check` reads in
 WRITTEN_INFO = ("run.json", "parameters.json", "versions.tsv", MULTIQC_NAME)
 WORKFLOW_INFO = ("main.nf",)
 ENGINE_INFO = ("trace.tsv", "timeline.html", "nextflow_report.html")  # Nextflow completes them after everything else
-GPU_TOOLS = ("cupy-cuda12x", "cupy-cuda13x")  # what a result depends on as well where a GPU is used
 PROFILES = "https://w3id.org/ro/wfrun"
 WORKFLOW_CRATE = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
 
@@ -63,19 +59,6 @@ class Run:
     versions: str
     details: Mapping[str, Any] = field(default_factory=dict)
     workflow: Path | None = None
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of Python, of n4flow and of every package that it requires."""
-    required = [text for text in metadata.requires("n4flow") or () if "extra ==" not in text]
-    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in required]
-    found = {"python": platform.python_version(), "n4flow": metadata.version("n4flow")}
-    for tool in (*names, *GPU_TOOLS):
-        try:
-            found[tool] = metadata.version(tool)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def sample_digests(checksums: Path) -> dict[str, str]:

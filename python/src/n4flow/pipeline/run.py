@@ -25,22 +25,23 @@ from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.open import MEAN, open_volume
-from n4flow.io.publishing import locked, published, reclaim
+from n4flow.io.publishing import CHECKSUMS_NAME, locked, published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
 from n4flow.pipeline.channels import in_order, join, make_plans
 from n4flow.pipeline.estimate import Inputs, estimate, find_masks, prove, voxel_counts
 from n4flow.pipeline.executors import Executor, executor
-from n4flow.pipeline.finish import CHECKSUMS_NAME, create_stores, finish
+from n4flow.pipeline.finish import create_stores, finish
 from n4flow.pipeline.parameters import command_line, iteration_list, opening, resolve
 from n4flow.pipeline.passes import shrink_pass, statistics_pass
 from n4flow.pipeline.plan import Plan, background, check_state, completed
-from n4flow.pipeline.provenance import INFO, Run, tool_versions, write_provenance
+from n4flow.pipeline.provenance import INFO, Run, write_provenance
 from n4flow.pipeline.render import render_slab
 from n4flow.pipeline.samples import check_apart, check_channel, read_samples
 from n4flow.pipeline.stages import STAGES, Stage
 from n4flow.pipeline.timing import stage
+from n4flow.pipeline.versions import tool_versions
 from n4flow.report.summary import SUMMARY_NAME
 from n4flow.report.text import duration, size
 from n4flow.statistics.histograms import HistogramFiles
@@ -103,7 +104,11 @@ class SampleResult(Shown):
         InputError
             It is not where it was.
         """
-        return open_volume(self.numbers["plan"]["source"], **opening(self.numbers["parameters"]))
+        source = self.numbers["plan"].get("source")
+        if source is None:
+            msg = f"{self.folder} does not say where the input lay, as results of an early version do not"
+            raise InputError(msg)
+        return open_volume(source, **opening(self.numbers["parameters"]))
 
     @property
     def status(self) -> str:

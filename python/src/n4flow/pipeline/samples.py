@@ -20,7 +20,7 @@ LONGEST_COUNT = 10  # Digits; what is longer is no count of sections.
 
 
 def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
-    """Refuse inputs that lie where the results will: a run would replace them.
+    """Refuse inputs that lie where the results will, which a run would replace, and results inside a folder of input.
 
     Raises
     ------
@@ -29,8 +29,12 @@ def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
     """
     target = Path(realpath(folder))  # Path.resolve fails at a loop of links.
     for path in inputs:
-        if isinstance(path, (str, Path)) and target in (Path(realpath(path)), *Path(realpath(path)).parents):
+        real = Path(realpath(path)) if isinstance(path, (str, Path)) else None
+        if real is not None and target in (real, *real.parents):
             msg = f"{path} lies in {folder}, where the results go; choose another outdir"
+            raise InputError(msg)
+        if real is not None and real in target.parents and real.is_dir():
+            msg = f"{folder}, where the results go, lies in the input {path}; choose another outdir"
             raise InputError(msg)
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from n4flow.compute.threads import available_threads
 from n4flow.corrections.recipe import Recipe, recipes
-from n4flow.errors import InputError, N4flowError
+from n4flow.errors import InputError, N4flowError, reason
 from n4flow.io.omezarr.checksums import chunk_checksum, describe_level, grid
 from n4flow.io.omezarr.store import validate_store, voxel_files
 from n4flow.io.open import open_volume
+from n4flow.io.publishing import CHECKSUMS_NAME
 from n4flow.io.volume import Volume
-from n4flow.pipeline.finish import CHECKSUMS_NAME
 from n4flow.pipeline.provenance import (
     CRATE_NAME,
     CRATE_SUM,
@@ -86,8 +86,8 @@ def _verify_sample(folder: Path) -> tuple[int, int]:
     try:
         stated = json.loads((folder / CHECKSUMS_NAME).read_text(encoding="utf-8"))
         files, stores = dict(stated["files"]), dict(stated["stores"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"{folder / CHECKSUMS_NAME} cannot be read ({type(error).__name__}: {error}); publish the sample again"
+    except Exception as error:  # a boundary as `reading`, with the exit code of a difference
+        msg = f"{folder / CHECKSUMS_NAME} cannot be read ({reason(error)}); publish the sample again"
         raise N4flowError(msg) from error
     for name, expected in files.items():
         _compare_file(folder / name, expected)
@@ -218,8 +218,8 @@ def _verify_crate(outdir: Path) -> int:
     try:
         expected, found = stated.read_bytes(), crate_sum(outdir).encode()
         crate = ROCrate(outdir) if found == expected else None
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"{path} is not an RO-Crate ({type(error).__name__}: {error}); run the workflow again with -resume"
+    except Exception as error:
+        msg = f"{path} is not an RO-Crate ({reason(error)}); run the workflow again with -resume"
         raise N4flowError(msg) from error
     if crate is None:
         msg = (

@@ -10,18 +10,18 @@ import itertools
 import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 
 FORMAT = 2  # Version of these files: a run that is resumed may find those of another version of n4flow.
 LEVEL = 5  # Compression level of LZ4, which takes half the time of zstd for files that are 5 % larger.
 MEMBER = "pieces.npy"
+AGAIN = "delete it, and let the stage that writes it run again"
 
 
 def codec() -> Any:
@@ -53,15 +53,13 @@ class PieceFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
+        with reading(self.path, "whole", AGAIN):
             with self.path.open("rb") as stream, np.load(stream) as data:
                 self.head = {name: data[name] for name in data.files if f"{name}.npy" != MEMBER}
             known = int(self.head.pop("format", 0)) == FORMAT
             if known:
                 self._ends = (self.head.pop("ends") + _offset(self.path)).tolist()
                 self._checksums = self.head.pop("checksums").tolist()
-        except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, KeyError, EOFError) as error:
-            raise InputError(self._said(f"is damaged ({error})")) from error
         if not known:
             raise InputError(self._said("was not written by this version of n4flow"))
 
@@ -86,7 +84,7 @@ class PieceFile:
         return pieces
 
     def _said(self, what: str) -> str:
-        return f"{self.path} {what}; delete it, and let the stage that writes it run again"
+        return f"{self.path} {what}; {AGAIN}"
 
 
 def _checksum(piece: bytes) -> int:

@@ -288,7 +288,7 @@ def test_a_size_that_an_unknown_transformation_would_change_is_not_taken(tmp_pat
 )
 def test_metadata_of_another_form_are_an_error_and_no_traceback(tmp_path, voxels, change):
     path = make(tmp_path / "s.zarr", voxels, ome={"multiscales": [{**multiscale(), **change}]})
-    with pytest.raises(InputError, match="has OME-Zarr metadata of another form than the specification's"):
+    with pytest.raises(InputError, match="is not described as the specification of OME-Zarr asks for"):
         open_volume(path)
 
 
@@ -399,7 +399,7 @@ def test_a_damaged_member_of_a_zip_file_is_an_error(tmp_path, voxels):
     data = bytearray(path.read_bytes())
     data[member.header_offset + 30 + len(member.filename) + 20] ^= 255
     path.write_bytes(data)
-    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zip cannot be read: Bad CRC-32 for file '.*0/c/0/0/0'"):
+    with pytest.raises(InputError, match="s.zip is not readable .*planes 0 to 5.*: Bad CRC-32 for file '.*0/c/0/0/0'"):
         open_volume(path).read(slice(0, 5))
 
 
@@ -440,7 +440,7 @@ def test_faulty_files_are_listed_or_read_as_invalid(tmp_path, voxels, version, o
         (path / key).write_bytes(data[: 0 if fault == "empty" else -9])
     if fault == "cut" and isinstance(options.get("compressors"), zarr.codecs.GzipCodec):
         # A chunk of gzip says nothing of its length, so this shows when it is decoded.
-        with pytest.raises(InputError, match="planes 0 to 13 of .*s.zarr cannot be read"):
+        with pytest.raises(InputError, match="s.zarr is not readable .*planes 0 to 13.*"):
             open_volume(path).read(slice(None))
         return
     assert lost_chunks(path) == [key.removeprefix("0/")]
@@ -601,7 +601,7 @@ def test_a_shard_that_is_lost_after_opening_is_named(tmp_path, voxels, fault):
         shard.unlink()
     else:
         shard.write_bytes({"empty": b"", "short": data[:99], "index": data}[fault])
-    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zarr cannot be read: .*c/0/0/0.*; copy the store again"):
+    with pytest.raises(InputError, match="s.zarr is not readable .*planes 0 to 5.*c/0/0/0.*; copy it again"):
         volume.read(slice(0, 5))
 
 
@@ -609,7 +609,7 @@ def test_a_chunk_that_is_lost_after_opening_is_named(tmp_path, voxels):
     path = make(tmp_path / "s.zarr", voxels, fill_value=7)
     volume = open_volume(path)
     (path / "0/c/0/1/0").unlink()
-    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zarr cannot be read: c/0/1/0 is missing; copy"):
+    with pytest.raises(InputError, match="s.zarr is not readable .*planes 0 to 5.*c/0/1/0 is missing; copy"):
         volume.read(slice(0, 5))
 
 
@@ -626,7 +626,7 @@ def test_a_chunk_that_does_not_match_its_checksum_is_an_error(tmp_path, voxels, 
     data[40] ^= 255
     file.write_bytes(data)
     volume = open_volume(tmp_path / "a.zarr", require_voxel_um=False)
-    with pytest.raises(InputError, match="planes 0 to 5 of .*a.zarr cannot be read: .*c/0/0/0.*Digest mismatch"):
+    with pytest.raises(InputError, match="a.zarr is not readable .*planes 0 to 5.*.*c/0/0/0.*Digest mismatch"):
         volume.read(slice(0, 5))
     assert np.array_equal(volume.read(slice(5, 13)), voxels[5:])
 
@@ -639,7 +639,7 @@ def test_a_damaged_chunk_of_a_shard_is_an_error(tmp_path, voxels, place):
     data[place : place + 4] = b"\xff\xff\xff\x7f"  # the stated length of the voxels, and of the chunk
     shard.write_bytes(data)
     volume = open_volume(path)
-    with pytest.raises(InputError, match="planes 0 to 5 of .*s.zarr cannot be read: "):
+    with pytest.raises(InputError, match="s.zarr is not readable .*planes 0 to 5.*"):
         volume.read(slice(0, 5))
     assert np.array_equal(volume.read(slice(5, 13)), voxels[5:])
 

@@ -8,7 +8,6 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.errors import InputError
+from n4flow.errors import InputError, reading
 from n4flow.io.address import Address
 from n4flow.io.axes import named_axes, select, spacing
 from n4flow.io.formats import check_regular
@@ -31,6 +30,7 @@ COLOUR = re.compile(r"[0-9A-Fa-f]{6}$")
 MOST_METADATA = 2**26  # Bytes; those of real stores have some kilobytes.
 MOST_FILES = 10**9  # Of one array.
 MOST_NAMED = 1000  # Faulty files that are looked for before the store is refused.
+DESCRIBED = "described as the specification of OME-Zarr asks for"
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
@@ -63,7 +63,7 @@ class ZarrReader(Reader):
         self.channels = self._select.channels
         self.chunks = self._select.volume(array.chunks, clip=self.shape)
         self.shards = self._select.volume(array.shards) if array.shards is not None else None
-        with _well_formed(path):
+        with reading(path, DESCRIBED, "write its metadata again", small=True):
             self.voxel_um, self.origin_um, self.reason = spacing(described)
         self.metadata = {
             "format": "ome-zarr" if described["version"] else "zarr",
@@ -75,7 +75,7 @@ class ZarrReader(Reader):
             "levels": described["levels"],
             **described["extra"],
         }
-        with _well_formed(path):
+        with reading(path, DESCRIBED, "write its metadata again", small=True):
             if kept := self.metadata.pop("affine_um", None):
                 self.affine_um = np.array(kept, float).reshape(4, 4)
                 self.affine_um = of_level(self.affine_um, self.voxel_um) if level else self.affine_um
@@ -146,7 +146,7 @@ class ZarrReader(Reader):
         """Return the voxels of a box."""
         box = self._box(z, y, x)
         values = np.empty([s.stop - s.start for s in box], self.dtype)
-        self._fill(values, box, z)
+        self._fill(values, box)
         return self._select.transposed(values)
 
     def read_into(self, out: np.ndarray, z: slice, y: slice, x: slice) -> None:
@@ -155,7 +155,7 @@ class ZarrReader(Reader):
         if not self._select.in_order or not out.flags.c_contiguous:
             super().read_into(out, z, y, x)
             return
-        self._fill(out.reshape([s.stop - s.start for s in box]), box, z)
+        self._fill(out.reshape([s.stop - s.start for s in box]), box)
 
     @property
     def by_chunks(self) -> bool:
@@ -169,16 +169,7 @@ class ZarrReader(Reader):
             self._handle = ChunkReader(self.path, open_node(self.path, self._array_path), self._absent)
         return self._handle
 
-    def _fill(self, out: np.ndarray, box: tuple[slice, ...], z: slice) -> None:
-        """Read a box along all axes of the array; an error of a library becomes one that names the planes."""
-        try:
-            self._fill_around_damage(out, box)
-        except (RuntimeError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split())
-            msg = f"planes {z.start} to {z.stop} of {self.path} cannot be read: {reason}; copy the store again"
-            raise InputError(msg) from error
-
-    def _fill_around_damage(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
+    def _fill(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
         """Read a box along all axes of the array; file by file around those that are damaged, whose voxels are 0."""
         chunks = self._chunks
         if not self._damaged:
@@ -206,7 +197,7 @@ def open_node(path: Path, inside: str | None = None) -> Any:
     import zarr
     from zarr.storage import LocalStore, ZipStore
 
-    try:
+    with reading(path, "a readable Zarr store", "give an OME-Zarr image or a Zarr array", small=True):
         if isinstance(path, Address):
             from n4flow.io.omezarr.remote import RemoteStore
 
@@ -220,10 +211,6 @@ def open_node(path: Path, inside: str | None = None) -> Any:
         if inside is None:  # Consolidated metadata may be stale, so they are not used.
             return zarr.open(store, path=root, mode="r", use_consolidated=False)
         return zarr.open_array(store, path=inside, mode="r")
-    except (OSError, AttributeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        msg = f"{path} is not a readable Zarr store: {reason}; give an OME-Zarr image or a Zarr array"
-        raise InputError(msg) from error
 
 
 def _check_metadata(folder: Path) -> None:
@@ -286,7 +273,7 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
             raise InputError(msg)
         return node, nothing
     attributes = dict(node.attrs)
-    with _well_formed(path):
+    with reading(path, DESCRIBED, "write its metadata again", small=True):
         ome = attributes.get("ome", attributes)
         multiscales = ome.get("multiscales")
         if not multiscales:
@@ -314,19 +301,6 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
     of_image = [] if "coordinateSystems" in multiscale else multiscale.get("coordinateTransformations") or []
     array = open_node(path, "/".join(part for part in (node.path, paths[level]) if part))
     return array, {**described, "transforms": [*of_level, *of_image]}
-
-
-@contextmanager
-def _well_formed(path: Path) -> Iterator[None]:
-    """Turn an error at OME metadata that are not of the specification's form into one that says so."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        fault = f"{type(error).__name__}: {error}"
-        msg = f"{path} has OME-Zarr metadata of another form than the specification's ({fault}); write them again"
-        raise InputError(msg) from error
 
 
 def _axes(path: Path, multiscale: Mapping[str, Any], level: int) -> Any:

@@ -6,7 +6,6 @@ writes the voxels, `write_omero` says how viewers show them, and `validate_store
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from n4flow.errors import InputError, N4flowError
+from n4flow.errors import InputError, N4flowError, reading
 from n4flow.io.formats import name_without_suffix
 from n4flow.io.geometry import affine_of
 from n4flow.io.omezarr.chunk_grid import FileGrid, listed
@@ -307,11 +306,8 @@ def _open_ome(path: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, Any]
     """Return the zarr group at `path` and its OME metadata."""
     import zarr
 
-    try:
+    with reading(path, "a Zarr group", "give the folder of an OME-Zarr image", small=True):
         group = zarr.open_group(path, mode=mode, use_consolidated=False)
-    except (FileNotFoundError, KeyError, ValueError, TypeError, json.JSONDecodeError) as error:
-        msg = f"{path} is not a Zarr group; give the folder of an OME-Zarr image"
-        raise InputError(msg) from error
     attributes: dict[str, Any] = dict(group.attrs)
     ome = attributes.get("ome", attributes)
     if not ome.get("multiscales"):
