@@ -59,8 +59,13 @@ def test_every_process_runs_and_results_are_published(phantom_run: PhantomRun):
         "metrics.json",
         "checksums.json",
         "sections.tsv",
+        "summary.json",
         "report.html",
     }
+    index = (phantom_run.first.outdir / "index.html").read_text()
+    assert index.count("phantom/report.html") == 1
+    table = json.loads((phantom_run.first.outdir / "pipeline_info" / "n4flow_mqc.json").read_text())
+    assert list(table["data"]) == ["phantom"]
 
 
 def test_a_run_ends_with_verdict_store_and_report_of_each_sample(phantom_run: PhantomRun):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import jsonschema
@@ -10,6 +11,7 @@ import pytest
 from n4flow.errors import InputError
 from n4flow.pipeline.parameters import (
     RULES,
+    command_line,
     defaults,
     iteration_list,
     meets,
@@ -156,3 +158,21 @@ def test_rules_are_read_as_json_schema_means_them():
         assert set(rule) & known <= set(RULES), name
         for value in (*texts, *numbers, True, False, None, [1]):
             assert meets(value, rule) == Draft202012Validator(rule).is_valid(value), (name, value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sections": 30, "voxel_um": "1 2 3", "normalize": False, "trust": "full", "smooth_z": 3.5},
+        {"harmonize": "safe", "flat_field": "it's.tif"},
+        {"bias": "off", "match": "plane", "channel": "DAPI", "report_mb": 0},
+        {},
+    ],
+)
+def test_the_command_of_a_run_is_that_run_again(given):
+    asked = resolve({"input": "a b.ome.zarr", "outdir": "out", **given})
+    words = shlex.split(command_line(asked))
+    assert words[:4] == ["n4flow", "run", "a b.ome.zarr", "out"]
+    options = {name[2:].replace("-", "_"): value for name, value in zip(words[4::2], words[5::2], strict=True)}
+    assert set(options) == set(given)
+    assert resolve({"input": "a b.ome.zarr", "outdir": "out", **options}) == asked

@@ -64,6 +64,9 @@ def test_a_checksum_is_the_crc_32c_of_the_voxels_inside(results: Path):
         ("brain/brain.ome.zarr/zarr.json", "brain.ome.zarr/zarr.json has SHA-256 "),
         ("brain/recipe.json", "brain/recipe.json has SHA-256 "),
         ("brain/report.html", "brain/report.html has SHA-256 "),
+        ("brain/summary.json", "brain/summary.json has SHA-256 "),
+        ("index.html", "index.html has SHA-256 "),
+        ("pipeline_info/n4flow_mqc.json", "pipeline_info/n4flow_mqc.json has SHA-256 "),
         ("pipeline_info/parameters.json", "pipeline_info/parameters.json has SHA-256 "),
         ("brain/checksums.json", "checksums.json"),
         ("ro-crate-metadata.json", "ro-crate-metadata.json has SHA-256 "),
@@ -156,7 +159,9 @@ def test_a_run_after_one_of_the_workflow_leaves_none_of_its_files(copy: Path):
     for name in names:
         (copy / "pipeline_info" / name).touch()
     verify(copy)
-    write_provenance(copy, Run("again", {}, [], ""), [copy / "brain" / "checksums.json"])
+    write_provenance(
+        copy, Run("again", {}, [], ""), [copy / "brain" / name for name in ("checksums.json", "summary.json")]
+    )
     verify(copy)
     assert not {path.name for path in (copy / "pipeline_info").iterdir()} & set(names)
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 
 from n4flow.report import metrics as table
 from n4flow.report.assessment import Limit, above
-from n4flow.report.html import backends, grouped, merged
+from n4flow.report.html import backends, grouped, merged, next_step, stores
 from n4flow.report.metrics import Metric, sections_table
 from n4flow.report.pair import Pair
 from n4flow.report.pictures import Views, data_uri, field_limit, nice_length, outline, windows
+from n4flow.report.strip import worst_first
 from n4flow.report.text import percent
 from n4flow.sections import Section, SectionTable
 from n4flow.statistics.measure import shrink_planes
@@ -124,6 +126,75 @@ def test_the_page_says_the_numbers(tmp_path):
         assert expected in words, expected
     cubic_mm = arrays["tissue"].sum() * 50 * 10 * 10 / 1e9
     assert f"estimated, {arrays['tissue'].mean():.1%} of the volume, {cubic_mm:.3g} mm³" in words
+
+
+def test_the_first_screen_says_what_to_do():
+    rows = [{"status": "pass"}]
+    for verdict, warned, sentence in (
+        ({"status": "pass", "changed": False}, False, "There is nothing to do."),
+        ({"status": "pass", "changed": True}, False, "The result can be used."),
+        ({"status": "pass", "changed": True}, True, "The result can be used. Sections with a warning of their own:"),
+        (
+            {"status": "look", "changed": True},
+            False,
+            "Compare before and after below, and try what the sentence names.",
+        ),
+    ):
+        assert next_step(verdict, rows + [{"status": "warn"}] * warned) == sentence
+
+
+def test_sections_that_deserve_a_look_come_first(tmp_path):
+    text, _page, numbers = report(tmp_path / "report.html", made(flags=("ok", "damaged", "ok")), megabytes=0)
+    strip = re.search(r'<ul class="strip">(.*?)</ul>', text, re.S)[1]
+    named = re.findall(r'href="#section-(\d)" data-plane="(\d)"', strip)
+    status = [row["status"] for row in numbers["sections"]]
+    assert named[0] == ("1", "4")  # the middle plane of planes 3 to 5
+    assert status == ["pass", "warn", "pass"]
+    assert strip.count("data:image/jpeg") == 6
+
+
+def test_of_many_sections_the_worst_are_pictured():
+    rows = [
+        {"status": "pass", "flag": "ok", "local_contrast_kept": 1.0, "step_after": 0.001 * n, "unproven": None}
+        for n in range(300)
+    ]
+    rows[7] |= {"status": "warn"}
+    rows[9] |= {"status": "warn", "flag": "damaged"}
+    found = [row["number"] for row in worst_first(rows)]
+    assert found == [7, 9, *range(299, 241, -1)]
+
+
+def test_the_page_says_where_the_results_are_and_how_to_do_it_again(tmp_path):
+    _text, page, _numbers = report(tmp_path / "r.html", made(), parameters={"outdir": "my results"})
+    words = page.words()
+    assert "my results/brain 1/brain 1.ome.zarr my results/brain 1/mask.ome.zarr" in words
+    assert "napari 'my results/brain 1/brain 1.ome.zarr'" in words
+    assert "n4flow run 'a b' out" in words
+
+
+@pytest.mark.parametrize(
+    ("volume", "fitted", "seen"),
+    [
+        ({}, None, ["b.ome.zarr", "mask.ome.zarr"]),
+        ({"channel": 1}, "each", ["../b.ome.zarr", "mask.ome.zarr"]),
+        ({"channel": 1}, 0, ["../b.ome.zarr", "../mask.ome.zarr"]),
+        ({"channel": 1, "mask": "given"}, "each", ["../b.ome.zarr", "../mask.ome.zarr"]),
+    ],
+)
+def test_a_channel_s_page_finds_the_stores_of_all(volume, fitted, seen):
+    numbers = {"sample": "b", "plan": volume, "parameters": {"outdir": "o", "fit_channel": fitted}}
+    found = stores(numbers)
+    assert [path for path, _place in found] == seen
+    page = "o/b" + "/channel_1" * bool(volume)
+    assert [os.path.normpath(f"{page}/{path}") for path, _place in found] == [place for _path, place in found]
+
+
+def test_masks_that_overlap_are_explained(tmp_path):
+    said = {"stage": "TISSUE_MASK", "tissue_share": 0.452, "agarose_share": 0.584}
+    _text, page, _numbers = report(tmp_path / "r.html", made(), stages=[said])
+    assert "their shares (45.2% and 58.4%) add up to more than 100 %" in page.words()
+    _text, page, _numbers = report(tmp_path / "r.html", made(), stages=[said | {"agarose_share": 0.5}])
+    assert "add up to more" not in page.words()
 
 
 def test_a_metric_is_one_entry(tmp_path, monkeypatch):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from page_examples import made
 
-from n4flow.report.overview import VOXEL_BYTES, Overview, block_means, grey, grid, packed
+from n4flow.report.overview import VOXEL_BYTES, Overview, grid, packed
 from n4flow.report.pair import Pair
-from n4flow.report.pictures import Views
+from n4flow.report.pictures import Views, block_means, grey
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import shrink_planes
 

@@ -57,10 +57,10 @@ class Cells(HTMLParser):
 def test_tiles_say_contrast_steps_and_change():
     kept, steps, change = tiles(metrics())
     assert kept == ("Contrast kept, median section", "100.0%", "worst section 99.0% (s3)")
-    assert steps[:2] == ("Steps between sections removed", "95%")  # 1 - 0.01 / 0.2
+    assert steps[:2] == ("Steps between sections removed", "95.0%")  # 1 - 0.01 / 0.2
     assert steps[2].startswith(f"median {math.expm1(0.2):.1%} before, {math.expm1(0.01):.1%} after")
     assert change[1:] == ("12.3%", "rms; 0.4% not proven by neighbouring planes")
-    assert tiles(metrics(after=0.3))[1][:2] == ("Steps between sections grew by", "50%")
+    assert tiles(metrics(after=0.3))[1][:2] == ("Steps between sections grew by", "50.0%")
     assert tiles(metrics(unproven=None))[2][2] == "rms"
 
 

@@ -7,15 +7,13 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from n4flow.report.pair import TIMES, Pair
-from n4flow.report.pictures import data_uri
+from n4flow.report.pictures import LEVELS, block_means, data_uri, grey
 
 BUNDLE = Path(__file__).with_name("niivue")  # The viewer, and the licences of what is in it.
-LEVELS = 255  # Grey levels of a voxel; 0 also stands for one without a valid value.
 VOXEL_BYTES = 2.9  # of the page at most: before and after in base 64, where all is noise, and a little for the masks
 MOST_PICTURES = 60  # Sections of which the page has pictures.
 PICTURE = 96  # Longest side of these in pixels.
@@ -117,29 +115,6 @@ def grid(shape: tuple[int, ...], spacing: tuple[float, float], most: int) -> tup
         if math.ceil(shape[0] / step) * math.prod(max(1, size // shrink) for size in shape[1:]) <= most:
             return step, shrink
     return shape[0], max(shape)
-
-
-def block_means(plane: np.ndarray, valid: np.ndarray, side: int) -> np.ndarray:
-    """Return the mean over the valid pixels of each whole block of a (y, x) plane, NaN where there is none."""
-    values = np.where(valid, plane, np.float32(0))
-    counts: Any = valid
-    if side > 1:
-        values, counts = _block_sums(values, side), _block_sums(valid.astype(np.float32), side)
-    return np.divide(values, counts, out=np.full(values.shape, np.nan, np.float32), where=np.asarray(counts) > 0)
-
-
-def _block_sums(plane: np.ndarray, side: int) -> np.ndarray:
-    rows, columns = (max(1, size // side) for size in plane.shape)
-    cut = plane[: rows * side, : columns * side]
-    along = np.add.reduce([cut[i::side] for i in range(min(side, len(cut)))])
-    return np.asarray(np.add.reduce([along[:, i::side] for i in range(min(side, cut.shape[1]))]))
-
-
-def grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Return values as uint8 grey levels: 1 to 255 between the ends of the window, 0 for what is not finite."""
-    low, high = window
-    scaled = np.clip((values - np.float32(low)) * np.float32((LEVELS - 1) / (high - low)), 0, LEVELS - 1) + 1
-    return np.nan_to_num(scaled, nan=0).round().astype(np.uint8)
 
 
 def packed(values: np.ndarray) -> str:

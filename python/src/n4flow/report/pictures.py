@@ -11,17 +11,15 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
 from n4flow.report.pair import Pair, bias_fields
 
-if TYPE_CHECKING:
-    from n4flow.report.overview import Overview
-
 PAGE_WIDTH = 1080  # The three planes share this width, in px.
 MOST_PIXELS = 640  # A plane with more pixels along a side is averaged down.
+LEVELS = 255  # Grey levels of a pixel; 0 also stands for one without a valid value.
 SMALL_SIDE = 280  # Longest side in pixels of the pair at the top of the page.
 SMALL = 40_000  # A picture of at most this many pixels is stored without loss, if it is not one of many.
 FLATTEST, TALLEST = 0.3, 1.6  # Z keeps its true scale if height over width lies between the two.
@@ -49,6 +47,16 @@ class Panel:
     bar: tuple[float, str] | None = None  # length in px and label of the scale bar
 
 
+class Taker(Protocol):
+    """What `Views` hands the planes on to."""
+
+    def take(self, z: int, images: Mapping[str, np.ndarray]) -> None:
+        """Take a plane: all of `IMAGES` but the field by name, each (y, x)."""
+
+    def take_field(self, start: int, field: np.ndarray) -> None:
+        """Take planes (z, y, x) of the bias field from plane `start` on."""
+
+
 class Views:
     """Three planes through the tissue of a volume, before and after.
 
@@ -57,8 +65,8 @@ class Views:
     pair : Pair
     voxel_um : mapping or None
         Voxel size of the full-resolution volume in micrometres by axis name; cubes of 1 without it.
-    overview : Overview, optional
-        Takes what it shows in the same pass over the planes.
+    taker : Taker, optional
+        Takes what it needs in the same pass over the planes.
 
     Attributes
     ----------
@@ -68,8 +76,8 @@ class Views:
         Whether xz and yz are flat enough to stand above each other beside xy.
     """
 
-    def __init__(self, pair: Pair, voxel_um: Mapping[str, float] | None, overview: Overview | None = None) -> None:
-        self.pair, self._overview = pair, overview
+    def __init__(self, pair: Pair, voxel_um: Mapping[str, float] | None, taker: Taker | None = None) -> None:
+        self.pair, self._taker = pair, taker
         self.known_size = voxel_um is not None
         size = dict(voxel_um) if voxel_um is not None else {"z": 1.0, "y": 1.0, "x": 1.0}
         depth, height, width = pair.shape
@@ -97,8 +105,8 @@ class Views:
 
         def lines(index: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             full = {image: getattr(pair, image)(index) for image in IMAGES[:-1]}
-            if self._overview is not None:
-                self._overview.take(index, full)
+            if self._taker is not None:
+                self._taker.take(index, full)
             return {
                 image: (pixels[y].copy(), pixels[:, x].copy()) for image, pixels in full.items()
             }  # A view would keep the plane.
@@ -113,8 +121,8 @@ class Views:
             images[plane]["field"] = np.ones(images[plane]["before"].shape, np.float32)
         for start, field_run in bias_fields(pair.recipe, pair.shape):
             stop = start + len(field_run)
-            if self._overview is not None:
-                self._overview.take_field(start, field_run)
+            if self._taker is not None:
+                self._taker.take_field(start, field_run)
             images["xz"]["field"][start:stop] = field_run[:, y]
             images["yz"]["field"][start:stop] = field_run[:, :, x]
             if start <= z < stop:
@@ -141,8 +149,6 @@ class Views:
 
     def small(self, image: str, window: tuple[float, float]) -> str:
         """Return plane xy of `before` or `after` in a grey window, at most `SMALL_SIDE` pixels wide and high."""
-        from n4flow.report.overview import block_means, grey
-
         found, side = self.images["xy"], -(-max(self.pair.shape[1:]) // SMALL_SIDE)
         return data_uri(grey(block_means(found[image], found["valid"], side), window), lossless=0)
 
@@ -246,6 +252,29 @@ def outline(mask: np.ndarray, scale_x: float, scale_y: float) -> str:
         points = " ".join(f"{x * scale_x:.1f},{y * scale_y:.1f}" for y, x in corners)
         parts.append(f"M{points}Z")
     return "".join(parts)
+
+
+def block_means(plane: np.ndarray, valid: np.ndarray, side: int) -> np.ndarray:
+    """Return the mean over the valid pixels of each whole block of a (y, x) plane, NaN where there is none."""
+    values = np.where(valid, plane, np.float32(0))
+    counts: Any = valid
+    if side > 1:
+        values, counts = _block_sums(values, side), _block_sums(valid.astype(np.float32), side)
+    return np.divide(values, counts, out=np.full(values.shape, np.nan, np.float32), where=np.asarray(counts) > 0)
+
+
+def _block_sums(plane: np.ndarray, side: int) -> np.ndarray:
+    rows, columns = (max(1, size // side) for size in plane.shape)
+    cut = plane[: rows * side, : columns * side]
+    along = np.add.reduce([cut[i::side] for i in range(min(side, len(cut)))])
+    return np.asarray(np.add.reduce([along[:, i::side] for i in range(min(side, cut.shape[1]))]))
+
+
+def grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Return values as uint8 grey levels: 1 to 255 between the ends of the window, 0 for what is not finite."""
+    low, high = window
+    scaled = np.clip((values - np.float32(low)) * np.float32((LEVELS - 1) / (high - low)), 0, LEVELS - 1) + 1
+    return np.nan_to_num(scaled, nan=0).round().astype(np.uint8)
 
 
 def field_limit(numbers: Mapping[str, float | None]) -> float:

@@ -98,7 +98,7 @@ def tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Contrast kept, median section", percent(kept), worst if kept is not None else "too little tissue to measure"),
         (
             "Steps between sections grew by" if grew else "Steps between sections removed",
-            "–" if removed is None else percent(abs(removed), 0),
+            "–" if removed is None else percent(abs(removed)),
             usual if removed is not None else "no cut between sections could be measured",
         ),
         (

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from n4flow.io.frame import Frame
-from n4flow.report.overview import BUNDLE, LEVELS, Overview, bundle, packed
+from n4flow.report.overview import BUNDLE, Overview, bundle, packed
 from n4flow.report.pair import TIMES
-from n4flow.report.pictures import FIELD_COLOURS, Views
+from n4flow.report.pictures import FIELD_COLOURS, LEVELS, Views
 
 Window = tuple[float, float]
 
