@@ -33,6 +33,6 @@ process JOIN_CHANNELS {
 
     stub:
     """
-    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html' 'published/${meta.id}/checksums.json'
+    mkdir -p 'published/${meta.id}' && touch 'published/${meta.id}/report.html' 'published/${meta.id}/summary.json' 'published/${meta.id}/checksums.json'
     """
 }

@@ -70,6 +70,8 @@ def test_each_channel_is_what_a_run_of_it_alone_gives(tmp_path, store):
     assert all(
         f'href="channel_{n}/report.html">{label}<' in result.report.read_text() for n, label in enumerate(LABELS)
     )
+    index = (tmp_path / "all" / "index.html").read_text()
+    assert all(f'brain/channel_{n}/report.html">brain, {label}<' in index for n, label in enumerate(LABELS))
     ome = zarr.open_group(result.store, mode="r").attrs["ome"]
     (multiscale,) = ome["multiscales"]
     assert [axis["name"] for axis in multiscale["axes"]] == ["c", "z", "y", "x"]

@@ -168,6 +168,7 @@ def test_the_page_says_where_the_results_are_and_how_to_do_it_again(tmp_path):
     _text, page, _numbers = report(tmp_path / "r.html", made(), parameters={"outdir": "my results"})
     words = page.words()
     assert "my results/brain 1/brain 1.ome.zarr my results/brain 1/mask.ome.zarr" in words
+    assert "n4flow view 'my results/brain 1'" in words
     assert "napari 'my results/brain 1/brain 1.ome.zarr'" in words
     assert "n4flow run 'a b' out" in words
 
@@ -175,10 +176,10 @@ def test_the_page_says_where_the_results_are_and_how_to_do_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("volume", "fitted", "seen"),
     [
-        ({}, None, ["b.ome.zarr", "mask.ome.zarr"]),
-        ({"channel": 1}, "each", ["../b.ome.zarr", "mask.ome.zarr"]),
-        ({"channel": 1}, 0, ["../b.ome.zarr", "../mask.ome.zarr"]),
-        ({"channel": 1, "mask": "given"}, "each", ["../b.ome.zarr", "../mask.ome.zarr"]),
+        ({}, None, ["b.ome.zarr", "mask.ome.zarr", "."]),
+        ({"channel": 1}, "each", ["../b.ome.zarr", "mask.ome.zarr", ".."]),
+        ({"channel": 1}, 0, ["../b.ome.zarr", "../mask.ome.zarr", ".."]),
+        ({"channel": 1, "mask": "given"}, "each", ["../b.ome.zarr", "../mask.ome.zarr", ".."]),
     ],
 )
 def test_a_channel_s_page_finds_the_stores_of_all(volume, fitted, seen):

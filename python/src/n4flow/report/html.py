@@ -144,7 +144,7 @@ def write_report(
 
 
 def stores(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return where the result and its mask are, as seen from the page, and from where the run was started."""
+    """Return where result, mask and folder are, as seen from the page, and from where the run was started."""
     sample, volume, parameters = numbers["sample"], numbers["plan"], numbers["parameters"]
     several = volume.get("channel") is not None  # Then the page is of one of several channels, in a folder of its own.
     one_mask = several and (parameters.get("fit_channel") != "each" or volume.get("mask") == "given")
@@ -153,6 +153,7 @@ def stores(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("../" * several + f"{sample}.ome.zarr", str(folder / f"{sample}.ome.zarr")),
         ("../" * one_mask + MASK_NAME, str(folder / f"{own}{MASK_NAME}")),
+        (".." if several else ".", str(folder)),
     ]
 
 

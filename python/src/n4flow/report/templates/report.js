@@ -23,7 +23,7 @@ follow();
 if (location.protocol === "file:" && location.pathname.endsWith("/report.html")) {
   const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\"'\"'")}'`);
   for (const place of document.querySelectorAll("[data-path]")) {
-    const path = decodeURIComponent(new URL(encodeURI(place.dataset.path), location).pathname);
+    const path = decodeURIComponent(new URL(encodeURI(place.dataset.path), location).pathname).replace(/\/$/, "");
     place.textContent = "quoted" in place.dataset ? quoted(path) : path;
   }
 }
