@@ -151,9 +151,9 @@ def test_a_killed_nextflow_publishes_nothing_and_is_resumed(workflow: Run, undis
 @pytest.mark.parametrize(
     ("options", "small", "says"),
     [
-        ("size=4m", "outdir", r"outdir needs up to 0\.02\d GB for the results and has 0\.004 GB free"),
-        ("size=4m", "work", r"work needs up to 0\.02\d GB for the work directory and has 0\.004 GB free"),
-        ("size=40m", "both", r"work needs up to 0\.04\d GB for the work directory and a copy in outdir and has"),
+        ("size=4m", "outdir", r"outdir needs up to 0\.04\d GB for the results and has 0\.004 GB free"),
+        ("size=4m", "work", r"work needs up to 0\.04\d GB for the work directory and has 0\.004 GB free"),
+        ("size=40m", "both", r"work needs up to 0\.08\d GB for the work directory and a copy in outdir and has"),
         ("size=60m,nr_inodes=30", "outdir", r"outdir needs up to \d\d files for the results and has inodes for \d\d"),
     ],
 )

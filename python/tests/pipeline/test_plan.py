@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from n4flow.errors import InputError
 from n4flow.io.formats import name_without_suffix
+from n4flow.io.omezarr import planning
 from n4flow.io.writers import write_volume
 from n4flow.pipeline.parameters import resolve
 from n4flow.pipeline.plan import check_name, make_plan
@@ -51,6 +53,22 @@ def test_slabs_and_batches_cover_everything_once(image):
     assert summary["shape"] == [20, 50, 70]
     assert summary["voxel_um"] == {"z": 20, "y": 4, "x": 5}
     assert summary["sections"] == 7
+
+
+def test_slabs_are_whole_chunks_of_the_input_so_that_none_is_decoded_twice(tmp_path, monkeypatch):
+    """Three chunks of 32 planes. Slabs of 24 begin and end in the middle of some: six chunks are decoded for three."""
+    store = zarr.create_array(tmp_path / "deep.zarr", shape=(96, 64, 64), chunks=(32, 64, 64), dtype="uint8")
+    store[:] = 7
+    asked = {"voxel_um": "20 5 5", "dtype": "uint8"}
+    assert plan(tmp_path / "deep.zarr", **asked, slab_planes=24).read_amplification == 2
+    monkeypatch.setattr(planning, "SLAB_BYTES", (20 * 64 * 64, 96 * 64 * 64))  # smallest and largest slab
+    made = plan(tmp_path / "deep.zarr", **asked)
+    assert made.slabs == [(0, 32), (32, 64), (64, 96)]
+    assert made.summary()["read_amplification"] == 1
+    whole = zarr.create_array(tmp_path / "whole.zarr", shape=(96, 64, 64), chunks=(96, 64, 64), dtype="uint8")
+    whole[:] = 7
+    monkeypatch.setattr(planning, "SLAB_BYTES", (20 * 64 * 64, 95 * 64 * 64))  # too small for a chunk
+    assert plan(tmp_path / "whole.zarr", **asked).read_amplification == 3
 
 
 @pytest.mark.parametrize(("dtype", "written"), [("float32", "float32"), ("input", "uint16"), ("uint8", "uint8")])

@@ -103,6 +103,8 @@ def _said(plans: Sequence[Plan], settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"  time    about {duration(seconds)} on two cores"
     yield f"  memory  at most {size(max(each.peak_memory(settings) for each in plans))}"
     written, work = size(sum(need["bytes"] for need in needs)), size(max(need["work_bytes"] for need in needs))
+    tasks = f"{len(plan.slabs)} slab{'s' if len(plan.slabs) > 1 else ''} of {plan.layout.slab_planes} planes"
+    yield f"  reading {plan.read_amplification:.2f} voxels for each of the volume in every pass, by {tasks}"
     yield f"  disk    at most {written} for the result ({plan.layout.dtype}), and {work} until it is done"
     yield "What is doubtful:"
     warnings = dict.fromkeys(warning for each in plans for warning in each.warnings)

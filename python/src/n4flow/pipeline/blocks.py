@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -79,6 +79,23 @@ class Blocks:
             for y, y_stop in pairwise(rows):
                 yield slice(start, stop), slice(y, y_stop)
 
+    def amplification(self, volume: Volume, slabs: Sequence[tuple[int, int]]) -> float:
+        """Return how many voxels are decoded for each of the volume in a pass over slabs.
+
+        Parameters
+        ----------
+        volume : Volume
+        slabs : sequence of (int, int)
+            Planes, which cover the volume once.
+        """
+        (planes, rows), (depth, height), lead = volume.shape[:2], volume.chunks[:2], volume.reader.lead
+        decoded = sum(
+            _whole(z, depth, planes) * _whole(self.around(y, rows), height, rows, lead)
+            for slab in slabs
+            for z, y in self.cuts(volume, *slab)
+        )
+        return decoded / (planes * rows)
+
     def around(self, rows: slice, n_rows: int) -> slice:
         """Return rows of a block and its halo."""
         return slice(max(0, rows.start - self.halo), min(n_rows, rows.stop + self.halo))
@@ -87,6 +104,12 @@ class Blocks:
         """Return the bytes of a block with its halo."""
         rows = min(self.height + 2 * self.halo, volume.shape[1])
         return self.depth * rows * volume.shape[2] * volume.dtype.itemsize
+
+
+def _whole(part: slice, chunk: int, size: int, lead: int = 0) -> int:
+    """Return how much of an axis the chunks have that a part of it touches; the first chunk begins `lead` before it."""
+    first, last = (part.start + lead) // chunk * chunk - lead, -(-(part.stop + lead) // chunk) * chunk - lead
+    return min(last, size) - max(first, 0)
 
 
 def stream(

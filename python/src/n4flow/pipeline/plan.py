@@ -30,6 +30,7 @@ from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
 from n4flow.n4_bias.bspline import spans
 from n4flow.n4_bias.problem import MOST_SPANS, first_controls, level_controls, wide_spline
+from n4flow.pipeline.blocks import Blocks
 from n4flow.pipeline.parameters import defaults, iteration_list, opening, sample_sheet, spline_distance
 from n4flow.pipeline.resources import pass_bytes, shrunken_bytes, work_needs
 from n4flow.pipeline.stages import STAGES
@@ -149,6 +150,7 @@ class Plan:
             "shrink": self.shrink,
             "slab_planes": self.layout.slab_planes,
             "slabs": [list(slab) for slab in self.slabs],
+            "read_amplification": round(self.read_amplification, 3),
             "batches": [list(batch) for batch in self.batches],
             "levels": [list(level.shape) for level in self.layout.levels],
             "output_dtype": self.layout.dtype,
@@ -163,6 +165,11 @@ class Plan:
         """Return where the input lies: its address, or its whole path, behind the link that a task has of it."""
         source = self.volume.source
         return str(source if isinstance(source, Address) else source.resolve())
+
+    @property
+    def read_amplification(self) -> float:
+        """Voxels that a pass decodes for each that it uses: 1 where no chunk lies in two slabs or two blocks."""
+        return Blocks.of(self.volume, halo=self.margin).amplification(self.volume, self.slabs)
 
     def needs(self) -> dict[str, int]:
         """Return what the results take on a disk at most, and what the files between the stages take."""
@@ -319,6 +326,7 @@ def _plan(
         volume.shape,
         output_dtype(parameters["dtype"], volume.dtype),
         version=parameters["ome_zarr_version"],
+        read_planes=volume.chunks[0],
         **geometry,
     )
     channel, fitted = None, parameters["fit_channel"]  # with which it is one of all channels

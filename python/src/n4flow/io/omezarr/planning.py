@@ -37,6 +37,7 @@ def plan_layout(
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
     slab_planes: int | None = None,
+    read_planes: int = 1,
     kind: str = "image",
 ) -> StoreLayout:
     """Choose levels, chunks, shards and slabs for a volume.
@@ -56,6 +57,9 @@ def plan_layout(
         Shard shape of level 0, a multiple of the chunk shape; deeper levels take at most this. Not for 0.4.
     slab_planes : int, optional
         Planes of a slab; rounded up until a slab is a whole number of shards at every level.
+    read_planes : int
+        Planes that one chunk of the input has: slabs that are chosen have whole chunks of it, unless that makes them
+        larger than `SLAB_BYTES`, so that no chunk is decoded for two slabs.
     kind : str
         `image` or `labels`.
 
@@ -88,7 +92,7 @@ def plan_layout(
     wish = _positive(chunks, f"chunks {needs} {tuple(chunks)}") if chunks is not None else None
     cut = _positive(shards, f"shards {needs} {tuple(shards)}") if shards is not None else None
     aim = wish or _chunk_aim(shape, itemsize, version)
-    slab = _slab_planes(shape, itemsize, factors[-1][0], aim[0], slab_planes, wish is not None, cut)
+    slab = _slab_planes(shape, itemsize, factors[-1][0], aim[0], slab_planes, wish is not None, cut, read_planes)
 
     def planned(planes: int) -> StoreLayout:
         levels = _levels(shape, factors, itemsize, version, aim, planes, wish, cut)
@@ -167,6 +171,7 @@ def _slab_planes(
     wish: int | None,
     fixed: bool,
     shards: Triple | None,
+    read_planes: int,
 ) -> int:
     """Return the planes of a slab: the wish rounded up, or a share of the volume within `SLAB_BYTES`."""
     unit = deepest * (shards[0] if shards is not None else chunk if fixed else 1)
@@ -179,6 +184,8 @@ def _slab_planes(
         return -(-wish // unit) * unit
     unit = math.lcm(unit, min(chunk, shape[0]))
     plane = shape[1] * shape[2] * itemsize
+    whole = math.lcm(unit, min(read_planes, shape[0]))
+    unit = whole if min(whole, shape[0]) * plane <= SLAB_BYTES[1] else unit
     aim = min(max(shape[0] * plane // SLABS, SLAB_BYTES[0]), SLAB_BYTES[1])
     return -(-min(max(1, aim // plane), shape[0]) // unit) * unit
 
