@@ -25,7 +25,7 @@ from n4flow.io.formats import is_pattern
 from n4flow.io.itk import itk_dtype
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
-from n4flow.io.tiff import COMPANION, TiffReader, stated_size
+from n4flow.io.tiff import COMPANION, TiffReader, bound, stated_size
 
 TIFF, OTHERS = (".tif", ".tiff", ".btf", ".tf8"), (".png", ".jp2", ".j2k")
 CHANNEL = re.compile(r"(?<![A-Za-z0-9])(?:ch|c)\d+(?![A-Za-z0-9])", re.IGNORECASE)  # In a name: _C00, -ch1.
@@ -336,6 +336,7 @@ def _tiff_header(file: Path) -> Plane:
             msg = f"cut short: it has {size} bytes and refers to {end}"
             raise ValueError(msg)
         stored = np.dtype(page.dtype).newbyteorder(tif.byteorder)
+        bound(page, [page])
         if page.is_memmappable:
             return Plane(axes, page.shape, stored, offset=page.dataoffsets[0])
         try:
