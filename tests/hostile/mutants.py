@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import random
 import re
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hostile.originals import WRITERS
+from hostile.originals import WRITERS, voxels
 
 NUMBERS = [*map(str, (0, -1, 1, 7, 65536, 2**31, 10**15, 2**64)), "1e308", "nan", "x", "9" * 5000, ""]
 VALUES: list[Any] = [None, True, -1, 0, 1.5, 10**15, 2**64, 1e308, "", "x", "\ud800", [], [[]], {}, [1, 2]]
@@ -268,16 +269,18 @@ def _deep(path: Path) -> None:
     file.write_bytes(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
 
 
-def _tiff_strip(path: Path) -> None:
-    """Let the first strip lie behind the file and be full of zeros."""
+def _tiff_strip(path: Path, code: int, strip: bytes) -> None:
+    """Write a TIFF whose first strip lies behind the file, and holds more than a strip."""
     import tifffile
 
-    data, strip = bytearray(path.read_bytes()), _deflated_zeros(15)
+    tifffile.imwrite(path, voxels(), compression="zlib", rowsperstrip=20, photometric="minisblack")
+    data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tif:
+        for page in tif.pages:
+            struct.pack_into("<H", data, page.tags["Compression"].valueoffset, code)
         for name, value in (("StripOffsets", len(data)), ("StripByteCounts", len(strip))):
             tag = tif.pages.first.tags[name]
-            code = {3: "<H", 4: "<I"}[int(tag.dtype)]
-            struct.pack_into(code, data, tag.valueoffset, min(value, 65535 if code == "<H" else value))
+            struct.pack_into({3: "<H", 4: "<I"}[int(tag.dtype)], data, tag.valueoffset, value)
     path.write_bytes(bytes(data) + strip)
 
 
@@ -342,7 +345,13 @@ BOMBS: dict[str, list[Bomb]] = {
         lambda path: _behind_header(path, _deflated_zeros(15), b"= LOCAL\n"),
     ],
     "plain.tif": [_tiff_width],
-    "zlib.tif": [_tiff_width, _tiff_strip],
+    "zlib.tif": [
+        _tiff_width,
+        lambda path: _tiff_strip(path, 8, _deflated_zeros(15)),
+        lambda path: _tiff_strip(path, 8, zlib.compress(bytes(2**26))),
+        lambda path: _tiff_strip(path, 34925, lzma.compress(bytes(2**28))),
+        lambda path: _tiff_strip(path, 32773, b"\x81\0" * 2**24),
+    ],
     "imagej.tif": [_tiff_width],
     "ome.ome.tif": [_tiff_width],
     **{name: STORE for name in WRITERS if name.endswith(".zarr")},

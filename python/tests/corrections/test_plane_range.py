@@ -260,6 +260,7 @@ def test_the_correction_is_pointwise_and_survives_its_arrays() -> None:
     assert (numbers["planes_own"], numbers["planes_borrowed"], numbers["planes_unknown"]) == (8, 4, 0)
     assert numbers["borrowed_planes"] == [4, 5, 6, 7]
     assert UNKNOWN not in correction.source
+    assert len({OWN, BORROWED, UNKNOWN}) == 3
 
 
 @pytest.mark.parametrize("percentile", [0, -1, 101])

@@ -1,5 +1,7 @@
 """Where voxels lie, from format to format and between a mask and its image, as nibabel and SimpleITK read them."""
 
+import warnings
+
 import dask.array as da
 import nibabel
 import numpy as np
@@ -363,3 +365,15 @@ def test_mgh(tmp_path, name):
     assert np.allclose(
         centroid(tmp_path / "b.nrrd"), nibabel.affines.apply_affine(matrix("oblique"), inside), atol=1e-4
     )
+
+
+def test_a_voxel_size_given_by_hand_is_that_of_the_mask_too_and_of_no_other_volume(tmp_path):
+    values = np.ones((4, 12, 14), np.uint8)
+    write_volume(tmp_path / "image.ome.zarr", values, voxel_um=(20, 5, 5))
+    write_volume(tmp_path / "mask.ome.zarr", values, voxel_um=(20, 6, 6))
+    by_hand = open_volume(tmp_path / "image.ome.zarr", voxel_um=(30, 7, 7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", N4flowWarning)
+        assert open_mask(tmp_path / "mask.ome.zarr", by_hand).voxel_um == {"z": 30, "y": 7, "x": 7}
+        with pytest.raises(InputError, match="voxel"):
+            open_mask(tmp_path / "mask.ome.zarr", open_volume(tmp_path / "image.ome.zarr"))

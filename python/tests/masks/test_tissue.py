@@ -37,6 +37,13 @@ def brain(n_z: int = 6, size: tuple[int, int] = (61, 73), radius: float = 20.0, 
     return (100 * clean * speckle).astype(np.float32), distance < radius
 
 
+def test_an_intensity_goes_to_the_scale_and_back() -> None:
+    values = np.array([0.0, np.nan, 0.5, 2.0, 50.0, 4e4], np.float32)
+    assert np.allclose(Scale(2.0).forward(values), [0, 0, 1, 1, 1 + np.log(25), 1 + np.log(2e4)], rtol=1e-6)
+    assert [Scale(2.0).back(1 + np.log(x / 2)) for x in (2.0, 50.0)] == pytest.approx([2.0, 50.0])
+    assert [Scale().back(x) for x in (2.0, 50.0)] == [2.0, 50.0]
+
+
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 

@@ -107,6 +107,12 @@ def test_knots_finer_than_the_voxels_are_refused_with_what_would_do(image):
     assert plan(image, spline_um=8, bias="off").shrink == 1
 
 
+@pytest.mark.parametrize("shape", [(6, 40, 1), (6, 1, 40), (6, 1, 1)])
+def test_planes_of_one_row_or_column_have_no_knots_along_it(tmp_path, shape):
+    np.save(tmp_path / "thin.npy", np.full(shape, 7, np.uint16))
+    assert plan(tmp_path / "thin.npy", voxel_um="20 5 5").volume.shape == shape
+
+
 def test_settings_that_do_nothing_are_named(image):
     asked = {"bias": "off", "bias_strength": 0.5, "spline_section_um": 40, "match": "off", "tissue_threshold": 0.1}
     said = plan(image, sections=4, **asked).warnings

@@ -87,3 +87,11 @@ def test_estimates_hold_one_slab_at_a_time(tmp_path, deep: bool) -> None:
     (few, little), (many, much) = peaks
     # what grows is the maps themselves, a twentieth of the histograms or so; holding those would be all of it
     assert many - few < 0.25 * (much - little)
+
+
+def test_the_highest_of_a_plane_is_its_brightest_voxel_or_within_a_bin_above_it() -> None:
+    once, twice = np.full((1, 4, 4), 100.1, np.float32), np.full((1, 4, 4), 100.1, np.float32)
+    once[0, 1, 2], twice[0, 1, 2:] = 300.7, (300.7, 300.71)
+    assert plane_histograms(once).highest(0) == np.float32(300.7)  # alone in its bin, so known
+    assert np.float32(300.71) <= plane_histograms(twice).highest(0) < 300.71 * (1 + 2**-4)
+    assert plane_histograms(np.zeros((1, 4, 4), np.float32)).highest(0) == -np.inf

@@ -19,7 +19,7 @@ from n4flow.io.itk import itk_dtype
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.plane_names import channels_of, find_planes, is_tiff, labels_of, numbered
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
-from n4flow.io.tiff import stated_size
+from n4flow.io.tiff import bound, stated_size
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def _tiff_header(file: Path) -> Plane:
             msg = f"cut short: it has {size} bytes and refers to {end}"
             raise ValueError(msg)
         stored = np.dtype(page.dtype).newbyteorder(tif.byteorder)
+        bound(page, [page])
         if page.is_memmappable:
             return Plane(axes, page.shape, stored, offset=page.dataoffsets[0])
         try:

@@ -8,9 +8,14 @@ opened by any of them, or by the companion file that describes them.
 from __future__ import annotations
 
 import logging
+import lzma
+import math
 import weakref
-from collections.abc import Iterator
+import zlib
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree as ET
@@ -19,6 +24,7 @@ import numpy as np
 
 from n4flow.errors import InputError, reading
 from n4flow.io.axes import named_axes, select
+from n4flow.io.inflate import BEHIND
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
 from n4flow.io.units import micrometres_per, to_micrometres
@@ -26,6 +32,7 @@ from n4flow.io.units import micrometres_per, to_micrometres
 if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
+LONGER = 2**16  # Bytes by which a compressed strip may be longer than twice what it holds: none is, whatever the codec.
 COMPANION = ".companion.ome"  # Ends the name of a file of OME-XML that describes TIFF files beside it.
 
 
@@ -45,6 +52,7 @@ class TiffReader(Reader):
             self._stored_shape = shape
             self._offset = series.dataoffset
             _check_length(path, series)
+            bound(series.keyframe, series.pages)
             _check_codec(path, series.keyframe)
             stated, self.reason, labels, flavour = _physical(tif, series)
         self.dtype = self._stored.newbyteorder("=")
@@ -226,6 +234,50 @@ def _check_codec(path: Path, page: Any) -> None:
         except KeyError as error:
             msg = f"{path} cannot be decoded: {error.args[0]}; install it, or save the file uncompressed or with zlib"
             raise InputError(msg) from error
+
+
+def bound(page: Any, pages: Iterable[Any]) -> None:
+    """Refuse strips and tiles longer than what they hold, and give tifffile's own decoders an end.
+
+    Those inflate whatever there is; the decoders of imagecodecs have an end.
+
+    Parameters
+    ----------
+    page : tifffile.TiffPage
+        What all pages are like.
+    pages : iterable of tifffile.TiffPage
+
+    Raises
+    ------
+    ValueError
+    """
+    from tifffile import TIFF
+
+    if not isinstance(TIFF.DECOMPRESSORS, ChainMap) and find_spec("imagecodecs") is None:
+        inflate = _Bounded(zlib.decompressobj)
+        known = {8: inflate, 32946: inflate, 34925: _Bounded(lzma.LZMADecompressor)}
+        TIFF.DECOMPRESSORS = ChainMap(known, TIFF.DECOMPRESSORS)
+    size = math.prod(page.chunks) * page.dtype.itemsize
+    longest = max((count for each in pages for count in each.databytecounts), default=0)
+    if page.compression != 1 and longest > 2 * size + LONGER:
+        msg = f"a strip or tile of {size} bytes is stored in {longest}"
+        raise ValueError(msg)
+
+
+class _Bounded:
+    """A decoder of a strip or tile of which `out` bytes are expected, and more may come: rows of a whole strip."""
+
+    def __init__(self, decoder: Callable[[], Any]) -> None:
+        self._decoder = decoder
+
+    def __call__(self, data: Any, /, *, out: int) -> bytes:
+        decoder, most = self._decoder(), 2 * out + BEHIND
+        decoded: bytes = decoder.decompress(bytes(data), most + 1)
+        if len(decoded) > most or not decoder.eof:
+            fault = f"goes on for more than {most}" if len(decoded) > most else f"ends after {len(decoded)}"
+            msg = f"a strip or tile of {out} bytes {fault}"
+            raise ValueError(msg)
+        return decoded
 
 
 def _physical(tif: Any, series: Any) -> tuple[dict[str, float], str, list[str], str]:

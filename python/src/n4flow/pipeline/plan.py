@@ -408,9 +408,9 @@ def _wide_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame, se
 def _check_spline(parameters: Mapping[str, Any], volume: Volume, frame: Frame) -> None:
     """Refuse knots that would end finer than the voxels."""
     voxel_um, levels = volume.voxel_um, len(iteration_list(parameters["iterations"]))
-    if voxel_um is None:
+    if voxel_um is None or max(frame.shape) == 1:
         return
-    extent, samples = min((n * voxel_um[axis], n) for n, axis in zip(frame.shape, "yx", strict=True))
+    extent, samples = min((n * voxel_um[axis], n) for n, axis in zip(frame.shape, "yx", strict=True) if n > 1)
     finest = 2 * max(voxel_um["y"], voxel_um["x"])
     for kind in BIAS_FIELDS[parameters["bias"]]:
         name, distance = spline_distance(parameters, kind)

@@ -831,3 +831,13 @@ def test_a_volume_that_was_read_is_read_in_a_forked_process_too(tmp_path, voxels
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == [str(voxels.sum()), "0"]
+
+
+def test_a_plain_array_of_two_to_five_axes_is_tczyx_and_of_six_none(tmp_path):
+    values = np.arange(60, dtype="u1").reshape(3, 4, 5)
+    for leading in ((), (1,), (1, 1)):
+        zarr.create_array(tmp_path / f"a{len(leading)}", data=values.reshape(*leading, 3, 4, 5))
+        assert np.array_equal(open_volume(tmp_path / f"a{len(leading)}", voxel_um=(1, 1, 1)).read(slice(None)), values)
+    zarr.create_array(tmp_path / "a3", data=values.reshape(1, 1, 1, 3, 4, 5))
+    with pytest.raises(InputError, match=r"has shape \(1, 1, 1, 3, 4, 5\); expected a volume"):
+        open_volume(tmp_path / "a3", voxel_um=(1, 1, 1))
