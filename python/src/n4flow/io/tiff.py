@@ -253,10 +253,11 @@ def bound(page: Any, pages: Iterable[Any]) -> None:
     """
     from tifffile import TIFF
 
-    if not isinstance(TIFF.DECOMPRESSORS, ChainMap) and find_spec("imagecodecs") is None:
+    codes: Any = TIFF
+    if not isinstance(codes.DECOMPRESSORS, ChainMap) and find_spec("imagecodecs") is None:
         inflate = _Bounded(zlib.decompressobj)
         known = {8: inflate, 32946: inflate, 34925: _Bounded(lzma.LZMADecompressor)}
-        TIFF.DECOMPRESSORS = ChainMap(known, TIFF.DECOMPRESSORS)
+        codes.DECOMPRESSORS = ChainMap(known, codes.DECOMPRESSORS)
     size = math.prod(page.chunks) * page.dtype.itemsize
     longest = max((count for each in pages for count in each.databytecounts), default=0)
     if page.compression != 1 and longest > 2 * size + LONGER:
