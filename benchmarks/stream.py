@@ -296,13 +296,13 @@ class Job:
 
     def ready_rewrite(self, dtype: str = "input") -> None:
         """Render, and keep result and mask in memory."""
+        from n4flow.corrections.recipe import MASK_NAME
         from n4flow.io.open import open_volume
-        from n4flow.pipeline.finish import create_stores
 
         self.render(dtype)
-        stores = create_stores(self.work / "rendered", self.plans[dtype])
-        whole = (slice(0, n) for n in self.volume.shape)
-        self.results = [open_volume(path, require_voxel_um=False).read(*whole) for path, _layout in stores]
+        whole = [slice(0, n) for n in self.volume.shape]
+        names = f"{self.plans[dtype].sample}.ome.zarr", MASK_NAME
+        self.results = [open_volume(self.work / "rendered" / name).read(*whole) for name in names]
         self.clear()
 
     def rewrite(self, dtype: str = "input") -> None:

@@ -327,9 +327,10 @@ def test_masks_do_not_depend_on_runs_files_or_packing(tmp_path, monkeypatch, dar
     agarose, threshold = get_agarose_mask(shrunken.mean)
     assert expected.mask.any()
     assert agarose.any()
-    for run, held in ((1, 0), (4, 1 << 26), (100, 50_000)):
+    for run, held, smooth in ((1, 0, 0), (4, 1 << 26, 1 << 17), (100, 50_000, 1 << 27)):
         monkeypatch.setattr(smoothed_sections, "RUN_PLANES", run)
         monkeypatch.setattr(smoothed_sections, "HELD_BYTES", held)
+        monkeypatch.setattr(smoothed_sections, "HELD_SMOOTH", smooth)
         for source in (shrunken, files):
             found = tissue_mask_with_levels(source, table)
             assert isinstance(found.mask, PackedMask)
@@ -343,9 +344,27 @@ def test_masks_do_not_depend_on_runs_files_or_packing(tmp_path, monkeypatch, dar
     assert agarose_levels(files, agarose, table, found.mask) == agarose_levels(shrunken, agarose, table, expected.mask)
 
 
+@pytest.mark.parametrize(("runs_held", "again"), [(0, 3), (2, 1), (3, 0)])
+def test_smoothed_planes_are_cached_as_far_as_there_is_room(monkeypatch, runs_held: int, again: int) -> None:
+    volume, _tissue = brain(n_z=12)
+    monkeypatch.setattr(smoothed_sections, "RUN_PLANES", 4)
+    monkeypatch.setattr(smoothed_sections, "HELD_SMOOTH", runs_held * volume[:4].size * 4)
+    smoother, section = Smoother(shrink_planes(volume, 1), (1.0, 2.0, 2.0), None), Section("a", 0, 12)
+    first = [part.copy() for _z, part in smoother.runs(section, Scale())]
+    smooth, counted = smoother._smooth, []
+    monkeypatch.setattr(smoother, "_smooth", lambda *run: (counted.append(run), smooth(*run))[1])
+    second = [part for _z, part in smoother.runs(section, Scale())]
+    np.testing.assert_array_equal(np.concatenate(second), np.concatenate(first))
+    assert len(counted) == again
+    smoother.forget()  # another scale is another volume
+    list(smoother.runs(section, Scale(1.0)))
+    assert len(counted) == again + 3
+
+
 @pytest.mark.parametrize("deep", [True, False])
 def test_thresholds_are_found_without_holding_what_grows_along_z(tmp_path, monkeypatch, deep: bool) -> None:
     monkeypatch.setattr(smoothed_sections, "HELD_BYTES", 1 << 18)
+    monkeypatch.setattr(smoothed_sections, "HELD_SMOOTH", 1 << 18)
     limit_threads(1)  # a pool starts as many threads as its tasks keep busy, each with 25 MB of tables
     n_planes = 120
     volume, _tissue = brain(n_z=n_planes, size=(90, 90), radius=30.0)

@@ -19,13 +19,14 @@ from n4flow.statistics.pooling import Pool
 from n4flow.statistics.shrunken import RUN_PLANES, ShrunkenFiles, ShrunkenVolume
 
 HELD_BYTES = 1 << 26  # Distributions of sections are cached up to this size: a few hundred of them.
+HELD_SMOOTH = 1 << 27  # Smoothed planes of a shrunken volume are cached up to this size, and others smoothed again.
 
 
 class Smoother:
     """The smoothed volume, in runs of planes.
 
-    For an array it is cached on the device of the array. For a shrunken volume a run is read and smoothed each time it
-    is needed, so that memory does not grow with Z; the few passes take less time than writing to that memory would.
+    For an array it is cached on the device of the array. Of a shrunken volume the first runs are cached, and others are
+    read and smoothed each time they are needed, so that memory does not grow with Z.
 
     Parameters
     ----------
@@ -40,8 +41,8 @@ class Smoother:
         self.vol, self.sigmas, self.gpu_planes = vol, sigmas, gpu_planes
         self.streamed = isinstance(vol, (ShrunkenVolume, ShrunkenFiles))
         self.on_host = gpu_planes is None and (self.streamed or array_module(vol) is np)
-        self._held: dict[int, Any] = {}
         self._norms = Norms()
+        self.forget()
 
     def take(self, array: Any) -> Any:
         """Return an array on the device that computes."""
@@ -81,13 +82,15 @@ class Smoother:
                 yield start, self._held[start]
                 continue
             smooth = self._smooth(first, last, slice(start - first, stop - first), scale)
-            if not self.streamed:
+            if not self.streamed or smooth.nbytes <= self._room:
                 self._held[start] = self.give(smooth)
+                self._room -= smooth.nbytes
             yield start, smooth
 
     def forget(self) -> None:
         """Release the cached planes, because the scale changes."""
-        self._held.clear()
+        self._held: dict[int, Any] = {}
+        self._room = HELD_SMOOTH
 
     def _smooth(self, first: int, last: int, inner: slice, scale: Scale) -> Any:
         if self.streamed:

@@ -11,7 +11,7 @@ from n4flow.io.frame import field_margin
 from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.omezarr.slab_writer import FEWEST_TASKS, TOGETHER
 from n4flow.io.volume import Volume
-from n4flow.masks.smoothed_sections import HELD_BYTES
+from n4flow.masks.smoothed_sections import HELD_BYTES, HELD_SMOOTH
 from n4flow.pipeline.blocks import Blocks, in_parts
 from n4flow.statistics.accumulate import MOST_TILES, STRIP_VOXELS
 from n4flow.statistics.bins import N_BINS
@@ -143,7 +143,7 @@ def shrunken_bytes(
     fitted = wide * (FITTED_BY_ITK if backend == "itk" else FITTED)
     compared = shape[0] * math.prod(-(-n // fit_step(*blocks)) for n in blocks) * COMPARED
     sizes = {
-        "TISSUE_MASK": planes + DISTRIBUTIONS,
+        "TISSUE_MASK": planes + DISTRIBUTIONS + min(HELD_SMOOTH, 4 * shape[0] * small),
         "N4_SECTIONS": longest_section * fitted,
         "N4_VOLUME": shape[0] * fitted,
         "PROVE": planes + compared,
