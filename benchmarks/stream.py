@@ -1,7 +1,7 @@
 """Compare the passes over full resolution with reading alone and with a plain copy of the same store, in one run.
 
     python benchmarks/stream.py --out benchmarks/results/stream.json          # 1.3 Gvoxel: five minutes on 2 cores
-    python benchmarks/stream.py --quick                                       # 40 Mvoxel, a minute: the ratios alone
+    python benchmarks/stream.py --quick                                       # 40 Mvoxel, one round: the ratios alone
     python benchmarks/stream.py --planes 16 --side 10000                      # wide planes
     python benchmarks/stream.py --planes 640 --side 5632 --linked --passes    # 20 Gvoxel, the chain alone; 55 GB free
     python benchmarks/stream.py --table benchmarks/results/stream.json        # the results as Markdown
