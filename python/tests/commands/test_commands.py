@@ -75,7 +75,7 @@ def test_inspect_answers_a_person(image, capsys):
     assert "  Sections: 1, of 6 planes; none is flagged" in said
     first, last = said.index("What will be done:"), said.index("What it takes:")
     assert [line.split()[0] for line in said[first + 1 : last]] == ["SHRINK", "TISSUE_MASK", "RENDER", "FINISH"]
-    assert [line.split()[0] for line in said[last + 1 : last + 4]] == ["time", "memory", "disk"]
+    assert [line.split()[0] for line in said[last + 1 : last + 5]] == ["time", "memory", "reading", "disk"]
     assert said[said.index("What is doubtful:") + 1].startswith("  - the whole stack is treated as one section;")
     again = shlex.split(said[-1].removeprefix("Run it: "))
     assert again[:4] == ["n4flow", "run", str(image), "OUTDIR"]
