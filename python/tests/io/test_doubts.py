@@ -117,7 +117,8 @@ def test_an_input_that_changes_during_a_run_gives_no_result(tmp_path, monkeypatc
     path = tmp_path / "a.ome.zarr"
     write_volume(path, np.ones((4, 8, 8), np.uint8), voxel_um=(1, 1, 1))
     chunk = next(path.rglob("c/0/0/0"))
-    monkeypatch.setattr(_Sample, "go_through", lambda _sample: chunk.write_bytes(chunk.read_bytes() + b"\0") and {})
+    changed = chunk.read_bytes() + b"\0"
+    monkeypatch.setattr(_Sample, "go_through", lambda *_given: chunk.write_bytes(changed) and {})
     with pytest.raises(InputError, match="sample a: .*a.ome.zarr was changed during the run, so there is no result"):
         run(path, tmp_path / "out", bias="off")
     assert not (tmp_path / "out" / "a").exists()
