@@ -390,7 +390,8 @@ def test_the_predicted_memory_does_not_grow_with_planes(tmp_path):
         compare = ("PROVE", "HARMONIZE", "INTENSITY", "FINISH")
         if name in ("TISSUE_MASK", *compare):  # two masks as bits grow, and samples of 6 x 6
             samples = 84 * 84 * COMPARED if name in compare else 0
-            assert found[1][name] - least <= 1.2 * 896 * (2 * 500 * 500 / 8 + samples) + 1
+            cached = 2**27 - 128 * 500 * 500 * 4 if name == "TISSUE_MASK" else 0  # which 128 planes do not fill
+            assert found[1][name] - least <= 1.2 * (896 * (2 * 500 * 500 / 8 + samples) + cached) + 1
     whole = 896 * 500 * 500 * 11  # bytes: a fit of the whole volume holds that of the planes that are more
     assert found[1]["N4_VOLUME"] - found[0]["N4_VOLUME"] > whole
 
