@@ -31,7 +31,7 @@ DEPENDENCIES ?= locked
 UNLOCKED       = $(LOCKED) --requirement python/requirements-maintain.lock && '$(VENV)/bin/uv' pip install --quiet \
                  --python '$(VENV)/bin/python' --upgrade --requirement $(PROJECT) --extra distributed --extra test
 install-locked = $(LOCKED) --requirement $(LOCK)
-install-newest = $(UNLOCKED) --resolution highest
+install-newest = $(UNLOCKED) --extra view --extra napari --resolution highest
 install-lowest = $(UNLOCKED) --resolution lowest-direct
 # Results of the last run are taken over unless the package has changed since: Nextflow does not look inside it.
 RESUME = $$(test -f .nextflow/history && test -z "$$(find python/src -name '*.py' -newer .nextflow/history)" && echo -resume)
