@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,7 @@ def test_a_new_parameter_is_an_entry_of_the_schema_its_default_and_the_code_that
     monkeypatch.setattr(parameters, "schema", lambda: rules)
     for module in ("n4flow.commands.options", "n4flow.pipeline.stages", "n4flow.commands.run"):
         monkeypatch.setattr(f"{module}.schema", lambda: rules)
+    monkeypatch.delitem(sys.modules, "n4flow.commands.estimate", raising=False)  # whose options are made at its import
     assert settings_of("INTENSITY")[-1] == "reach"
     volume = np.random.default_rng(0).integers(1, 9, (4, 32, 32)).astype(np.uint16)
     volume[:, 8:24, 8:24] += 90
