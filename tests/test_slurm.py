@@ -80,7 +80,7 @@ def test_slurm_gives_the_voxels_of_this_machine(submitted: Callable, phantom_run
     assert re.search(r"^#SBATCH -c 2$", script, re.M)
     plan = json.loads((run.folders("INSPECT")[0] / "plan.json").read_text())
     asked = set(plan["memory_bytes"]) - {"N4_VOLUME", "HARMONIZE"}  # which have no task here
-    assert len(asked) == 9
+    assert len(asked) == 8
     for process in asked:
         (folder, *_others) = run.folders(process)
         mebibytes = plan["memory_bytes"][process] >> 20
