@@ -13,7 +13,7 @@ import typer
 
 from n4flow.commands.options import Image, as_step, run_parameters, spelled
 from n4flow.errors import InputError
-from n4flow.pipeline.parameters import defaults, resolve, schema
+from n4flow.pipeline.parameters import schema, unusual
 from n4flow.pipeline.stages import STAGES
 from n4flow.pipeline.timing import dumps
 
@@ -113,10 +113,7 @@ def _said(plans: Sequence[Plan], settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _options(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield the parameters that were given, as options of `n4flow run`."""
-    usual = resolve({"harmonize": settings["harmonize"]}) | {"harmonize": defaults()["harmonize"]}
-    for name, value in settings.items():
-        if value == usual[name]:
-            continue
+    for name, value in unusual(settings).items():
         if schema()[name]["type"] == "boolean":
             yield spelled(name if value else f"no_{name}")
         else:

@@ -132,14 +132,18 @@ def spelled(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def unusual(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of resolved parameters that are not what they are by default, in the order of the schema."""
+    usual = resolve({"harmonize": parameters["harmonize"]}) | {"harmonize": schema()["harmonize"]["default"]}
+    return {name: parameters[name] for name in usual if parameters.get(name) not in (None, usual[name])}
+
+
 def command_line(parameters: Mapping[str, Any]) -> str:
     """Return the command that does a run with resolved parameters: those that are not what they are by default."""
-    usual = resolve({"harmonize": parameters["harmonize"]}) | {"harmonize": schema()["harmonize"]["default"]}
     placed = ("input", "outdir")
     words = ["n4flow", "run", *(str(parameters[name]) for name in placed)]
-    for name, rule in schema().items():
-        value = parameters[name]
-        if name not in placed and not rule.get("workflow") and value not in (None, usual[name]):
+    for name, value in unusual(parameters).items():
+        if name not in placed and not schema()[name].get("workflow"):
             text = f"{value:g}" if isinstance(value, float) else str(value)
             words += [spelled(name), text.lower() if isinstance(value, bool) else text]
     return shlex.join(words)
