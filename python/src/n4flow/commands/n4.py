@@ -112,7 +112,7 @@ def _n4(
 
     From --spline-um, levels double the spans of an axis up to four; from --control-points or -b, all levels do.
     """
-    from n4flow.io.open import open_volume
+    from n4flow.io.open import EACH, MEAN, open_volume
     from n4flow.n4_bias import bids
     from n4flow.n4_bias.ants import AntsHabits
     from n4flow.n4_bias.files import correct_file
@@ -143,9 +143,9 @@ def _n4(
         if volume != "all" and not volume.isdecimal():
             msg = f"--volume must be a number from 0 on, or all, got {volume}"
             raise InputError(msg)
-        channel, fit_channel = (None, "mean") if volume == "all" else (int(volume), None)
+        channel, fit_channel = (None, MEAN) if volume == "all" else (int(volume), None)
     if channel == "all":
-        channel, fit_channel = None, fit_channel or "each"
+        channel, fit_channel = None, fit_channel or EACH
     iterations, tolerance = iteration_list(settings["iterations"]), settings["tolerance"]
     if convergence is not None:
         iterations, tolerance = ants.convergence(convergence)

@@ -24,6 +24,7 @@ from n4flow.io.reader import MeanReader, Reader
 from n4flow.io.volume import Volume
 
 MEAN = "mean"  # In place of a channel: the mean of all.
+EACH = "each"  # In place of the channel that is fitted: every one, by a field of its own.
 
 
 def open_volume(

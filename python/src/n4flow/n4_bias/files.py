@@ -16,7 +16,7 @@ from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.doubts import doubts, rounding
 from n4flow.io.geometry import on_grid
 from n4flow.io.omezarr.chunk_grid import listed
-from n4flow.io.open import open_channels, open_volume
+from n4flow.io.open import EACH, MEAN, open_channels, open_volume
 from n4flow.io.volume import Volume
 from n4flow.io.writers import check_destination, keeps_without_size, write_volume
 from n4flow.n4_bias.ants import AntsHabits, Domain, follow, spline_domain
@@ -31,7 +31,6 @@ from n4flow.n4_bias.shrink import shrink_factors
 NO_HABITS = AntsHabits()
 OTSU_SHARES = (0.01, 0.9)  # Of an image: less than tissue usually has, and more.
 MOST_NEGATIVE = 0.05  # Share of the voxels from which on it is said.
-EACH = "each"  # In place of a channel: a field for each.
 LEVEL_MOVED = 1.1  # Factor between the means before and after, from which on it is said.
 
 
@@ -218,7 +217,7 @@ def correct_file(
     if fit_channel == EACH:
         fits = [fitted(read_channel(one, channels)) for one in channels]
     else:
-        values = mean_of(channels) if fit_channel == "mean" else read_channel(volume, channels)
+        values = mean_of(channels) if fit_channel == MEAN else read_channel(volume, channels)
         fits = [fitted(values)]
     if bias is not None:
         fields = np.stack([one.field.field(where=domain.image, threads=threads) for one in fits])
@@ -338,7 +337,7 @@ def _refuse(*faults: tuple[bool, str]) -> None:
 def _index(fit_channel: int | str | None, channels: Sequence[Volume]) -> int:
     """Return which channel is fitted; the first one stands for the mean, and for all of them."""
     count, labels = len(channels), list(channels[0].metadata.get("channels", []))
-    if fit_channel in (None, "mean", EACH):
+    if fit_channel in (None, MEAN, EACH):
         return 0
     if fit_channel in labels:
         return labels.index(str(fit_channel))

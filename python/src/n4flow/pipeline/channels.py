@@ -20,11 +20,11 @@ from n4flow.io.frame import Frame
 from n4flow.io.omezarr.checksums import describe_level
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.store import read_omero, validate_store, write_omero
-from n4flow.io.open import MEAN, open_volume
+from n4flow.io.open import EACH, MEAN, open_volume
 from n4flow.io.publishing import CHECKSUMS_NAME, MASK_NAME
 from n4flow.pipeline.finish import METADATA, link_files, write_checksums
 from n4flow.pipeline.parameters import opening
-from n4flow.pipeline.plan import EACH, Plan, make_plan
+from n4flow.pipeline.plan import Plan, make_plan
 from n4flow.pipeline.timing import dumps
 from n4flow.report.channels import write_overview
 from n4flow.report.summary import SUMMARY_NAME, of_channels

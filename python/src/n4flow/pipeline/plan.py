@@ -25,7 +25,7 @@ from n4flow.io.frame import Frame, find_frame
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.omezarr.layout import AXES, StoreLayout
 from n4flow.io.omezarr.planning import plan_layout
-from n4flow.io.open import MEAN, open_volume
+from n4flow.io.open import EACH, MEAN, open_volume
 from n4flow.io.volume import Volume
 from n4flow.masks.tissue_source import open_mask
 from n4flow.n4_bias.bspline import spans
@@ -46,7 +46,6 @@ IDLE = {
     "tissue_threshold": ("match", ("off",)),
 }
 BIAS_FIELDS = {"off": (), "sections": ("section",), "volume": ("volume",), "two_pass": ("section", "volume")}
-EACH = "each"  # Every channel has a bias field and a mask of its own.
 BESIDE = 40_000_000, 27  # Bytes and files beside the stores: report, tables, recipe with corrections, provenance.
 
 
