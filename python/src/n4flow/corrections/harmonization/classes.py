@@ -55,6 +55,7 @@ class Classes:
         self._proportions: np.ndarray | None = None
         self._sums = np.zeros((CLASSES, *self._around.shape), np.float32)
         self.weight, self.target = np.zeros(inside.shape, np.float32), np.zeros(inside.shape, np.float32)
+        self._tissue = np.flatnonzero(inside)
 
     def denoised(self, logs: np.ndarray) -> np.ndarray:
         """Return log intensities smoothed over tissue; `logs` is 0 outside."""
@@ -69,7 +70,7 @@ class Classes:
 
     def learn(self, t: np.ndarray) -> None:
         """Take corrected log intensities that are denoised; see `update`."""
-        values = t[self.inside]
+        values = t.ravel()[self._tissue]
         low, high = np.quantile(values[::7], [0.002, 0.998]) + np.array([-0.1, 0.1])
         step = (high - low) / BINS
         centres = low + (np.arange(BINS) + 0.5) * step
@@ -82,11 +83,11 @@ class Classes:
         for _pass in range(3 if first else 1):
             prior = shares[:, None, None, None] if self._proportions is None else self._proportions
             prior = np.broadcast_to(prior, (CLASSES, *self._around.shape)).astype(np.float32, order="C")
-            arguments = (float(low), float(step), table, OUTLIER, means, sds**2)
+            arguments = (float(low), float(1 / step), table, OUTLIER, means, 1 / sds**2)
 
             places = self._sums, self.weight, self.target
             over_planes(kernels.class_planes, len(t), t, self.inside, prior, TILE, *arguments, *places)
-            tiles = np.stack([self._smooth(sums) for sums in self._sums])
+            tiles = self._smooth(self._sums)
             voxels = (2 * np.pi) ** 1.5 * max(self._reach_z, 0.4) * (REACH * TILE) ** 2  # a plane at least
             pseudo = PSEUDO_VOXELS / voxels * TILE**2
             self._proportions = (tiles + pseudo * shares[:, None, None, None]) / (self._around + pseudo)
@@ -96,7 +97,8 @@ class Classes:
         self.mixture, self._proportions = None, None
 
     def _smooth(self, tiles: np.ndarray) -> np.ndarray:
-        return np.asarray(ndimage.gaussian_filter(tiles, (self._reach_z, REACH, REACH), truncate=2.5))
+        sigma = (self._reach_z, REACH, REACH)
+        return np.asarray(ndimage.gaussian_filter(tiles, sigma, truncate=2.5, axes=(-3, -2, -1)))
 
 
 def fit_mixture(counts: np.ndarray, centres: np.ndarray, start: Mixture | None, passes: int) -> Mixture:
@@ -114,14 +116,20 @@ def fit_mixture(counts: np.ndarray, centres: np.ndarray, start: Mixture | None, 
         phases = ((np.inf, 1e-12), (WIDEST, OUTLIER))
     else:
         means, sds, shares = start
+    powers = np.stack([np.ones_like(centres), centres, centres**2], axis=1)
     for widest, outlier in phases:
         for _pass in range(passes):
             sds = np.clip(sds, NARROWEST, widest)
-            p = shares / sds * np.exp(np.maximum(-0.5 * ((centres[:, None] - means) / sds) ** 2, -30))
-            p *= (h / (p.sum(axis=1) + outlier))[:, None]
-            shares = p.sum(axis=0) + 1e-9
-            means = (p * centres[:, None]).sum(axis=0) / shares
-            variances = (p * (centres[:, None] - means) ** 2).sum(axis=0) / shares
+            p = centres - means[:, None]
+            p *= p
+            p *= (-0.5 / sds**2)[:, None]
+            np.exp(np.maximum(p, -30, out=p), out=p)
+            p *= (shares / sds)[:, None]
+            p *= h / (p.sum(axis=0) + outlier)
+            sums, firsts, squares = (p @ powers).T
+            shares = sums + 1e-9
+            means = firsts / shares
+            variances = np.maximum(squares / shares - means**2, 0)
             sds = np.clip(np.sqrt(variances + 1e-6), NARROWEST, widest)
     order = np.argsort(means)
     return means[order], sds[order], shares[order]

@@ -219,4 +219,7 @@ class Estimator:
 
     def even(self, shared: np.ndarray | float = 0.0) -> np.ndarray:
         """Return corrected log intensities, 0 outside tissue."""
-        return np.where(self.inside, self.logs - self.log_field - shared, np.float32(0))
+        corrected = self.logs - self.log_field
+        corrected -= shared
+        corrected *= self.inside
+        return corrected

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 
 WINDOW = 100  # pairs whose shifts are judged together; windows are independent, so time is proportional to planes
@@ -146,8 +146,12 @@ def _most_likely(
 
     def inverse(sd: dict[str, float], known: np.ndarray, terms: dict[str, np.ndarray]) -> tuple[np.ndarray, float]:
         covariance = known + sum(sd[name] ** 2 * term for name, term in terms.items())
-        factor = cho_factor(covariance, lower=True, check_finite=False)
-        return cho_solve(factor, np.eye(len(known)), check_finite=False), float(np.log(np.diag(factor[0])).sum())
+        factor, failed = dpotrf(covariance, lower=True)
+        if failed:
+            msg = "the covariance of the shifts is not positive definite"
+            raise np.linalg.LinAlgError(msg)
+        lower = np.tril(dpotri(factor, lower=True)[0])
+        return lower + np.tril(lower, -1).T, float(np.log(np.diag(factor)).sum())
 
     def cost(logs: np.ndarray) -> tuple[float, np.ndarray]:
         sd = FLOOR | dict(zip(names, np.exp(logs).tolist(), strict=True))
@@ -157,7 +161,7 @@ def _most_likely(
             pull = precision @ shifts.shift[part]
             total += 0.5 * float(shifts.shift[part] @ pull) + half_log
             for i, name in enumerate(names):
-                slope[i] += (float((precision * terms[name]).sum()) - float(pull @ terms[name] @ pull)) * sd[name] ** 2
+                slope[i] += float(np.vdot(precision, terms[name]) - pull @ terms[name] @ pull) * sd[name] ** 2
         return total, slope
 
     bounds = [(np.log(FLOOR[name]), np.log(LARGEST)) for name in names]

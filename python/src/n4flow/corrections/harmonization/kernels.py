@@ -223,7 +223,7 @@ def _add(gram, r, c, value):
 
 @kernel
 def class_planes(
-    t, inside, prior, tile, low, step, table, outlier, means, variances, sums, weight, target, start, stop
+    t, inside, prior, tile, low, per_step, table, outlier, means, precisions, sums, weight, target, start, stop
 ):
     """Write what the classes say of planes: their sums in tiles, and precision and place of the class a voxel is near.
 
@@ -236,22 +236,30 @@ def class_planes(
         Proportions of the classes around the centres of tiles; between them, linear.
     tile : int
         Voxels along a side of a tile.
-    low, step : float
-        First bin and width of `table`.
+    low, per_step : float
+        Begin of the first bin of `table`, and bins to a unit.
     table : (bins, K) float32 array
         Densities of the classes.
     outlier : float
         Density of what belongs to no class.
-    means, variances : (K,) float64 arrays
+    means, precisions : (K,) float64 arrays
+        Of the classes; a precision is 1 / variance.
     sums : (K, Z, rows, columns) float32 array
         Sums of the posteriors P over tiles.
     weight, target : (Z, y, x) float32 arrays
         sum P / variance, and its weighted mean of `means`.
     start, stop : int
     """
-    n_k, last = means.size, table.shape[0] - 1
+    n_k, last, width = means.size, table.shape[0] - 1, t.shape[2]
     rows, columns = prior.shape[2:]
-    p, totals = np.empty(n_k), np.empty((n_k, columns))
+    p, totals, row = np.empty(n_k), np.empty((columns, n_k)), np.empty((columns, n_k), np.float32)
+    left, share_right = np.empty(width, np.int64), np.empty(width, np.float32)
+    for x in range(width):
+        at = min(max((x + 0.5) / tile - 0.5, 0.0), columns - 1.0)
+        left[x] = min(int(at), max(columns - 2, 0))
+        share_right[x] = at - left[x]
+    beside = 1 if columns > 1 else 0
+    pulls = means * precisions
     for z in range(start, stop):
         for y in range(t.shape[1]):
             if y % tile == 0:
@@ -260,30 +268,27 @@ def class_planes(
             j = min(int(at), max(rows - 2, 0))
             below = min(j + 1, rows - 1)
             fy = np.float32(at - j)
-            for x in range(t.shape[2]):
+            for k in range(n_k):
+                for c in range(columns):
+                    row[c, k] = prior[k, z, j, c] + fy * (prior[k, z, below, c] - prior[k, z, j, c])
+            for x in range(width):
                 if not inside[z, y, x]:
                     weight[z, y, x], target[z, y, x] = 0.0, 0.0
                     continue
-                i = min(max(int((t[z, y, x] - low) / step), 0), last)
-                at = min(max((x + 0.5) / tile - 0.5, 0.0), columns - 1.0)
-                c = min(int(at), max(columns - 2, 0))
-                right = min(c + 1, columns - 1)
-                fx = np.float32(at - c)
+                i = min(max(int((t[z, y, x] - low) * per_step), 0), last)
+                c, fx = left[x], share_right[x]
                 total = outlier
                 for k in range(n_k):
-                    upper = prior[k, z, j, c] + fx * (prior[k, z, j, right] - prior[k, z, j, c])
-                    lower = prior[k, z, below, c] + fx * (prior[k, z, below, right] - prior[k, z, below, c])
-                    p[k] = (upper + fy * (lower - upper)) * table[i, k]
+                    p[k] = (row[c, k] + fx * (row[c + beside, k] - row[c, k])) * table[i, k]
                     total += p[k]
-                precision, place = 0.0, 0.0
+                scale, precision, place = 1.0 / total, 0.0, 0.0
                 for k in range(n_k):
-                    share = p[k] / total
-                    totals[k, x // tile] += share
-                    precision += share / variances[k]
-                    place += share * means[k] / variances[k]
+                    totals[x // tile, k] += p[k] * scale
+                    precision += p[k] * scale * precisions[k]
+                    place += p[k] * scale * pulls[k]
                 weight[z, y, x] = precision
                 target[z, y, x] = place / precision if precision > 1e-9 else 0.0
             if y % tile == tile - 1 or y == t.shape[1] - 1:
                 for k in range(n_k):
                     for c in range(columns):
-                        sums[k, z, y // tile, c] = totals[k, c]
+                        sums[k, z, y // tile, c] = totals[c, k]
