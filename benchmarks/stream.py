@@ -291,7 +291,7 @@ class Job:
                 tissue=TissueSource.load(self.masks, planes=(start, stop)),
             )
             if save:
-                rendered.after.save(self.work / f"after_{start}.npz")
+                rendered.save_after(self.work / f"after_{start}.npz")
             del rendered  # before the next slab comes
 
     def ready_rewrite(self, dtype: str = "input") -> None:

@@ -51,6 +51,25 @@ def test_any_means_come_back(tmp_path) -> None:
         assert same_bits(ShrunkenFiles([tmp_path / "slab.npz"]).part(0, 3).mean, shrunken.mean)
 
 
+def test_rounded_means_are_smaller_and_off_by_half_a_bit_at_most(tmp_path) -> None:
+    most = np.finfo(np.float32).max
+    mean = np.random.default_rng(2).normal(0, 1e3, (2, 64, 64)).astype(np.float32)
+    mean[0, 0, :4] = 0, most, -most, 0.5
+    planes = {"n_valid": np.full(2, 4096)}
+    shrunken = ShrunkenVolume(mean, np.ones_like(mean), 1, mean.shape, planes)
+    sizes = []
+    for bits in (None, 8):
+        shrunken.save(tmp_path / "slab.npz", bits)
+        sizes.append((tmp_path / "slab.npz").stat().st_size)
+    found = ShrunkenFiles([tmp_path / "slab.npz"]).part(0, 2).mean
+    np.testing.assert_allclose(found[0, 0, 1:3], [most, -most], rtol=0.05)  # and not infinite
+    mean[0, 0, 1:3] = found[0, 0, 1:3]
+    np.testing.assert_allclose(found, mean, rtol=2.0**-9)
+    assert np.array_equal(found[0, 0, [0, 3]], [0, 0.5])
+    assert len(np.unique(np.frexp(found[1])[0])) < 2 * 2**8 + 1  # mantissas of either sign
+    assert sizes[1] < 0.7 * sizes[0]
+
+
 @pytest.mark.parametrize("k", [3, 20, 300])
 def test_any_shares_come_back(tmp_path, k: int) -> None:
     """Every share that a block can have comes back, also of the smaller blocks at the ends, and any other number."""

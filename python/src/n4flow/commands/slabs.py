@@ -116,7 +116,7 @@ def _render_slab(
         tissue=replace(tissue.part(start, stop), given=plan.mask).unpacked(),
         threads=threads,
     )
-    slab.after.save(out / "after.npz")
+    slab.save_after(out / "after.npz")
     (out / CHECKSUMS_NAME).write_text(dumps(slab.checksums) + "\n", encoding="utf-8")
     numbers.update(planes=[start, stop], **slab.numbers())
 

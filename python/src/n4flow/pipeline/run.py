@@ -505,7 +505,7 @@ def _render(
             tissue=tissue.unpacked(),
             threads=threads,
         )
-        rendered.after.save(after)
+        rendered.save_after(after)
         numbers.update(rendered.numbers())
     return rendered.checksums, numbers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from n4flow.statistics.plane_file import PieceFile, codec, write_pieces
 if TYPE_CHECKING:
     from n4flow.statistics.accumulate import PlaneShrinker, TileShrinker
 
+LARGEST = np.float32(3.3e38)  # What is larger could be rounded to infinity.
 RUN_PLANES = 16  # Planes of a shrunken volume that are read at a time: some tens of megabytes.
 
 
@@ -67,17 +68,30 @@ class ShrunkenVolume:
         mean, valid = self.mean[z_start:z_stop], self.valid[z_start:z_stop]
         return ShrunkenVolume(mean, valid, self.shrink, (len(mean), *self.full_shape[1:]), planes, self.frame)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, bits: int | None = None) -> None:
         """Write to an .npz file from which `ShrunkenFiles` reads planes.
 
         The means of a plane and its shares of valid voxels are compressed separately.
+
+        Parameters
+        ----------
+        path : path
+        bits : int, optional
+            Bits of the mantissa of a mean that are kept, the last one rounded; all of them without it. The last ones
+            are noise, which no codec makes smaller.
         """
+        from numcodecs import BitRound  # type: ignore[import-untyped]
+
+        def rounded(plane: np.ndarray) -> Any:
+            kept = plane if bits is None else BitRound(bits).encode(np.clip(plane, -LARGEST, LARGEST))
+            return codec().encode(kept)
+
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
         if self.frame is not None:
             arrays["frame"] = np.array(self.frame)
-        planes = [plane for pair in zip(self.mean, self.valid, strict=True) for plane in pair]
-        write_pieces(path, arrays, run_tasks(codec().encode, planes))
+        means, shares = run_tasks(rounded, self.mean), run_tasks(codec().encode, self.valid)
+        write_pieces(path, arrays, [piece for pair in zip(means, shares, strict=True) for piece in pair])
 
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:

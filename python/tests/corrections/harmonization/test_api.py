@@ -8,6 +8,7 @@ from harmonize_examples import MIDLINES, PLANES, SHAPE, agreement, anatomy, cont
 
 import n4flow
 from n4flow.corrections.base import Where
+from n4flow.corrections.harmonization import stages
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.sections import Section, SectionTable
 
@@ -54,6 +55,20 @@ def test_auto_takes_off_shading_that_all_planes_share() -> None:
         agreement(truth, tissue, quiet(observed, tissue, sections, mode=mode)[0]) for mode in ("safe", "auto")
     )
     assert auto > max(safe, 0.99)
+
+
+def test_shared_shading_ends_where_plain_steps_creep_to(monkeypatch) -> None:
+    truth, tissue = anatomy()
+    sections = cut(48)
+    y, x = np.linspace(-1, 1, SHAPE[1])[:, None], np.linspace(-1, 1, SHAPE[2])
+    observed = imaged(truth, sections) * np.exp(0.15 * (y + 0.5 * x * y)).astype(np.float32)
+    monkeypatch.setattr(stages, "ROUNDS", 1)
+    found = quiet(observed, tissue, sections, mode="full")[1].shared
+    for name, value in (("MOMENTUM", 0.0), ("SHARED_PASSES", 150), ("SETTLED_SHARED", 0.0)):
+        monkeypatch.setattr(stages, name, value)
+    end = quiet(observed, tissue, sections, mode="full")[1].shared
+    assert end.std() > 0.05
+    assert (found - end).std() < 0.05 * end.std()
 
 
 # --------------------------------------------------------------------------------------------------------- does no harm

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from n4flow.corrections.harmonization import kernels
-from n4flow.corrections.harmonization.acceleration import Anderson
 from n4flow.corrections.harmonization.evidence import FLOOR, PROVEN, Shifts, components
 from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N
 from n4flow.corrections.harmonization.stages import trust_in_shared
@@ -174,22 +173,6 @@ def test_the_linear_solve_is_that_of_the_dense_system(lengths: tuple[int, ...]) 
     for s in range(n_s):
         block = slice(s * N, (s + 1) * N)
         np.testing.assert_allclose(found.lattice_covariance[s], covariance[block, block], atol=1e-8)
-
-
-def test_anderson_reaches_the_fixed_point_that_plain_steps_creep_to() -> None:
-    rng = np.random.default_rng(4)
-    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    slopes = np.array([0.95, 0.8, 0.5, 0.2, 0.1, 0.0])
-    truth, plain = rng.normal(size=6), np.zeros(6)
-    point, steps = np.zeros(6), Anderson()
-
-    def g(x: np.ndarray) -> np.ndarray:
-        return truth + basis @ (slopes * (basis.T @ (x - truth)))
-
-    for _step in range(25):
-        point, plain = steps.step(point, g(point)), g(plain)
-    assert np.linalg.norm(plain - truth) > 0.02 * np.linalg.norm(truth)  # 0.95 ** 25 is 0.28
-    assert np.linalg.norm(point - truth) < 1e-5 * np.linalg.norm(truth)
 
 
 # ----------------------------------------------------------------------------------------------------------- the belief

@@ -19,14 +19,15 @@ import numpy as np
 
 from n4flow.compute.threads import over_planes
 from n4flow.corrections.harmonization import kernels
-from n4flow.corrections.harmonization.acceleration import Anderson
 from n4flow.corrections.harmonization.classes import CLASS_WEIGHT, Classes, structure
-from n4flow.corrections.harmonization.estimator import SETTLED, Estimator, Terms
+from n4flow.corrections.harmonization.estimator import Estimator, Terms
 from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, N
 from n4flow.corrections.harmonization.pairs import LEVEL
 
 PAIR_PASSES, LEVEL_PASSES, SHARED_PASSES = 12, 15, 60  # iterations: from pairs alone, with levels, of F
+SETTLED_SHARED = 1e-4  # rms change of F that ends its iterations: what is left to go is some times as much
 SHARED_SAMPLES = 150_000  # voxels from which F is fitted: it is the same in every plane
+MOMENTUM = 0.7  # share of the last step of F by which the next one begins farther on
 SECOND_PASSES = 8  # iterations with levels once F is taken off
 ROUNDS = 3  # fits of F, with levels fitted again in between
 WORTH_A_ROUND = 0.1  # share of F from which another round follows
@@ -50,38 +51,54 @@ class Estimate:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
-def shared_field(estimator: Estimator, lattice: np.ndarray, variance: float) -> tuple[np.ndarray, float]:
-    """Fit F from the distance of voxels to their classes; each section's own level is projected out."""
-    stride = max(1, estimator.counts.sum() // SHARED_SAMPLES)
-    chosen, row = estimator.chain.planes[::stride], estimator.chain.row[::stride]
-    even, inside = estimator.even(), estimator.inside[chosen]
-    t, even = estimator.classes.denoised(even)[chosen], even[chosen]
-    classes, factor = Classes(inside, estimator.noise, stride), np.float32(CLASS_WEIGHT * stride)
-    weight, steps, planes = inside.sum(axis=0), Anderson(), np.arange(len(chosen))
-    for number in range(SHARED_PASSES):
-        classes.learn(t - estimator.evaluated(lattice))  # denoising leaves what all planes share as it is
-        grams, rights = np.zeros((len(planes), N, N)), np.zeros((len(planes), N))
-        what = even, classes.weight, classes.target, inside, planes, factor
-        over_planes(kernels.shared_equations, len(planes), *what, *estimator.geometry.axes, grams, rights)
-        gram, right = np.zeros((N, N)), np.zeros(N)
-        for s in range(estimator.chain.n_sections):
-            own, target = grams[row == s].sum(axis=0), rights[row == s].sum(axis=0)
-            h = own.sum(axis=1)
-            n = max(h.sum(), 1e-9)
-            gram += own - np.outer(h, h) / n
-            right += target - h * (target.sum() / n)
-        covariance = np.linalg.inv(gram + estimator.roughness / variance + 1e4 * LEVEL)
-        found = covariance @ right
-        moved = steps.step(lattice, found) if number > 1 else found
-        change = estimator.evaluated(moved - lattice)
-        lattice = moved
-        if number > 1:
-            size = lattice @ estimator.roughness @ lattice + (estimator.roughness * covariance).sum()
-            variance = float(np.clip(size / (N - 1), 0.003**2, 4))
-        if number > 4 and float(np.sqrt((change**2 * weight).sum() / weight.sum())) < SETTLED:
-            break
-    estimator.classes.restart()  # they were those of a volume with F in it, which is wider
-    return lattice, variance
+class SharedField:
+    """The fit of F from the distance of voxels to their classes; each section's own level is projected out.
+
+    Posteriors follow the field, and the field them, by slow steps. So each step goes on by `MOMENTUM` in the direction
+    of the one before (Y. Nesterov, A method for solving a convex programming problem with convergence rate O(1/k^2),
+    Soviet Mathematics Doklady 27 (1983) 372-376). Another fit begins where the last one ended.
+    """
+
+    def __init__(self, estimator: Estimator) -> None:
+        self.estimator = estimator
+        self._stride = max(1, estimator.counts.sum() // SHARED_SAMPLES)
+        self._planes, self._row = (values[:: self._stride] for values in (estimator.chain.planes, estimator.chain.row))
+        self._classes = Classes(estimator.inside[self._planes], estimator.noise, self._stride)
+        self._lattice, self._variance = np.zeros(N), 0.1**2
+
+    def fit(self) -> np.ndarray:
+        """Return the lattice of F in what the estimator leaves over."""
+        estimator, classes, lattice = self.estimator, self._classes, self._lattice
+        even = estimator.even()
+        # denoising leaves what all planes share as it is
+        t, even = estimator.classes.denoised(even)[self._planes], even[self._planes]
+        weight, planes = classes.inside.sum(axis=0), np.arange(len(self._planes))
+        factor, ahead = np.float32(CLASS_WEIGHT * self._stride), lattice
+        for number in range(SHARED_PASSES):
+            classes.learn(t - estimator.evaluated(ahead))
+            grams, rights = np.zeros((len(planes), N, N)), np.zeros((len(planes), N))
+            what = even, classes.weight, classes.target, classes.inside, planes, factor
+            over_planes(kernels.shared_equations, len(planes), *what, *estimator.geometry.axes, grams, rights)
+            gram, right = np.zeros((N, N)), np.zeros(N)
+            for s in range(estimator.chain.n_sections):
+                own, target = grams[self._row == s].sum(axis=0), rights[self._row == s].sum(axis=0)
+                h = own.sum(axis=1)
+                n = max(h.sum(), 1e-9)
+                gram += own - np.outer(h, h) / n
+                right += target - h * (target.sum() / n)
+            covariance = np.linalg.inv(gram + estimator.roughness / self._variance + 1e4 * LEVEL)
+            found = covariance @ right
+            change = estimator.evaluated(found - ahead)
+            ahead = found + MOMENTUM * (found - lattice) if number > 1 else found
+            lattice = found
+            if number > 1:
+                size = lattice @ estimator.roughness @ lattice + (estimator.roughness * covariance).sum()
+                self._variance = float(np.clip(size / (N - 1), 0.003**2, 4))
+            if number > 4 and float(np.sqrt((change**2 * weight).sum() / weight.sum())) < SETTLED_SHARED:
+                break
+        self._lattice = lattice
+        estimator.classes.restart()  # they were those of a volume with F in it, which is wider
+        return estimator.centred(lattice)
 
 
 def sharpening(estimator: Estimator, before: np.ndarray, after: np.ndarray) -> dict[str, float]:
@@ -132,11 +149,11 @@ def estimate(estimator: Estimator, mode: str) -> Estimate:
     numbers["rms_adjacent"] = estimator.rms()
     terms, levelled = _with_levels(estimator, alone, alone, LEVEL_PASSES, numbers)
     rms = numbers["rms_pairs"] = estimator.rms()
-    lattice, variance, share, first = np.zeros(N), 0.1**2, 0.0, terms
+    lattice, share, first = np.zeros(N), 0.0, terms
     uneven = 1.0 if mode == "full" else trust_in_instrument(rms)
+    field_of_all = SharedField(estimator)
     for attempt in range(ROUNDS if mode != "safe" else 0):
-        lattice, variance = shared_field(estimator, lattice, variance)
-        lattice = estimator.centred(lattice)
+        lattice = field_of_all.fit()
         shared = estimator.evaluated(lattice)
         weights = estimator.inside.sum(axis=0)
         numbers["rms_shared"] = float(np.sqrt((shared**2 * weights).sum() / weights.sum()))
