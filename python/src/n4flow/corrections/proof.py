@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -262,7 +262,7 @@ def proven_bias(recipe: Iterable[Correction], evidence: Evidence) -> list[Correc
     for correction in recipe:
         evidence = evidence.after(found[-1:])
         if isinstance(correction, BiasCorrection):
-            fields = [_proven_field(correction, part, evidence) for part in correction.fields]
+            fields = run_tasks(partial(_proven_field, correction, evidence=evidence), correction.fields)
             correction = replace(correction, fields=tuple(fields))
         found.append(correction)
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from n4flow.compute.threads import reuse_threads, serial_algebra
+from n4flow.compute.threads import reuse_threads, run_tasks, serial_algebra
 from n4flow.corrections.harmonization.estimator import Estimator
 from n4flow.corrections.harmonization.fields import Harmonization
 from n4flow.corrections.harmonization.geometry import CONTROLS, DEGREES, Geometry, block_means, fit_step
@@ -189,10 +189,13 @@ def _sampled(mean: np.ndarray, inside: np.ndarray, step: int) -> tuple[np.ndarra
     """Return (logs, inside) of the fitted grid: samples of whole tissue, without the rim."""
     inside = inside & (mean > 0)
     if step > 1:
-        share = np.stack([block_means(plane[None], step)[0] for plane in inside])
-        sums = np.stack([block_means(np.where(m, v, 0)[None], step)[0] for v, m in zip(mean, inside, strict=True)])
-        mean = np.divide(sums, share, out=np.zeros_like(sums), where=share > 0)
-        inside = share > WHOLE
+
+        def means(z: int) -> tuple[np.ndarray, np.ndarray]:
+            share = block_means(inside[z : z + 1], step)[0]
+            sums = block_means(np.where(inside[z], mean[z], 0)[None], step)[0]
+            return np.divide(sums, share, out=np.zeros_like(sums), where=share > 0), share > WHOLE
+
+        mean, inside = (np.stack(planes) for planes in zip(*run_tasks(means, range(len(mean))), strict=True))
     # what lies at the rim is part agarose, and the first to move when sections are not aligned; small planes keep it
     inner = ndimage.binary_erosion(inside, np.ones((1, 3, 3)))
     small = inner.sum(axis=(1, 2)) < 3 * FEWEST
