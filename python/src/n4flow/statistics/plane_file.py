@@ -18,7 +18,8 @@ import numpy as np
 
 from n4flow.errors import InputError, reading
 
-FORMAT = 3  # Version of these files: a run that is resumed may find those of another version of n4flow.
+FORMAT = 2  # Version of these files: a run that is resumed may find those of another version of n4flow.
+LEVEL = 5  # Compression level of LZ4, which takes half the time of zstd for files that are 5 % larger.
 MEMBER = "pieces.npy"
 AGAIN = "delete it, and let the stage that writes it run again"
 
@@ -27,7 +28,7 @@ def codec() -> Any:
     """Return the codec of pieces. It cannot encode an empty array, for which an empty piece is written."""
     from numcodecs import Blosc  # type: ignore[import-untyped]
 
-    return Blosc("zstd", 1, Blosc.BITSHUFFLE)
+    return Blosc("lz4", LEVEL, Blosc.SHUFFLE)
 
 
 def write_pieces(path: str | Path, arrays: Mapping[str, np.ndarray], pieces: Sequence[bytes]) -> None:
