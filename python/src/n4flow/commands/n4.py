@@ -12,6 +12,7 @@ import typer
 from n4flow.commands import ants, options
 from n4flow.commands.options import as_step
 from n4flow.commands.terminal import Quiet, telling
+from n4flow.compute import clock
 from n4flow.errors import InputError, N4flowWarning
 
 
@@ -245,6 +246,7 @@ def _summary(facts: Mapping[str, Any]) -> Iterator[str]:
         f"fitted in {fit['fit_seconds']:.3g} s by {fit['backend']}"
         for name, fit in _fits(facts)
     )
+    fitted += clock.said_of_compiling()
     for number, result in enumerate(facts["results"]):
         said = [fitted if number == 0 else "corrected by the same field"]
         if result["channels"] > 1:

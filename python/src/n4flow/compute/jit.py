@@ -7,15 +7,18 @@ rounding) in a written order, so that it depends neither on the vector width nor
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from numba import types
 from numba.core import event
 from numba.extending import intrinsic
 
+from n4flow.compute import clock
 from n4flow.compute.numba_cache import njit
 
 log = logging.getLogger("n4flow")
+EVERY = 10.0  # Seconds of compiling between two lines of a log.
 
 kernel = njit(nogil=True, cache=True, error_model="numpy")
 # A loop over one row is inlined, because passing a dozen arrays to a function would cost as much as the row.
@@ -34,19 +37,33 @@ def fma(_context, a, b, c):  # type: ignore[no-untyped-def]
     return a(a, b, c), build
 
 
-class _Announcement(event.Listener):
-    """Logs once that kernels are being compiled, which takes some seconds after an installation."""
+class _Compiling(event.Listener):
+    """Logs that kernels are being compiled and how it goes on, and stops the clock meanwhile.
 
-    said = False
+    A kernel that calls another is compiled around it; so is one that another thread waits for.
+    """
+
+    def __init__(self) -> None:
+        self.open, self.started, self.kernels, self.said = 0, 0.0, 0, -EVERY
 
     def on_start(self, event: Any) -> None:
-        function = event.data["dispatcher"].py_func
-        if not self.said and function.__module__.startswith("n4flow."):
-            type(self).said = True
-            log.info("compiling kernels for this processor; this happens once and takes some seconds")
+        own = event.data["dispatcher"].py_func.__module__.startswith("n4flow.")
+        self.kernels += own
+        if not self.open:
+            self.started = time.perf_counter()
+            if own and clock.compiling() - self.said >= EVERY:
+                self.said = clock.compiling()
+                log.info(
+                    "compiling kernels for this processor; this happens once and takes up to some minutes"
+                    if self.kernels == 1
+                    else f"compiling kernels: {self.kernels} after {self.said:.0f} s"
+                )
+        self.open += 1
 
     def on_end(self, event: Any) -> None:
-        pass
+        self.open -= 1
+        if not self.open:
+            clock.add_compiling(time.perf_counter() - self.started)
 
 
-event.register("numba:compile", _Announcement())
+event.register("numba:compile", _Compiling())

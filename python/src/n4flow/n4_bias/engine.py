@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from n4flow.compute import clock
 from n4flow.compute.arrays import BACKENDS, probe_gpu
 from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.compute.progress import portion
@@ -100,7 +100,7 @@ def fit(
         If there is nothing to fit, `reason` says why, the field is 1, and a warning is issued.
     """
     chosen = choose_backend(backend)
-    start = time.perf_counter()
+    start = clock.now()
     image = small.image
     prepare, run = ENGINES[chosen]
 
@@ -122,5 +122,5 @@ def fit(
         msg = f"{name}: no bias field was fitted ({reason}); its intensities are kept"
         warnings.warn(msg, N4flowWarning, stacklevel=3)
         solution = Solution(np.zeros([1 if n == 1 else 4 for n in image.shape]), ())
-    facts |= {"levels": solution.levels, "seconds": time.perf_counter() - start}
+    facts |= {"levels": solution.levels, "seconds": clock.now() - start}
     return BiasField(solution.lattice.astype(np.float32), image.shape, small.shape, small.shrink, **facts)

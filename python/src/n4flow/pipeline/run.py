@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from n4flow.compute import clock
 from n4flow.compute.progress import Listener, Progress, counted, peak_memory
 from n4flow.compute.threads import thread_limit
 from n4flow.corrections.bias_field import BiasCorrection
@@ -363,10 +363,10 @@ class _Sample:
                 self.stages += [numbers for numbers in self.leader.stages if numbers["stage"] == each.name]
                 continue
             step = Progress(each.name, *self.extent(each), self.plan.title, own.index(each) + 1, len(own))
-            started = time.perf_counter()
+            started, compiled = clock.now(), clock.compiling()
             with counted(step, listener):
                 getattr(self, each.name.lower(), partial(self.estimate, each))()
-            log.info("%s", stage_line(step, time.perf_counter() - started))
+            log.info("%s", stage_line(step, clock.now() - started) + clock.said_of_compiling(compiled))
             if each.name == "PROVE" and self.leader is not None:  # It looks at the input alone.
                 fields = [field for field in self.leader.inputs.recipe if isinstance(field, BiasCorrection)]
                 self.inputs = replace(self.inputs, recipe=Recipe([*self.inputs.recipe, *fields]))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from n4flow.compute import clock
 from n4flow.compute.malloc import trim_heap
 from n4flow.errors import N4flowWarning
 from n4flow.report.text import plain
@@ -37,14 +37,14 @@ def stage(name: str, **numbers: Any) -> Iterator[dict[str, Any]]:
     """
     trim_heap()
     collected: dict[str, Any] = {"stage": name, **numbers}
-    started = time.perf_counter()
+    started = clock.now()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", N4flowWarning)
         yield collected
     said = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, N4flowWarning)))
     for message in said:
         log.warning("warning: %s", message)
-    collected.update(seconds=round(time.perf_counter() - started, 3), warnings=said)
+    collected.update(seconds=round(clock.now() - started, 3), warnings=said)
     if log.isEnabledFor(logging.DEBUG):
         log.debug("%s", json.dumps(plain(collected), ensure_ascii=False))
 
