@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from pages import FENCE
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 

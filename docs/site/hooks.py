@@ -5,6 +5,7 @@ The pages of the reference are made from the schema, the command line and the pu
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)#\s]+)")
+NOTEBOOK = "tutorials/library.ipynb"
 
 
 def source_of(page: str) -> str:
@@ -78,10 +80,20 @@ def on_page_markdown(markdown: str, *, page: Page, **_others: Any) -> str:
 def made() -> dict[str, str]:
     """Return the pages that no file has, by name."""
     return {
+        "tutorials/notebook.md": "\n".join(notebook()),
         "reference/parameters.md": "\n".join(parameters()),
         "reference/commands.md": "\n".join(commands()),
         "reference/library.md": "\n".join(library()),
     }
+
+
+def notebook() -> Iterator[str]:
+    """Yield the cells of the notebook as a page."""
+    for cell in json.loads((ROOT / "docs" / NOTEBOOK).read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        yield text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+        yield ""
+    yield f"[The notebook itself]({posixpath.basename(NOTEBOOK)})"
 
 
 def parameters() -> Iterator[str]:
