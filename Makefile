@@ -41,7 +41,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 
-.PHONY: help set-up run test hostile lint format lock audit package images bench clean
+.PHONY: help set-up run test hostile lint docs format lock audit package images bench clean
 .DELETE_ON_ERROR:
 
 help: ## Say what can be made
@@ -69,22 +69,27 @@ lint: set-up ## ruff, mypy, nextflow lint
 	@$(USE) mypy --config-file python/pyproject.toml python/src
 	@$(USE) nextflow lint main.nf modules conf nextflow.config nf-test.config  # results hold a copy of main.nf
 
+docs: $(VENV)/.package ## Build the site of docs/ into .n4flow/site; a broken link is an error
+	@$(LOCKED) --requirement python/requirements-docs.lock
+	@$(USE) mkdocs build --quiet --strict --site-dir '$(STATE)/site'
+	@echo "Site: $(STATE)/site/index.html"
+
 format: $(VENV)/.package ## Format the Python code, and copy the package's schema to where launch platforms look for it
 	@cp python/src/n4flow/nextflow_schema.json nextflow_schema.json
 	@$(USE) ruff check --fix-only .
 	@$(USE) ruff format .
 
-lock: | $(VENV)/bin/python ## Renew the lock files from pyproject.toml and jgo.toml
+lock: | $(VENV)/.python ## Renew the lock files from pyproject.toml and jgo.toml
 	$(LOCKED) --requirement python/requirements-maintain.lock
 	$(COMPILE) $(PROJECT) --extra distributed --extra test --output-file $(LOCK)
 	for extra in gpu gpu13; do \
 	    $(COMPILE) $(PROJECT) --extra $$extra --constraint $(LOCK) --output-file python/requirements-$$extra.lock || exit; done
 	$(COMPILE) $(PROJECT) --constraint $(LOCK) --output-file python/requirements-cpu.lock
-	for group in build engine maintain; do \
+	for group in build docs engine maintain; do \
 	    $(COMPILE) --group $(PROJECT):$$group --constraint $(LOCK) --output-file python/requirements-$$group.lock || exit; done
 	'$(VENV)/bin/python' conf/engine/install.py $(STATE)/engine --lock
 
-audit: | $(VENV)/bin/python ## Compare the lock files with the lists of known weaknesses that PyPI keeps
+audit: | $(VENV)/.python ## Compare the lock files with the lists of known weaknesses that PyPI keeps
 	$(LOCKED) --requirement python/requirements-maintain.lock
 	for lock in python/requirements*.lock; do \
 	    '$(VENV)/bin/pip-audit' --require-hashes --disable-pip --progress-spinner off --requirement $$lock || exit; done
@@ -93,7 +98,7 @@ bench: set-up ## Measure speed and memory; results go to benchmarks/results
 	@$(USE) python benchmarks/n4.py --skip survey --out benchmarks/results/n4.json $(ARGS)
 	@$(USE) python benchmarks/n4.py --skip timed compared rest --out benchmarks/results/n4_survey.json
 
-package: | $(VENV)/bin/python ## Build the wheel and the source archive into python/dist
+package: | $(VENV)/.python ## Build the wheel and the source archive into python/dist
 	@$(LOCKED) --requirement python/requirements-build.lock
 	@cd python && rm -rf dist && '$(abspath $(VENV))/bin/hatchling' build
 
@@ -108,21 +113,24 @@ images: ## Build both container images with docker (ENGINE=podman), and as .sif 
 clean: ## Remove everything that was made, but no results
 	rm -rf "$(VENV)" "$(STATE)" .nextflow .nextflow.log* .nf-test .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/.package: $(PROJECT) $(LOCK) python/requirements-build.lock | $(VENV)/bin/python
+$(VENV)/.package: $(PROJECT) $(LOCK) python/requirements-build.lock | $(VENV)/.python
 	@echo "Installing n4flow and what it needs into $(VENV); once, some minutes"
 	@$(LOCKED) --requirement python/requirements-build.lock
 	@$(install-$(DEPENDENCIES))
 	@'$(VENV)/bin/python' -m pip install --quiet --no-deps --no-build-isolation --editable python
 	@touch "$@"
 
-$(VENV)/.engine: conf/engine/install.py conf/engine/jars.lock python/requirements-engine.lock | $(VENV)/bin/python
+$(VENV)/.engine: conf/engine/install.py conf/engine/jars.lock python/requirements-engine.lock | $(VENV)/.python
 	@'$(VENV)/bin/python' conf/engine/install.py "$(STATE)/engine"
 	@touch "$@"
 
 # Debian's Python makes an environment without pip unless one more package is installed; its own pip then helps.
-$(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "n4flow needs Python 3.11 or later; none is on PATH (make PYTHON=... names one)" >&2; exit 2; }
-	@$(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 || { \
+# An environment that an interrupted `make` left without a pip is completed; a Python alone does not say that it is whole.
+$(VENV)/.python:
+	@'$(VENV)/bin/python' -m pip --version >/dev/null 2>&1 || { \
+	    test -n "$(PYTHON)" || { echo "n4flow needs Python 3.11 or later; none is on PATH (make PYTHON=... names one)" >&2; exit 2; }; \
+	    $(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 || { \
 	    $(PYTHON) -m venv --without-pip "$(VENV)" && $(PYTHON) -m pip --quiet --python "$(VENV)/bin/python" install \
 	        --require-hashes --requirement python/requirements-build.lock; } || { \
-	    rm -rf "$(VENV)"; echo "$(PYTHON) can make no virtual environment; install its venv or pip package" >&2; exit 2; }
+	    rm -rf "$(VENV)"; echo "$(PYTHON) can make no virtual environment; install its venv or pip package" >&2; exit 2; }; }
+	@touch "$@"

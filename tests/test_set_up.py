@@ -72,8 +72,7 @@ def test_manifest_jar_names_every_jar(engine: ModuleType, tmp_path: Path):
 def test_second_run_sets_nothing_up(tmp_path: Path):
     if shutil.which("make") is None:
         pytest.skip("no make on PATH")
-    (tmp_path / "bin").mkdir()
-    for name in ("bin/python", ".package", ".engine"):
+    for name in (".python", ".package", ".engine"):
         (tmp_path / name).touch()
     plan = subprocess.run(
         ["make", "--dry-run", "run", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -83,6 +82,24 @@ def test_second_run_sets_nothing_up(tmp_path: Path):
     assert "install.py" not in plan
 
 
+def test_an_environment_without_pip_is_completed_and_a_whole_one_is_left_alone(tmp_path: Path):
+    if shutil.which("make") is None:
+        pytest.skip("no make on PATH")
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    inside, maker = tmp_path / "venv" / "bin" / "python", tmp_path / "python3"
+    inside.write_text("#!/bin/sh\nexit 1\n")  # what an interrupted `make` leaves: `-m pip` fails
+    maker.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/asked\nprintf '#!/bin/sh\\n' > {inside}\n")
+    for script in (inside, maker):
+        script.chmod(0o755)
+    stamp = tmp_path / "venv" / ".python"
+    for _time in range(2):  # the second has an environment whose pip works, as of an older Makefile
+        stamp.unlink(missing_ok=True)
+        command = ["make", f"VENV={tmp_path / 'venv'}", f"PYTHON={maker}", str(stamp)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        assert stamp.exists()
+    assert (tmp_path / "asked").read_text() == f"-m venv {tmp_path / 'venv'}\n"
+
+
 # What each lock file is made of: lists of pyproject.toml.
 LOCKS = {
     "requirements.lock": ["dependencies", "distributed", "test"],
@@ -90,6 +107,7 @@ LOCKS = {
     "requirements-gpu.lock": ["dependencies", "gpu"],
     "requirements-gpu13.lock": ["dependencies", "gpu13"],
     "requirements-build.lock": ["build"],
+    "requirements-docs.lock": ["docs"],
     "requirements-engine.lock": ["engine"],
     "requirements-maintain.lock": ["maintain"],
 }

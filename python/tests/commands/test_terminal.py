@@ -71,6 +71,12 @@ def test_a_terminal_gets_bars_a_line_a_stage_and_the_table(image, tmp_path):
     assert sentence.startswith("brain: ")
     assert store.is_dir()
     assert report.is_file()
+    recipe = store.with_name("recipe.json")
+    for step, command in {"CONVERT": ["convert"], "RENDER": ["render", recipe]}.items():
+        code, drawn = on_a_terminal(N4FLOW, *command, image, tmp_path / f"{step}.ome.zarr")
+        assert code == 0
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
+        assert re.search(rf"{step} \S+ \d:\d\d:\d\d .*of {nbytes / 1000:.0f} kB.*peak memory \d+ MB", plain), step
 
 
 def test_a_log_gets_a_line_a_stage_and_quiet_says_nothing(image, tmp_path, capsys):

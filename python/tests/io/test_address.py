@@ -3,7 +3,9 @@
 import functools
 import http.server
 import json
+import re
 import threading
+import zlib
 from pathlib import Path
 
 import numcodecs
@@ -41,6 +43,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         data, part = path.read_bytes(), self.headers.get("Range")
         self.send_response(206 if part and not Handler.whole else 200)
         self.send_header("ETag", f'"{hash(data)}"')
+        self.send_header("x-goog-generation", str(zlib.crc32(data)))
         if part and not Handler.whole:
             first, last = part.removeprefix("bytes=").split("-")
             start = int(first) if first else len(data) - int(last)
@@ -50,6 +53,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def translate_path(self, path):
+        """Take an object that Google's JSON API is asked for, and else a path, also that of a bucket of S3."""
+        asked = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/?]+)\?alt=media&?.*", path)
+        return super().translate_path("/".join(asked.groups()) if asked else path)
 
     def log_message(self, *_arguments):
         pass
@@ -96,6 +104,25 @@ def test_a_store_at_an_address(served, voxels, version, whole, monkeypatch):
     assert there.digest() == here.digest()
     assert np.array_equal(there.read(slice(3, 9), slice(5, 20), slice(7, 33)), voxels[3:9, 5:20, 7:33])
     assert there.reader.by_chunks
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_store_in_a_bucket(served, voxels, scheme, monkeypatch):
+    folder, address = served
+    for name in ("TENSORSTORE_GCS_HTTP_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, address)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    (folder / "bucket/of all").mkdir(parents=True)
+    write_volume(folder / "bucket/of all/a.ome.zarr", voxels, voxel_um=VOXEL)
+    volume = open_volume(f"{scheme}://bucket/of all/a.ome.zarr")
+    assert np.array_equal(volume.read(slice(3, 9)), voxels[3:9])
+    seen = volume.reader.state()
+    chunk = folder / "bucket/of all/a.ome.zarr/0/c/0/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert volume.reader.state() != seen
+    with pytest.raises(InputError, match=f"{scheme}://bucket/none.zarr is not a readable Zarr store"):
+        open_volume(f"{scheme}://bucket/none.zarr")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from n4flow.commands.options import Image, as_step
+from n4flow.commands.terminal import reading
 from n4flow.pipeline.parameters import OPENING, opening
 
 
@@ -41,7 +42,9 @@ def _convert(
     )
     volume = channels[0]
     check_destination(output, overwrite=overwrite)
-    numbers.update(convert_volume(channels, output, ome_zarr_version=settings["ome_zarr_version"], threads=threads))
+    with reading("CONVERT", channels):
+        found = convert_volume(channels, output, ome_zarr_version=settings["ome_zarr_version"], threads=threads)
+    numbers.update(found)
     size = " x ".join(f"{numbers['voxel_um'][axis]:g}" for axis in "zyx")
     shape = " x ".join(map(str, numbers["shape"]))
     lost = len(volume.metadata.get("missing_planes", ()))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from n4flow.commands.options import as_step
+from n4flow.commands.terminal import reading
 from n4flow.pipeline.parameters import OPENING, opening
 
 
@@ -33,15 +34,16 @@ def _render(
     allow = {"allow_missing_chunks": settings["allow_missing_chunks"]}
     volume = open_volume(image, **opening(settings))
     inside = mask or corrections.mask
-    written = render_volume(
-        volume,
-        corrections,
-        output,
-        ome_zarr_version=settings["ome_zarr_version"],
-        dtype=settings["dtype"],
-        threads=threads,
-        mask=open_mask(inside, volume, **allow) if inside else None,
-    )
+    with reading("RENDER", [volume]):
+        written = render_volume(
+            volume,
+            corrections,
+            output,
+            ome_zarr_version=settings["ome_zarr_version"],
+            dtype=settings["dtype"],
+            threads=threads,
+            mask=open_mask(inside, volume, **allow) if inside else None,
+        )
     numbers.update(corrections=[correction.kind for correction in corrections], **written)
     return f"{output}: {', '.join(numbers['corrections']) or 'no correction'}"
 

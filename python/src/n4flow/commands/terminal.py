@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from n4flow.compute.progress import Listener, Progress, peak_memory
+from n4flow.compute.progress import Listener, Progress, counted, peak_memory
+
+if TYPE_CHECKING:
+    from n4flow.io.volume import Volume
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
 LogFile = Annotated[
@@ -52,6 +56,14 @@ def telling(*, quiet: bool = False, log_file: Path | None = None) -> Iterator[Li
             stack.enter_context(_level(logging.WARNING))
         bars = not quiet and sys.stderr.isatty()
         yield stack.enter_context(_bars()) if bars else None
+
+
+@contextmanager
+def reading(step: str, volumes: Sequence[Volume]) -> Iterator[None]:
+    """Show on a terminal how much of some volumes a step has read, of which it reads every voxel once."""
+    nbytes = sum(math.prod(volume.shape) * volume.dtype.itemsize for volume in volumes)
+    with telling() as listener, counted(Progress(step, nbytes, "bytes"), listener):
+        yield
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from n4flow.io.itk import itk_dtype
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.plane_names import channels_of, find_planes, is_tiff, labels_of, numbered
 from n4flow.io.reader import Reader, check_dtype, plane_chunks
-from n4flow.io.tiff import bound, stated_size
+from n4flow.io.tiff import bound, stated_size, undecodable
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,6 @@ def _header(file: Path) -> Plane | str:
 
 
 def _tiff_header(file: Path) -> Plane:
-    from tifffile import TIFF as CODES
     from tifffile import TiffFile
 
     with TiffFile(file) as tif:
@@ -176,13 +175,11 @@ def _tiff_header(file: Path) -> Plane:
         bound(page, [page])
         if page.is_memmappable:
             return Plane(axes, page.shape, stored, offset=page.dataoffsets[0])
-        try:
-            CODES.DECOMPRESSORS[page.compression], CODES.UNPREDICTORS[page.predictor]
-        except KeyError as error:
+        if lacking := undecodable(page):
             plane = _itk_header(file)
             if plane.kind != Plane(axes, page.shape, stored).kind:
-                msg = f"{file} cannot be decoded: {error.args[0]}; install it, or save the planes uncompressed"
-                raise InputError(msg) from error
+                msg = f"{file} cannot be decoded: {lacking}; install it, or save the planes uncompressed"
+                raise InputError(msg)
             return plane
         return Plane(axes, page.shape, stored)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
 LONGER = 2**16  # Bytes by which a compressed strip may be longer than twice what it holds: none is, whatever the codec.
+WHOLE_BITS = (1, 8, 16, 32, 64, 128)  # Of a voxel, which tifffile reads by itself.
 COMPANION = ".companion.ome"  # Ends the name of a file of OME-XML that describes TIFF files beside it.
 
 
@@ -225,15 +226,34 @@ def _check_length(path: Path, series: Any) -> None:
 
 
 def _check_codec(path: Path, page: Any) -> None:
-    """Refuse pages whose codec or predictor is not installed, before any of them is read."""
+    """Refuse pages that cannot be decoded here, before any of them is read."""
+    if lacking := undecodable(page):
+        msg = f"{path} cannot be decoded: {lacking}; install it, or save the file uncompressed or with zlib"
+        raise InputError(msg)
+
+
+def undecodable(page: Any) -> str:
+    """Return what of a page cannot be decoded without the package imagecodecs; empty where all can.
+
+    A decoder is tried on nothing, which tells one that is not there from one that refuses nothing.
+    """
     from tifffile import TIFF
 
-    for codecs, name in ((TIFF.DECOMPRESSORS, page.compression), (TIFF.UNPREDICTORS, page.predictor)):
+    decoders: tuple[tuple[str, Any, Any, Any], ...] = (
+        ("compression", TIFF.DECOMPRESSORS, page.compression, b""),
+        ("predictor", TIFF.UNPREDICTORS, page.predictor, np.zeros((1, 1), page.dtype)),
+    )
+    for what, decoder, name, nothing in decoders:
         try:
-            codecs[name]
-        except KeyError as error:
-            msg = f"{path} cannot be decoded: {error.args[0]}; install it, or save the file uncompressed or with zlib"
-            raise InputError(msg) from error
+            decoder[name](nothing)
+        except (LookupError, ImportError, AttributeError, NotImplementedError):
+            return f"its {what} {getattr(name, 'name', name)} requires the package imagecodecs"
+        except Exception:  # noqa: BLE001  It is there.
+            continue
+    bits = page.bitspersample
+    if isinstance(bits, int) and bits not in WHOLE_BITS and find_spec("imagecodecs") is None:
+        return f"its {bits} bits a voxel require the package imagecodecs"
+    return ""
 
 
 def bound(page: Any, pages: Iterable[Any]) -> None:
