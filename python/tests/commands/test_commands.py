@@ -141,6 +141,7 @@ def test_inspect_answers_a_fault_to_the_workflow(image, tmp_path):
     [
         (GpuError("no working GPU: none"), 3, "no working GPU"),
         (MemoryError("Unable to allocate 9 GiB"), 4, "out of memory"),
+        (RuntimeError("can't start new thread"), 4, "no further thread can be started; raise the limit"),
         (OSError(errno.ENOSPC, "No space left on device", "out.zarr"), 5, "disk or quota full at out.zarr"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 5, "disk or quota full"),
         (DiskFullError("disk full"), 5, "disk full"),
@@ -157,6 +158,17 @@ def test_each_kind_of_failure_has_its_exit_code(monkeypatch, capsys, error, code
     monkeypatch.setattr(n4flow.commands.typer.main, "get_command", lambda _app: fail)
     assert ended(["inspect"]) == code
     assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("run", "a.npy", "out"), ("n4", "a.npy", "b.npy")])
+def test_too_little_address_space_is_a_sentence_and_not_an_abort_of_llvm(command):
+    n4flow = Path(sys.executable).with_name("n4flow")
+    line = ["/bin/sh", "-c", 'ulimit -v 400000; exec "$@"', "sh", n4flow, *command]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "needs at least 850 MB of address space" in done.stderr
+    assert "the limit is 409 MB; raise it" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

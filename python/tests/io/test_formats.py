@@ -625,6 +625,34 @@ def test_itk_cut_short(tmp_path, voxels, name):
         open_volume(tmp_path / name, voxel_um=(1, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "fault"),
+    [
+        ("a.mha", "NDims = 65536", "has 65536 axes, expected 1 to 10"),
+        ("a.mha", "NDims = -1", "has -1 axes, expected 1 to 10"),
+        ("a.mha", "ElementDataFile = a%d.raw 1 2 0", "or by a step that is not above 0"),
+        ("a.nrrd", "spacings: " + "1 " * 1000, "has a field of 2010 bytes, expected 512 at most"),
+        ("a.nrrd", "data file: a%999999d.raw 1 2 1", "numbers its files with more than 99 digits, .*"),
+        ("a.nrrd", "# " + "x" * 2**20, "is longer than 1048576 bytes"),
+    ],
+)
+def test_a_header_that_ends_the_process_in_itk_is_refused(tmp_path, voxels, name, field, fault):
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / name))
+    head, encoding, rest = (
+        (tmp_path / name).read_bytes().partition(b"encoding" if name == "a.nrrd" else b"CompressedData ")
+    )
+    (tmp_path / name).write_bytes(head + field.encode() + b"\n" + encoding + rest)
+    with pytest.raises(InputError, match=f"has a header that cannot be read: it .*{fault}; write it again"):
+        open_volume(tmp_path / name, voxel_um=(1, 1, 1))
+
+
+def test_a_long_field_of_the_writer_is_no_fault(tmp_path, voxels):
+    image = sitk.GetImageFromArray(voxels)
+    image.SetMetaData("history", "x" * 3000)
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+    assert np.array_equal(open_volume(tmp_path / "a.nrrd", voxel_um=(1, 1, 1)).read(slice(None)), voxels)
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.tif", "a.zarr.zip"])
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name):
     os.mkfifo(tmp_path / name)

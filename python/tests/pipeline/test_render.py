@@ -68,6 +68,20 @@ def test_what_does_not_fit_is_saturated_and_counted(image):
     assert numbers["saturated_voxels"] == (before > 255).sum()
 
 
+def test_a_gain_beyond_float32_is_refused_and_what_was_infinite_before_is_kept(tmp_path):
+    values = np.full((3, 20, 30), 1e38, np.float32)
+    values[0, 0, :2] = np.nan, np.inf
+    inside, gain = np.ones(values.shape, np.uint8), PlaneGain.from_arrays(*_gain(3))
+    volume, mask = (Volume.from_array(array, (1, 1, 1)) for array in (values, inside))
+    render(volume, Recipe([gain]), tmp_path / "kept.ome.zarr", mask=mask)
+    written = open_volume(tmp_path / "kept.ome.zarr").read(slice(None))
+    assert np.array_equal(written, values * gain.gain[:, None, None], equal_nan=True)
+    values[1, 3, 4] = 3.3e38
+    with pytest.raises(InputError, match=r"1 voxels in planes 0 to 2 are beyond 3\.4e\+38, .* after the corrections"):
+        render(volume, Recipe([gain]), tmp_path / "over.ome.zarr", mask=mask)
+    assert not (tmp_path / "over.ome.zarr").exists()
+
+
 def test_a_render_that_fails_leaves_nothing(image, plane_range, monkeypatch):
     def fail(*_given):
         raise OSError("broken")

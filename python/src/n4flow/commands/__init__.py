@@ -18,7 +18,7 @@ import typer
 import typer.main
 
 from n4flow.commands.terminal import Verbose, tracebacks
-from n4flow.compute.malloc import limit_arenas
+from n4flow.compute.malloc import check_address_space, limit_arenas
 from n4flow.errors import DiskFullError, InputError, N4flowError, N4flowWarning, OutOfMemoryError, reason
 from n4flow.pipeline.stages import STAGES
 
@@ -121,7 +121,8 @@ def _group(
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Hold what goes before a command."""
+    """Do what goes before every command."""
+    check_address_space()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -158,6 +159,11 @@ def _end(error: BaseException) -> int:
             return _fail(str(error), error.exit_code)
         case MemoryError():
             sentence = f"out of memory ({reason(error)}); give the task more memory or fewer slab_planes"
+            return _fail(sentence, OutOfMemoryError.exit_code)
+        case RuntimeError(args=("can't start new thread",)):
+            sentence = (
+                "no further thread can be started; raise the limit of processes or of memory, or give fewer --threads"
+            )
             return _fail(sentence, OutOfMemoryError.exit_code)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             where = f" at {error.filename}" if error.filename else ""

@@ -25,7 +25,8 @@ from n4flow.io.units import micrometres_per, to_micrometres
 if TYPE_CHECKING:
     from n4flow.io.volume import Volume
 
-HEADER_BYTES = 2**16  # Part of a file in which its header is looked for.
+HEADER_BYTES = 2**20  # Part of a file in which its header is looked for.
+LONGEST_FIELD = 512  # Bytes of a field of NRRD: its library copies a longer one into a message of 1024.
 DATA_FIELDS = ("data file", "datafile", "elementdatafile")  # Fields that name the file of the voxels.
 NUMBERED = r"%\d*[du]"  # Part of such a name that stands for a number; the numbers follow the name.
 DOMAIN = ("domain", "space", "time", "none", "???")  # Kinds of axes of NRRD that are no components of a voxel.
@@ -40,6 +41,7 @@ class ItkReader(Reader):
         import SimpleITK as sitk
 
         self.path = path
+        _check_header(path)
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         reader.SetImageIO(_image_io(path))
@@ -153,6 +155,34 @@ def itk_dtype(path: Path, pixel: int) -> np.dtype:
             return np.dtype(name.lower())
     msg = f"{path} has voxels of type {sitk.GetPixelIDValueAsString(pixel)}; expected integers or real numbers"
     raise InputError(msg)
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header with which a library of ITK writes beyond its arrays or divides by 0: the process would end."""
+    check_regular(path)
+    with path.open("rb") as stream:
+        start = stream.read(HEADER_BYTES)
+    nrrd, faults = start.startswith(b"NRRD"), []
+    for line in start.split(b"\n"):
+        name, _sign, value = (part.strip() for part in line.partition(b":" if nrrd else b"="))
+        field = name.lower().decode(errors="replace")
+        of_writer = field.startswith("#") or field == "content" or value.startswith(b"=")
+        if nrrd and len(line) > LONGEST_FIELD and not of_writer:
+            faults.append(f"has a field of {len(line)} bytes, expected {LONGEST_FIELD} at most")
+        if field == "ndims" and not re.fullmatch(rb"[1-9]|10", value):
+            faults.append(f"has {value[:20].decode(errors='replace')} axes, expected 1 to 10")
+        if field in DATA_FIELDS and b"%" in value:
+            step = [] if nrrd else value.split()[3:4]
+            if re.search(rb"%\d{3}", value) or not all(re.fullmatch(rb"0*[1-9]\d{0,8}", number) for number in step):
+                faults.append("numbers its files with more than 99 digits, or by a step that is not above 0")
+        if field == "elementdatafile" or (nrrd and not line.strip()):
+            break
+    else:
+        if len(start) == HEADER_BYTES:
+            faults.append(f"is longer than {HEADER_BYTES} bytes")
+    if faults:
+        msg = f"{path} has a header that cannot be read: it {faults[0]}; write it again"
+        raise InputError(msg)
 
 
 def _header(path: Path) -> dict[str, str]:

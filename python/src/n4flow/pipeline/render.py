@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import within_float32
+from n4flow.compute.arrays import LARGEST, within_float32
 from n4flow.compute.threads import available_threads, scratch, thread_pool
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
@@ -30,12 +30,13 @@ from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource, check_mask, open_mask
 from n4flow.pipeline.blocks import in_parts, parts, prepared
 from n4flow.pipeline.plan import output_dtype
-from n4flow.statistics.accumulate import MOST_TILES, Tile, TileShrinker
+from n4flow.statistics.accumulate import MOST_TILES, PLANE_COUNTS, Tile, TileShrinker
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import Shrunken, ShrunkenVolume, runs
 
 RUN_VOXELS = 1 << 18  # Voxels corrected at a time: a megabyte of float32 stays in a core's cache.
 REPORTED_BITS = 12  # Of a mean of the shrunken result, which the report alone reads: 0.012 % off at most.
+N_NONFINITE = PLANE_COUNTS.index("n_nonfinite")
 WINDOW_PIXELS = 1 << 22  # Voxels of the shrunken result that the display window is taken from, at most.
 
 
@@ -172,6 +173,8 @@ class _Tiles:
             where = Where(planes.start, y + inner[0].start, x + inner[1].start, self.shape, inside)
             box = self.recipe.apply_block(box, where)
             tile.add(first, box)
+            if tile.counts[first : first + len(box), N_NONFINITE].any():  # few inputs have such voxels
+                _check_finite(part[first : first + len(box), *inner], box, planes.start)
             if self.scale != 1:
                 box *= self.scale
             if extent != (height, width):
@@ -224,6 +227,15 @@ class _Tiles:
             with within_float32():
                 np.copyto(values, planes, casting="unsafe")
             yield first, values
+
+
+def _check_finite(given: np.ndarray, corrected: np.ndarray, z: int) -> None:
+    """Refuse finite voxels that the corrections of planes, the first of which is `z`, made infinite."""
+    if over := np.count_nonzero(np.isfinite(given) & ~np.isfinite(corrected)):
+        where = f"in planes {z} to {z + len(given) - 1}"
+        beyond = f"beyond {LARGEST:.2g}, the largest float32, after the corrections"
+        msg = f"{over} voxels {where} are {beyond}; divide the volume by a constant first"
+        raise InputError(msg)
 
 
 def extent(after: Shrunken, *, padded: bool) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from n4flow.statistics.plane_file import PieceFile, codec, write_pieces
 if TYPE_CHECKING:
     from n4flow.statistics.accumulate import PlaneShrinker, TileShrinker
 
-LARGEST = np.float32(3.3e38)  # What is larger could be rounded to infinity.
+ROUNDABLE = np.float32(3.3e38)  # What is larger could be rounded to infinity.
 RUN_PLANES = 16  # Planes of a shrunken volume that are read at a time: some tens of megabytes.
 
 
@@ -83,7 +83,7 @@ class ShrunkenVolume:
         from numcodecs import BitRound  # type: ignore[import-untyped]
 
         def rounded(plane: np.ndarray) -> Any:
-            kept = plane if bits is None else BitRound(bits).encode(np.clip(plane, -LARGEST, LARGEST))
+            kept = plane if bits is None else BitRound(bits).encode(np.clip(plane, -ROUNDABLE, ROUNDABLE))
             return codec().encode(kept)
 
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
