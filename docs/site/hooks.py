@@ -23,11 +23,7 @@ NOTEBOOK = "tutorials/library.ipynb"
 
 
 def source_of(page: str) -> str:
-    """Return where in the repository a page of the site, or a file that it links to, lies.
-
-    >>> source_of("usage.md"), source_of("index.md"), source_of("CHANGELOG.md")
-    ('docs/usage.md', 'README.md', 'CHANGELOG.md')
-    """
+    """Return where in the repository a page of the site, or a file that it links to, lies."""
     if page == "index.md":
         return "README.md"
     return f"docs/{page}" if (ROOT / "docs" / page).exists() else page
