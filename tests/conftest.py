@@ -143,13 +143,18 @@ def runner(nextflow: str, folder: Path, project: Path = ROOT) -> Run:
             process.communicate()
             raise
         assert process.returncode == code, f"expected exit code {code}, got {process.returncode}\n{output}"
-        with trace.open() if trace.exists() else open(os.devnull) as file:
-            tasks = list(csv.DictReader(file, delimiter="\t"))
-        for task in tasks:
-            task["name"] = re.sub(r"^(\w+:)+", "", task["name"])
-        return WorkflowRun(process.returncode, output, outdir, tasks, work)
+        return WorkflowRun(process.returncode, output, outdir, traced(trace), work)
 
     return run
+
+
+def traced(trace: Path) -> list[dict[str, str]]:
+    """Return the rows of Nextflow's trace, with the name of the process alone."""
+    with trace.open() if trace.exists() else open(os.devnull) as file:
+        tasks = list(csv.DictReader(file, delimiter="\t"))
+    for task in tasks:
+        task["name"] = re.sub(r"^(\w+:)+", "", task["name"])
+    return tasks
 
 
 PLAIN = ["--bias", "off", "--match", "off", "--smooth_z", "0", "--normalize", "false"]

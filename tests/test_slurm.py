@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PhantomRun, Run, Undisturbed, sentence, skip_with_gpu, wait_for
+from conftest import ROOT, PhantomRun, Run, Undisturbed, WorkflowRun, sentence, skip_with_gpu, traced, wait_for
+from pages import follow
 from slurm_node import missing, slurm
 
 pytestmark = pytest.mark.engine
 
-# Slurm is asked often; a job waits while a file is there, and leaves behind what it saw. No task's hash knows of it.
+# Slurm is asked often.
+QUICK = "executor { pollInterval = '1 sec'; queueStatInterval = '1 sec'; exitReadTimeout = '10 sec' }\n"
+# A job waits while a file is there, and leaves behind what it saw. No task's hash knows of it.
 CONFIG = """\
-executor {{ pollInterval = '1 sec'; queueStatInterval = '1 sec'; exitReadTimeout = '10 sec' }}
 process.beforeScript = 'env > environment.txt; while [ -e "{hold}" ] && [[ "$PWD" == *work* ]]; do sleep 0.2; done'
 """
 
@@ -41,12 +43,30 @@ def hold(tmp_path: Path) -> Path:
 @pytest.fixture
 def submitted(workflow: Run, node: dict[str, str], tmp_path: Path, hold: Path) -> Callable:
     """Return `workflow`, submitting to Slurm."""
-    (tmp_path / "site.config").write_text(CONFIG.format(hold=hold))
+    (tmp_path / "site.config").write_text(QUICK + CONFIG.format(hold=hold))
 
     def run(*arguments: str | Path, profile: str = "slurm,test", **options):
         return workflow(*arguments, "-c", tmp_path / "site.config", profile=profile, environment=node, **options)
 
     return run
+
+
+# Stands in for Apptainer: what Nextflow hands to it is looked at, and the command inside is run as it is.
+APPTAINER = """\
+#!/bin/bash
+[ "$1" = pull ] && { touch "$3"; exit; }
+while [[ "$1" != *.img ]]; do shift; done
+exec "${@:2}"
+"""
+
+
+@pytest.fixture
+def apptainer(node: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put what stands in for Apptainer on PATH."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "apptainer").write_text(APPTAINER)
+    (tmp_path / "bin" / "apptainer").chmod(0o755)
+    monkeypatch.setitem(node, "PATH", f"{tmp_path / 'bin'}:{node['PATH']}")
 
 
 def ask(node: dict[str, str], *command: str) -> str:
@@ -71,11 +91,17 @@ def seen(folder: Path) -> set[str]:
     return set(re.findall(r"^(CUDA_VISIBLE_DEVICES|SLURM_JOB_GPUS)=", (folder / "environment.txt").read_text(), re.M))
 
 
-def test_slurm_gives_the_voxels_of_this_machine(submitted: Callable, phantom_run: PhantomRun):
-    sections = phantom_run.phantom.parent / "phantom.sections.tsv"
-    run = submitted("--input", phantom_run.phantom, "--sections", sections, "--job_array", "2")
+def test_the_tutorial_of_the_cluster_gives_the_voxels_of_this_machine(
+    node: dict[str, str], apptainer: None, phantom_run: PhantomRun, tmp_path: Path
+):
+    (tmp_path / "n4flow").symlink_to(ROOT)
+    (tmp_path / "nextflow.config").write_text(QUICK)
+    follow(ROOT / "docs" / "tutorials" / "cluster.md", tmp_path, node)
+    results = tmp_path / "results"
+    run = WorkflowRun(0, "", results, traced(results / "pipeline_info" / "trace.tsv"), tmp_path / "work")
     assert run.ran() == phantom_run.first.ran()
-    assert run.digests("phantom") == phantom_run.first.digests("phantom")
+    ours, theirs = run.digests("brain"), phantom_run.first.digests("phantom")
+    assert (ours["brain.ome.zarr"], ours["mask.ome.zarr"]) == (theirs["phantom.ome.zarr"], theirs["mask.ome.zarr"])
     script = (run.folders("FINISH")[0] / ".command.run").read_text()
     assert re.search(r"^#SBATCH -c 2$", script, re.M)
     plan = json.loads((run.folders("INSPECT")[0] / "plan.json").read_text())
@@ -102,22 +128,9 @@ def test_a_gpu_that_is_not_there_ends_the_run_at_once(submitted: Callable, node:
     assert seen(folder) == {"CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"}
 
 
-# Stands in for Apptainer: what Nextflow hands to it is looked at, and the command inside is run as it is.
-APPTAINER = """\
-#!/bin/bash
-[ "$1" = pull ] && { touch "$3"; exit; }
-while [[ "$1" != *.img ]]; do shift; done
-exec "${@:2}"
-"""
-
-
 def test_only_tasks_for_a_gpu_get_one(
-    submitted: Callable, node: dict[str, str], undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    submitted: Callable, node: dict[str, str], apptainer: None, undisturbed: Undisturbed
 ):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "apptainer").write_text(APPTAINER)
-    (tmp_path / "bin" / "apptainer").chmod(0o755)
-    monkeypatch.setitem(node, "PATH", f"{tmp_path / 'bin'}:{node['PATH']}")
     arguments = [*undisturbed.arguments, "--bias", "two_pass", "--iterations", "2", "--backend", "auto"]
     run = submitted(*arguments, "--gpu_options", "--gres=gpu:1 --comment=mine", profile="gpu,slurm,apptainer,test")
     for process in sorted(run.ran() - {"ROOM"}):  # which runs in the head process

@@ -9,6 +9,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,7 @@ NOTEBOOK = "tutorials/library.ipynb"
 
 
 def source_of(page: str) -> str:
-    """Return where in the repository a page of the site, or a file that it links to, lies.
-
-    >>> source_of("usage.md"), source_of("index.md"), source_of("CHANGELOG.md")
-    ('docs/usage.md', 'README.md', 'CHANGELOG.md')
-    """
+    """Return where in the repository a page of the site, or a file that it links to, lies."""
     if page == "index.md":
         return "README.md"
     return f"docs/{page}" if (ROOT / "docs" / page).exists() else page
@@ -130,10 +127,14 @@ def commands() -> Iterator[str]:
 
 
 def library() -> Iterator[str]:
-    """Yield the public names of the package, for mkdocstrings to describe."""
+    """Yield the public names of the package, for mkdocstrings to describe, and the options of a phantom."""
     import n4flow
 
     yield "# Library\n\nEverything that `import n4flow` offers, from its docstrings. Axes are always (Z, Y, X)."
     for name in n4flow.__all__:
         if name != "__version__":
             yield f"\n::: n4flow.{n4flow._HOME[name]}.{name}"
+        if name == "PhantomOptions":  # its docstring is made of its fields when it is imported
+            yield "\n| option | default | meaning |\n|---|---|---|"
+            for option in fields(n4flow.PhantomOptions):
+                yield f"| `{option.name}` | `{option.default}` | {option.metadata['help']} |"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from n4flow.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Shown:
@@ -40,7 +44,7 @@ def lengths(voxel_um: Mapping[str, float] | None) -> str:
     return "unknown" if voxel_um is None else " x ".join(f"{voxel_um[axis]:g}" for axis in "zyx") + " um"
 
 
-def axes(columns: int, rows: int = 1) -> Any:
+def axes(columns: int, rows: int = 1) -> NDArray[np.object_]:
     """Return axes of a new figure of matplotlib, an array of so many rows and columns.
 
     Raises

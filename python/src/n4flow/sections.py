@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO, overload
+from typing import TextIO, TypeAlias, overload
 
 import numpy as np
 
@@ -135,7 +135,7 @@ class SectionTable(Shown, Sequence[Section]):
         return cls(sections, n_planes, name=f"section table {path.name}")
 
     @classmethod
-    def coerce(cls, sections: Any, n_planes: int) -> SectionTable:
+    def coerce(cls, sections: SectionsLike, n_planes: int) -> SectionTable:
         """Return a table from a table, a count, a path, a sequence of Section, or None (each plane is a section)."""
         if isinstance(sections, cls):
             if sections.n_planes != n_planes:
@@ -211,6 +211,10 @@ class SectionTable(Shown, Sequence[Section]):
         more = ["..."] if len(flagged) > MOST_SHOWN else []
         said = {"sections": str(len(self)), "planes": str(self.n_planes)}
         return said | ({"flagged": " ".join(flagged[:MOST_SHOWN] + more)} if flagged else {})
+
+
+# What functions take for sections; None: each plane is a section.
+SectionsLike: TypeAlias = SectionTable | Sequence[Section] | str | Path | int | None
 
 
 def write_rows(stream: TextIO, rows: Iterable[Iterable[object]]) -> None:

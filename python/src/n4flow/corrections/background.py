@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from n4flow.compute.arrays import array_module, as_array, check_float32, probe_gpu, to_numpy
 from n4flow.compute.gpu import run_on_gpu
@@ -23,6 +24,7 @@ from n4flow.errors import InputError
 
 CUT_SIGMAS = 2.5758293035489004  # 99 % of a normal density lies within
 RADIUS = 7.0  # pixels, of `bkgd_spatial_mean`
+Radii: TypeAlias = float | tuple[float, float] | Sequence[float | tuple[float, float]]
 
 
 def gaussian_kernel(sigma: float) -> np.ndarray:
@@ -154,16 +156,16 @@ def _radii(radii: Any, n_channels: int) -> list[tuple[float, float]]:
 
 
 def bkgd_spatial_mean(
-    channels: Sequence[Any],
+    channels: Sequence[ArrayLike],
     /,
-    channels_mean_radii_pix: Any = None,
-    bkgds: Sequence[Any] | None = None,
+    channels_mean_radii_pix: Radii | None = None,
+    bkgds: Sequence[NDArray[np.float32]] | None = None,
     noise_corrections: Sequence[float] | None = None,
     *,
     cuda: bool | None = None,
     parallel: bool | None = None,
-    config: Any = None,
-) -> tuple[list[Any], list[np.float32], dict[str, Any]]:
+    config: object = None,
+) -> tuple[list[NDArray[np.float32]], list[np.float32], dict[str, Any]]:
     """Return the Gaussian mean background of each channel's planes; nothing is subtracted.
 
     Parameters
@@ -201,7 +203,7 @@ def bkgd_spatial_mean(
         (a ValueError) Radii, buffers or noise corrections of another length than the channels; a channel without
         three axes.
     """
-    given = {
+    given: dict[str, Any] = {
         "channels_mean_radii_pix": channels_mean_radii_pix,
         "bkgds": bkgds,
         "noise_corrections": noise_corrections,

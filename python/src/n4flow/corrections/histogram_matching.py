@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from n4flow.compute.arrays import as_block, as_mask, is_dask, probe_gpu, takes_arrays, to_numpy
 from n4flow.compute.gpu import as_float32, on_device, run_on_gpu, stream_planes
@@ -26,7 +27,7 @@ from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.corrections.section_lookup import BORROWED, IDENTITY, MATCHED, SectionLookup
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import least_voxels
-from n4flow.sections import Section, SectionTable, filled_planes
+from n4flow.sections import Section, SectionsLike, SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions, Pairs, PlaneHistograms
 from n4flow.statistics.measure import plane_histograms
 from n4flow.statistics.pooling import Pool, pool, weighted_percentile
@@ -114,7 +115,7 @@ class _Target:
 def estimate_lookup(
     histograms: Distributions,
     previous: Sequence[Correction] = (),
-    sections: Any = None,
+    sections: SectionsLike = None,
     n_bins: int = 256,
     tissue_threshold: float = 0.0,
     cls: str = "tissue",
@@ -202,14 +203,14 @@ def estimate_lookup(
 
 @takes_arrays
 def apply_histogram_matching(
-    vol: Any,
-    n_serial_slices: Any,
+    vol: ArrayLike,
+    n_serial_slices: SectionsLike,
     n_bins: int,
     tissue_threshold: float = 0.0,
     use_gpu: bool = False,
     *,
-    mask: Any = None,
-) -> Any:
+    mask: ArrayLike | None = None,
+) -> NDArray[np.float32]:
     """Match the distribution of each section to the pooled one.
 
     Parameters
@@ -233,22 +234,22 @@ def apply_histogram_matching(
     (Z, Y, X) float32 array of the kind of `vol`.
     """
     options = n_serial_slices, n_bins, tissue_threshold, "all" if mask is None else "tissue"
-    vol = as_block(vol)
+    block = as_block(vol)
     if use_gpu:
         probe_gpu()
-    if is_dask(vol):
+    if is_dask(block):
         if use_gpu:
             import cupy
 
-            vol = vol.map_blocks(cupy.asarray, meta=cupy.empty((0, 0, 0), vol.dtype))
-        result = apply_lazily(vol, estimate_lazily(estimate_lookup, vol, (), *options, tissue=mask))
+            block = block.map_blocks(cupy.asarray, meta=cupy.empty((0, 0, 0), block.dtype))
+        result = apply_lazily(block, estimate_lazily(estimate_lookup, block, (), *options, tissue=mask))
         return result.map_blocks(to_numpy, meta=np.empty((0, 0, 0), np.float32)) if use_gpu else result
-    tissue = None if mask is None else as_mask(mask, vol.shape)
-    if on_device(vol):
-        return run_on_gpu(lambda _voxels: _matched(vol, tissue, *options), release=False)
+    tissue = None if mask is None else as_mask(mask, block.shape)
+    if on_device(block):
+        return run_on_gpu(lambda _voxels: _matched(block, tissue, *options), release=False)
     if use_gpu:
-        return run_on_gpu(lambda voxels: _matched_through_gpu(voxels, vol, tissue, *options), release=True)
-    return _matched(vol, tissue, *options)
+        return run_on_gpu(lambda voxels: _matched_through_gpu(voxels, block, tissue, *options), release=True)
+    return _matched(block, tissue, *options)
 
 
 def _matched(vol: Any, tissue: Any, *options: Any) -> Any:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from n4flow.compute.arrays import LARGEST, SMALLEST, array_module, as_block, as_mask, is_dask, takes_arrays, to_numpy
 from n4flow.compute.threads import parallel_planes
 from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, map_through, misfits
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.errors import InputError, N4flowWarning
-from n4flow.sections import SectionTable, filled_planes
+from n4flow.sections import SectionsLike, SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.measure import plane_means
 
@@ -154,7 +155,7 @@ class TissueMeans:
         cls,
         histograms: Distributions,
         previous: Sequence[Correction] = (),
-        sections: Any = None,
+        sections: SectionsLike = None,
         min_tissue_voxels: int = MIN_TISSUE_VOXELS,
     ) -> TissueMeans:
         """Measure from histograms; see `estimate_plane_gain`."""
@@ -186,7 +187,7 @@ class TissueMeans:
 def estimate_plane_gain(
     histograms: Distributions,
     previous: Sequence[Correction] = (),
-    sections: Any = None,
+    sections: SectionsLike = None,
     sigma: float = 2.0,
     min_tissue_voxels: int = MIN_TISSUE_VOXELS,
 ) -> PlaneGain:
@@ -221,8 +222,13 @@ def estimate_plane_gain(
 
 @takes_arrays
 def apply_zprofile_smoothing(
-    vol: Any, mask: Any, sigma: float, min_tissue_voxels: int = MIN_TISSUE_VOXELS, *, sections: Any = None
-) -> Any:
+    vol: ArrayLike,
+    mask: ArrayLike,
+    sigma: float,
+    min_tissue_voxels: int = MIN_TISSUE_VOXELS,
+    *,
+    sections: SectionsLike = None,
+) -> NDArray[np.float32]:
     """Even out the brightness of tissue from plane to plane, keeping slow change along Z.
 
     Parameters
@@ -243,10 +249,10 @@ def apply_zprofile_smoothing(
     -------
     (Z, Y, X) float32 array of the kind of `vol`.
     """
-    vol = as_block(vol)
-    mask, options = as_mask(mask, vol.shape), ((), sections, sigma, min_tissue_voxels)
-    if is_dask(vol):
-        correction = estimate_lazily(estimate_plane_gain, vol, *options, tissue=mask, measure=plane_means)
-        return apply_lazily(vol, correction, mask)
-    correction = estimate_plane_gain(plane_means(vol, mask), *options)
-    return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape), mask))
+    block: Any = as_block(vol)
+    tissue, options = as_mask(mask, block.shape), ((), sections, sigma, min_tissue_voxels)
+    if is_dask(block):
+        correction = estimate_lazily(estimate_plane_gain, block, *options, tissue=tissue, measure=plane_means)
+        return apply_lazily(block, correction, tissue)
+    correction = estimate_plane_gain(plane_means(block, tissue), *options)
+    return correction.apply(block.astype(np.float32), Where(0, 0, 0, tuple(block.shape), tissue))

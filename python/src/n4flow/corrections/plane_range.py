@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from n4flow.compute.arrays import LARGEST, SMALLEST, array_module, as_block, is_dask, takes_arrays
 from n4flow.compute.threads import parallel_planes
@@ -21,7 +22,7 @@ from n4flow.corrections.base import ArgumentsOfRun, Correction, Where, misfits
 from n4flow.corrections.dask import apply_lazily, estimate_lazily
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.masks.agarose_levels import BORROWED, SOURCES, fill_levels, has_evidence, least_voxels
-from n4flow.sections import SectionTable, filled_planes
+from n4flow.sections import SectionsLike, SectionTable, filled_planes
 from n4flow.statistics.histograms import Distributions
 from n4flow.statistics.measure import plane_histograms
 from n4flow.statistics.pooling import weighted_percentile
@@ -121,7 +122,7 @@ class PlaneRange(Correction):
 
 def estimate_plane_range(
     histograms: Distributions,
-    sections: Any = None,
+    sections: SectionsLike = None,
     percentile_max: float = PERCENTILE_MAX,
     min_contrast_fraction: float = MIN_CONTRAST,
     span_percentile: float = 100.0,
@@ -184,14 +185,14 @@ def estimate_plane_range(
 
 @takes_arrays
 def normalize_volume(
-    vol: Any,
-    agarose_mask: Any,
+    vol: ArrayLike,
+    agarose_mask: ArrayLike,
     percentile_max: float = PERCENTILE_MAX,
     min_contrast_fraction: float = MIN_CONTRAST,
     *,
     span_percentile: float = 100.0,
-    sections: Any = None,
-) -> tuple[Any, Any]:
+    sections: SectionsLike = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Put the agarose at exactly 0 and the volume into [0, 1], keeping brightness between sections.
 
     Per plane: clip at the percentile and at the agarose median, subtract the median; then divide the volume by the
@@ -224,19 +225,24 @@ def normalize_volume(
     background : (Z,) float32 array
         Agarose level of each plane. Both are of the kind of `vol`; background is NumPy for NumPy and CuPy input.
     """
-    vol, options = as_block(vol), (sections, percentile_max, min_contrast_fraction, span_percentile)
-    if is_dask(vol):
+    block, options = as_block(vol), (sections, percentile_max, min_contrast_fraction, span_percentile)
+    if is_dask(block):
         import dask.array as da
 
-        correction = estimate_lazily(estimate_plane_range, vol, *options, agarose=agarose_mask)
-        return apply_lazily(vol, correction), da.from_delayed(correction.lower, vol.shape[:1], dtype=np.float32)
-    correction = estimate_plane_range(plane_histograms(vol, agarose=agarose_mask), *options)
-    return correction.apply(vol.astype(np.float32), Where(0, 0, 0, tuple(vol.shape))), correction.lower
+        correction = estimate_lazily(estimate_plane_range, block, *options, agarose=agarose_mask)
+        return apply_lazily(block, correction), da.from_delayed(correction.lower, block.shape[:1], dtype=np.float32)
+    correction = estimate_plane_range(plane_histograms(block, agarose=agarose_mask), *options)
+    return correction.apply(block.astype(np.float32), Where(0, 0, 0, tuple(block.shape))), correction.lower
 
 
 @takes_arrays
 def compute_scale_factors(
-    vol: Any, n_serial_slices: Any, smooth_sigma: float, percentile: float, min_scale: float, max_scale: float
+    vol: ArrayLike,
+    n_serial_slices: SectionsLike,
+    smooth_sigma: float,
+    percentile: float,
+    min_scale: float,
+    max_scale: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """Return a factor for each plane that takes slow drift out of the sections' brightness.
 
@@ -271,12 +277,12 @@ def compute_scale_factors(
     """
     from n4flow.corrections.plane_gain import smooth_along
 
-    vol = as_block(vol)
+    block = as_block(vol)
     if not 0 <= percentile <= 100 or not 0 < min_scale <= max_scale:
         msg = f"expected percentile 0 to 100 and 0 < min_scale <= max_scale, got {percentile}, {min_scale}, {max_scale}"
         raise InputError(msg)
-    table = SectionTable.coerce(n_serial_slices, vol.shape[0])
-    histograms = plane_histograms(vol)
+    table = SectionTable.coerce(n_serial_slices, block.shape[0])
+    histograms = plane_histograms(block)
     pairs = [histograms.pooled(range(s.z_start, s.z_stop)) for s in table]
     counts = np.array([n.sum() for _v, n in pairs])
     enough = np.array([s.usable for s in table]) & (counts >= least_voxels(counts))

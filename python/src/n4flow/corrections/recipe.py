@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from n4flow.compute.arrays import array_module, probe_gpu
 from n4flow.compute.gpu import on_device
@@ -183,13 +184,13 @@ class Recipe(Shown, Sequence[Correction]):
 
     def apply(
         self,
-        array: Any,
+        array: NDArray[Any],
         z_start: int = 0,
         *,
-        tissue: Any = None,
+        tissue: NDArray[np.bool_] | None = None,
         shape: tuple[int, int, int] | None = None,
         gpu: bool = False,
-    ) -> Any:
+    ) -> NDArray[np.float32]:
         """Return a corrected copy of whole planes.
 
         Parameters
@@ -253,9 +254,14 @@ class Recipe(Shown, Sequence[Correction]):
         last = max((i + 1 for i, correction in enumerate(self) if any(correction.margin)), default=0)
         return self[:last], self[last:]
 
-    def __getitem__(self, index: Any) -> Any:
-        picked = self._corrections[index]
-        return Recipe(picked) if isinstance(index, slice) else picked
+    @overload
+    def __getitem__(self, index: int) -> Correction: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Recipe: ...
+
+    def __getitem__(self, index: int | slice) -> Correction | Recipe:
+        return Recipe(self._corrections[index]) if isinstance(index, slice) else self._corrections[index]
 
     def __len__(self) -> int:
         return len(self._corrections)
@@ -268,7 +274,7 @@ class Recipe(Shown, Sequence[Correction]):
     def __repr__(self) -> str:
         return f"Recipe({', '.join(correction.kind for correction in self)})"
 
-    def plot(self) -> Any:
+    def plot(self) -> NDArray[np.object_]:
         """Draw what each correction holds: fields, levels and gains along Z, look-up tables.
 
         Returns

@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from n4flow.compute import clock
 from n4flow.compute.progress import Listener, Progress, counted, peak_memory
 from n4flow.compute.threads import thread_limit
@@ -65,7 +68,7 @@ class SampleResult(Shown):
         sentence = str(self.numbers["verdict"]["sentence"])
         return {"sample": self.sample, "status": self.status, "folder": str(self.folder), "verdict": sentence}
 
-    def plot(self, z: int | None = None) -> Any:
+    def plot(self, z: int | None = None) -> NDArray[np.object_]:
         """Draw a plane before and after, each with its own scale.
 
         Parameters
@@ -166,7 +169,7 @@ class Result(Shown):
         """Return the folder, and the verdict of each sample."""
         return {"outdir": str(self.outdir)} | {sample.sample: sample.status for sample in self.samples}
 
-    def plot(self, z: int | None = None) -> Any:
+    def plot(self, z: int | None = None) -> NDArray[np.object_]:
         """Draw a plane of the only sample before and after; see `SampleResult.plot`."""
         return self._only().plot(z)
 

@@ -6,27 +6,29 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from n4flow.compute.arrays import as_block, as_mask, is_dask, takes_arrays, to_numpy
 from n4flow.corrections.base import Where
 from n4flow.corrections.dask import apply_lazily, mask_parts, whole_planes
+from n4flow.corrections.harmonization.fields import Harmonization
 from n4flow.corrections.harmonization.flat import check_flat
 from n4flow.corrections.harmonization.prepare import estimate_harmonization
-from n4flow.sections import SectionTable
+from n4flow.sections import SectionsLike, SectionTable
 from n4flow.statistics.measure import LEAST_COVER, choose_shrink, shrink_planes
 from n4flow.statistics.shrunken import ShrunkenVolume
 
 
 @takes_arrays
 def harmonize(
-    vol: Any,
-    mask: Any,
-    sections: Any,
+    vol: ArrayLike,
+    mask: ArrayLike,
+    sections: SectionsLike,
     *,
     mode: str = "safe",
     exclude: Collection[str | int] = (),
-    flat_field: Any = None,
-) -> tuple[Any, Any]:
+    flat_field: ArrayLike | None = None,
+) -> tuple[NDArray[np.float32], Harmonization]:
     """Make sections even without harming anatomy.
 
     Log intensity is taken for tissue plus shading that changes with the depth in a section (identical in all sections),
@@ -69,16 +71,16 @@ def harmonize(
     Neighbours must be aligned to about a voxel of the fitted grid (the plane's longer side over 96). Time and memory
     are proportional to the number of planes; memory is a few times the shrunken volume.
     """
-    vol = as_block(vol)
-    shape = tuple(vol.shape)
+    block = as_block(vol)
+    shape = tuple(block.shape)
     table, shrink = SectionTable.coerce(sections, shape[0]), choose_shrink(shape)
     flat = check_flat(flat_field, shape)
     options = {"mode": mode, "exclude": exclude, "flat": flat, "shrink": shrink}
-    if is_dask(vol):
-        return _lazily(vol, mask, table, shrink, options)
+    if is_dask(block):
+        return _lazily(block, mask, table, shrink, options)
     inside = to_numpy(as_mask(mask, shape))
-    fields = _estimate([shrink_planes(vol, shrink)], [_cover(inside, shrink)], table, options)
-    return fields.apply(vol.astype(np.float32), Where(0, 0, 0, shape)), fields
+    fields = _estimate([shrink_planes(block, shrink)], [_cover(inside, shrink)], table, options)
+    return fields.apply(block.astype(np.float32), Where(0, 0, 0, shape)), fields
 
 
 def _estimate(
