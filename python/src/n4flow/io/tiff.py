@@ -237,9 +237,9 @@ def _check_codec(path: Path, page: Any) -> None:
 
 
 def bound(page: Any, pages: Iterable[Any]) -> None:
-    """Refuse strips and tiles longer than what they hold, and give tifffile's own decoders an end.
+    """Refuse strips and tiles that are absent or longer than what they hold, and give tifffile's own decoders an end.
 
-    Those inflate whatever there is; the decoders of imagecodecs have an end.
+    Those inflate whatever there is; the decoders of imagecodecs have an end. What is absent tifffile reads as zeros.
 
     Parameters
     ----------
@@ -258,6 +258,14 @@ def bound(page: Any, pages: Iterable[Any]) -> None:
         inflate = _Bounded(zlib.decompressobj)
         known = {8: inflate, 32946: inflate, 34925: _Bounded(lzma.LZMADecompressor)}
         registry.DECOMPRESSORS = ChainMap(known, registry.DECOMPRESSORS)
+    count = math.prod(page.chunked)
+    for each in pages:
+        if min(len(each.dataoffsets), len(each.databytecounts)) < count or 0 in (
+            *each.dataoffsets,
+            *each.databytecounts,
+        ):
+            msg = f"page {each.index} lacks some of its {count} strips or tiles"
+            raise ValueError(msg)
     size = math.prod(page.chunks) * page.dtype.itemsize
     longest = max((count for each in pages for count in each.databytecounts), default=0)
     if page.compression != 1 and longest > 2 * size + LONGER:
