@@ -258,13 +258,11 @@ def bound(page: Any, pages: Iterable[Any]) -> None:
         inflate = _Bounded(zlib.decompressobj)
         known = {8: inflate, 32946: inflate, 34925: _Bounded(lzma.LZMADecompressor)}
         registry.DECOMPRESSORS = ChainMap(known, registry.DECOMPRESSORS)
-    count = math.prod(page.chunked)
+    parts = math.prod(page.chunked)
     for each in pages:
-        if min(len(each.dataoffsets), len(each.databytecounts)) < count or 0 in (
-            *each.dataoffsets,
-            *each.databytecounts,
-        ):
-            msg = f"page {each.index} lacks some of its {count} strips or tiles"
+        offsets, counts = each.dataoffsets, each.databytecounts
+        if min(len(offsets), len(counts)) < parts or 0 in (*offsets, *counts):
+            msg = f"page {each.index} lacks some of its {parts} strips or tiles"
             raise ValueError(msg)
     size = math.prod(page.chunks) * page.dtype.itemsize
     longest = max((count for each in pages for count in each.databytecounts), default=0)

@@ -55,6 +55,14 @@ def test_sections_of_one_plane_tell_gain_from_anatomy_by_going_back() -> None:
     assert np.hypot(still["gain"], still["plane"]) < 2e-3
 
 
+def test_of_anatomy_alone_nothing_is_the_instrument_s() -> None:
+    shifts = shifts_of(0.0, 0.0, 0)
+    shifts.shift[:] += 0.5 * shifts.depth[:, 0]
+    found = components(shifts)
+    assert {name: found.sd[name] for name in evidence.INSTRUMENT} == {n: FLOOR[n] for n in evidence.INSTRUMENT}
+    assert max(found.proof.values()) < PROVEN
+
+
 def test_what_counts_as_proven_happens_by_chance_in_one_of_a_hundred() -> None:
     """Twice the log likelihood ratio of one parameter is distributed as chi squared with one degree of freedom."""
     assert stats.chi2.sf(PROVEN, 1) == pytest.approx(0.01, rel=0.03)  # 6.6 is 6.635, rounded
