@@ -82,6 +82,22 @@ def test_a_folder_of_corrections_is_read_in_the_order_of_names(tmp_path, recipe)
     assert [c.kind for c in Recipe.load(tmp_path)] == ["background", "plane_range", "plane_gain"]
 
 
+def test_batches_of_a_stage_are_joined_behind_the_correction_before(tmp_path, recipe, monkeypatch):
+    def joined(self, other):
+        return PlaneGain(
+            *(np.concatenate([getattr(c, name) for c in (self, other)]) for name in ("gain", "measured")), 2.0
+        )
+
+    monkeypatch.setattr(PlaneGain, "joined", joined)
+    save_correction(recipe[0], tmp_path / "10_background.npz")
+    for number in range(3):
+        batch = PlaneGain(np.full(2, 1.0 + number, np.float32), np.ones(2, bool), 2.0)
+        save_correction(batch, tmp_path / f"60_gain.{number}.npz")
+    background, gain = Recipe.load(tmp_path)
+    assert background.kind == "background"
+    assert gain.gain.tolist() == [1, 1, 2, 2, 3, 3]
+
+
 def test_a_changed_correction_is_noticed(tmp_path, recipe):
     recipe.save(tmp_path / "recipe.json")
     stored = next((tmp_path / "corrections").glob("*plane_gain.npz"))

@@ -465,6 +465,24 @@ def test_tiff_cut_short(tmp_path, kind, keep):
         open_volume(path, voxel_um=(1, 1, 1)).read(slice(None))
 
 
+@pytest.mark.parametrize("tag", ["StripOffsets", "StripByteCounts"])
+@pytest.mark.parametrize("change", ["zero", "removed"])
+def test_a_tiff_without_one_of_its_strips_is_refused_and_not_read_as_zeros(tmp_path, voxels, tag, change):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, voxels, compression="zlib", rowsperstrip=2, photometric="minisblack")
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tif:
+        place = tif.pages[1].tags[tag]
+        strips, width = len(tif.pages[1].dataoffsets), place.valuebytecount // len(tif.pages[1].dataoffsets)
+    if change == "zero":
+        data[place.valueoffset : place.valueoffset + width] = bytes(width)
+    else:
+        data[place.offset + 4 : place.offset + 8] = (strips - 1).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f"page 1 lacks some of its {strips} strips or tiles|incompatible keyframe"):
+        open_volume(path, voxel_um=(1, 1, 1))
+
+
 @pytest.mark.skipif(not BRAIN.exists(), reason="the mouse brain is not part of the repository")
 def test_real_ome_tiff():
     volume = open_volume(BRAIN)

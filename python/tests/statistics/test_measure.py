@@ -12,7 +12,7 @@ from n4flow.compute.arrays import as_block, as_mask
 from n4flow.errors import InputError
 from n4flow.statistics import histogram_kernels as kernels
 from n4flow.statistics.accumulate import Tile, TileShrinker
-from n4flow.statistics.bins import bin_edges, bin_index
+from n4flow.statistics.bins import bin_edges, bin_index, pairs_of_bins
 from n4flow.statistics.histograms import CLASSES, HistogramFiles, PlaneHistograms
 from n4flow.statistics.measure import _count_plane, plane_histograms, shrink_planes
 from n4flow.statistics.pooling import Pool, pool, weighted_percentile
@@ -213,6 +213,20 @@ def test_slabs_with_a_gap_are_refused(tmp_path) -> None:
         HistogramFiles([tmp_path / "3.npz", tmp_path / "0.npz"])
     with pytest.raises(InputError, match="plane must be from 0 to 1, got 2"):
         parts[0].count(2)
+
+
+def test_edges_of_bins_are_neighbouring_floats_of_few_bits_also_below_the_normal_ones() -> None:
+    """Positive floats are ordered as their bits are, so a bin is a run of them that differ in the lowest 13."""
+    first = np.array([0, 1, 700, 1 << 10, (1 << 10) + 1, (2 << 10) - 1, 2 << 10, 127 << 10, 200 << 10], np.int32)
+    values = ((first << 13) + 77).view(np.float32)
+    lower, upper = ((first + more << 13).view(np.float32).astype(np.float64) for more in (0, 1))
+    for sign, expected in ((1, (lower, upper)), (-1, (-upper, -lower))):
+        for found, edge in zip(bin_edges(sign * values), expected, strict=True):
+            assert np.array_equal(found, edge)
+    bins, residuals = bin_index(values), np.full(len(values), 77)
+    again, counts = pairs_of_bins(bins, np.ones(len(values), np.int64), residuals)
+    assert np.array_equal(again, values)
+    assert (counts == 1).all()
 
 
 def test_bins_are_narrow_ordered_and_hold_their_values() -> None:

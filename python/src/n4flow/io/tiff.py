@@ -257,9 +257,9 @@ def undecodable(page: Any) -> str:
 
 
 def bound(page: Any, pages: Iterable[Any]) -> None:
-    """Refuse strips and tiles longer than what they hold, and give tifffile's own decoders an end.
+    """Refuse strips and tiles that are absent or longer than what they hold, and give tifffile's own decoders an end.
 
-    Those inflate whatever there is; the decoders of imagecodecs have an end.
+    Those inflate whatever there is; the decoders of imagecodecs have an end. What is absent tifffile reads as zeros.
 
     Parameters
     ----------
@@ -278,6 +278,12 @@ def bound(page: Any, pages: Iterable[Any]) -> None:
         inflate = _Bounded(zlib.decompressobj)
         known = {8: inflate, 32946: inflate, 34925: _Bounded(lzma.LZMADecompressor)}
         registry.DECOMPRESSORS = ChainMap(known, registry.DECOMPRESSORS)
+    parts = math.prod(page.chunked)
+    for each in pages:
+        offsets, counts = each.dataoffsets, each.databytecounts
+        if min(len(offsets), len(counts)) < parts or 0 in (*offsets, *counts):
+            msg = f"page {each.index} lacks some of its {parts} strips or tiles"
+            raise ValueError(msg)
     size = math.prod(page.chunks) * page.dtype.itemsize
     longest = max((count for each in pages for count in each.databytecounts), default=0)
     if page.compression != 1 and longest > 2 * size + LONGER:

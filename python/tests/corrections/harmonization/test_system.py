@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import integrate, stats
 
-from n4flow.corrections.harmonization import kernels
+from n4flow.corrections.harmonization import evidence, kernels
 from n4flow.corrections.harmonization.evidence import FLOOR, PROVEN, Shifts, components
 from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N
 from n4flow.corrections.harmonization.stages import trust_in_shared
@@ -51,6 +52,63 @@ def test_sections_of_one_plane_tell_gain_from_anatomy_by_going_back() -> None:
     assert np.hypot(found["gain"], found["plane"]) == pytest.approx(0.1, rel=0.25)
     still = components(shifts_of(0.0, 0.0, 0, long=1)).sd
     assert np.hypot(still["gain"], still["plane"]) < 2e-3
+
+
+def test_of_anatomy_alone_nothing_is_the_instrument_s() -> None:
+    shifts = shifts_of(0.0, 0.0, 0)
+    shifts.shift[:] += 0.5 * shifts.depth[:, 0]
+    found = components(shifts)
+    assert {name: found.sd[name] for name in evidence.INSTRUMENT} == {n: FLOOR[n] for n in evidence.INSTRUMENT}
+    assert max(found.proof.values()) < PROVEN
+
+
+def test_what_counts_as_proven_happens_by_chance_in_one_of_a_hundred() -> None:
+    """Twice the log likelihood ratio of one parameter is distributed as chi squared with one degree of freedom."""
+    assert stats.chi2.sf(PROVEN, 1) == pytest.approx(0.01, rel=0.03)  # 6.6 is 6.635, rounded
+
+
+def test_the_likelihood_is_that_of_the_model_written_out() -> None:
+    shifts = wild(3, size=0.1, freedom=4.0)
+    pairs, planes = len(shifts.shift), len(shifts.section)
+    least, sd, anatomy = evidence._most_likely(shifts)
+
+    def written_out(sd: dict[str, float]) -> tuple[float, np.ndarray]:
+        step = np.zeros((pairs, planes))  # The shift of a pair is the level of its lower plane minus that of its upper.
+        for i in range(pairs):
+            step[i, shifts.lower[i]], step[i, shifts.upper[i]] = 1, -1
+        of_section = np.equal.outer(shifts.section, shifts.section).astype(float)
+        own = np.diag((sd["anatomy"] * shifts.scatter) ** 2)
+        covariance = np.diag(shifts.noise) + own + sd["plane"] ** 2 * step @ step.T
+        covariance += sd["gain"] ** 2 * step @ of_section @ step.T
+        covariance += sd["depth"] ** 2 * shifts.depth @ shifts.depth.T
+        covariance += sd["drift"] ** 2 * np.outer(shifts.scatter, shifts.scatter) * (shifts.drift @ shifts.drift.T)
+        cost = -stats.multivariate_normal(cov=covariance).logpdf(shifts.shift) - pairs / 2 * np.log(2 * np.pi)
+        return cost, own @ np.linalg.solve(covariance, shifts.shift)
+
+    cost, own = written_out(sd)
+    assert least == pytest.approx(cost, abs=1e-6)
+    np.testing.assert_allclose(anatomy, own, atol=1e-9)  # the mean of anatomy's part, given the shifts
+    for name in sd:
+        for factor in (0.8, 1.25):
+            assert written_out(sd | {name: max(FLOOR[name], sd[name] * factor)})[0] >= cost - 1e-6
+
+
+def test_pairs_of_much_anatomy_weigh_what_student_s_t_of_four_degrees_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Student's t is a normal whose precision has a gamma distribution: a weight is its mean, given the anatomy."""
+    monkeypatch.setattr(evidence, "REWEIGHTINGS", 1)
+    shifts = shifts_of(0.0, 0.0, 0)
+    _least, sd, anatomy = evidence._most_likely(shifts)
+    found = (shifts.scatter / components(shifts).scatter) ** 2
+    size = anatomy / (sd["anatomy"] * shifts.scatter)
+    assert np.abs(size).max() > 1.5
+    for pair in (np.abs(size).argmin(), 10, np.abs(size).argmax()):
+
+        def density(w: float, of: float = size[pair]) -> float:
+            return float(stats.norm.pdf(of, scale=w**-0.5) * stats.gamma.pdf(w, 4 / 2, scale=2 / 4))
+
+        whole = integrate.quad(density, 0, np.inf)[0]
+        mean = integrate.quad(lambda w: w * density(w), 0, np.inf)[0] / whole
+        assert found[pair] == pytest.approx(mean, rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- the algebra
