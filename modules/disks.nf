@@ -24,3 +24,15 @@ def standing(folder) {
     if (folder.toUri().scheme != 'file') { return null }
     return folder.exists() ? folder : standing(folder.toAbsolutePath().parent)
 }
+
+// Whether files of a folder may have hard links; true where nobody knows, as in an object store.
+def links_allowed(folder) {
+    def place = standing(folder)
+    if (!place) { return true }
+    def file = java.nio.file.Files.createTempFile(place, '.n4flow', '')
+    def link = place.resolve("${file.name}.link")
+    def allowed = true
+    try { java.nio.file.Files.createLink(link, file) } catch (IOException | UnsupportedOperationException _fault) { allowed = false }
+    [file, link].each { made -> java.nio.file.Files.deleteIfExists(made) }
+    return allowed
+}

@@ -1,10 +1,11 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // Put the slabs together by hard links, complete and check the store, write recipe, tables and report.
 process FINISH {
-    tag "${meta.id}"
+    tag "${title(meta)}"
     label 'memory'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),
@@ -24,7 +25,7 @@ process FINISH {
     END_OF_PARAMETERS
     n4flow finish ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} ${joint} --sample '${meta.id}' ${volume.state ? "--state ${volume.state}" : ''} --sections ${table ?: volume.sections} \\
         --parameters parameters.json --before shrunken --masks masks.npz --slabs slabs --numbers histograms \\
-        ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} ${mask ? "--mask ${mask}" : ''} --out 'published/${meta.id}' --threads ${task.cpus}
+        ${recipe ? '--recipe recipe' : ''} ${evidence ? '--evidence evidence.npz' : ''} ${mask ? "--mask ${mask}${volume.mask_pattern ?: ''}" : ''} --out 'published/${meta.id}' --threads ${task.cpus}
     """
 
     stub:

@@ -2,7 +2,9 @@
 
 // Make outdir and lock it. The lock ends with this process, or when what is returned is closed or forgotten.
 def hold(outdir) {
-    if (outdir.toUri().scheme != 'file') { exit(2, "parameter outdir must be a folder of a file system that all tasks see, got ${outdir.toUriString()}") }
+    ['parameter outdir': outdir, '-work-dir': workflow.workDir].each { name, place ->
+        if (place.toUri().scheme != 'file') { exit(2, "${name} must be a folder of a file system that all tasks see, got ${place.toUriString()}") }
+    }
     def place = outdir.resolve('.pipeline_info.n4flow/lock')
     place.parent.mkdirs()
     def channel = null

@@ -1,10 +1,11 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // All sections together, from the shrunken volume: what neighbouring planes prove is taken off, anatomy stays.
 process HARMONIZE {
-    tag "${meta.id}"
+    tag "${title(meta)}"
     label 'memory'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),

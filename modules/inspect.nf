@@ -15,7 +15,7 @@ process INSPECT {
 
     script:
     """
-    n4flow inspect ${image ?: volume.address}${volume.pattern ?: ''} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}" : ''} \\
+    n4flow inspect ${image ?: volume.address}${volume.pattern ?: ''} --sample '${meta.id}' --sections ${table ?: volume.sections} ${volume.options} ${mask ? "--mask ${mask}${volume.mask_pattern ?: ''}" : ''} \\
         ${flat ? "--flat-field ${flat}" : ''} ${settings} \\
         --out inspected --answer plan.json
     """
@@ -23,6 +23,7 @@ process INSPECT {
     stub:
     """
     echo '{"slabs": [[0, 8], [8, 16]], "batches": [[0, 1], [1, 2]], "shrink": 2, "slab_planes": 8, "frame": "0:8,0:8",
+           "memory_bytes": {"SHRINK": 466616320}, "memory_bytes_per_thread": {"SHRINK": 1},
            "voxel_um": {"z": 1, "y": 1, "x": 1}, "needs": {"bytes": 0, "files": 0, "work_bytes": 0, "work_files": 0}}' > plan.json
     """
 }

@@ -1,11 +1,12 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // What histograms tell: NORMALIZE, the range of each plane; MATCH_HISTOGRAMS, a look-up table of each section; SMOOTH_Z, a gain of
 // each plane. They work on kilobytes, so that one task does those of them that the settings ask for.
 process INTENSITY {
-    tag "${meta.id}"
+    tag "${title(meta)}"
     label 'memory'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),

@@ -1,10 +1,11 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // N4 bias field of each section of a batch, on CPU nodes.
 process N4_SECTIONS {
-    tag "${meta.id} ${batch.sections}"
+    tag "${title(meta)} ${batch.sections}"
     label 'cpu'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),

@@ -1,9 +1,10 @@
 include { gpu_choice; gpu_container; gpu_request; with_gpu } from './device'
 include { predicted } from './memory'
+include { title } from './units'
 
 // N4 bias field of the whole volume, on GPU nodes where the gpu profile says so; same output as N4_SECTIONS.
 process N4_VOLUME {
-    tag "${meta.id}"
+    tag "${title(meta)}"
     label 'gpu'            // conf/: what it needs,
     label 'cuda'           // its image,
     label 'device'         // the GPU itself,
@@ -11,7 +12,7 @@ process N4_VOLUME {
     clusterOptions { with_gpu('clusterOptions', task, gpu_request(task)) }
     containerOptions { with_gpu('containerOptions', task, gpu_container()) }
     beforeScript { with_gpu('beforeScript', task, gpu_choice(task), '\n') }
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),

@@ -1,10 +1,10 @@
 // Paths of a run: do they exist, have they changed?
 
 def existing(name, parameter, sample = null, folder = null) {
+    def whose = "${sample ? "sample ${sample}: " : ''}parameter ${parameter}"
+    if (address(name)) { exit(2, "${whose}: ${name} is an address, where the workflow reads images alone; download it") }
     def path = located(name, folder)
-    if (!path.exists()) {
-        exit(2, "${sample ? "sample ${sample}: " : ''}parameter ${parameter}: ${name} does not exist; check the path")
-    }
+    if (!path.exists()) { exit(2, "${whose}: ${name} does not exist; check the path") }
     return path
 }
 
@@ -44,7 +44,7 @@ def digest(path) {
     if (!path.isDirectory()) { return "${path.size()} ${path.lastModified()}".toString() }
     def lines = list_files('', path)
     def dangling = lines.find { line -> line.startsWith('!') }
-    if (dangling) { exit(2, "${dangling.substring(1)} is a link to nothing; restore what it points to") }
+    if (dangling) { error "${dangling.substring(1)} is a link to nothing; restore what it points to" }  // ends tasks, which exit leaves behind
     return lines.sort().join('\n').md5()
 }
 

@@ -1,10 +1,11 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // Histograms of each plane after the bias fields: of tissue, of agarose, of all valid voxels.
 process PLANE_STATISTICS {
-    tag "${meta.id} ${slab.planes}"
+    tag "${title(meta)} ${slab.planes}"
     label 'stream'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),
@@ -17,7 +18,7 @@ process PLANE_STATISTICS {
     script:
     """
     n4flow plane-statistics ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --planes ${slab.planes} --masks masks.npz \\
-        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} \\
+        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}${volume.mask_pattern ?: ''}" : ''} \\
         --out histograms_${slab.name}.npz --json histograms_${slab.name}.json --threads ${task.cpus}
     """
 

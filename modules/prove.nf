@@ -1,10 +1,11 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // What voxels above each other in neighbouring planes prove: the evidence, and as much of the bias fields as it supports.
 process PROVE {
-    tag "${meta.id}"
+    tag "${title(meta)}"
     label 'memory'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),

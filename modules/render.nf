@@ -1,10 +1,11 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // Read a slab once, apply the recipe, write its shards of every pyramid level and of the mask.
 process RENDER {
-    tag "${meta.id} ${slab.planes}"
+    tag "${title(meta)} ${slab.planes}"
     label 'stream'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),
@@ -18,7 +19,7 @@ process RENDER {
     script:
     """
     n4flow render-slab ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --sample '${meta.id}' --planes ${slab.planes} --masks masks.npz \\
-        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}" : ''} \\
+        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}${volume.mask_pattern ?: ''}" : ''} \\
         --slab-planes ${slab.slab_planes} --shrink ${slab.shrink} ${joint} ${settings} \\
         --out slab_${slab.name} --json render.json --threads ${task.cpus}
     mv render.json slab_${slab.name}/

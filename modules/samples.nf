@@ -21,7 +21,8 @@ def sample_of(name, files, settings) {
         options: [given.voxel_um ? "--voxel-um '${given.voxel_um}'" : '', given.channel != null ? "--channel '${given.channel}'" : '',
             settings.axes ? "--axes ${settings.axes}" : '', settings.mask_label != null ? "--mask-label ${settings.mask_label}" : '',
             settings.allow_missing_chunks ? '--allow-missing-chunks' : '', settings.allow_missing_planes ? '--allow-missing-planes' : ''].findAll().join(' '),
-        pattern: files.planes ? "/'${files.planes}'" : null,  // of files in the folder that is staged
+        pattern: files.planes ? "/'${files.planes}'" : null,  // of files in the folder that is staged,
+        mask_pattern: files.mask_planes ? "/'${files.mask_planes}'" : null,  // and in that of the mask
         address: address(given.image),  // where image is []
         sections: counted ? given.sections : null,
         version: own_version(),  // results of another version are not taken over

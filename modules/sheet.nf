@@ -21,19 +21,19 @@ def files_of(row, settings) {
     def target = file("${settings.outdir}/${row.sample}", glob: false)
     def (image, planes) = address(row.image) ? [row.image, null] : split_pattern(row.image, row.folder)
     def given = row + ['mask', 'flat_field', 'sections'].collectEntries { name -> [name, row[name] ?: settings[name]] }
-    def paths = (given + [image: image]).subMap('image', 'mask', 'flat_field', 'sections')
+    def (mask, mask_planes) = given.mask ? split_pattern(given.mask, row.mask ? row.folder : null) : [null, null]
+    def paths = (given + [image: image, mask: mask]).subMap('image', 'mask', 'flat_field', 'sections')
         .findAll { name, value -> value && !(name == 'sections' && value.toString().isInteger()) && !(name == 'image' && address(value)) }
         .collectEntries { name, value -> [name, existing(value, name, row.sample, row[name] ? row.folder : null)] }
     check_apart(target, paths.values())
     check_channel(target, row.channel ?: settings.channel)
     paths.findAll { name, _path -> name != 'sections' }.each { _name, path -> check_whole(path) }
-    return given.subMap('image', 'sections', 'voxel_um', 'channel') + paths + [planes: planes]
+    return given.subMap('image', 'sections', 'voxel_um', 'channel') + paths + [planes: planes, mask_planes: mask_planes]
 }
 
 // The rows of a sample sheet, and the folder that their files are relative to.
 def read_sheet(sheet) {
-    def columns = read_schema().sample_sheet
-    def rows = sheet.splitCsv(header: true, strip: true, quote: '"')
+    def (columns, rows) = [read_schema().sample_sheet, sheet.splitCsv(header: true, strip: true, quote: '"')]
     if (!rows) { exit(2, "sample sheet ${sheet.name} has no rows; give one line for each sample under a header") }
     def names = rows[0].keySet()
     if (!columns.properties.keySet().containsAll(names) || !names.containsAll(columns.required)) {

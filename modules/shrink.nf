@@ -1,10 +1,11 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // Shrink a slab of planes in plane: masked block means and counts, and the user's mask likewise.
 process SHRINK {
-    tag "${meta.id} ${slab.planes}"
+    tag "${title(meta)} ${slab.planes}"
     label 'stream'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),
@@ -16,7 +17,7 @@ process SHRINK {
     script:
     """
     n4flow shrink ${image ?: volume.address}${volume.pattern ?: ''} ${volume.options} --planes ${slab.planes} --shrink ${slab.shrink} ${slab.frame ? "--frame ${slab.frame}" : ''} \\
-        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask} --mask-out given_${slab.name}.npy" : ''} \\
+        ${recipe ? '--recipe recipe' : ''} ${mask ? "--mask ${mask}${volume.mask_pattern ?: ''} --mask-out given_${slab.name}.npy" : ''} \\
         --out shrunken_${slab.name}.npz --json shrunken_${slab.name}.json --threads ${task.cpus}
     """
 

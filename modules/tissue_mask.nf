@@ -1,10 +1,11 @@
 include { predicted } from './memory'
+include { title } from './units'
 
 // Tissue mask, agarose mask and background level of each section, from the shrunken volume.
 process TISSUE_MASK {
-    tag "${meta.id}"
+    tag "${title(meta)}"
     label 'memory'
-    ext memory_bytes: { predicted(volume, task.cpus) }
+    ext memory_bytes: { predicted(volume, task) }
 
     input:
     tuple val(meta), val(volume),

@@ -17,6 +17,11 @@ def channels_of(meta, sample) {
     }
 }
 
+// What a task is called by: its sample and, of several channels, its own.
+def title(meta) {
+    return meta.n4flow_channel == null ? meta.id : "${meta.id} channel ${meta.n4flow_channel}".toString()
+}
+
 // What others take over is estimated from these alone.
 def leading(samples) {
     return samples.filter { meta, sample -> sample.leader == meta }

@@ -63,4 +63,4 @@ def test_every_module_has_a_suite_and_every_process_a_check():
     suites = {path.name.removesuffix(".nf.test") for path in (ROOT / "tests" / "modules").glob("*.nf.test")}
     assert suites == set(modules)
     processes = {name for text in modules.values() for name in re.findall(r"^process (\w+) ", text, re.MULTILINE)}
-    assert processes == set(CHECKS) | {"PROBE_GPU", "ROOM", "REMOTE_STATE", "JOIN_CHANNELS"}  # no file of the phantom
+    assert processes == set(CHECKS) | {"PROBE_GPU", "REMOTE_STATE", "JOIN_CHANNELS"}  # no file of the phantom

@@ -167,13 +167,22 @@ def test_a_disk_too_small_is_said_before_anything_is_read(
         assert "SHRINK" not in run.output
 
 
-def test_a_run_that_was_granted_room_is_resumed_in_what_is_left_of_it(
+def test_a_resumed_sheet_with_one_more_sample_needs_room_for_that_one_alone(
     workflow: Run, undisturbed: Undisturbed, tmp_path: Path
 ):
+    image, rest = undisturbed.arguments[1], undisturbed.arguments[2:]
+    for name, samples in (("one", ["brain"]), ("two", ["brain", "other"])):
+        rows = [f"{sample},{image}" for sample in samples]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["sample,image", *rows]) + "\n")
     with small_disk(tmp_path / "disk", "size=60m") as disk:
-        workflow(*undisturbed.arguments, work=disk / "work")
-        (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - (200 << 10)))
-        assert workflow(*undisturbed.arguments, "-resume", work=disk / "work").ran() == {"PUBLISH"}
+        first = workflow("--input", tmp_path / "one.csv", *rest, work=disk / "work")
+        needs = json.loads((first.folders("INSPECT")[0] / "plan.json").read_text())["needs"]
+        needed = needs["bytes"] + needs["work_bytes"]
+        left = needed * 5 // 4
+        (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - left))
+        again = workflow("--input", tmp_path / "two.csv", *rest, "-resume", work=disk / "work")
+    assert again.ran("CACHED") >= {"INSPECT", "SHRINK", "RENDER"}  # FINISH writes down the name of the sheet
+    assert sorted(again.digests("other").values()) == sorted(again.digests("brain").values())
 
 
 def test_results_on_another_disk_cannot_be_links(workflow: Run, undisturbed: Undisturbed, tmp_path: Path):

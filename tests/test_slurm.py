@@ -133,7 +133,7 @@ def test_only_tasks_for_a_gpu_get_one(
 ):
     arguments = [*undisturbed.arguments, "--bias", "two_pass", "--iterations", "2", "--backend", "auto"]
     run = submitted(*arguments, "--gpu_options", "--gres=gpu:1 --comment=mine", profile="gpu,slurm,apptainer,test")
-    for process in sorted(run.ran() - {"ROOM"}):  # which runs in the head process
+    for process in sorted(run.ran()):
         for folder in run.folders(process):
             script = (folder / ".command.run").read_text()
             asks = [line for line in script.splitlines() if line.startswith("#SBATCH") and "gres" in line]

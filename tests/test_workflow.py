@@ -24,7 +24,6 @@ pytestmark = pytest.mark.engine
 
 PROCESSES = {
     "INSPECT",
-    "ROOM",
     "SHRINK",
     "TISSUE_MASK",
     "N4_SECTIONS",
@@ -160,7 +159,10 @@ def test_an_image_in_several_tiff_files_gives_the_voxels_of_one_store(workflow: 
 
 
 def test_folders_of_planes_are_staged_as_one_folder(workflow: Run, tmp_path: Path):
-    """A channel by the sheet, and one by a pattern; a folder is a section, and -resume sees a plane that changes."""
+    """A channel by the sheet, and one by a pattern; a folder is a section, and -resume sees a plane that changes.
+
+    Their masks are a folder of planes, too, and a pattern.
+    """
     import tifffile
 
     values = np.random.default_rng(3).integers(1, 60000, (6, 40, 50)).astype(np.uint16)
@@ -169,13 +171,21 @@ def test_folders_of_planes_are_staged_as_one_folder(workflow: Run, tmp_path: Pat
         folder.mkdir(parents=True, exist_ok=True)
         tifffile.imwrite(folder / f"p{z % 2}_C0.tif", plane // 2, metadata=None)
         tifffile.imwrite(folder / f"p{z % 2}_C1.tif", plane, metadata=None)
+    tissue = values > 20000
+    (tmp_path / "my mask").mkdir()
+    for z, plane in enumerate(tissue):
+        tifffile.imwrite(tmp_path / "my mask" / f"m{z}.tif", plane.astype(np.uint8), metadata=None)
     (tmp_path / "sheet.csv").write_text(
-        "sample,image,voxel_um,channel\na,my brain,10 5 5,C1\nb,my brain/s*/*_C1.tif,10 5 5,\n"
+        "sample,image,voxel_um,channel,mask\n"
+        "a,my brain,10 5 5,C1,my mask\n"
+        "b,my brain/s*/*_C1.tif,10 5 5,,my mask/m*.tif\n"
     )
     arguments = ["--input", tmp_path / "sheet.csv", "--dtype", "input", *options(PLAIN)]
     several = workflow(*arguments)
     for name in ("a", "b"):
         assert np.array_equal(n4flow.open_volume(store(several.outdir, name)).read(slice(None)), values)
+        written = n4flow.open_volume(several.outdir / name / "mask.ome.zarr").read(slice(None))
+        assert np.array_equal(written > 0, tissue)
         assert (several.outdir / name / "sections.tsv").read_text().splitlines()[2].startswith("s1\t2\t4")
     tifffile.imwrite(tmp_path / "my brain" / "s1" / "p0_C1.tif", values[5], metadata=None)
     assert workflow(*arguments, "-resume").ran() >= {"INSPECT", "SHRINK", "RENDER"}
@@ -216,6 +226,8 @@ def test_all_channels_are_those_of_n4flow_run(workflow: Run, tmp_path: Path):
     given |= {"channel": "all", "trust": "full", "fit_channel": 1}
     run = workflow("--input", tmp_path / "a.ome.zarr", *options(given))
     names = [task["name"].split(" ")[0] for task in run.tasks]
+    for channel in (0, 1):
+        assert any(task["name"].startswith(f"RENDER (a channel {channel} ") for task in run.tasks)
     assert (names.count("N4_SECTIONS"), names.count("PROVE"), names.count("JOIN_CHANNELS")) == (1, 2, 1)
     own = json.loads((run.outdir / "pipeline_info" / "parameters.json").read_text())
     own = {name: value for name, value in own.items() if name not in ("input", "outdir")}

@@ -51,12 +51,13 @@ def test_dots_on_a_log_scale():
     np.testing.assert_allclose(up(dots[:, 1]), values[[0, 1, 3]], rtol=0.01)
 
 
-@pytest.mark.parametrize("values", [[], [np.nan], [0.0], [5.0, 5.0], [1e-6, 1e6]])
+@pytest.mark.parametrize("values", [[], [np.nan], [0.0], [5.0, 5.0], [-5.0, -3.0], [1e-6, 1e6]])
 def test_any_numbers_make_a_chart(values):
     chart = Chart(400, "", "", "", (-0.5, 2.5))
     chart.line(np.arange(len(values)), values, "red", 1)
     chart.scatter(np.arange(len(values)), values, "red", 1, square=True)
     assert not re.search("nan|inf", chart.svg())
+    assert not re.search("nan|inf", chart.svg(bottom=0))  # below which all may lie
 
 
 def test_ticks_are_round_numbers():

@@ -168,6 +168,7 @@ class Chart:
         if self.log:
             return (low / 1.2 if bottom is None else bottom), max(high, low * 2) * 1.2
         low = low if bottom is None else bottom
+        high = max(low, high)  # All may lie below the bottom.
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
         return (low - margin if bottom is None else low), high + margin
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import zarr
 
+from n4flow.io.open import open_volume
 from n4flow.io.writers import write_volume
 
 SHAPE = (19, 301, 267)
@@ -49,3 +51,19 @@ def test_channels_in_ome_zarr_py(tmp_path):
     assert node.metadata["channel_names"] == ["0", "1", "2"]
     assert len(node.metadata["contrast_limits"]) == 3
     assert np.array_equal(node.data[0].compute(), array)
+
+
+@pytest.mark.parametrize("version", ["04", "05"])  # It writes older ones no longer.
+def test_what_ome_zarr_py_writes(tmp_path, version):
+    writer = pytest.importorskip("ome_zarr.writer")
+    from ome_zarr import format as formats
+
+    version = getattr(formats, f"FormatV{version}")()
+    array = np.random.default_rng(9).integers(0, 4000, (1, 2, 5, 40, 50)).astype("uint16")
+    writer.write_image(array, str(tmp_path / "s.zarr"), axes="tczyx", fmt=version, scale_factors=[2])
+    arrays = dict(zarr.open_group(tmp_path / "s.zarr", mode="r").arrays())
+    assert len(arrays) == 2
+    for level, name in enumerate(sorted(arrays)):
+        volume = open_volume(tmp_path / "s.zarr", channel=1, level=level, voxel_um=(25, 10, 10))
+        assert np.array_equal(volume.read(slice(None)), arrays[name][0, 1])
+    assert volume.metadata["ome_zarr_version"] == version.version
