@@ -55,6 +55,7 @@ def alike(shown: str, printed: str) -> bool:
     machine may have any size.
     """
     shown, printed = (" ".join(MEASURED.sub("?", ONCE.sub("", text)).split()) for text in (shown, printed))
+    shown = re.sub(r" ?\.\.\. ?", "...", shown)  # which may be no text at all
     parts = re.split(rf"(\.\.\.|{NUMBER})", shown)
     numbers = [part for part in parts if re.fullmatch(NUMBER, part)]
     pattern = "".join(
