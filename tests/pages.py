@@ -55,10 +55,11 @@ def alike(shown: str, printed: str) -> bool:
     machine may have any size.
     """
     shown, printed = (" ".join(MEASURED.sub("?", ONCE.sub("", text)).split()) for text in (shown, printed))
-    parts = re.split(rf"(\.\.\.|{NUMBER})", shown)
+    shown = re.sub(r" ?\.\.\. ?", "\0", shown)  # which may be no text at all
+    parts = re.split(rf"(\0|{NUMBER})", shown)
     numbers = [part for part in parts if re.fullmatch(NUMBER, part)]
     pattern = "".join(
-        ".*?" if part == "..." else f"({NUMBER})" if re.fullmatch(NUMBER, part) else re.escape(part) for part in parts
+        ".*?" if part == "\0" else f"({NUMBER})" if re.fullmatch(NUMBER, part) else re.escape(part) for part in parts
     )
     found = re.fullmatch(pattern, printed)
     return found is not None and all(

@@ -26,6 +26,8 @@ TUTORIALS = ROOT / "docs" / "tutorials"
     [
         ("a: 3 of 0.720, ... in 2 s\n", "a: 3 of  0.721, b, c in 1 min 3 s\n", True),
         ("3 MB at 1.5 MB/s\n", "compiling kernels for this processor\n3 kB at 2 MB/s\n", True),
+        ("...\ndone.\n...\n", "a\ndone.\nb\n", True),
+        ("...\ndone.\n...\n", "done.\n", True),
         ("3 of 4\n", "3 of 5\n", False),  # whole numbers are equal
         ("r 0.720\n", "r 0.730\n", False),  # others within 1 %
         ("pass\n", "pass\nwarning: something\n", False),
