@@ -74,6 +74,14 @@ def test_shared_shading_ends_where_plain_steps_creep_to(monkeypatch) -> None:
 # --------------------------------------------------------------------------------------------------------- does no harm
 
 
+@pytest.mark.parametrize("mode", ["safe", "auto", "full"])
+def test_tissue_of_one_value_is_left_alone(mode: str) -> None:
+    volume = np.full((12, 40, 48), 170, np.float32)
+    volume[:, :6] = 0
+    corrected, _fields = quiet(volume, volume > 0, cut(12), mode=mode)
+    np.testing.assert_allclose(corrected, volume, rtol=1e-6)
+
+
 def test_an_organ_brighter_in_its_middle_is_no_shading() -> None:
     """Classes get sharper without it, as they do without shading; but sections have nothing like it of their own."""
     truth, tissue = anatomy()

@@ -136,12 +136,14 @@ def fit_mixture(counts: np.ndarray, centres: np.ndarray, start: Mixture | None, 
 
 
 def structure(values: np.ndarray) -> tuple[float, float]:
-    """Return (sd, negentropy) of the central 99 % of values.
+    """Return (sd, negentropy) of the central 99 % of values; zeros where they are all the same.
 
     Negentropy is by how many nats the histogram is more structured than a normal one of the same sd.
     """
     low, high = np.quantile(values[::3], [0.005, 0.995])
     values = values[(values > low) & (values < high)]
+    if not values.size:
+        return 0.0, 0.0
     sd, width = float(values.std()), 0.05
     h = np.histogram((values - values.mean()) / max(sd, 1e-9), np.arange(-5, 5 + width, width))[0].astype(float)
     h = ndimage.gaussian_filter1d(h, 1.5)

@@ -110,6 +110,8 @@ def sharpening(estimator: Estimator, before: np.ndarray, after: np.ndarray) -> d
     """
     found = [structure(estimator.classes.denoised(logs)[estimator.inside]) for logs in (before, after)]
     (wide, rough), (narrow, sharp) = found
+    if not min(wide, narrow):  # one value, which nothing makes sharper
+        return dict.fromkeys(("sharpening", "narrowing", "negentropy", "fall"), 0.0)
     narrowing, gain = float(np.log(wide / narrow)), sharp - rough
     return {
         "sharpening": gain / max(narrowing, 0.01),
