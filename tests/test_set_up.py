@@ -227,6 +227,24 @@ def test_an_environment_of_conda_has_the_package_of_this_checkout():
         assert extra in extras if kind == "cuda" else extra == ""
 
 
+def test_the_recipe_for_conda_asks_for_what_the_package_asks_for():
+    project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
+    folder = ROOT / "containers" / "conda"
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["context"] == {
+        "version": project["version"],
+        "python_min": project["requires-python"].removeprefix(">="),
+    }
+    assert (folder / recipe["source"]["path"] / recipe["about"]["license_file"]).exists()
+    assert recipe["about"]["license"] == project["license"]
+    (entry,) = project["scripts"].items()
+    assert recipe["build"]["python"]["entry_points"] == [" = ".join(entry)]
+    python, *needed = recipe["requirements"]["run"]
+    assert python == "python >=${{ python_min }}"
+    asked = {requirement.replace("dask[array]", "dask-core") for requirement in project["dependencies"]}
+    assert {requirement.replace(" ", "") for requirement in needed} == asked
+
+
 def test_every_import_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in project["dependencies"]}
