@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from n4flow.compute.arrays import array_module, as_block, takes_arrays
 from n4flow.compute.threads import available_threads, parallel_planes, reuse_threads, useful_threads
@@ -21,7 +22,7 @@ from n4flow.statistics.shrunken import Shrunken, ShrunkenFiles, ShrunkenVolume, 
 
 
 @takes_arrays
-def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[Any, float]:
+def get_agarose_mask(vol: Any, smoothing_sigma: float = 1.0) -> tuple[NDArray[np.bool_], float]:
     """Return where the agarose around the tissue is, and the threshold.
 
     The mean along Z of the valid voxels is smoothed and cut by Otsu; the dark side is agarose. A position that has

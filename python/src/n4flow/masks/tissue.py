@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from n4flow.compute.arrays import array_module, as_block, probe_gpu, takes_arrays
 from n4flow.compute.gpu import on_device, run_on_gpu
 from n4flow.compute.threads import run_tasks
@@ -20,7 +23,7 @@ from n4flow.masks.morphology import close_along_z, close_plane
 from n4flow.masks.otsu import Scale, Split, choose_scale, otsu_split
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.smoothed_sections import SectionHistograms, Smoother, survey
-from n4flow.sections import SectionTable
+from n4flow.sections import SectionsLike, SectionTable
 from n4flow.statistics.shrunken import ShrunkenFiles, ShrunkenVolume
 
 FEW_VOXELS = 100  # A section with fewer valid voxels takes the threshold of the volume.
@@ -152,14 +155,14 @@ def _inside(smoother: Smoother, smooth: Any, threshold: float | None, radius: in
 
 @takes_arrays
 def compute_tissue_mask(
-    vol: Any,
+    vol: ArrayLike,
     smoothing_sigma: float = 2.0,
-    n_serial_slices: Any = 1,
+    n_serial_slices: SectionsLike = 1,
     closing_radius: int = 3,
     z_closing_sections: int = 2,
     smoothing_sigma_z: float = 1.0,
     use_gpu: bool = False,
-) -> Any:
+) -> NDArray[np.bool_]:
     """Return the tissue mask.
 
     The volume is smoothed (Gaussian, within each section); each section is cut at the Otsu threshold of its non-zero
@@ -187,10 +190,10 @@ def compute_tissue_mask(
     -------
     (Z, Y, X) bool array of the kind of `vol`.
     """
-    vol = as_block(vol)
+    block = as_block(vol)
     find = partial(
         tissue_mask_with_levels,
-        vol,
+        block,
         n_serial_slices,
         smoothing_sigma=smoothing_sigma,
         closing_radius=closing_radius,
@@ -199,9 +202,12 @@ def compute_tissue_mask(
     )
     if use_gpu:
         probe_gpu()
-    if on_device(vol):
-        return run_on_gpu(lambda _voxels: find(), release=False).mask
-    if use_gpu:
-        plane = vol.shape[1] * vol.shape[2]
-        return run_on_gpu(lambda voxels: find(gpu_planes=max(1, GPU_BLOCKS * voxels // plane)), release=True).mask
-    return find().mask
+    if on_device(block):
+        found = run_on_gpu(lambda _voxels: find(), release=False)
+    elif use_gpu:
+        plane = block.shape[1] * block.shape[2]
+        found = run_on_gpu(lambda voxels: find(gpu_planes=max(1, GPU_BLOCKS * voxels // plane)), release=True)
+    else:
+        found = find()
+    mask: NDArray[np.bool_] = found.mask
+    return mask

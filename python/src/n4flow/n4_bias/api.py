@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from n4flow.compute.arrays import array_module, as_mask, is_dask, takes_arrays
 from n4flow.compute.gpu import on_device, run_on_gpu
@@ -147,7 +147,7 @@ def n4(
     backend: str = "auto",
     threads: int | None = None,
     progress: Listener | None = None,
-) -> Any:
+) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:
     """Correct an image with N4; a drop-in replacement of n4ax.n4.
 
     Parameters mean what n4ax means by them. Defaults are ITK's; n4ax has others (`iters=(8, 12, 12, 8)`,
@@ -280,7 +280,7 @@ def _spaced_controls(
 
 
 @takes_arrays
-def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> Any:
+def apply_bias_field(vol: Any, bias_field: Any, floor: float = 1e-6) -> NDArray[np.float32]:
     """Return vol / bias_field as float32.
 
     Parameters
@@ -330,7 +330,7 @@ def sharpen_residual(
     wiener_noise: float = 0.01,
     use_gpu: bool = False,
     mask_weights: Any = None,
-) -> Any:
+) -> NDArray[np.float32]:
     """Return the sharpened log intensity E[true | observed] of every voxel; see `n4_bias.sharpening`.
 
     The bias field is fitted to the difference between observed and sharpened log intensity.

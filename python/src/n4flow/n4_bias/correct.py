@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from n4flow.compute.arrays import array_module, as_mask, takes_arrays, to_numpy
 from n4flow.compute.gpu import on_device
@@ -18,26 +19,26 @@ from n4flow.n4_bias.field import check_out
 from n4flow.n4_bias.inputs import prepare
 from n4flow.n4_bias.settings import FitSettings, fit_settings
 from n4flow.n4_bias.shrink import Factors
-from n4flow.sections import Section, SectionTable
+from n4flow.sections import Section, SectionsLike, SectionTable
 
 GPU_ITERATIONS = (25, 25, 25)  # linumpy's default of its GPU function
 
 
 @takes_arrays
 def n4_correct(
-    vol: Any,
-    mask: Any = None,
+    vol: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     shrink_factor: Factors = 4,
     n_iterations: Sequence[int] | int | None = None,
     spline_distance_mm: float = 10.0,
     voxel_size_mm: Sequence[float] = (1.0, 1.0, 1.0),
     backend: str = "cpu",
-    out: Any = None,
-    bias_out: Any = None,
+    out: NDArray[Any] | None = None,
+    bias_out: NDArray[Any] | None = None,
     threads: int | None = None,
     name: str = "the image",
-) -> tuple[Any, Any]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Correct a volume with N4; a drop-in replacement of linumpy's function that honours the voxel size of each axis.
 
     Parameters
@@ -80,8 +81,8 @@ def n4_correct(
 
 @takes_arrays
 def n4_correct_gpu(
-    vol: Any,
-    mask: Any = None,
+    vol: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     shrink_factor: Factors = 4,
     n_iterations: Sequence[int] | int | None = None,
@@ -92,9 +93,9 @@ def n4_correct_gpu(
     wiener_noise: float = 0.01,
     convergence_tol: float = 1e-3,
     use_gpu: bool = True,
-    out: Any = None,
-    bias_out: Any = None,
-) -> tuple[Any, Any]:
+    out: NDArray[Any] | None = None,
+    bias_out: NDArray[Any] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Correct a volume on the GPU, or with `use_gpu=False` on the CPU; see `n4_correct`.
 
     Algorithm and defaults are the same on both; `n_iterations` is three levels of 25 by default.
@@ -112,8 +113,13 @@ def n4_correct_gpu(
 
 @takes_arrays
 def n4_correct_per_section(
-    vol: Any, n_serial_slices: Any, mask: Any = None, *, n_processes: int | None = 1, **options: Any
-) -> tuple[Any, Any]:
+    vol: ArrayLike,
+    n_serial_slices: SectionsLike,
+    mask: ArrayLike | None = None,
+    *,
+    n_processes: int | None = 1,
+    **options: Any,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Correct each section of a volume by itself.
 
     Parameters
@@ -171,7 +177,7 @@ def _corrected(
     out: Any,
     bias_out: Any,
     name: str = "the image",
-) -> tuple[Any, Any]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the corrected image and the field at full size, fitted with knots `distance_mm` apart and centred."""
     chosen = engine.choose_backend(backend)
     check_results(vol, out, bias_out)

@@ -11,13 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from n4flow.compute.arrays import array_module, check_float32, takes_arrays, to_numpy
 from n4flow.errors import InputError
 
 
 @takes_arrays
-def otsu_mask(volume: Any, nbins: int = 200) -> Any:
+def otsu_mask(volume: ArrayLike, nbins: int = 200) -> NDArray[np.bool_]:
     """Return the voxels above Otsu's threshold of the whole volume, the default mask of `n4`.
 
     The histogram has `nbins` bins from the lowest to the highest finite voxel, zeros included; the threshold is the
@@ -34,22 +35,23 @@ def otsu_mask(volume: Any, nbins: int = 200) -> Any:
     -------
     bool array of the shape and kind of `volume`.
     """
-    volume = volume if hasattr(volume, "dtype") else np.asarray(volume)
-    xp = array_module(volume)
+    voxels: Any = volume if hasattr(volume, "dtype") else np.asarray(volume)
+    xp = array_module(voxels)
     if nbins < 2:
         msg = f"nbins must be at least 2, got {nbins}"
         raise InputError(msg)
-    check_float32(volume, "the image")
-    values = volume.astype(xp.float32)
+    check_float32(voxels, "the image")
+    values = voxels.astype(xp.float32)
     finite = xp.isfinite(values)
     if not finite.any():
-        return xp.zeros(volume.shape, bool)
+        return xp.zeros(voxels.shape, bool)
     low, high = float(values[finite].min()), float(values[finite].max())  # synchronize
     if not high > low:
-        return xp.zeros(volume.shape, bool)
+        return xp.zeros(voxels.shape, bool)
     counts, edges = (to_numpy(a) for a in xp.histogram(values[finite], nbins, (low, high)))  # synchronize
     centres = edges[:-1] / 2 + edges[1:] / 2  # the sum may be beyond float32
-    return finite & (values > np.float32(centres[otsu_cut(counts, centres)]))
+    inside: NDArray[np.bool_] = finite & (values > np.float32(centres[otsu_cut(counts, centres)]))
+    return inside
 
 
 def otsu_cut(counts: np.ndarray, centres: np.ndarray) -> int:
