@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import run_tasks, serial_algebra
 from n4flow.corrections.base import Correction
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.harmonization.fields import Harmonization
@@ -262,7 +262,8 @@ def proven_bias(recipe: Iterable[Correction], evidence: Evidence) -> list[Correc
     for correction in recipe:
         evidence = evidence.after(found[-1:])
         if isinstance(correction, BiasCorrection):
-            fields = run_tasks(partial(_proven_field, correction, evidence=evidence), correction.fields)
+            with serial_algebra():
+                fields = run_tasks(partial(_proven_field, correction, evidence=evidence), correction.fields)
             correction = replace(correction, fields=tuple(fields))
         found.append(correction)
     return found

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from n4flow.compute.threads import serial_algebra
 from n4flow.corrections.harmonization import evidence, kernels
 from n4flow.corrections.harmonization.evidence import FLOOR, PROVEN, Shifts, components
 from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N
 from n4flow.corrections.harmonization.stages import trust_in_shared
 from n4flow.corrections.harmonization.system import Chain, D, System
+
+
+@pytest.fixture(autouse=True)
+def _serial_algebra():
+    """What calls these parts lets algebra take one thread: two tests side by side would wait for each other's threads."""
+    with serial_algebra():
+        yield
+
 
 # --------------------------------------------------------------------------------------------------------- the evidence
 
