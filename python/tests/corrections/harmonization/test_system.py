@@ -16,7 +16,7 @@ from n4flow.corrections.harmonization.system import Chain, D, System
 
 @pytest.fixture(autouse=True)
 def _serial_algebra():
-    """What calls these parts lets algebra take one thread: two tests side by side would wait for each other's threads."""
+    """What calls these parts lets algebra take one thread; otherwise two tests side by side wait for each other."""
     with serial_algebra():
         yield
 
