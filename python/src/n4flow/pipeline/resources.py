@@ -35,9 +35,9 @@ ARCHIVE = 8192  # Bytes of the headers and names of the arrays in one file.
 
 
 # Seconds that a run takes on two cores, as measured (docs/streaming.md).
-START_SECONDS = 8.0  # what is imported and drawn, whatever the volume
+START_SECONDS = 4.0  # what is imported and drawn, whatever the volume
 VOXEL_SECONDS = 26e-9  # of each voxel: SHRINK, PLANE_STATISTICS and RENDER
-SHRUNKEN_SECONDS = 800e-9  # of each shrunken voxel: mask, bias fields, proof, report
+SHRUNKEN_SECONDS = 550e-9  # of each shrunken voxel: mask, bias fields, proof, report
 
 
 def run_seconds(shape: tuple[int, int, int], plane: tuple[int, int], shrink: int) -> float:
