@@ -14,6 +14,7 @@ sharper by it (more than the histogram gets narrower), as far as the pairs had s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -63,8 +64,12 @@ class SharedField:
         self.estimator = estimator
         self._stride = max(1, estimator.counts.sum() // SHARED_SAMPLES)
         self._planes, self._row = (values[:: self._stride] for values in (estimator.chain.planes, estimator.chain.row))
-        self._classes = Classes(estimator.inside[self._planes], estimator.noise, self._stride)
         self._lattice, self._variance = np.zeros(N), 0.1**2
+
+    @cached_property
+    def _classes(self) -> Classes:
+        """Those of all fits; a mode without F has none."""
+        return Classes(self.estimator.inside[self._planes], self.estimator.noise, self._stride)
 
     def fit(self) -> np.ndarray:
         """Return the lattice of F in what the estimator leaves over."""
