@@ -17,9 +17,10 @@ def reason(code, report, refused, said) {
     if (report =~ /No space left on device|Disk quota exceeded/ || code == 5 || !said && left(report) < 1000000) {
         return "found no space left (${said ?: 'disk or quota full'}); free some, or choose another -work-dir or --outdir"
     }
-    // a task that ends before it can say so leaves Slurm's word alone
+    // Where a task is ended before its command has begun, its exit code is Nextflow's wrapper's or none at all, and only
+    // Slurm says why.
     def vanished = code == null || code == Integer.MAX_VALUE
-    if (code in [130, 143] || vanished && report =~ /\*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT /) {
+    if (code in [130, 143] || code != 137 && !said && report =~ /\*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT /) {
         return 'was cancelled from outside (scancel, a shutdown, Ctrl-C); nothing needs to be changed'
     }
     if (code == 137) {
