@@ -30,6 +30,7 @@ def pytest_configure() -> None:
     os.environ.setdefault("NXF_JVM_ARGS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep each file's tests in one process, and in one of them all that look at the run on the phantom."""
     for item in items:
