@@ -5,6 +5,7 @@ include { title } from './units'
 process FINISH {
     tag "${title(meta)}"
     label 'memory'
+    label 'process_medium'
     ext memory_bytes: { predicted(volume, task) }
 
     input:

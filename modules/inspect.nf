@@ -2,6 +2,7 @@
 process INSPECT {
     tag "${meta.id}"
     label 'stream'
+    label 'process_low'
 
     input:
     tuple val(meta), val(volume),

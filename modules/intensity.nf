@@ -6,6 +6,7 @@ include { title } from './units'
 process INTENSITY {
     tag "${title(meta)}"
     label 'memory'
+    label 'process_medium'
     ext memory_bytes: { predicted(volume, task) }
 
     input:

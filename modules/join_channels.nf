@@ -19,6 +19,7 @@ workflow JOINED {
 process JOIN_CHANNELS {
     tag "${meta.id}"
     label 'small'
+    label 'process_single'
 
     input:
     tuple val(meta), path(parts, stageAs: 'parts/*/*')

@@ -5,6 +5,7 @@ include { title } from './units'
 process N4_SECTIONS {
     tag "${title(meta)} ${batch.sections}"
     label 'cpu'
+    label 'process_medium'
     ext memory_bytes: { predicted(volume, task) }
 
     input:

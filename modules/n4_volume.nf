@@ -6,6 +6,7 @@ include { title } from './units'
 process N4_VOLUME {
     tag "${title(meta)}"
     label 'gpu'            // conf/: what it needs,
+    label 'process_gpu'    // for sites and pipelines that say so by nf-core's names,
     label 'cuda'           // its image,
     label 'device'         // the GPU itself,
     label 'shared_device'  // and how many at a time

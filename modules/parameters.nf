@@ -1,20 +1,18 @@
 // Parameters are checked by the head process, before any task: names, types, ranges.
 
 include { check_gpu; has_gpu } from './gpu'
-include { parameter_rules; refuse } from './rules'
+include { parameter_rules; refusal } from './rules'
 
-// Return all parameters, settled; stop before the first task when one is unknown, of another type or out of range.
+// Return all parameters, settled; stop before the first task and name all that are unknown, of another type or out of range.
 def check_parameters(given, profile) {
     def rules = parameter_rules()
     def usual = rules.collectEntries { name, rule -> [name, rule['default']] }
     // without what configurations of institutions set for every workflow
     def params = usual + given.findAll { name, _value -> !(name ==~ /(custom_config|config_profile|max)_[a-z]+/) }
-    params.each { name, value ->
-        if (!rules.containsKey(name)) {
-            exit(2, "unknown parameter ${name}; did you mean ${meant(name.replace('-', '_'), rules)}?")
-        }
-        refuse(name, value, rules[name])
-    }
+    def faults = params.collect { name, value ->
+        rules.containsKey(name) ? refusal(name, value, rules[name]) : "unknown parameter ${name}; did you mean ${meant(name.replace('-', '_'), rules)}?"
+    }.findAll()
+    if (faults) { exit(2, faults.join('\n')) }
     return settle(params, rules, profile)
 }
 

@@ -1,6 +1,7 @@
 // A small serial-section volume with known truth, to try an installation.
 process PHANTOM {
     label 'small'
+    label 'process_single'
 
     input:
     val _device

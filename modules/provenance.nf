@@ -1,6 +1,7 @@
 // Settings, versions, command line and digests of the run, tied together by a Workflow Run RO-Crate.
 process PROVENANCE {
     label 'small'
+    label 'process_single'
 
     input:
     path stated, stageAs: 'samples/stated*/*'  // checksums and summary of each sample

@@ -6,6 +6,7 @@ include { answer } from './channels'
 process PUBLISH {
     tag "${meta.id}"
     label 'publish'
+    label 'process_low'
     cache false
 
     input:

@@ -6,6 +6,7 @@ include { answer } from './channels'
 process REMOTE_STATE {
     tag "${meta.id}"
     label 'stream'
+    label 'process_low'
     cache false
 
     input:

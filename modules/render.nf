@@ -5,6 +5,7 @@ include { title } from './units'
 process RENDER {
     tag "${title(meta)} ${slab.planes}"
     label 'stream'
+    label 'process_low'
     ext memory_bytes: { predicted(volume, task) }
 
     input:

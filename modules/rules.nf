@@ -26,11 +26,11 @@ def options(settings, process) {
     }.join(' ')
 }
 
-def refuse(name, value, rule) {
-    if (value != null && !allowed(value, rule)) {
-        def numeric = value.toString().isNumber() && rule.type != 'string'
-        exit(2, "parameter ${name} must be ${expectation(rule)}, got ${numeric || !(value instanceof CharSequence) ? value : "'${value}'"}")
-    }
+// What is wrong with a value; null where nothing is.
+def refusal(name, value, rule) {
+    if (value == null || allowed(value, rule)) { return null }
+    def numeric = value.toString().isNumber() && rule.type != 'string'
+    return "parameter ${name} must be ${expectation(rule)}, got ${numeric || !(value instanceof CharSequence) ? value : "'${value}'"}"
 }
 
 // Whether a value, or the text of one, fits a rule.

@@ -3,7 +3,7 @@
 include { check_whole; without_suffix } from './formats'
 include { address; existing; split_pattern } from './paths'
 include { check_apart; check_channel } from './places'
-include { parameter_rules; read_schema; refuse; wrong_name } from './rules'
+include { parameter_rules; read_schema; refusal; wrong_name } from './rules'
 
 // [meta, files] of each sample of the setting input, as N4FLOW takes them; meta = [id: 'brain'].
 def read_samples(settings) {
@@ -42,8 +42,9 @@ def read_sheet(sheet) {
     }
     def rules = parameter_rules()
     rows.eachWithIndex { row, number ->
-        if (!row.sample || !row.image) { exit(2, "sample sheet ${sheet.name}, row ${number + 1}: sample and image must not be empty") }
-        ['voxel_um', 'channel'].each { name -> refuse(name, row[name] ?: null, rules[name]) }
+        def fault = row.sample && row.image ? ['voxel_um', 'channel'].findResult { name -> refusal(name, row[name] ?: null, rules[name]) }
+            : 'sample and image must not be empty'
+        if (fault) { exit(2, "sample sheet ${sheet.name}, row ${number + 1}: ${fault}") }
     }
     def twice = rows.countBy { row -> row.sample }.find { _sample, count -> count > 1 }
     if (twice) { exit(2, "sample sheet ${sheet.name} names sample ${twice.key} in ${twice.value} rows; give every sample a name of its own") }

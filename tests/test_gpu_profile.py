@@ -60,6 +60,8 @@ process {
     containerOptions = '--bind /scratch'
     beforeScript = 'export FROM_SITE=1'
     queue = 'long'
+    withLabel: process_gpu { queue = 'gpus' }
+    withLabel: process_single { queue = 'short' }
 }
 params { config_profile_description = 'a site'; max_memory = '120.GB'; custom_config_version = 'master' }
 """
@@ -100,7 +102,8 @@ def test_slurm_and_apptainer(workflow: Run, tmp_path: Path, monkeypatch: pytest.
         # what the site says of every task
         qos = "wide" if re.search(r"^#SBATCH -c 2$", text, re.MULTILINE) else "narrow"
         assert re.search(rf"^#SBATCH --account=lab --qos={qos}\b", text, re.MULTILINE), name
-        assert re.search(r"^#SBATCH -p long$", text, re.MULTILINE), name
+        queue = "gpus" if on_gpu else "short" if name in {"PHANTOM", "PROVENANCE"} else "long"
+        assert re.search(rf"^#SBATCH -p {queue}$", text, re.MULTILINE), name
         assert "--bind /scratch" in options, name
         assert "export FROM_SITE=1" in text, name
         # of base.config, whichever profiles set something of the same task
