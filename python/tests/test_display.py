@@ -101,6 +101,7 @@ def test_pictures_show_what_is_there(result):
     assert np.array_equal(places[1].lines[0].get_ydata(), recipe[1].lower)
     assert len(places[2].lines) == len(recipe[2].offsets) - 1
     assert any(np.array_equal(line.get_ydata(), recipe[3].gain) for line in places[3].lines)
+    assert [len(recipe[:number].plot()[0]) for number in (0, 1)] == [1, 1]  # of nothing, empty axes
     _start, _stop, field = recipe[0].fields[1]
     *planes, convergence = field.plot()[0]
     values = field.field(field.grid_shape)

@@ -243,6 +243,8 @@ def warm_up(folder: Path, *, fit: bool) -> None:
     _main("inspect", folder / "array.npy", *SIZE, "--answer", folder / "plan.json", "--threads", 1)
     if fit:
         _main("n4", folder / "array.npy", folder / "warm.npy", "--threads", 1)
+        # What `run` compiles is kept in files, for children that have no time to compile.
+        forked(lambda: _main("run", folder / "array.npy", folder / "warm", *SIZE, *PLAIN), folder / "said", 600)
 
 
 def shared_out(chosen: list[Mutant], folder: Path, seed: int, jobs: int, every: int) -> list[Finding]:

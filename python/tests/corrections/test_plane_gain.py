@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
@@ -191,7 +193,9 @@ def test_the_gain_is_pointwise_and_survives_its_arrays() -> None:
     volume, tissue = stack(SLOW * JITTER)
     correction = estimate_plane_gain(plane_histograms(volume, tissue), sigma=2.0)
     again = PlaneGain.from_arrays(*correction.to_arrays())
-    whole = correction.apply(volume.copy(), Where(0, 0, 0, volume.shape, tissue))
+    block = volume.copy()
+    whole = correction.apply(block, Where(0, 0, 0, volume.shape, tissue))
+    assert whole is block  # a block is as large as a stage has memory for
     part = (slice(7, 19), slice(3, 20), slice(10, 33))
     np.testing.assert_array_equal(
         again.apply(volume[part].copy(), Where(7, 3, 10, volume.shape, tissue[part])), whole[part]
@@ -199,9 +203,19 @@ def test_the_gain_is_pointwise_and_survives_its_arrays() -> None:
     np.testing.assert_array_equal(correction.map(volume[4][tissue[4]], 4), whole[4][tissue[4]])
     numbers = correction.summary()
     assert numbers["planes_measured"] == 40
+    assert numbers["share"] == 1  # all that smoothing asks for
     assert numbers["gain_min"] < 1 < numbers["gain_max"]
     with pytest.raises(InputError, match="give the block's tissue mask"):
         correction.apply(volume.copy(), Where(0, 0, 0, volume.shape))
+
+
+def test_gains_on_a_device_multiply_tissue_alone(any_device: Any) -> None:
+    volume, tissue = stack(SLOW * JITTER)
+    correction = PlaneGain(np.float32(JITTER), np.ones(40, bool), 2.0)
+    where = Where(3, 0, 0, volume.shape, any_device.asarray(tissue[3:9]))
+    found = correction.apply(any_device.asarray(volume[3:9]), where).get()
+    expected = np.where(tissue, volume * np.float32(JITTER)[:, None, None], volume)[3:9]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_mask_of_another_shape_names_both() -> None:

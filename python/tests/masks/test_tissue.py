@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from n4flow.compute.threads import limit_threads
 from n4flow.errors import GpuError, InputError, N4flowWarning
 from n4flow.masks import smoothed_sections
 from n4flow.masks.agarose import agarose_levels, get_agarose_mask, projection
+from n4flow.masks.agarose_levels import has_evidence
 from n4flow.masks.morphology import Norms, close_along_z, close_plane, smooth_planes, smooth_valid
 from n4flow.masks.otsu import Scale, otsu_split
 from n4flow.masks.packed_mask import PackedMask
@@ -85,6 +88,7 @@ def test_a_dim_section_keeps_its_mask() -> None:
     found = tissue_mask_with_levels(volume, 3)
     assert found.origins == ("own",) * 3
     assert dice(found.mask[3:6], tissue[3:6]) > 0.95
+    assert dice(compute_tissue_mask(volume)[3:6], tissue[3:6]) < 0.1  # all planes are one section unless it is said
 
 
 def test_sections_without_tissue_or_without_agarose_take_the_threshold_of_the_volume() -> None:
@@ -192,7 +196,7 @@ def test_gaps_along_z_are_bridged_by_sections_not_planes() -> None:
     assert np.flatnonzero(~one).tolist() == list(range(11, 19))
     assert two.all()
     assert close_along_z(mask, table, 2)[:, 0, 2].sum() == 1
-    assert close_along_z(mask, table, 0) is mask
+    assert close_along_z(mask, table, 0) is close_along_z(mask, table, -1) is mask
     assert close_along_z(mask, SectionTable.equal(20, 1), 2) is mask
     even = np.random.default_rng(4).random((24, 5, 6)) > 0.7
     line = np.ones((7, 1, 1), bool)  # two sections of three planes, and one
@@ -298,6 +302,14 @@ def test_compiled_closing_is_scipys(shape: tuple[int, int], radius: int) -> None
             np.testing.assert_array_equal(expected, ndimage.binary_closing(filled, disk(radius)))
         inner = slice(2 * radius, -2 * radius)
         np.testing.assert_array_equal(close_plane(plane, radius), expected[inner, inner])
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4])
+def test_closing_on_a_device_is_scipys(any_device: Any, radius: int) -> None:
+    plane = np.random.default_rng(3).random((40, 50)) > 0.6
+    filled = np.pad(ndimage.binary_fill_holes(plane), 20)
+    expected = ndimage.binary_closing(filled, disk(radius))[20:-20, 20:-20]
+    np.testing.assert_array_equal(close_plane(any_device.asarray(plane), radius).get(), expected)
 
 
 def test_a_winding_way_out_of_a_hole_is_found_to_its_end() -> None:
@@ -462,13 +474,23 @@ def test_otsu_is_scikit_images() -> None:
         counts, edges = np.histogram(values, 64)
         centres = (edges[:-1] + edges[1:]) / 2
         assert centres[otsu_cut(counts, centres)] == threshold_otsu(hist=(counts, centres))
+    values[:4] = 1e4  # debris, less than one voxel in a thousand
     split = otsu_split(*plane_histograms(values.reshape(1, 1, -1)).pairs(0))
     assert split is not None
-    reference = threshold_otsu(np.minimum(values, np.percentile(values, 99.9)))
+    values = np.minimum(values, np.percentile(values, 99.9))
+    reference = threshold_otsu(values)
     assert abs(split.threshold - reference) < 2 * np.ptp(values) / 256
     assert abs(split.dark - values[values <= reference].mean()) < 0.02
     assert abs(split.bright - values[values > reference].mean()) < 0.05
     assert otsu_split(np.ones(1, np.float32), np.ones(1, np.int64)) is None
+
+
+def test_two_values_are_told_apart_however_few_voxels_have_the_second() -> None:
+    """The percentile to which debris is clipped is the first value then."""
+    split = otsu_split(np.array([1.0, 5.0]), np.array([10_000, 5]))
+    assert split is not None
+    assert (split.dark, split.bright) == pytest.approx((1, 5), abs=4 / 256)
+    assert 1 < split.threshold < 5
 
 
 @pytest.mark.parametrize("scale", [1.0, 4000.0])
@@ -559,6 +581,20 @@ def test_expanding_gives_each_voxel_its_block() -> None:
     source = TissueSource(small, np.zeros((5, 6), bool), 3)
     np.testing.assert_array_equal(source.block(slice(0, 4), slice(0, 14), slice(0, 16)), whole)
     np.testing.assert_array_equal(source.block(slice(1, 3), slice(4, 11), slice(7, 16)), whole[1:3, 4:11, 7:16])
+    for mask in (small, PackedMask.of(small)):
+        part = replace(source, small=mask).part(1, 4).part(2, 4)
+        np.testing.assert_array_equal(part.small[:], small[2:4])
+        np.testing.assert_array_equal(
+            part.unpacked().block(slice(3, 4), slice(4, 11), slice(7, 16)), whole[3:4, 4:11, 7:16]
+        )
+
+
+def test_a_plane_that_is_bright_and_flat_under_the_agarose_shows_tissue() -> None:
+    """Believed where it has twice the usual level or twice the usual flatness, and not more of both."""
+    level = np.array([10, 10, 10, 10, 10, 25, 19, 25, 25.0])
+    top = level / [0.1, 0.1, 0.1, 0.1, 0.1, 0.25, 0.25, 0.19, 0.1]
+    found = has_evidence(level, np.full(9, 200), top, np.ones(9, bool))
+    assert np.flatnonzero(~found).tolist() == [5]
 
 
 def test_the_gpu_asked_for_is_the_gpu_used() -> None:

@@ -71,6 +71,11 @@ def test_of_anatomy_alone_nothing_is_the_instrument_s() -> None:
     assert max(found.proof.values()) < PROVEN
 
 
+def test_a_drift_has_the_size_that_it_was_made_with() -> None:
+    drifts = [components(shifts_of(0.12, 0.03, seed)).sd["drift"] for seed in range(4)]
+    assert np.median(drifts) == pytest.approx(0.2, rel=0.5)  # a sd of a few knots
+
+
 def test_what_counts_as_proven_happens_by_chance_in_one_of_a_hundred() -> None:
     """Twice the log likelihood ratio of one parameter is distributed as chi squared with one degree of freedom."""
     assert stats.chi2.sf(PROVEN, 1) == pytest.approx(0.01, rel=0.03)  # 6.6 is 6.635, rounded

@@ -310,7 +310,16 @@ def test_every_slab_is_whole_files_at_every_level(version, shape, slab, voxel, d
         assert sorted(split) == sorted(keys)
 
 
-@pytest.mark.parametrize("shape", [(800, 2000, 2000), (4096, 2048, 2048), (2000, 9973, 11003), (12000, 6001, 6007)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (800, 2000, 2000),
+        (4096, 2048, 2048),
+        (2000, 9973, 11003),
+        (12000, 6001, 6007),
+        (510, 763, 19706),  # its slabs are deepened
+    ],
+)
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_few_and_large_files(shape, dtype):
     layout = plan_layout(shape, dtype, (10, 10, 10))
