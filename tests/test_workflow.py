@@ -329,10 +329,12 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         (
             "parameters",  # all that are wrong, in one go
             [*at, "--smoth_z", "3", "--smooth_z", "-1", "--match", "sections", "--voxel_um", "1 2 3'; touch owned; '"],
-            "unknown parameter smoth_z; did you mean smooth_z?\n"
-            "parameter smooth_z must be a number from 0 to 1000 (planes), got -1\n"
-            "parameter match must be off, section or plane, got 'sections'\n"
-            "parameter voxel_um must be three positive numbers",
+            (
+                "unknown parameter smoth_z; did you mean smooth_z?\n"
+                "parameter smooth_z must be a number from 0 to 1000 (planes), got -1\n"
+                "parameter match must be off, section or plane, got 'sections'\n"
+                "parameter voxel_um must be three positive numbers"
+            ),
         ),
         ("separator", ["--input", str(folder / "rows.csv")], "channel; separate cells by commas, not by ;"),
         ("missing", ["--input", str(folder / "none.zarr")], "parameter input: "),
