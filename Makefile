@@ -33,6 +33,8 @@ UNLOCKED       = $(LOCKED) --requirement python/requirements-maintain.lock && '$
 install-locked = $(LOCKED) --requirement $(LOCK)
 install-newest = $(UNLOCKED) --extra view --extra napari --resolution highest
 install-lowest = $(UNLOCKED) --resolution lowest-direct
+# What `make test` of everything begins with; nothing where it was linted before.
+LINT   ?= lint
 # Results of the last run are taken over unless the package has changed since: Nextflow does not look inside it.
 RESUME = $$(test -f .nextflow/history && test -z "$$(find python/src -name '*.py' -newer .nextflow/history)" && echo -resume)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' UV_CACHE_DIR='$(STATE)/uv' '$(VENV)/bin/uv' pip compile --quiet --universal \
@@ -55,7 +57,7 @@ run: set-up ## Run the workflow on a phantom that it makes, or on INPUT
 	@for report in "$(OUTDIR)"/*/report.html; do sample=$${report%/report.html}; \
 	    echo "Store:  $$sample/$${sample##*/}.ome.zarr"; echo "Report: $$report"; done
 
-test: set-up lint ## Run every check and test, and nf-test's suites where it is on PATH
+test: set-up $(if $(ARGS),,$(LINT)) ## Run every check and test, and nf-test's suites where it is on PATH
 	@$(USE) pytest $(SHARE) $(ARGS)
 	@$(if $(ARGS),,$(USE) $(QUICK) sh -c 'if command -v nf-test >/dev/null; then exec nf-test test --ci; fi; \
 	    echo "nf-test is not on PATH, so its suites did not run; pytest asked the same of the tasks of a run"')

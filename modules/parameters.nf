@@ -8,7 +8,7 @@ def check_parameters(given, profile) {
     def rules = parameter_rules()
     def usual = rules.collectEntries { name, rule -> [name, rule['default']] }
     // without what configurations of institutions set for every workflow
-    def params = usual + given.findAll { name, _value -> !(name ==~ /(custom_config|config_profile|max)_[a-z]+/) }
+    def params = usual + given.findAll { name, _value -> !(name ==~ /(custom_config|config_profile)_[a-z]+|max_(memory|cpus|time)/) }
     def faults = params.collect { name, value ->
         rules.containsKey(name) ? refusal(name, value, rules[name]) : "unknown parameter ${name}; did you mean ${meant(name.replace('-', '_'), rules)}?"
     }.findAll()

@@ -2,8 +2,8 @@
 
 def existing(name, parameter, sample = null, folder = null) {
     def whose = "${sample ? "sample ${sample}: " : ''}parameter ${parameter}"
-    if (address(name)) { exit(2, "${whose}: ${name} is an address, where the workflow reads images alone; download it") }
-    def path = located(name, folder)
+    def path = address(name) ? null : located(name, folder)
+    if (!(path?.toUri()?.scheme in ['file', 'http', 'https'])) { exit(2, "${whose}: ${path?.toUri() ?: name} is an address, where the workflow reads images alone; download it") }
     if (!path.exists()) { exit(2, "${whose}: ${name} does not exist; check the path") }
     return path
 }

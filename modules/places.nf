@@ -9,6 +9,17 @@ def check_apart(target, inputs) {
     if (target.exists() && !target.resolve('recipe.json').exists()) {
         exit(2, "${target} exists and is no result of n4flow; remove it or choose another outdir")
     }
+    def others = foreign(target)
+    if (others) { exit(2, "${target} holds ${others.take(5).join(', ')}, which no run wrote; move it away or choose another outdir") }
+}
+
+// Names in a result's folder that its checksums do not know; none where nothing says what belongs to it.
+def foreign(target) {
+    def file = target.resolve('checksums.json')
+    if (!file.exists()) { return [] }
+    def stated = new groovy.json.JsonSlurper().parseText(file.text)
+    def written = (stated.files.keySet() + stated.stores.keySet()).collect { name -> name.tokenize('/')[0] }
+    return (target.list().toList() - written - ['checksums.json']).sort()
 }
 
 // Refuse a place that holds the result of another channel.

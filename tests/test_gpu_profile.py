@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from conftest import ROOT, Run
 
 SBATCH = """#!/bin/bash
 # runs the job beside, as a scheduler would later; of an array, each
@@ -193,3 +195,54 @@ def test_docker_on_one_machine(workflow: Run, tmp_path: Path, monkeypatch: pytes
         assert ("--gpus all" in options[1]) is (name in GPU_TASKS), name
         assert "-u $(id -u):$(id -g)" in options[1], name  # files belong to the user in either
         assert "CUDA_VISIBLE_DEVICES" in options[1], name
+
+
+SCHEDULERS = ("slurm", "pbs", "pbspro", "lsf", "sge")
+IMAGES = {
+    "docker": "n4flow:",
+    "podman": "n4flow:",
+    "apptainer": "docker-daemon://n4flow:",
+    "singularity": "docker-daemon://n4flow:",
+}
+# Memory where 11.4e9 bytes are predicted, time and cores, by the labels that processes have.
+NEEDS = {
+    "small": ("2 GB", "30m", "1"),
+    "stream": ("10.6 GB", "4h", "2"),
+    "publish": ("2 GB", "8h", "2"),
+    "memory": ("10.6 GB", "1h", "2"),
+    "cpu": ("10.6 GB", "8h", "2"),
+    "gpu": ("10.6 GB", "4h", "2"),
+}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("parser", ["v1", "v2"])
+def test_labels_keep_their_needs_in_every_combination_of_profiles(nextflow: str, tmp_path: Path, parser: str):
+    texts = [path.read_text() for path in (ROOT / "modules").glob("*.nf")]
+    labels = {tuple(re.findall(r"^    label '(\w+)'", text, re.MULTILINE)) for text in texts} - {()}
+    assert {first for first, *_others in labels} == set(NEEDS)
+    boxes = (*IMAGES, "conda", "mamba")
+    combined = ["standard", *SCHEDULERS, *boxes, *(f"gpu,{other}" for other in (*SCHEDULERS, *boxes))]
+    combined += [f"{first},{box}" for first, box in product(("slurm", "gpu,slurm"), boxes)]  # schedulers share a file
+    given = ["--profiles", ";".join(combined), "--labels", ";".join(map(",".join, labels))]
+    command = [nextflow, "run", ROOT / "tests" / "lib" / "profiles.nf", "-work-dir", tmp_path / "work", *given]
+    environment = os.environ | {"NXF_SYNTAX_PARSER": parser}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in re.findall(r"^PROFILES (.*)$", done.stdout, re.MULTILINE)]
+    assert [line["profiles"] for line in lines] == combined
+    for line in lines:
+        profiles = set(line["profiles"].split(","))
+        box, scheduler = profiles & set(boxes), profiles & set(SCHEDULERS)
+        for joined, got in line["labels"].items():
+            own = joined.split(",")
+            where = (line["profiles"], joined)
+            kind = "cuda" if "cuda" in own else "cpu"
+            assert (got["memory"], got["time"], got["cpus"]) == NEEDS[own[0]], where
+            assert got["accelerator"] == ("1" if {"gpu"} <= profiles and "device" in own else None), where
+            assert got["container"] == next((f"{IMAGES[name]}{kind}" for name in box if name in IMAGES), None), where
+            environments = f"{ROOT}/containers/{kind}/environment.yml" if box & {"conda", "mamba"} else None
+            assert got["conda"] == environments, where
+            assert got["useMamba"] == ("true" if "mamba" in box else None), where
+            assert (got["executor"] in SCHEDULERS) is bool(scheduler), where
+            assert (got["maxForks"] == "0") is (bool(scheduler) and "device" in own), where

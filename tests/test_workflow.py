@@ -323,6 +323,12 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     np.save(folder / "theirs.npy", volume)
     (folder / "results" / "theirs").mkdir(parents=True)
     (folder / "results" / "theirs" / "raw.txt").touch()
+    noted = folder / "results" / "two"
+    noted.mkdir()
+    for name in ("recipe.json", "notes.txt"):
+        (noted / name).touch()
+    (noted / "checksums.json").write_text('{"files": {"recipe.json": ""}, "stores": {}}')
+    np.save(folder / "two.npy", volume)
     write_volume(folder / "results" / "good" / "good.ome.zarr", volume, voxel_um=(10, 5, 5))
     at = ["--input", str(good), "--outdir", str(folder / "elsewhere")]  # overrides the fixture's own --outdir
     return [
@@ -350,6 +356,11 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         ("in input", ["--input", str(good), "--outdir", str(good)], "where the results go, lies in the input"),
         ("not ours", ["--input", str(folder / "theirs.npy")], "exists and is no result of n4flow; remove it or choose"),
         (
+            "notes",
+            ["--input", str(folder / "two.npy")],
+            "two holds notes.txt, which no run wrote; move it away or choose",
+        ),
+        (
             "harmonize",
             [*at, "--harmonize", "safe", "--smooth_z", "2"],
             "harmonize takes the place of match and smooth_z, got harmonize safe with smooth_z 2; leave one of",
@@ -364,7 +375,7 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
 
 
 # What the head process finds ends with 2, what a task finds with 1, as tasks of other samples are stopped first.
-EARLY = "parameters,separator,missing,two files,harmonize,sections,name,inside,in input,not ours"
+EARLY = "parameters,separator,missing,two files,harmonize,sections,name,inside,in input,not ours,notes"
 CODES = dict.fromkeys(EARLY.split(","), 2) | {"gpu": 3}
 FAULTS = EARLY + ",no size,mask,gpu"  # of what INSPECT finds one without and one with a file beside the image
 

@@ -11,8 +11,10 @@ import SimpleITK as sitk
 import tifffile
 import zarr
 
+import n4flow
 from n4flow.commands import main
 from n4flow.io.open import open_volume
+from n4flow.io.writers import write_volume
 from n4flow.pipeline import convert as convert_module
 
 SHAPE = (9, 70, 90)
@@ -98,3 +100,22 @@ def test_all_channels_keep_their_labels(tmp_path, voxels, capsys):
     shown = zarr.open_group(out, mode="r").attrs["ome"]["omero"]["channels"]
     assert [channel["label"] for channel in shown] == ["DAPI", "GFP"]
     assert shown[1]["window"]["max"] == channels[1].astype(np.uint16).max()
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_what_other_programs_wrote_beside_the_image_stays(tmp_path, voxels, version):
+    source, theirs = tmp_path / "in.ome.zarr", {"acquisition": {"lens": "10x", "z": [1, 2.5]}, "project": "atlas"}
+    write_volume(source, voxels.astype(np.uint16), voxel_um=(20, 4, 5))
+    group = zarr.open_group(source, mode="r+")
+    group.attrs.update(theirs)
+    ome = dict(group.attrs["ome"])
+    ome["omero"]["channels"][0].update(label="DAPI", color="00FF00")
+    group.attrs["ome"] = ome
+    assert ended(source, tmp_path / "convert.ome.zarr", "--ome-zarr-version", version) == 0
+    n4flow.render(n4flow.open_volume(source), n4flow.Recipe(), tmp_path / "render.ome.zarr", ome_zarr_version=version)
+    n4flow.run(source, tmp_path / "out", ome_zarr_version=version, bias="off", match="off", smooth_z=0, shrink=8)
+    for store in ("convert.ome.zarr", "render.ome.zarr", "out/in/in.ome.zarr"):
+        found = dict(zarr.open_group(tmp_path / store, mode="r").attrs)
+        assert {name: found[name] for name in theirs} == theirs, store
+        (channel,) = found.get("ome", found)["omero"]["channels"]
+        assert (channel["label"], channel["color"]) == ("DAPI", "00FF00"), store

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from n4flow.compute.arrays import as_mask
+from n4flow.corrections.recipe import Recipe
 from n4flow.errors import InputError, N4flowWarning
 from n4flow.io.formats import read_as
 from n4flow.io.geometry import on_grid
@@ -16,6 +17,7 @@ from n4flow.io.open import open_volume
 from n4flow.io.volume import Volume
 from n4flow.io.writers import write_volume
 from n4flow.masks.tissue_source import open_mask
+from n4flow.pipeline.render import render
 
 SHAPE = (7, 9, 11)
 ENDINGS = ["nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd"]
@@ -83,6 +85,17 @@ def test_a_labelled_corner_stays_where_it_is_in_every_pair_of_formats(tmp_path, 
             assert np.allclose(centroid(out), truth, atol=1e-4), (ending, other)
             if ".nii" in other:
                 assert np.allclose(sitk_centroid(out), truth, atol=1e-3), (ending, other)
+
+
+def test_a_render_keeps_where_a_volume_lies(tmp_path):
+    values = np.zeros(SHAPE, np.uint8)
+    values[1:3, :2, 8:] = 1
+    truth = nibabel.affines.apply_affine(matrix("oblique"), (9, 0.5, 1.5))
+    volume = open_volume(saved(tmp_path / "in.nii.gz", values, matrix("oblique"), "mm"))
+    render(volume, Recipe(), tmp_path / "out.ome.zarr", dtype="input")
+    kept = open_volume(tmp_path / "out.ome.zarr")
+    write_volume(tmp_path / "out.nrrd", kept.read(slice(None)), like=kept)
+    assert np.allclose(centroid(tmp_path / "out.nrrd"), truth, atol=1e-4)
 
 
 def sitk_centroid(path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +233,16 @@ def test_a_task_lists_the_planes_once(tmp_path, monkeypatch):
     monkeypatch.setattr("n4flow.io.planes.find_planes", lambda path: listed.append(path) or find(path))
     open_volume(tmp_path, voxel_um=(1, 1, 1), planes=(1, 2))
     assert listed == [tmp_path]
+
+
+def test_a_png_that_states_more_than_it_holds_is_refused_before_its_voxels_are_made(tmp_path):
+    plane = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    for z in range(2):
+        by_pillow(tmp_path / f"p_{z}.png", plane)
+    for file in tmp_path.iterdir():
+        raw = bytearray(file.read_bytes())
+        raw[16:24] = struct.pack(">2I", 100_000, 100_000)  # width and height of the header, before its checksum
+        raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+        file.write_bytes(raw)
+    with pytest.raises(InputError, match=r"p_\d\.png is cut short: its header asks for 1250000000 bytes"):
+        open_volume(tmp_path)

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from n4flow.errors import InputError, N4flowError
 from n4flow.io import publishing
 from n4flow.io.open import open_volume
-from n4flow.io.publishing import locked, publish, published, reclaim
+from n4flow.io.publishing import check_replaceable, locked, publish, published, reclaim
 from n4flow.io.writers import write_volume
 
 # makes a result in a folder, and is ended by a signal at its nth renaming or removal; "wait" lives on instead
@@ -365,6 +366,24 @@ def test_a_folder_of_others_is_not_replaced(tmp_path):
     with pytest.raises(InputError, match="is no result of n4flow; remove it or choose another place"):
         publish(result(tmp_path / "source", 2), tmp_path / "out")
     assert names(tmp_path / "out") == ["raw.txt"]
+
+
+@pytest.mark.parametrize("replaced_by", ["publish", "published"])
+def test_a_result_in_whose_folder_others_wrote_is_not_replaced(tmp_path, replaced_by):
+    out = result(tmp_path / "out", 2, "old")
+    stated = {"files": {"recipe.json": "", "corrections/1.npz": ""}, "stores": {"brain.ome.zarr": {}}}
+    (out / "checksums.json").write_text(json.dumps(stated))
+    (out / "corrections").mkdir()
+    check_replaceable(out)
+    (out / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"out holds notes\.txt, which no run wrote; move it away"):
+        if replaced_by == "publish":
+            publish(result(tmp_path / "source", 2), out)
+        else:
+            with published(out) as folder:
+                folder.mkdir()
+    assert "notes.txt" in names(out)
+    assert (out / "recipe.json").read_text() == "old"
 
 
 def test_a_file_that_a_killed_process_was_writing_is_removed_by_the_next_one(tmp_path):

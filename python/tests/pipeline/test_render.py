@@ -98,10 +98,17 @@ def test_what_is_not_ours_is_never_replaced(image):
         (image.parent / made / "raw.txt").write_text("mine")
     with pytest.raises(InputError, match="exists and is no result of n4flow"):
         run(image, image.parent / "results", bias="off")
-    with pytest.raises(InputError, match="exists and is no result of n4flow"):
+    with pytest.raises(InputError, match="results2 must be an OME-Zarr"):
         render(open_volume(image), Recipe(), image.parent / "results2")
-    with pytest.raises(InputError, match="exists and is no result of n4flow"):
-        render(open_volume(image), Recipe(), image)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="the input .* and the output .* are the same file"):
+            render(open_volume(image), Recipe(), image, overwrite=overwrite)
+        with pytest.raises(InputError, match="lie one in the other"):
+            render(open_volume(image), Recipe(), image / "0" / "out.ome.zarr", overwrite=overwrite)
+    render(open_volume(image), Recipe(), image.parent / "out.ome.zarr")
+    with pytest.raises(InputError, match=r"out\.ome\.zarr exists; choose another name, or replace it"):
+        render(open_volume(image), Recipe(), image.parent / "out.ome.zarr")
+    render(open_volume(image), Recipe(), image.parent / "out.ome.zarr", overwrite=True)
     inside = image.parent / "x" / "in" / "in.ome.zarr"
     inside.parent.mkdir(parents=True)
     image.rename(inside)
@@ -175,7 +182,7 @@ def test_a_gain_on_tissue_needs_the_mask(image):
     assert np.allclose(written[:, 20:], before[:, 20:] * 1.5)
     write_volume(image.parent / "small.ome.zarr", mask[:5], voxel_um=(20, 4, 5))
     with pytest.raises(InputError, match=r"small.ome.zarr has the shape \(5, 37, 53\), .* \(13, 37, 53\)"):
-        rendered(image, Recipe([gain]), mask=image.parent / "small.ome.zarr")
+        rendered(image, Recipe([gain]), overwrite=True, mask=image.parent / "small.ome.zarr")
 
 
 def _gain(n_planes):

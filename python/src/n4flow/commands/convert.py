@@ -22,18 +22,12 @@ def _convert(
     threads: int | None = None,
 ) -> str:
     """Write any volume as an OME-Zarr with its pyramid, block by block, its voxels and voxel size as they are."""
-    from n4flow.errors import InputError
-    from n4flow.io.formats import ZARR, written_as
     from n4flow.io.open import open_channels, open_volume
-    from n4flow.io.writers import check_destination
-    from n4flow.n4_bias.results import Named, check_distinct
     from n4flow.pipeline.channels import ALL
     from n4flow.pipeline.convert import convert as convert_volume
+    from n4flow.pipeline.samples import check_store
 
-    if written_as(output) is not ZARR:
-        msg = f"{output} must be an OME-Zarr, a name that ends in {' or '.join(ZARR.written)}"
-        raise InputError(msg)
-    check_distinct([Named("the input", image), Named("the output", output, written=True)])
+    check_store(output, image, overwrite=overwrite)
     options = opening(settings)
     channels = (
         [open_volume(image, **options)]
@@ -41,7 +35,6 @@ def _convert(
         else open_channels(image, **{name: value for name, value in options.items() if name != "channel"})
     )
     volume = channels[0]
-    check_destination(output, overwrite=overwrite)
     with reading("CONVERT", channels):
         found = convert_volume(channels, output, ome_zarr_version=settings["ome_zarr_version"], threads=threads)
     numbers.update(found)

@@ -22,6 +22,7 @@ def _render(
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Tissue mask; the one beside the recipe without it.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
     threads: int | None = None,
 ) -> str:
     """Apply a stored recipe to a volume, block by block."""
@@ -43,6 +44,7 @@ def _render(
             dtype=settings["dtype"],
             threads=threads,
             mask=open_mask(inside, volume, **allow) if inside else None,
+            overwrite=overwrite,
         )
     numbers.update(corrections=[correction.kind for correction in corrections], **written)
     return f"{output}: {', '.join(numbers['corrections']) or 'no correction'}"

@@ -15,6 +15,7 @@ import numpy as np
 from n4flow.compute.threads import run_tasks
 from n4flow.errors import InputError, reading, reason
 from n4flow.io.axes import select
+from n4flow.io.inflate import check_ratio
 from n4flow.io.itk import itk_dtype
 from n4flow.io.omezarr.chunk_grid import listed
 from n4flow.io.plane_names import channels_of, find_planes, is_tiff, labels_of, numbered
@@ -191,6 +192,8 @@ def _itk_header(file: Path) -> Plane:
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
     width, height, *deep = reader.GetSize()
+    if file.suffix.lower() == ".png":  # deflated, and a pixel has a bit at least
+        check_ratio(file, height * -(-width // 8), file.stat().st_size)
     if set(deep) - {1}:
         msg = f"{file} holds {deep[0]} images; expected one plane in each file"
         raise InputError(msg)

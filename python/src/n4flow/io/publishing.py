@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -48,7 +49,7 @@ def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     with scratch_beside(out) as scratch:
         if not replace:
-            _check_ours(out)
+            check_replaceable(out)
         yield scratch / "new"
         _take_place(scratch, out)
 
@@ -80,7 +81,7 @@ def publish(source: Path, out: Path, *, link: bool = False, threads: int = 8) ->
         What arrived is not what was sent.
     """
     with scratch_beside(out) as scratch:
-        _check_ours(out)
+        check_replaceable(out)
         wanted, new = _sizes(source), scratch / "new"
         files = [name for name, size in wanted.items() if size is not None]
         how = dict.fromkeys(("linked", "cloned", "copied", "kept"), 0)
@@ -120,9 +121,26 @@ def scratch_beside(out: Path) -> Iterator[Path]:
             _remove(scratch)
 
 
-def _check_ours(out: Path) -> None:
-    if out.exists() and not (out / "recipe.json").is_file():
+def check_replaceable(out: Path) -> None:
+    """Judge whether a result may take the place of what is at a path: nothing, or a result with nothing else beside it.
+
+    Raises
+    ------
+    InputError
+        There is something that no run of n4flow wrote.
+    """
+    if not out.exists():
+        return
+    if not (out / "recipe.json").is_file():
         msg = f"{out} exists and is no result of n4flow; remove it or choose another place"
+        raise InputError(msg)
+    try:
+        stated = json.loads(_checksums(out) or b"")
+        written = {name.partition("/")[0] for part in ("files", "stores") for name in stated[part]}
+    except (ValueError, KeyError, TypeError):  # of a result that is damaged nothing says what belongs to it
+        return
+    if foreign := sorted({entry.name for entry in out.iterdir()} - written - {CHECKSUMS_NAME}):
+        msg = f"{out} holds {', '.join(foreign[:5])}, which no run wrote; move it away or choose another place"
         raise InputError(msg)
 
 
@@ -150,7 +168,7 @@ def _sizes(folder: Path) -> dict[str, int | None]:
 def _checksums(folder: Path) -> bytes | None:
     """Return what vouches for a sample's voxels."""
     try:
-        return (folder / "checksums.json").read_bytes()
+        return (folder / CHECKSUMS_NAME).read_bytes()
     except FileNotFoundError:
         return None
 

@@ -77,16 +77,17 @@ class Phantom(PhantomVolume):
             known = ", ".join(WRITTEN)
             msg = f"phantom: expected a name that ends in one of {known}, got {path.name!r}; give NAME.ome.zarr"
             raise InputError(msg)
-        if path.exists():
-            msg = f"phantom: {path} exists already; remove it or choose another name"
-            raise InputError(msg)
+        table = path.with_name(path.name[: -len(suffix)] + ".sections.tsv")
+        for there in (path, table):
+            if there.exists():
+                msg = f"phantom: {there} exists already; remove it or choose another name"
+                raise InputError(msg)
         if truth is not None and truth.exists() and (not truth.is_dir() or any(truth.iterdir())):
             msg = (
                 f"phantom: the truth needs a folder that is new or empty, got {truth}; remove it or choose another name"
             )
             raise InputError(msg)
         started = time.perf_counter()
-        table = path.with_name(path.name[: -len(suffix)] + ".sections.tsv")
         is_zarr = written_as(path) is ZARR
         if not is_zarr:
             from n4flow.io.writers import write_volume

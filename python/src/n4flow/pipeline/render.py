@@ -23,13 +23,14 @@ from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.omezarr.planning import plan_layout
 from n4flow.io.omezarr.slab_writer import SlabWriter
-from n4flow.io.omezarr.store import Shown, create_store, validate_store, write_omero
+from n4flow.io.omezarr.store import Shown, create_store, kept_metadata, named, validate_store, write_omero
 from n4flow.io.publishing import published
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource, check_mask, open_mask
 from n4flow.pipeline.blocks import in_parts, parts, prepared
 from n4flow.pipeline.plan import output_dtype
+from n4flow.pipeline.samples import check_store
 from n4flow.statistics.accumulate import MOST_TILES, PLANE_COUNTS, Tile, TileShrinker
 from n4flow.statistics.measure import choose_shrink
 from n4flow.statistics.shrunken import Shrunken, ShrunkenVolume, runs
@@ -304,6 +305,7 @@ def render(
     dtype: str = "float32",
     threads: int | None = None,
     mask: str | Path | Volume | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Apply a recipe to a volume, block by block, and write an OME-Zarr with its pyramid.
 
@@ -322,12 +324,21 @@ def render(
     threads : int, optional
     mask : path or Volume, optional
         Tissue mask; the one published beside the recipe without it.
+    overwrite : bool
+        Replace a store that exists.
 
     Returns
     -------
     dict
         Saturated voxels, minimum and maximum of the result.
+
+    Raises
+    ------
+    InputError
+        The recipe is of another volume, the volume has no voxel size, or `out` may not be written: it is no OME-Zarr by
+        its name, exists, or lies in the input.
     """
+    check_store(Path(out), volume.source, overwrite=overwrite)
     voxel_um = volume.voxel_um
     if voxel_um is None:
         msg = f"{volume.source.name} has no voxel size; open it with voxel_um (z y x, micrometres)"
@@ -347,9 +358,9 @@ def render(
     )
     tissue, shrink = tissue_beside(recipe, volume, mask), choose_shrink(volume.shape)
     slabs = []
-    with published(Path(out)) as partial:
+    with published(Path(out), replace=True) as partial:
         check_space(partial.parent, *store_needs([layout], 0, volume.shape[0]))
-        create_store(partial, layout)
+        create_store(partial, layout, kept_metadata(volume))
         for slab in runs(0, volume.shape[0], layout.slab_planes):
             stores = [(partial, layout)]
             slabs.append(
@@ -358,6 +369,7 @@ def render(
         low, high = min(slab.minimum for slab in slabs), max(slab.maximum for slab in slabs)
         scale = output_scale(recipe, layout.dtype)
         window = min(0.0, low * scale), high * scale
-        write_omero(partial, Path(out).name, [Shown(Path(out).name, window, (low * scale, high * scale))])
+        label, colour = named(volume, 0, None, Path(out).name)
+        write_omero(partial, Path(out).name, [Shown(label, window, (low * scale, high * scale), colour)])
         validate_store(partial)
     return {"saturated_voxels": sum(slab.saturated for slab in slabs), "minimum": low, "maximum": high}

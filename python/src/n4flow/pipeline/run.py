@@ -28,7 +28,7 @@ from n4flow.io.disk_space import check_space
 from n4flow.io.omezarr.checksums import Checksums
 from n4flow.io.omezarr.layout import StoreLayout
 from n4flow.io.open import MEAN, open_volume
-from n4flow.io.publishing import CHECKSUMS_NAME, locked, published, reclaim
+from n4flow.io.publishing import CHECKSUMS_NAME, check_replaceable, locked, published, reclaim
 from n4flow.io.volume import Volume
 from n4flow.masks.packed_mask import PackedMask
 from n4flow.masks.tissue_source import TissueSource
@@ -260,6 +260,7 @@ def run(
         seen = [plan.volume.reader.state() for plan in plans]
         files = [(resolved | own)[name] for name in ("mask", "flat_field", "sections")]
         check_apart(Path(outdir) / plans[0].sample, [image, *files])
+        check_replaceable(Path(outdir) / plans[0].sample)
         check_channel(Path(outdir) / plans[0].sample, (resolved | own)["channel"])
         asked.append((plans, resolved | own, seen))
     results, again = [], command_line(resolved)

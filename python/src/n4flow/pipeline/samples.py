@@ -12,8 +12,10 @@ from typing import Any
 
 from n4flow.errors import InputError, reading
 from n4flow.io.address import Address, located
-from n4flow.io.formats import name_without_suffix
+from n4flow.io.formats import ZARR, name_without_suffix, written_as
 from n4flow.io.omezarr.chunk_grid import listed
+from n4flow.io.writers import check_destination
+from n4flow.n4_bias.results import Named, check_distinct
 from n4flow.pipeline.parameters import resolve, sample_sheet
 
 LONGEST_COUNT = 10  # Digits; what is longer is no count of sections.
@@ -36,6 +38,23 @@ def check_apart(folder: Path, inputs: Iterable[Any]) -> None:
         if real is not None and real in target.parents and real.is_dir():
             msg = f"{folder}, where the results go, lies in the input {path}; choose another outdir"
             raise InputError(msg)
+
+
+def check_store(out: Path, image: Any, *, overwrite: bool = False) -> None:
+    """Judge, before anything is computed, whether a store may be written at a path.
+
+    Raises
+    ------
+    InputError
+        Its name is not that of an OME-Zarr, it exists and `overwrite` is not given, it and the input are one or lie one
+        in the other, or its folder cannot be written to.
+    """
+    if written_as(out) is not ZARR:
+        msg = f"{out} must be an OME-Zarr, a name that ends in {' or '.join(ZARR.written)}"
+        raise InputError(msg)
+    if isinstance(image, (str, Path)):
+        check_distinct([Named("the input", Path(image)), Named("the output", out, written=True)])
+    check_destination(out, overwrite=overwrite)
 
 
 def check_channel(folder: Path, channel: int | None) -> None:

@@ -31,6 +31,9 @@ MOST_METADATA = 2**26  # Bytes; those of real stores have some kilobytes.
 MOST_FILES = 10**9  # Of one array.
 MOST_NAMED = 1000  # Faulty files that are looked for before the store is refused.
 DESCRIBED = "described as the specification of OME-Zarr asks for"
+# Attributes that describe an image and what lies beside it; those of others are kept.
+WRITTEN_ANEW = {"ome", "multiscales", "omero", "image-label", "labels", "plate", "well", "series", "n4flow"}
+WRITTEN_ANEW |= {"bioformats2raw.layout", "_ARRAY_DIMENSIONS"}
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
@@ -73,6 +76,7 @@ class ZarrReader(Reader):
             "channels": described["labels"],
             "colours": described["colours"],
             "levels": described["levels"],
+            "others": described["others"],
             **described["extra"],
         }
         with reading(path, DESCRIBED, "write its metadata again", small=True):
@@ -266,7 +270,7 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
     import zarr
 
     nothing: dict[str, Any] = {"axes": [], "transforms": [], "labels": [], "colours": []}
-    nothing |= {"version": None, "levels": 1, "extra": {}}
+    nothing |= {"version": None, "levels": 1, "extra": {}, "others": {}}
     if isinstance(node, zarr.Array):
         if level != 0:
             msg = f"{path} is one Zarr array, without pyramid levels; level must be 0, got {level}"
@@ -292,6 +296,7 @@ def find_level(path: Path, node: Any, level: int) -> tuple[Any, dict[str, Any]]:
             "version": version,
             "levels": len(paths),
             "extra": dict(own) if isinstance(own, Mapping) else {},
+            "others": {name: value for name, value in attributes.items() if name not in WRITTEN_ANEW},
         }
     if not 0 <= level < len(paths):
         msg = f"{path} has {len(paths)} pyramid levels, counted from 0, got level {level}"

@@ -96,7 +96,7 @@ def create_store(path: str | Path, layout: StoreLayout, attributes: Mapping[str,
         A folder that does not exist yet, or is empty.
     layout : StoreLayout
     attributes : mapping, optional
-        JSON-able values kept under the key `n4flow`.
+        JSON-able values kept under the key `n4flow`, but for those under `others`, which are attributes of their own.
 
     Raises
     ------
@@ -163,20 +163,21 @@ def write_zarr(
 
 
 def named(like: Volume | None, number: int, channels: int | None, name: str) -> tuple[str, str]:
-    """Return label and colour of a channel: the input's where it has any; of an image of one, its name and white."""
-    if channels is None:
-        return name, "FFFFFF"
+    """Return label and colour of a channel: those of the input where it has as many, else name or number, and a colour."""
     kept = like.metadata if like is not None else {}
-    labels, colours = kept.get("channels") or [], kept.get("colours") or COLOURS
+    labels, colours = kept.get("channels") or [], kept.get("colours") or []
+    if channels is None:
+        return (labels[0] if len(labels) == 1 else name), (colours[0] if len(colours) == 1 else "FFFFFF")
+    colours = colours or COLOURS
     label = labels[number] if len(labels) == channels else str(number)
     return label, colours[number % len(colours)]
 
 
 def kept_metadata(like: Volume | None) -> dict[str, Any]:
-    """Return what an OME-Zarr keeps of its input for other formats: where voxels lie, and fields of headers."""
+    """Return what an OME-Zarr keeps of its input: where voxels lie, fields of headers, attributes of other programs."""
     if like is None:
         return {}
-    kept = {key: like.metadata[key] for key in ("nifti_header", "fields") if like.metadata.get(key)}
+    kept = {key: like.metadata[key] for key in ("nifti_header", "fields", "others") if like.metadata.get(key)}
     affine = affine_of(like, like.voxel_um)
     return kept if affine is None else {"affine_um": affine.tolist(), **kept}
 
@@ -295,11 +296,12 @@ def _attributes(path: Path, layout: StoreLayout, extra: Mapping[str, Any] | None
     ome: dict[str, Any] = {"multiscales": [multiscale]}
     if layout.kind == "labels":
         ome["image-label"] = {"version": layout.version} if layout.version == "0.4" else {}
-    own = {"n4flow": dict(extra)} if extra else {}
+    own = dict(extra or {})
+    kept = own.pop("others", {}) | ({"n4flow": own} if own else {})
     if layout.version == "0.5":
-        return {"ome": {"version": "0.5", **ome}, **own}
+        return {"ome": {"version": "0.5", **ome}, **kept}
     multiscale["version"] = "0.4"
-    return {**ome, **own}
+    return {**ome, **kept}
 
 
 def _open_ome(path: Path, mode: Literal["r", "r+"]) -> tuple[Any, dict[str, Any]]:
