@@ -423,6 +423,19 @@ def test_slab_errors_leave_no_unfinished_file(tmp_path):
         validate_store(path)
 
 
+def test_a_chunk_that_is_complete_is_written_once(tmp_path):
+    array = smooth_noise((16, 60, 70))
+    layout = plan_layout(array.shape, "float32", VOXEL, chunks=(8, 32, 70))
+    create_store(tmp_path / "s.zarr", layout)
+    with (
+        pytest.raises(N4flowError, match=r"voxels of chunk \(0, 0, 0\) were written twice"),
+        SlabWriter(tmp_path / "s.zarr", layout, 0, 16) as writer,
+    ):
+        writer.write(array[:, :32], 0)  # the file that these chunks go to is not complete
+        writer.write(array[:, :32], 0)
+    assert not list((tmp_path / "s.zarr").rglob("*.partial"))
+
+
 def test_full_disk_has_its_own_error(tmp_path, monkeypatch):
     array = smooth_noise((4, 60, 70))
     layout = plan_layout(array.shape, "float32", VOXEL)
