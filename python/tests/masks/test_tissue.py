@@ -590,7 +590,7 @@ def test_expanding_gives_each_voxel_its_block() -> None:
 
 
 def test_a_plane_that_is_bright_and_flat_under_the_agarose_shows_tissue() -> None:
-    """Believed where it has twice the usual level or twice the usual flatness, and not more of both."""
+    """One that exceeds twice the usual level or twice the usual flatness alone is believed."""
     level = np.array([10, 10, 10, 10, 10, 25, 19, 25, 25.0])
     top = level / [0.1, 0.1, 0.1, 0.1, 0.1, 0.25, 0.25, 0.19, 0.1]
     found = has_evidence(level, np.full(9, 200), top, np.ones(9, bool))
