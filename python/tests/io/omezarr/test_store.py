@@ -330,6 +330,13 @@ def test_few_and_large_files(shape, dtype):
     assert layout.levels[0].chunks[0] * math.prod(shape[1:]) * np.dtype(dtype).itemsize <= 2**32
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_large_volume_has_as_many_slabs_as_a_cluster_has_work_for(dtype):
+    """32 where they are of 256 MiB to 8 GiB; a smaller volume has fewer, a larger one more."""
+    slabs = [-(-n // plan_layout((n, 2048, 2048), dtype, (10, 10, 10)).slab_planes) for n in (512, 4096, 8192, 2**17)]
+    assert slabs[0] < slabs[1] == slabs[2] == 32 < slabs[3]
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("kind", ["image", "labels"])
 def test_any_shape_voxel_and_cut(tmp_path, monkeypatch, seed, kind):
