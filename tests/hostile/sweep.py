@@ -217,8 +217,12 @@ def forked(function: Callable[[], Any], said: Path, most: float = SECONDS) -> tu
 
 def _waits(process: int) -> bool:
     """Return whether no thread of a process has anything to do but to wait."""
-    states = [file.read_text().rpartition(")")[2].split()[0] for file in Path(f"/proc/{process}/task").glob("*/stat")]
-    return not {"R", "D"} & set(states)
+    threads = Path(f"/proc/{process}/task").glob("*/stat")
+    try:
+        states = {file.read_text().rpartition(")")[2].split()[0] for file in threads}
+    except OSError:  # one of them ended meanwhile
+        return False
+    return not {"R", "D"} & states
 
 
 def _resident() -> int:

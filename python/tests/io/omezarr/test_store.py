@@ -330,6 +330,13 @@ def test_few_and_large_files(shape, dtype):
     assert layout.levels[0].chunks[0] * math.prod(shape[1:]) * np.dtype(dtype).itemsize <= 2**32
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_large_volume_has_as_many_slabs_as_a_cluster_has_work_for(dtype):
+    """32 where they are of 256 MiB to 8 GiB; a smaller volume has fewer, a larger one more."""
+    slabs = [-(-n // plan_layout((n, 2048, 2048), dtype, (10, 10, 10)).slab_planes) for n in (512, 4096, 8192, 2**17)]
+    assert slabs[0] < slabs[1] == slabs[2] == 32 < slabs[3]
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("kind", ["image", "labels"])
 def test_any_shape_voxel_and_cut(tmp_path, monkeypatch, seed, kind):
@@ -421,6 +428,19 @@ def test_slab_errors_leave_no_unfinished_file(tmp_path):
     assert not list(path.rglob("*.partial"))
     with pytest.raises(N4flowError, match=r"has 3 faulty files: c/0/0/0 is missing, c/1/0/0 is missing"):
         validate_store(path)
+
+
+def test_a_chunk_that_is_complete_is_written_once(tmp_path):
+    array = smooth_noise((16, 60, 70))
+    layout = plan_layout(array.shape, "float32", VOXEL, chunks=(8, 32, 70))
+    create_store(tmp_path / "s.zarr", layout)
+    with (
+        pytest.raises(N4flowError, match=r"voxels of chunk \(0, 0, 0\) were written twice"),
+        SlabWriter(tmp_path / "s.zarr", layout, 0, 16) as writer,
+    ):
+        writer.write(array[:, :32], 0)  # the file that these chunks go to is not complete
+        writer.write(array[:, :32], 0)
+    assert not list((tmp_path / "s.zarr").rglob("*.partial"))
 
 
 def test_full_disk_has_its_own_error(tmp_path, monkeypatch):
