@@ -40,9 +40,8 @@ def read_sheet(sheet) {
         def expected = "${columns.required.join(', ')} and, optionally, ${(columns.properties.keySet() - columns.required).join(', ')}"
         exit(2, "sample sheet ${sheet.name} has columns ${names.join(', ')}; expected ${expected}${meant(names, columns.properties.keySet())}")
     }
-    def rules = parameter_rules()
     rows.eachWithIndex { row, number ->
-        def fault = row.sample && row.image ? ['voxel_um', 'channel'].findResult { name -> refusal(name, row[name] ?: null, rules[name]) }
+        def fault = row.sample && row.image ? ['voxel_um', 'channel'].findResult { name -> refusal(name, row[name] ?: null, parameter_rules()[name]) }
             : 'sample and image must not be empty'
         if (fault) { exit(2, "sample sheet ${sheet.name}, row ${number + 1}: ${fault}") }
     }

@@ -15,6 +15,8 @@ def test_no_hostile_file_is_silent_hangs_or_ends_in_a_traceback():
         "volume",
         "sections",
         "sheet",
+        "recipe",
+        "results",
         "--number",
         "1",
         "--every",

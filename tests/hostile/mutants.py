@@ -24,6 +24,21 @@ from hostile.originals import WRITERS, voxels
 NUMBERS = [*map(str, (0, -1, 1, 7, 65536, 2**31, 10**15, 2**64)), "1e308", "nan", "x", "9" * 5000, ""]
 VALUES: list[Any] = [None, True, -1, 0, 1.5, 10**15, 2**64, 1e308, "", "x", "\ud800", [], [[]], {}, [1, 2]]
 ZEROS = 2**31  # Bytes of zeros that a bomb holds.
+NAMES = [
+    *(
+        "a b.npy",
+        "-x.npy",
+        "$(touch owned).npy",
+        "a\nb.npy",
+        "<img src=x>.npy",
+        "'.npy",
+        "=1+1.npy",
+        "..npy",
+        "mask.npy",
+    ),
+    *("pipeline_info.npy", "[a]*.npy", "%s{}.npy", "\x1b[31m.npy", "\u202e.npy", "x" * 251 + ".npy"),
+    os.fsdecode(b"\xe9.npy"),
+]
 JSON_NAMES = ("zarr.json", ".zarray", ".zattrs", ".zgroup", "recipe.json", "checksums.json")
 
 
@@ -49,6 +64,8 @@ class Mutant:
         rng = random.Random(f"{seed}/{self.name}")
         if self.kind == "bomb":
             BOMBS[self.original][self.number](path)
+        elif self.kind == "name":
+            return path.rename(place / NAMES[self.number])
         elif self.kind in SPECIAL:
             SPECIAL[self.kind](_file(path, rng), rng, originals)
         elif self.kind == "number":
@@ -385,3 +402,5 @@ def mutants(number: int) -> Iterator[Mutant]:
                 yield Mutant(family, original, kind, item)
         for item in range(len(BOMBS.get(original, ()))):
             yield Mutant(family, original, "bomb", item)
+    for item in range(len(NAMES)):
+        yield Mutant("volume", "array.npy", "name", item)

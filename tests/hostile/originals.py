@@ -91,6 +91,14 @@ def _saved(path: Path, array: np.ndarray) -> None:
     np.save(path, array)
 
 
+def _planes(path: Path, array: np.ndarray) -> None:
+    from PIL import Image
+
+    path.mkdir()
+    for number, plane in enumerate(array):
+        Image.fromarray(plane).save(path / f"{number:03}.{path.name.partition('_')[0]}")
+
+
 WRITERS: dict[str, Callable[[Path, np.ndarray], None]] = {
     "nifti.nii": _nifti,
     "nifti.nii.gz": _nifti,
@@ -119,11 +127,17 @@ WRITERS: dict[str, Callable[[Path, np.ndarray], None]] = {
     "v2_blosc.zarr": lambda path, array: _zarr(path, array, 2, compressors=_old("blosc")),
     "v2_zlib.zarr": lambda path, array: _zarr(path, array, 2, compressors=_old("zlib")),
     "zipped.zarr.zip": _zipped,
+    "png_planes": _planes,
+    "tif_planes": _planes,
 }
 
 
 def reference(path: Path) -> np.ndarray:
     """Return what the library of a file's format reads; every checksum that the file has is compared first."""
+    if path.name.endswith("_planes"):
+        from PIL import Image
+
+        return np.stack([np.asarray(Image.open(file)) for file in sorted(path.iterdir())])
     if path.is_dir() or path.suffix == ".zip":
         import zarr
         from zarr.storage import LocalStore, ZipStore

@@ -246,3 +246,10 @@ def test_a_png_that_states_more_than_it_holds_is_refused_before_its_voxels_are_m
         file.write_bytes(raw)
     with pytest.raises(InputError, match=r"p_\d\.png is cut short: its header asks for 1250000000 bytes"):
         open_volume(tmp_path)
+
+
+def test_a_folder_that_is_called_as_a_plane_is_no_plane(tmp_path, voxels):
+    folder = written(tmp_path / "planes", voxels)
+    (folder / "img_13.tif").mkdir()
+    with pytest.raises(InputError, match=r"img_13\.tif"):
+        open_volume(folder)

@@ -87,7 +87,7 @@ def is_tiff(file: Path) -> bool:
 
 def is_plane(file: Path) -> bool:
     """Return whether a file holds a plane by its name."""
-    return file.name.lower().endswith((*TIFF, *OTHERS)) and not file.name.startswith(".") and not file.is_dir()
+    return file.name.lower().endswith((*TIFF, *OTHERS)) and not file.name.startswith(".")
 
 
 def labels_of(file: Path) -> list[str]:

@@ -163,7 +163,7 @@ def write_zarr(
 
 
 def named(like: Volume | None, number: int, channels: int | None, name: str) -> tuple[str, str]:
-    """Return label and colour of a channel: those of the input where it has as many, else name or number, and a colour."""
+    """Return label and colour of a channel: those of the input where it has as many, else name or number."""
     kept = like.metadata if like is not None else {}
     labels, colours = kept.get("channels") or [], kept.get("colours") or []
     if channels is None:
