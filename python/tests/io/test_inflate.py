@@ -58,6 +58,37 @@ def test_every_flipped_byte_of_compressed_voxels_is_noticed(tmp_path, name):
             open_volume(path, voxel_um=(1, 1, 1)).read(slice(None))
 
 
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("true", [None, b"True", b"1"])
+def test_compressed_metaimage_is_read_whatever_size_its_header_states(tmp_path, name, components, true):
+    """ITK returns memory that it did not write to where the size is too small; the true size is its own."""
+    shape = (3, 4, 5, components)[: 3 + (components > 1)]
+    voxels = np.random.default_rng(5).integers(0, 900, shape).astype("uint16")
+    sitk.WriteImage(sitk.GetImageFromArray(voxels, isVector=components > 1), str(tmp_path / name), useCompression=True)
+    header = (tmp_path / name).read_bytes()
+    if true:  # big endian
+        header = header.replace(b"CompressedData = True", b"CompressedData = " + true)
+        header = header.replace(b"ByteOrderMSB = False", b"ByteOrderMSB = " + true)
+        (tmp_path / name).write_bytes(header)
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name)))
+    assert np.array_equal(expected, voxels) is not bool(true)
+    field = next(line for line in header.splitlines() if line.startswith(b"CompressedDataSize")) + b"\n"
+    for stated in (field, b"", b"CompressedDataSize = 3\n", b"CompressedDataSize = 3\x009\n"):
+        (tmp_path / name).write_bytes(header.replace(field, stated))
+        volume = open_volume(tmp_path / name, channel=0, voxel_um=(1, 1, 1))
+        np.testing.assert_array_equal(volume.read(slice(None)), expected[..., 0] if components > 1 else expected)
+
+
+def test_compressed_metaimage_in_several_files_is_refused(tmp_path):
+    voxels = np.zeros((2, 4, 5), "uint8")
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "a.mhd"), useCompression=True)
+    header = (tmp_path / "a.mhd").read_text().replace("= a.zraw", "= LIST\na.zraw\na.zraw")
+    (tmp_path / "a.mhd").write_text(header)
+    with pytest.raises(InputError, match="has compressed voxels in 2 files, expected one; write it again"):
+        open_volume(tmp_path / "a.mhd")
+
+
 def test_a_header_that_asks_for_more_than_there_is(tmp_path):
     header = nibabel.Nifti1Header()
     header.set_data_dtype("float32")

@@ -64,11 +64,11 @@ def check_ratio(path: Path, asked: int, packed: int) -> None:
         raise InputError(msg)
 
 
-def inflated_part(path: Path, start: int, nbytes: int) -> np.ndarray:
-    """Return `nbytes` bytes of what a file inflates to, from `start` on."""
+def inflated_part(path: Path, start: int, nbytes: int, behind: int = 0) -> np.ndarray:
+    """Return `nbytes` bytes of what a file inflates to from its byte `behind` on, from `start` on."""
     values = np.empty(nbytes, np.uint8)
     place = -start
-    for piece in inflated(path, start + nbytes):
+    for piece in inflated(path, start + nbytes, behind):
         low, high = max(0, -place), min(len(piece), nbytes - place)
         if low < high:
             values[place + low : place + high] = np.frombuffer(piece, np.uint8)[low:high]

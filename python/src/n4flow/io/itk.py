@@ -18,7 +18,7 @@ from n4flow.errors import InputError
 from n4flow.io.axes import select
 from n4flow.io.formats import check_regular
 from n4flow.io.geometry import LPS, affine_to_write, straight_origin, usable
-from n4flow.io.inflate import check_ratio, inflated
+from n4flow.io.inflate import check_ratio, inflated, inflated_part
 from n4flow.io.reader import Reader, plane_chunks
 from n4flow.io.units import micrometres_per, to_micrometres
 
@@ -57,6 +57,7 @@ class ItkReader(Reader):
         self.channels = self._select.channels
         self.dtype = itk_dtype(path, reader.GetPixelID())
         self.chunks = plane_chunks(self.shape, self.dtype)
+        self._stored = tuple(shape)
         self._check_length(math.prod(shape) * self.dtype.itemsize)
         self.voxel_um, self.origin_um = {}, dict.fromkeys("zyx", 0.0)
         fields = _header(path)
@@ -93,25 +94,40 @@ class ItkReader(Reader):
         encoding = fields.get("encoding", "").lower()
         places = _data_places(self.path)
         size = sum(max(0, file.stat().st_size - start) for file, start in places if file.is_file())
-        self._deflated = encoding in ("gzip", "gz") or fields.get("compresseddata", "").lower() == "true"
+        self._deflated = encoding in ("gzip", "gz") or _is_true(fields, "compresseddata")
         self._asked = asked // max(1, len(places))
+        if self._deflated and len(places) != 1 and _image_io(self.path) == "MetaImageIO":
+            msg = f"{self.path} has compressed voxels in {len(places)} files, expected one; write it again"
+            raise InputError(msg)
         if self._deflated:
             check_ratio(self.path, asked, size)
-        elif (encoding == "raw" or fields.get("binarydata", "").lower() == "true") and size < asked:
+        elif (encoding == "raw" or _is_true(fields, "binarydata")) and size < asked:
             msg = f"{self.path} is cut short: its header asks for {asked} bytes and it has {size}; copy it again"
             raise InputError(msg)
 
     def read(self, z: slice, y: slice, x: slice) -> np.ndarray:
         """Return the voxels of a box."""
         if self._handle is None:
-            import SimpleITK as sitk
-
-            if self._deflated:  # ITK stops before the checksum of gzip, and passes over errors of zlib.
-                for file, start in _data_places(self.path):
-                    for _piece in inflated(file, self._asked, start):
-                        pass
-            self._handle = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path), imageIO=_image_io(self.path)))
+            self._handle = self._load()
         return self._select.transposed(self._handle[self._select.box(z, y, x)])
+
+    def _load(self) -> np.ndarray:
+        import SimpleITK as sitk
+
+        places = _data_places(self.path) if self._deflated else []
+        if places and _image_io(self.path) == "MetaImageIO":
+            # Where the size that the header states is not that of the compressed voxels, ITK returns memory as it was.
+            [(file, start)], fields = places, _header(self.path)
+            values = inflated_part(file, 0, self._asked, start)
+            big = _is_true(fields, "binarydatabyteordermsb", "elementbyteordermsb")
+            values = values.view(self.dtype.newbyteorder(">" if big else "<"))
+            return values.astype(self.dtype, copy=False).reshape(self._stored)
+        for file, start in places:  # ITK stops before the checksum of gzip.
+            for _piece in inflated(file, self._asked, start):
+                pass
+        image = sitk.ReadImage(str(self.path), imageIO=_image_io(self.path))
+        voxels: np.ndarray = sitk.GetArrayFromImage(image)
+        return voxels
 
 
 def write_itk(path: Path, array: np.ndarray, voxel_um: dict[str, float], like: Volume | None) -> None:
@@ -206,6 +222,11 @@ def _header(path: Path) -> dict[str, str]:
         else:
             fields[key] = value.strip()
     return fields
+
+
+def _is_true(fields: dict[str, str], *names: str) -> bool:
+    """Return whether one of the fields is true as MetaImage has it: by its first letter."""
+    return any(fields.get(name, "").startswith(("T", "t", "1")) for name in names)
 
 
 def _data_places(path: Path) -> list[tuple[Path, int]]:
