@@ -323,12 +323,12 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
     np.save(folder / "theirs.npy", volume)
     (folder / "results" / "theirs").mkdir(parents=True)
     (folder / "results" / "theirs" / "raw.txt").touch()
-    noted = folder / "results" / "two"
+    noted = folder / "results" / "noted"
     noted.mkdir()
     for name in ("recipe.json", "notes.txt"):
         (noted / name).touch()
     (noted / "checksums.json").write_text('{"files": {"recipe.json": ""}, "stores": {}}')
-    np.save(folder / "two.npy", volume)
+    np.save(folder / "noted.npy", volume)
     write_volume(folder / "results" / "good" / "good.ome.zarr", volume, voxel_um=(10, 5, 5))
     at = ["--input", str(good), "--outdir", str(folder / "elsewhere")]  # overrides the fixture's own --outdir
     return [
@@ -357,8 +357,8 @@ def faults(folder: Path) -> list[tuple[str, list[str], str]]:
         ("not ours", ["--input", str(folder / "theirs.npy")], "exists and is no result of n4flow; remove it or choose"),
         (
             "notes",
-            ["--input", str(folder / "two.npy")],
-            "two holds notes.txt, which no run wrote; move it away or choose",
+            ["--input", str(folder / "noted.npy")],
+            "noted holds notes.txt, which no run wrote; move it away or choose",
         ),
         (
             "harmonize",
