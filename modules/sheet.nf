@@ -33,7 +33,7 @@ def files_of(row, settings) {
 
 // The rows of a sample sheet, and the folder that their files are relative to.
 def read_sheet(sheet) {
-    def (columns, rows) = [read_schema().sample_sheet, sheet.splitCsv(header: true, strip: true, quote: '"')]
+    def (columns, rules, rows) = [read_schema().sample_sheet, parameter_rules(), sheet.splitCsv(header: true, strip: true, quote: '"')]
     if (!rows) { exit(2, "sample sheet ${sheet.name} has no rows; give one line for each sample under a header") }
     def names = rows[0].keySet()
     if (!columns.properties.keySet().containsAll(names) || !names.containsAll(columns.required)) {
@@ -41,7 +41,7 @@ def read_sheet(sheet) {
         exit(2, "sample sheet ${sheet.name} has columns ${names.join(', ')}; expected ${expected}${meant(names, columns.properties.keySet())}")
     }
     rows.eachWithIndex { row, number ->
-        def fault = row.sample && row.image ? ['voxel_um', 'channel'].findResult { name -> refusal(name, row[name] ?: null, parameter_rules()[name]) }
+        def fault = row.sample && row.image ? ['voxel_um', 'channel'].findResult { name -> refusal(name, row[name] ?: null, rules[name]) }
             : 'sample and image must not be empty'
         if (fault) { exit(2, "sample sheet ${sheet.name}, row ${number + 1}: ${fault}") }
     }

@@ -177,9 +177,16 @@ def test_the_profile_alone_asks_for_the_field_of_the_volume_and_uses_each_gpu_of
 
 
 @pytest.mark.engine
-def test_what_is_asked_for_goes_before_the_profile_and_is_said(workflow: Run):
-    run = workflow("-preview", "--bias", "sections", profile="gpu,test")
-    reason = "bias is sections, which are fitted on CPUs"
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (["--bias", "sections"], "bias is sections, which are fitted on CPUs"),
+        (["--harmonize", "auto"], "bias is off with harmonize"),
+        (["--backend", "cpu"], "backend is cpu"),
+    ],
+)
+def test_what_is_asked_for_goes_before_the_profile_and_is_said(workflow: Run, asked: list[str], reason: str):
+    run = workflow("-preview", *asked, profile="gpu,test")
     assert [line for line in run.output.splitlines() if "GPU" in line] == [f"no task uses a GPU: {reason}"]
 
 
@@ -239,7 +246,7 @@ def test_labels_keep_their_needs_in_every_combination_of_profiles(nextflow: str,
             where = (line["profiles"], joined)
             kind = "cuda" if "cuda" in own else "cpu"
             assert (got["memory"], got["time"], got["cpus"]) == NEEDS[own[0]], where
-            assert got["accelerator"] == ("1" if {"gpu"} <= profiles and "device" in own else None), where
+            assert got["accelerator"] == ("1" if "gpu" in profiles and "device" in own else None), where
             assert got["container"] == next((f"{IMAGES[name]}{kind}" for name in box if name in IMAGES), None), where
             environments = f"{ROOT}/containers/{kind}/environment.yml" if box & {"conda", "mamba"} else None
             assert got["conda"] == environments, where
