@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from itertools import product
+from collections.abc import Iterator
 
 import numpy as np
 
 from n4flow.compute.arrays import SMALLEST, within_float32
-from n4flow.compute.threads import available_threads, reuse_threads, run_tasks, scratch
+from n4flow.compute.threads import reuse_threads, run_tasks, scratch
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import N4flowWarning
@@ -21,7 +21,8 @@ from n4flow.statistics.histograms import PlaneHistograms
 from n4flow.statistics.measure import LEAST_COVER
 from n4flow.statistics.shrunken import ShrunkenVolume
 
-TASKS_OF_THREAD = 4  # A block is cut into this many tasks for each thread, so that a slow one delays little.
+# What is corrected stays in the cache that cores share; in smaller strips the interpreter takes longer than the memory.
+CORRECTED_VOXELS = 1 << 19
 
 
 def shrink_pass(
@@ -92,26 +93,23 @@ def statistics_pass(
                 box = slice(z, z + len(block)), slice(y, y + block.shape[1])
                 given = tissue.block(*box, slice(0, volume.shape[2]))
 
-            # what is corrected stays in cache
-            height, width = block.shape[1:]
-            cuts = strips(height, width) if pointwise else [(0, height)]
+            cuts = strips(*block.shape[1:], CORRECTED_VOXELS)
 
-            def count(planes: tuple[int, int], block=block, z=z, y=y, given=given, cuts=cuts) -> None:  # type: ignore[no-untyped-def]
-                deep = 1 if pointwise else planes[1] - planes[0]
-                for start, (top, bottom) in product(range(*planes, deep), cuts):
-                    box = slice(start, start + deep), slice(top, bottom)
-                    values, inside = block[box], None if given is None else given[box]
-                    if pointwise:
+            def count(i: int, block=block, z=z, y=y, given=given, cuts=cuts) -> None:  # type: ignore[no-untyped-def]
+                def parts() -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
+                    for top, bottom in cuts:
+                        values = block[i : i + 1, top:bottom]
+                        inside = None if given is None else given[i : i + 1, top:bottom]
                         corrected = scratch("corrected", values.shape, np.float32)
                         with within_float32():
                             np.copyto(corrected, values, casting="unsafe")
-                        where = Where(z + start, frame.y_start + y + top, frame.x_start, shape, inside)
+                        where = Where(z + i, frame.y_start + y + top, frame.x_start, shape, inside)
                         values = pointwise.apply_block(corrected, where)
-                    found = tissue.classes(slice(z + start, z + start + deep), slice(y + top, y + bottom), inside)
-                    counter.add(z + start - z_start, values, *found)
+                        classes, k, below = tissue.classes(slice(z + i, z + i + 1), slice(y + top, y + bottom), inside)
+                        yield values[0], classes[0], k, below
 
-            # what the interpreter does is the same for several planes as for one
-            step = max(1, len(block) // (TASKS_OF_THREAD * available_threads()))
-            run_tasks(count, [(i, min(i + step, len(block))) for i in range(0, len(block), step)])
+                counter.add(z + i - z_start, parts())
+
+            run_tasks(count, range(len(block)))
         lists = run_tasks(counter.lists, range(z_stop - z_start))
     return PlaneHistograms.of_planes(lists, z_start)

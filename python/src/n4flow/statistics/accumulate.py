@@ -19,7 +19,6 @@ from n4flow.statistics.pooling import add_up
 
 PLANE_COUNTS = ("n_valid", "n_zero", "n_nonfinite", "n_negative", "n_saturated")
 STRIP_VOXELS = 1 << 17  # Rows are processed in strips of half a megabyte of float32, which stay in the cache of a core.
-COUNTED = ("u1", "u2", "i2", "f4")  # Types that histograms are counted from; other types are cast to float32 first.
 COLUMNS = 512  # Parts of a plane that are tasks of their own have at least about this many columns.
 MOST_TILES = 1024  # RENDER measures at most this many tiles before it merges them.
 MOST_PIECES = 16  # At most this many partial histograms of a plane are kept before they are added up.
@@ -29,9 +28,9 @@ _tables = threading.local()
 Lists = tuple[np.ndarray, ...]  # bins, counts and sums of residuals, see `pairs_of_bins`
 
 
-def strips(height: int, width: int) -> list[tuple[int, int]]:
-    """Cut the rows of a plane into strips of about `STRIP_VOXELS`; return the first and the end row of each."""
-    step = max(1, STRIP_VOXELS // width)
+def strips(height: int, width: int, voxels: int = STRIP_VOXELS) -> list[tuple[int, int]]:
+    """Cut the rows of a plane into strips of about `voxels`; return the first and the end row of each."""
+    step = max(1, voxels // width)
     return [(y, min(y + step, height)) for y in range(0, height, step)]
 
 
@@ -221,51 +220,47 @@ class PlaneCounter:
     def __init__(self, n_planes: int) -> None:
         self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
 
-    def add(self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0) -> None:
-        """Count rows of some planes; two threads must not add to the same plane at a time.
+    def add(self, plane: int, parts: Iterable[tuple[np.ndarray, np.ndarray, int, int]]) -> None:
+        """Count rows of a plane; two threads must not add to the same plane at a time.
 
         Parameters
         ----------
         plane : int
-            Index of the first one.
-        rows : (z, y, X) array
-            Any real type.
-        classes : (z, blocks down, blocks across) uint8 array
-            Class of each k x k block of the planes: 0 tissue, 1 agarose, 2 the rest.
-        k : int
-        y : int
-            Row of the planes, counted from the first row of `classes`, that `rows` begin with.
+        parts : iterable of (rows, classes, k, y)
+            Rows (y, X), float32, a few at a time, so that they stay in the cache; the class of each k x k block of a
+            part of the plane (blocks down, blocks across), uint8: 0 tissue, 1 agarose, 2 the rest; and the row of this
+            part that the rows begin with.
         """
         from n4flow.statistics import histogram_kernels as kernels
 
         if not hasattr(_tables, "words"):
-            _tables.words = np.zeros((3 * 2 * N_BINS + 1, 2), np.int64)  # all zeros between calls
-        n_z, n_y, width = rows.shape
-        if rows.dtype.str[1:] not in COUNTED or not rows.dtype.isnative:
-            with within_float32():
-                rows = rows.astype(np.float32)
-        _start, step = strips(n_y, width)[0]
-        room = scratch("values", (1, step, width), np.float32), scratch("classes", (1, step, width), np.uint8)
-        ends = np.empty((n_z, 3, 2), np.int64)
-        most = max(1, kernels.PIECE_VOXELS // width)
-        for start in range(0, n_y, most):
-            part = slice(start, min(start + most, n_y))
-            # only a small part is written, and takes memory
-            out = scratch("counted", (3, rows[:, part].size), np.int64)
-            kernels.count_planes(rows[:, part], classes, k, y + start, *room, _tables.words, out, ends)
-            self._keep(plane, out[:, : ends[-1, -1, -1]].copy(), ends.tolist())
+            _tables.words = np.zeros(3 * 2 * N_BINS + 1, np.int64)  # all zeros between calls
+        low, high, held = N_BINS, -1, 0
+        for rows, classes, k, y in parts:
+            held += rows.size
+            if held > kernels.PIECE_VOXELS:
+                self._drain(plane, low, high)
+                low, high, held = N_BINS, -1, rows.size
+            first, last = kernels.count_rows(rows.view(np.int32), classes, k, y, _tables.words)
+            low, high = min(low, first), max(high, last)
+        self._drain(plane, low, high)
 
-    def _keep(self, plane: int, counted: np.ndarray, ends: list[list[list[int]]]) -> None:
-        """Append the lists of planes, classes and signs to those that were counted before."""
-        begin = 0
-        for pieces, plane_ends in zip(self._pieces[plane : plane + len(ends)], ends, strict=True):
-            for lists, class_ends in zip(pieces, plane_ends, strict=True):
-                for end in class_ends:
-                    if end > begin:
-                        lists.append(tuple(counted[:, begin:end]))
-                    begin = end
-                if len(lists) > MOST_PIECES:
-                    lists[:] = [add_up(lists)]
+    def _drain(self, plane: int, low: int, high: int) -> None:
+        """Move the bins from one to another to the lists of a plane, and set the table to zero."""
+        from n4flow.statistics.histogram_kernels import COUNT_SHIFT
+
+        tables = _tables.words[:-1].reshape(3, 2, N_BINS)[:, :, low : high + 1]
+        for lists, signs in zip(self._pieces[plane], tables, strict=True):
+            for sign, words in enumerate(signs):
+                used = np.flatnonzero(words)
+                if used.size:
+                    counted = words[used]
+                    words[used] = 0
+                    sums = counted & ((1 << COUNT_SHIFT) - 1)
+                    lists.append((used + low + sign * N_BINS, counted >> COUNT_SHIFT, sums))
+            if len(lists) > MOST_PIECES:
+                lists[:] = [add_up(lists)]
+        _tables.words[-1] = 0
 
     def lists(self, plane: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (values float32, counts uint32) of a plane for the three classes, and release them."""

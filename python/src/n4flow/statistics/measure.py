@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from n4flow.compute.arrays import array_module, as_block, as_mask, to_numpy
+from n4flow.compute.arrays import array_module, as_block, as_mask, to_numpy, within_float32
 from n4flow.compute.threads import run_tasks, scratch
 from n4flow.errors import InputError
-from n4flow.statistics.accumulate import PlaneCounter, PlaneShrinker, class_rows
+from n4flow.statistics.accumulate import PlaneCounter, PlaneShrinker, class_rows, strips
 from n4flow.statistics.bins import INFINITY_BITS, MAGNITUDE, N_BINS, RESIDUAL, SHIFT, pairs_of_bins
 from n4flow.statistics.histograms import PlaneHistograms
 from n4flow.statistics.shrunken import ShrunkenVolume
@@ -114,7 +114,9 @@ def plane_histograms(
         inside, around = (mask if mask is None or mask.ndim == 2 else mask[z] for mask in masks)
         if xp is not np:
             return _count_plane(block[z], inside, around)
-        counter.add(z, block[z : z + 1], class_rows(inside, around, shape[1:])[None])
+        classes = class_rows(inside, around, shape[1:])
+        with within_float32():
+            counter.add(z, ((block[z, a:b].astype("f4", "C"), classes, 1, a) for a, b in strips(*shape[1:])))
         return counter.lists(z)
 
     return PlaneHistograms.of_planes(run_tasks(count, range(shape[0]), threads if xp is np else 1), z_start)
