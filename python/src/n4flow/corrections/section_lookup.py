@@ -175,8 +175,8 @@ class SectionLookup(Correction):
             edges = x[0] + extent * np.arange(n_steps + 1) / n_steps
             before = np.maximum(np.searchsorted(x, edges[:-1] - slack, side="right") - 1, 0)
             if (np.searchsorted(x, edges[1:] + slack, side="right") - 1 - before <= 1).all():
-                starts = np.stack([after[before], 2 * before], axis=1)
-                return segments, segments.T.reshape(-1, 2).copy(), starts.astype(np.float32)
+                starts = np.stack([after[before], before], axis=1)
+                return segments, segments.T.copy(), starts.astype(np.float32)
             n_steps *= 2
         return (segments,)
 
