@@ -1,8 +1,11 @@
+include { unseen } from './memory'
+
 // Check a sample's store, section table and mask, find its padding, and decide how it is cut into tasks.
 process INSPECT {
     tag "${meta.id}"
     label 'stream'
     label 'process_low'
+    ext memory_bytes: { unseen([image, mask, flat], task) }
 
     input:
     tuple val(meta), val(volume),

@@ -90,6 +90,7 @@ def test_slurm_and_apptainer(workflow: Run, tmp_path: Path, monkeypatch: pytest.
     assert any((tmp_path / "results").is_relative_to(place) for place in bound), "PUBLISH does not see outdir"
     # an array asks for what its tasks were predicted to need, and so for less than a task without a prediction
     asked = {"SHRINK": (["0-1"], {"445M"}), "RENDER": (["0-1"], {"4096M"}), "FINISH": ([], {"6144M"})}
+    asked["INSPECT"] = [], {"953M"}  # of a folder: 1e9 bytes
     for name, (array, memory) in asked.items():
         assert re.findall(r"^#SBATCH --array (\S+)$", rendered[name], re.MULTILINE) == array, name
         assert set(re.findall(r"^#SBATCH --mem (\S+)$", rendered[name], re.MULTILINE)) == memory, name
