@@ -93,7 +93,7 @@ def statistics_pass(
                 box = slice(z, z + len(block)), slice(y, y + block.shape[1])
                 given = tissue.block(*box, slice(0, volume.shape[2]))
 
-            cuts = strips(*block.shape[1:], CORRECTED_VOXELS)
+            cuts = strips(block.shape[1], block.shape[2], CORRECTED_VOXELS)
 
             def count(i: int, block=block, z=z, y=y, given=given, cuts=cuts) -> None:  # type: ignore[no-untyped-def]
                 def parts() -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:

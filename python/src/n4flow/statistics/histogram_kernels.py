@@ -21,7 +21,7 @@ up: Any = np.uintp
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def count_rows(bits: Any, classes: Any, k: int, y_start: int, words: Any) -> tuple[int, int]:
+def count_rows(bits: Any, classes: Any, k: int, y_start: int, words: Any) -> tuple[Any, Any]:
     """Add rows of a float32 plane to a table of packed counts and sums; return the first and last bin in use.
 
     Parameters

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from n4flow.compute.threads import run_tasks
+from n4flow.compute.threads import run_tasks, scratch
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.statistics.accumulate import plane_numbers
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from n4flow.statistics.accumulate import PlaneShrinker, TileShrinker
 
 ROUNDABLE = np.float32(3.3e38)  # What is larger could be rounded to infinity.
+MOST_DIVIDEND = 2**31
 RUN_PLANES = 16  # Planes of a shrunken volume that are read at a time: some tens of megabytes.
 
 
@@ -71,7 +72,9 @@ class ShrunkenVolume:
     def save(self, path: str | Path, bits: int | None = None) -> None:
         """Write to an .npz file from which `ShrunkenFiles` reads planes.
 
-        The means of a plane and its shares of valid voxels are compressed separately.
+        The means of a plane and its shares of valid voxels are compressed separately. Where they are quotients of whole
+        numbers, as those of an integer type are, the dividends are stored, which a codec makes smaller: the division
+        gives back the same bits.
 
         Parameters
         ----------
@@ -82,16 +85,24 @@ class ShrunkenVolume:
         """
         from numcodecs import BitRound  # type: ignore[import-untyped]
 
-        def rounded(plane: np.ndarray) -> Any:
-            kept = plane if bits is None else BitRound(bits).encode(np.clip(plane, -ROUNDABLE, ROUNDABLE))
-            return codec().encode(kept)
+        sizes = _block_sizes(self.full_shape, self.shrink)
+
+        def encoded(plane: np.ndarray, valid: np.ndarray) -> tuple[int, Any, Any]:
+            if bits is not None:
+                plane = BitRound(bits).encode(np.clip(plane, -ROUNDABLE, ROUNDABLE)).view(np.float32)
+            counts = _dividends(valid, sizes)
+            sums = None if counts is None or bits is not None else _dividends(plane, np.maximum(counts, 1))
+            whole = (counts is not None) + (sums is not None)
+            first, second = valid if counts is None else counts, plane if sums is None else sums
+            return whole, *map(codec(noisy=True).encode, (first, second))
 
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
         if self.frame is not None:
             arrays["frame"] = np.array(self.frame)
-        means, shares = run_tasks(rounded, self.mean), run_tasks(codec().encode, self.valid)
-        write_pieces(path, arrays, [piece for pair in zip(means, shares, strict=True) for piece in pair])
+        stored = run_tasks(lambda z: encoded(self.mean[z], self.valid[z]), range(len(self.mean)))
+        arrays["whole"] = np.array([whole for whole, *_pieces in stored], np.uint8)
+        write_pieces(path, arrays, [piece for _whole, *pieces in stored for piece in pieces])
 
     @classmethod
     def concatenate(cls, slabs: Sequence[Self]) -> Self:
@@ -135,7 +146,8 @@ class ShrunkenFiles:
         heads: list[tuple[int, tuple[int, int, int]]] = []
         numbers: list[dict[str, np.ndarray]] = []
         frames: set[Frame | None] = set()
-        self._stored: list[tuple[PieceFile, int]] = []  # of each plane: its file, and the number of its means there
+        # of each plane: its file, the number of its shares there, and how many of the two are stored as whole numbers
+        self._stored: list[tuple[PieceFile, int, int]] = []
         for file in map(PieceFile, paths):
             head = file.head
             n_z, n_y, n_x = (int(n) for n in head["full_shape"])
@@ -143,7 +155,7 @@ class ShrunkenFiles:
             frames.add(Frame(*head["frame"].tolist()) if "frame" in head else None)
             names = [name for name in head if name.startswith("plane_")]
             numbers.append({name.removeprefix("plane_"): head[name] for name in names})
-            self._stored += [(file, 2 * z) for z in range(n_z)]
+            self._stored += [(file, 2 * z, int(head["whole"][z])) for z in range(n_z)]
         check_same_grid(heads)
         if len(frames) > 1:
             msg = f"slabs of one volume must have one frame, got {frames}"
@@ -159,11 +171,19 @@ class ShrunkenFiles:
         """Read planes `z_start` to `z_stop`."""
         shape = z_stop - z_start, *self.shape[1:]
         mean, valid = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        divisors = _block_sizes(self.full_shape, self.shrink)
 
         def read(i: int) -> None:
-            file, first = self._stored[z_start + i]
-            for piece, plane in zip(file.read(first, first + 2), (mean[i], valid[i]), strict=True):
-                codec().decode(piece, plane)
+            file, first, whole = self._stored[z_start + i]
+            divisor = divisors
+            for number, (piece, plane) in enumerate(zip(file.read(first, first + 2), (valid[i], mean[i]), strict=True)):
+                if number < whole:
+                    dividends = scratch("dividends", plane.shape, np.int32)
+                    codec().decode(piece, dividends)
+                    _divide(dividends, divisor, plane)
+                    divisor = np.maximum(dividends, 1)
+                else:
+                    codec().decode(piece, plane)
 
         run_tasks(read, range(shape[0]))
         planes = {name: values[z_start:z_stop] for name, values in self.planes.items()}
@@ -171,6 +191,25 @@ class ShrunkenFiles:
 
 
 Shrunken = ShrunkenVolume | ShrunkenFiles
+
+
+def _block_sizes(shape: tuple[int, int, int], k: int) -> np.ndarray:
+    """Return how many voxels each k x k block (y, x) of a plane has; at the border it may be fewer."""
+    return np.outer(*(np.minimum(n - np.arange(0, n, k), k) for n in shape[1:]))
+
+
+def _divide(dividends: np.ndarray, divisors: np.ndarray, out: np.ndarray) -> None:
+    np.divide(dividends, divisors, out=out, dtype=np.float64, casting="same_kind")
+
+
+def _dividends(quotients: np.ndarray, divisors: np.ndarray) -> np.ndarray | None:
+    """Return the int32 numbers that divided by `divisors` give the float32 `quotients`, or None where none do."""
+    numbers = np.rint(quotients * divisors.astype(np.float64))
+    if not (np.abs(numbers) < MOST_DIVIDEND).all():
+        return None
+    dividends, again = numbers.astype(np.int32), np.empty_like(quotients)
+    _divide(dividends, divisors, again)
+    return dividends if np.array_equal(again.view(np.int32), quotients.view(np.int32)) else None
 
 
 def runs(z_start: int, z_stop: int, step: int = RUN_PLANES) -> Iterator[tuple[int, int]]:
