@@ -49,6 +49,7 @@ def test_the_frame_is_the_box_of_valid_voxels(
     tmp_path: Path, kind: str, borders: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("n4flow.io.frame.SEARCH_BYTES", 2000)
+    monkeypatch.setattr("n4flow.io.frame.STRIP", 20)
     values = padded("float32", borders)
     values[2, 0], values[3, :, -1] = np.nan, np.inf  # is not valid either
     valid = np.isfinite(values) & (values != 0)
@@ -83,12 +84,14 @@ def test_of_a_volume_without_padding_little_is_read(tmp_path: Path, monkeypatch:
     read = type(volume.reader).read
 
     def noted(reader: Any, z: slice, *box: slice) -> np.ndarray:
-        asked.add((z.start, z.stop))
+        asked.add((z.start, z.stop, *((span.start, span.stop) for span in box)))
         return np.asarray(read(reader, z, *box))
 
     monkeypatch.setattr(type(volume.reader), "read", noted)
+    monkeypatch.setattr("n4flow.io.frame.STRIP", 1)
     assert find_frame(volume) == Frame.whole(SHAPE)
-    assert asked == {(4, 6)}  # the chunks in the middle
+    # The chunks at the sides of those in the middle; the first row tells that the first and last column are valid.
+    assert asked == {(4, 6, (0, 16), (0, 83)), (4, 6, (48, 61), (0, 83))}
 
 
 @pytest.mark.parametrize("text", ["0:5,0:84", "5:5,0:9", "0:62,0:9", "1:2", "a:3,0:2", "-1:3,0:2"])

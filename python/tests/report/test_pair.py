@@ -6,7 +6,7 @@ from report_examples import LEVEL, SHAPE, anatomy, field, masks
 
 from n4flow.corrections.bias_field import BiasCorrection
 from n4flow.corrections.plane_range import PlaneRange
-from n4flow.report.pair import Pair, bias_fields, middle
+from n4flow.report.pair import Pair, log_bias_fields, middle
 from n4flow.sections import SectionTable
 from n4flow.statistics.measure import shrink_planes
 
@@ -36,12 +36,12 @@ def test_a_voxel_put_to_exactly_zero_counts_as_zero_after():
     assert Pair(table, **arrays, tissue=small, agarose=agarose[::4, ::4], recipe=[ranged]).units.level_after == 0
 
 
-def test_bias_fields_are_multiplied_and_placed():
+def test_log_bias_fields_are_added_and_placed():
     shape = (6, 30, 20)
     sections = BiasCorrection(((0, 2, field(0.1, (2, 30, 20))), (4, 6, field(0.3, (2, 30, 20)))))
     whole = BiasCorrection(((0, 6, field(-0.5, shape)),))
-    runs = list(bias_fields([sections, whole], shape))
+    runs = list(log_bias_fields([sections, whole], shape))
     assert [(z, len(run)) for z, run in runs] == [(0, 6)]
-    log = np.log(np.concatenate([run for _z, run in runs]))
+    log = np.concatenate([run for _z, run in runs])
     assert log[:, 15, 10] == pytest.approx([-0.4, -0.4, -0.5, -0.5, -0.2, -0.2], abs=1e-6)
-    assert list(bias_fields([], shape)) == []
+    assert list(log_bias_fields([], shape)) == []

@@ -24,6 +24,7 @@ Box = tuple[slice, slice]
 # constrained by few voxels and would follow anatomy.
 FIELD_MARGIN = 1 / 16
 SEARCH_BYTES = 1 << 25  # Bytes of the input, in its own type, in which valid voxels are searched at a time.
+STRIP = 64  # Rows or columns, in whole chunks, that are read at a time where the side of a frame is searched.
 
 
 class Frame(NamedTuple):
@@ -134,39 +135,55 @@ def find_frame(volume: Volume) -> Frame:
     starts.insert(0, starts.pop(len(starts) // 2))  # Tissue reaches widest in the middle.
     frame: Frame | None = None
     for start in starts:
-        for y, x in _around(volume, frame):
-            for box in _cut(volume, start, min(start + depth, n_z), y, x):
-                block = volume.read(*box)
-                valid = np.isfinite(block) & (block != 0) if block.dtype.kind == "f" else block
-                down, across = (np.flatnonzero(valid.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-                if down.size:
-                    found = Frame(*_ends(box[1], down), *_ends(box[2], across))
-                    low, high = list(map(min, frame or found, found)), list(map(max, frame or found, found))
-                    frame = Frame(low[0], high[1], low[2], high[3])
+        frame = _with_planes(volume, start, min(start + depth, n_z), frame)
         if frame == Frame.whole(volume.shape):
             break
     volume.reader.release()
     return frame or Frame.whole(volume.shape)
 
 
+def _with_planes(volume: Volume, z_start: int, z_stop: int, frame: Frame | None) -> Frame | None:
+    """Return a frame widened to what is valid in planes, which are read from each side inwards as far as needed."""
+    sizes = list(zip(volume.shape[1:], volume.chunks[1:], strict=True))
+    box = [slice(0, n) for n, _chunk in sizes]
+    if all(chunk >= n for n, chunk in sizes) and (frame is None or not volume.reader.borrowed):  # decoded at once
+        return _widened(frame, _valid(volume, z_start, z_stop, *box))
+    for axis, (n, chunk) in enumerate(sizes):
+        for last in (False, True):
+            known = slice(n, n) if frame is None else frame.box[axis]
+            strips = _steps(slice(known.stop, n) if last else slice(0, known.start), chunk * max(1, STRIP // chunk))
+            for box[axis] in reversed(strips) if last else strips:
+                if (found := _valid(volume, z_start, z_stop, *box)) is not None:
+                    frame = _widened(frame, found)
+                    break
+        if frame is None:
+            break
+        box[axis] = frame.box[axis]
+    return frame
+
+
+def _widened(frame: Frame | None, found: Frame | None) -> Frame | None:
+    """Return the frame that holds both."""
+    if frame is None or found is None:
+        return frame or found
+    low, high = list(map(min, frame, found)), list(map(max, frame, found))
+    return Frame(low[0], high[1], low[2], high[3])
+
+
+def _valid(volume: Volume, z_start: int, z_stop: int, y: slice, x: slice) -> Frame | None:
+    """Return the frame of the valid voxels in a box."""
+    frame: Frame | None = None
+    for box in _cut(volume, z_start, z_stop, y, x):
+        block = volume.read(*box)
+        valid = np.any(np.isfinite(block) & (block != 0) if block.dtype.kind == "f" else block, axis=0)
+        down, across = (np.flatnonzero(valid.any(axis=axis)) for axis in (1, 0))
+        if down.size:
+            frame = _widened(frame, Frame(*_ends(box[1], down), *_ends(box[2], across)))
+    return frame
+
+
 def _ends(span: slice, found: np.ndarray) -> tuple[int, int]:
     return span.start + int(found[0]), span.start + int(found[-1]) + 1
-
-
-def _around(volume: Volume, frame: Frame | None) -> list[Box]:
-    """Return the boxes around a frame; all of the plane without one, or where a plane is decoded at once anyway."""
-    _n_z, n_y, n_x = volume.shape
-    planewise = not volume.reader.borrowed and volume.chunks[1] >= n_y and volume.chunks[2] >= n_x
-    if frame is None or planewise:
-        return [(slice(0, n_y), slice(0, n_x))]
-    rows, columns = frame.box
-    boxes = [
-        (slice(0, rows.start), slice(0, n_x)),
-        (slice(rows.stop, n_y), slice(0, n_x)),
-        (rows, slice(0, columns.start)),
-        (rows, slice(columns.stop, n_x)),
-    ]
-    return [(y, x) for y, x in boxes if y.start < y.stop and x.start < x.stop]
 
 
 def _cut(volume: Volume, z_start: int, z_stop: int, y: slice, x: slice) -> Iterator[tuple[slice, slice, slice]]:
@@ -182,7 +199,7 @@ def _cut(volume: Volume, z_start: int, z_stop: int, y: slice, x: slice) -> Itera
                 yield slice(z, min(z + deep, z_stop)), rows, columns
 
 
-def _steps(span: slice, step: int) -> Iterator[slice]:
-    """Cut a span, which is not empty, at multiples of a step."""
+def _steps(span: slice, step: int) -> list[slice]:
+    """Cut a span at multiples of a step."""
     cuts = range(span.start - span.start % step + step, span.stop, step)
-    return starmap(slice, pairwise((span.start, *cuts, span.stop)))
+    return list(starmap(slice, pairwise((span.start, *cuts, span.stop)))) if span.start < span.stop else []

@@ -16,7 +16,7 @@ import numpy as np
 from n4flow.compute.threads import run_tasks
 from n4flow.n4_bias.otsu_mask import otsu_cut
 from n4flow.report.harm import contrast_kept, tile_products, unproven
-from n4flow.report.pair import MIN_PIXELS, TIMES, Pair, bias_fields, median, middle, weighted_mean
+from n4flow.report.pair import MIN_PIXELS, TIMES, Pair, log_bias_fields, median, middle, weighted_mean
 from n4flow.sections import filled_planes
 
 TILE = 16  # Side in pixels of a tile, within which pixels of two classes count as neighbours.
@@ -321,10 +321,10 @@ class Measurement:
         """Percentiles of the bias field in tissue, and (3, sections): p1, p50, p99 of each section."""
         pair, ranges = self.pair, np.full((3, len(self.sections)), np.nan)
         samples: list[list[np.ndarray]] = [[] for _section in self.sections]
-        for z_start, field in bias_fields(pair.recipe, pair.shape):
+        for z_start, field in log_bias_fields(pair.recipe, pair.shape):
 
             def pick(z: int, field: np.ndarray = field, z_start: int = z_start) -> np.ndarray:
-                return field[z - z_start][pair.inside[z]][:: pair.stride].copy()  # A view would keep the whole plane.
+                return np.asarray(np.exp(field[z - z_start][pair.inside[z]][:: pair.stride]))
 
             planes = range(z_start, z_start + len(field))
             for z, values in zip(planes, run_tasks(pick, planes), strict=True):

@@ -76,10 +76,10 @@ class Overview:
             self._pictures[z] = {time: block_means(images[time], valid, side) for time in TIMES}
 
     def take_field(self, start: int, field: np.ndarray) -> None:
-        """Take planes (z, y, x) of the bias field from plane `start` on."""
+        """Take planes (z, y, x) of the log bias field from plane `start` on."""
         for z, plane in enumerate(field, start):
             if (place := self._place.get(z)) is not None:
-                self.field[place] = np.log(self._middles(plane))
+                self.field[place] = self._middles(plane)
 
     def _middles(self, plane: np.ndarray) -> np.ndarray:
         """Return the pixel in the middle of each block."""

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 TIMES = ("before", "after")
 MIN_VALID = 0.5  # A pixel counts if at least this share of the voxels in its block is valid.
 MIN_PIXELS = 20  # A plane, a pair of planes or a class with fewer pixels gives no number.
-RUN_PLANES = 64  # This many planes of a field are evaluated at once.
 AT_A_TIME = 8  # This many planes are read at once.
 MAX_SAMPLE = 1 << 20  # Percentiles and the class threshold are taken from at most this many tissue pixels.
 
@@ -290,8 +289,8 @@ class Pair:
         return levels
 
 
-def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield runs of planes of the field that the recipe divides by, the product of several, on the shrunken grid.
+def log_bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield runs of planes of the log field that the recipe divides by, the sum of several, on the shrunken grid.
 
     Parameters
     ----------
@@ -302,15 +301,15 @@ def bias_fields(recipe: Sequence[Correction], shape: tuple[int, int, int]) -> It
     Yields
     ------
     z_start : int
-    field : (z, y, x) float32 array
-        1 in planes that no field covers. Nothing is yielded where the recipe has no field.
+    log_field : (z, y, x) float32 array
+        0 in planes that no field covers. Nothing is yielded where the recipe has no field.
     """
     steps = [step for step in recipe if step.is_field]
-    for start, stop in runs(0, shape[0] if steps else 0, RUN_PLANES):
+    for start, stop in runs(0, shape[0] if steps else 0):
         total = np.zeros((stop - start, *shape[1:]), np.float32)
         for step in steps:
             total += step.shrunken_log_field(slice(start, stop), (shape[1], shape[2]))
-        yield start, np.exp(total, out=total)
+        yield start, total
 
 
 def middle(values: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from n4flow.report.pair import Pair, bias_fields
+from n4flow.report.pair import Pair, log_bias_fields
 
 PAGE_WIDTH = 1080  # The three planes share this width, in px.
 MOST_PIXELS = 640  # A plane with more pixels along a side is averaged down.
@@ -54,7 +54,7 @@ class Taker(Protocol):
         """Take a plane: all of `IMAGES` but the field by name, each (y, x)."""
 
     def take_field(self, start: int, field: np.ndarray) -> None:
-        """Take planes (z, y, x) of the bias field from plane `start` on."""
+        """Take planes (z, y, x) of the log bias field from plane `start` on."""
 
 
 class Views:
@@ -119,14 +119,14 @@ class Views:
         images["xy"] = {image: np.array(getattr(pair, image)(z)) for image in IMAGES[:-1]}
         for plane in PLANES:
             images[plane]["field"] = np.ones(images[plane]["before"].shape, np.float32)
-        for start, field_run in bias_fields(pair.recipe, pair.shape):
+        for start, field_run in log_bias_fields(pair.recipe, pair.shape):
             stop = start + len(field_run)
             if self._taker is not None:
                 self._taker.take_field(start, field_run)
-            images["xz"]["field"][start:stop] = field_run[:, y]
-            images["yz"]["field"][start:stop] = field_run[:, :, x]
+            images["xz"]["field"][start:stop] = np.exp(field_run[:, y])
+            images["yz"]["field"][start:stop] = np.exp(field_run[:, :, x])
             if start <= z < stop:
-                images["xy"]["field"] = field_run[z - start]
+                images["xy"]["field"] = np.exp(field_run[z - start])
         return images
 
     def grey(self, image: str, window: tuple[float, float], outlined: Iterable[str] = ()) -> list[Panel]:

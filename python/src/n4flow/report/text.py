@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 # Names on the page of numbers whose own names say too little; see `label` for all others.
 LABELS = {
     "n_valid": "voxels valid",
@@ -137,6 +135,8 @@ def _summary(values: Sequence[Any]) -> str:
         return ", ".join(_summary(column) for column in zip(*values, strict=True))
     known = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if known and len(known) + sum(value is None for value in values) == len(values):
+        import numpy as np
+
         low, middle, high = (number(float(q)) for q in np.percentile(known, [0, 50, 100]))
         return low if low == high else f"{low} to {high} (median {middle})"
     texts = [_cell(value) for value in values]
@@ -150,10 +150,10 @@ def plain(value: Any, digits: int = 6) -> Any:
     """Return JSON types: numbers of so many significant digits, None for what is not finite, and paths as text."""
     if isinstance(value, dict):
         return {str(key): plain(item, digits) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if hasattr(value, "tolist"):  # an array or scalar of NumPy's, which is not imported for that
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
         return [plain(item, digits) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value

@@ -9,7 +9,7 @@ from scipy import integrate, stats
 from n4flow.compute.threads import serial_algebra
 from n4flow.corrections.harmonization import evidence, kernels
 from n4flow.corrections.harmonization.evidence import FLOOR, PROVEN, Shifts, components
-from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N
+from n4flow.corrections.harmonization.geometry import DEGREES, Geometry, N, block_means
 from n4flow.corrections.harmonization.stages import trust_in_shared
 from n4flow.corrections.harmonization.system import Chain, D, System
 
@@ -262,3 +262,12 @@ def test_the_linear_solve_is_that_of_the_dense_system(lengths: tuple[int, ...]) 
 def test_shared_shading_must_sharpen_explain_and_be_of_a_size(changed: dict[str, float], share: float) -> None:
     usual = {"sharpening": 0.5, "negentropy": 0.1, "variance_explained": 0.7, "rms_shared": 0.1, "rms_section": 0.045}
     assert trust_in_shared(usual | changed) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 50])
+def test_blocks_at_the_border_are_means_of_what_they_have(k: int) -> None:
+    values = np.random.default_rng(k).gamma(9, 100, (3, 26, 37)).astype(np.float32)
+    found = block_means(values, k)
+    expected = [[values[:, y : y + k, x : x + k].mean((1, 2), float) for x in range(0, 37, k)] for y in range(0, 26, k)]
+    assert found.dtype == np.float32
+    assert np.array_equal(found, np.moveaxis(expected, 2, 0).astype(np.float32))

@@ -150,8 +150,8 @@ def _most_likely(
         if failed:
             msg = "the covariance of the shifts is not positive definite"
             raise np.linalg.LinAlgError(msg)
-        lower = np.tril(dpotri(factor, lower=True)[0])
-        return lower + np.tril(lower, -1).T, float(np.log(np.diag(factor)).sum())
+        found = dpotri(factor, lower=True)[0]
+        return np.where(np.tri(len(found), dtype=bool), found, found.T), float(np.log(np.diag(factor)).sum())
 
     def cost(logs: np.ndarray) -> tuple[float, np.ndarray]:
         sd = FLOOR | dict(zip(names, np.exp(logs).tolist(), strict=True))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from n4flow.n4_bias import bspline
 
@@ -99,13 +100,18 @@ def fit_step(height: int, width: int) -> int:
     return max(1, min(math.ceil(max(height, width) / SIDE), min(height, width) // FEWEST_SIDE))
 
 
-def block_sums(values: np.ndarray, k: int) -> np.ndarray:
-    """Return sums of k x k blocks in plane; those at the border may be smaller."""
-    rows, columns = (np.arange(0, n, k) for n in values.shape[1:])
-    return np.asarray(np.add.reduceat(np.add.reduceat(values, rows, axis=1), columns, axis=2))
+def block_sums(values: np.ndarray, k: int, dtype: DTypeLike | None = None) -> np.ndarray:
+    """Return sums of k x k blocks in plane, in the array's or another type; those at the border may be smaller."""
+    for before in ((slice(None),), (slice(None), slice(None))):
+        sums = values[*before, ::k].astype(dtype or values.dtype)
+        for i in range(1, k):  # Slices take a third of the time of `numpy.add.reduceat`.
+            others = values[*before, i::k]
+            sums[*before, : others.shape[len(before)]] += others
+        values = sums
+    return values
 
 
 def block_means(values: np.ndarray, k: int) -> np.ndarray:
     """Return means of k x k blocks in plane; those at the border may be smaller."""
     down, across = (np.minimum(k, n - np.arange(0, n, k)) for n in values.shape[1:])
-    return np.asarray(block_sums(values.astype(np.float64), k) / np.outer(down, across), np.float32)
+    return np.asarray(block_sums(values, k, np.float64) / np.outer(down, across), np.float32)
