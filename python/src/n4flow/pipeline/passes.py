@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 
 from n4flow.compute.arrays import SMALLEST, within_float32
-from n4flow.compute.threads import reuse_threads, run_tasks, scratch
+from n4flow.compute.threads import available_threads, reuse_threads, run_tasks, scratch
 from n4flow.corrections.base import Where
 from n4flow.corrections.recipe import Recipe
 from n4flow.errors import N4flowWarning
@@ -22,7 +21,8 @@ from n4flow.statistics.measure import LEAST_COVER
 from n4flow.statistics.shrunken import ShrunkenVolume
 
 # What is corrected stays in the cache that cores share; in smaller strips the interpreter takes longer than the memory.
-CORRECTED_VOXELS = 1 << 19
+CORRECTED_VOXELS = 1 << 20
+TASKS_OF_THREAD = 4  # A block is cut into this many tasks for each thread, so that a slow one delays little.
 
 
 def shrink_pass(
@@ -95,21 +95,22 @@ def statistics_pass(
 
             cuts = strips(block.shape[1], block.shape[2], CORRECTED_VOXELS)
 
-            def count(i: int, block=block, z=z, y=y, given=given, cuts=cuts) -> None:  # type: ignore[no-untyped-def]
-                def parts() -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
-                    for top, bottom in cuts:
-                        values = block[i : i + 1, top:bottom]
-                        inside = None if given is None else given[i : i + 1, top:bottom]
-                        corrected = scratch("corrected", values.shape, np.float32)
-                        with within_float32():
-                            np.copyto(corrected, values, casting="unsafe")
-                        where = Where(z + i, frame.y_start + y + top, frame.x_start, shape, inside)
-                        values = pointwise.apply_block(corrected, where)
-                        classes, k, below = tissue.classes(slice(z + i, z + i + 1), slice(y + top, y + bottom), inside)
-                        yield values[0], classes[0], k, below
+            def count(planes: tuple[int, int], block=block, z=z, y=y, given=given, cuts=cuts) -> None:  # type: ignore[no-untyped-def]
+                for top, bottom in cuts:
+                    box = slice(*planes), slice(top, bottom)
+                    inside = None if given is None else given[box]
+                    values = scratch("corrected", block[box].shape, np.float32)
+                    with within_float32():
+                        np.copyto(values, block[box], casting="unsafe")
+                    where = Where(z + planes[0], frame.y_start + y + top, frame.x_start, shape, inside)
+                    values = pointwise.apply_block(values, where)
+                    deep, rows = slice(z + planes[0], z + planes[1]), slice(y + top, y + bottom)
+                    classes, k, below = tissue.classes(deep, rows, inside)
+                    for i in range(len(values)):
+                        counter.add(deep.start + i - z_start, values[i], classes[i], k, below)
 
-                counter.add(z + i - z_start, parts())
-
-            run_tasks(count, range(len(block)))
+            # what the interpreter does is the same for several planes as for one
+            step = max(1, min(CORRECTED_VOXELS // block[0].size, len(block) // (TASKS_OF_THREAD * available_threads())))
+            run_tasks(count, [(i, min(i + step, len(block))) for i in range(0, len(block), step)])
         lists = run_tasks(counter.lists, range(z_stop - z_start))
     return PlaneHistograms.of_planes(lists, z_start)

@@ -220,47 +220,38 @@ class PlaneCounter:
     def __init__(self, n_planes: int) -> None:
         self._pieces: list[tuple[list[Lists], ...]] = [([], [], []) for _plane in range(n_planes)]
 
-    def add(self, plane: int, parts: Iterable[tuple[np.ndarray, np.ndarray, int, int]]) -> None:
+    def add(self, plane: int, rows: np.ndarray, classes: np.ndarray, k: int = 1, y: int = 0) -> None:
         """Count rows of a plane; two threads must not add to the same plane at a time.
 
         Parameters
         ----------
         plane : int
-        parts : iterable of (rows, classes, k, y)
-            Rows (y, X), float32, a few at a time, so that they stay in the cache; the class of each k x k block of a
-            part of the plane (blocks down, blocks across), uint8: 0 tissue, 1 agarose, 2 the rest; and the row of this
-            part that the rows begin with.
+        rows : (y, X) float32 array
+        classes : (blocks down, blocks across) uint8 array
+            Class of each k x k block of a part of the plane: 0 tissue, 1 agarose, 2 the rest.
+        k : int
+        y : int
+            Row of this part that `rows` begin with.
         """
         from n4flow.statistics import histogram_kernels as kernels
 
         if not hasattr(_tables, "words"):
             _tables.words = np.zeros(3 * 2 * N_BINS + 1, np.int64)  # all zeros between calls
-        low, high, held = N_BINS, -1, 0
-        for rows, classes, k, y in parts:
-            held += rows.size
-            if held > kernels.PIECE_VOXELS:
-                self._drain(plane, low, high)
-                low, high, held = N_BINS, -1, rows.size
-            first, last = kernels.count_rows(rows.view(np.int32), classes, k, y, _tables.words)
-            low, high = min(low, first), max(high, last)
-        self._drain(plane, low, high)
-
-    def _drain(self, plane: int, low: int, high: int) -> None:
-        """Move the bins from one to another to the lists of a plane, and set the table to zero."""
-        from n4flow.statistics.histogram_kernels import COUNT_SHIFT
-
-        tables = _tables.words[:-1].reshape(3, 2, N_BINS)[:, :, low : high + 1]
-        for lists, signs in zip(self._pieces[plane], tables, strict=True):
-            for sign, words in enumerate(signs):
-                used = np.flatnonzero(words)
-                if used.size:
-                    counted = words[used]
-                    words[used] = 0
-                    sums = counted & ((1 << COUNT_SHIFT) - 1)
-                    lists.append((used + low + sign * N_BINS, counted >> COUNT_SHIFT, sums))
-            if len(lists) > MOST_PIECES:
-                lists[:] = [add_up(lists)]
-        _tables.words[-1] = 0
+        most = max(1, kernels.PIECE_VOXELS // rows.shape[1])
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            low, high = kernels.count_rows(part.view(np.int32), classes, k, y + start, _tables.words)
+            room = scratch("counted", (3, max(0, high - low + 1)), np.int64)
+            for i, lists in enumerate(self._pieces[plane]):
+                for sign in range(2):
+                    first = (2 * i + sign) * N_BINS
+                    n = kernels.drain(_tables.words, first + low, first + high + 1, room)
+                    if n:
+                        bins, counts, sums = room[:, :n].copy()
+                        lists.append((bins - 2 * i * N_BINS, counts, sums))
+                if len(lists) > MOST_PIECES:
+                    lists[:] = [add_up(lists)]
+            _tables.words[-1] = 0
 
     def lists(self, plane: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (values float32, counts uint32) of a plane for the three classes, and release them."""

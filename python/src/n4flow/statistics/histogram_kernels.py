@@ -79,3 +79,16 @@ def expand_rows(small: Any, k: int, y_start: int, x_start: int, out: Any) -> Non
             for x in range(column.size):
                 out[z, y, x] = small[z, r, column[x]]
             held = r
+
+
+@njit(nogil=True, cache=True)
+def drain(words: Any, start: int, stop: int, out: Any) -> int:
+    """Move the words from `start` to `stop` that are not 0 to `out` (3, n): index, count, sum; return their number."""
+    n = 0
+    for place in range(start, stop):
+        word = words[place]
+        if word:
+            out[0, n], out[1, n], out[2, n] = place, word >> COUNT_SHIFT, word & ((np.int64(1) << COUNT_SHIFT) - 1)
+            words[place] = 0
+            n += 1
+    return n

@@ -116,7 +116,8 @@ def plane_histograms(
             return _count_plane(block[z], inside, around)
         classes = class_rows(inside, around, shape[1:])
         with within_float32():
-            counter.add(z, ((block[z, a:b].astype("f4", "C"), classes, 1, a) for a, b in strips(*shape[1:])))
+            for a, b in strips(*shape[1:]):
+                counter.add(z, block[z, a:b].astype("f4", "C"), classes, 1, a)
         return counter.lists(z)
 
     return PlaneHistograms.of_planes(run_tasks(count, range(shape[0]), threads if xp is np else 1), z_start)
