@@ -70,18 +70,21 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
 
 
 @contextmanager
-def reuse_threads() -> Iterator[None]:
-    """Let all calls of `run_tasks` within the block use one thread pool, whose threads keep their `scratch` buffers."""
-    count = available_threads()
-    if count == 1 or _local.pool is not None:
+def reuse_threads(most: int | None = None) -> Iterator[None]:
+    """Let all calls of `run_tasks` within the block use one thread pool, whose threads keep their `scratch` buffers.
+
+    It has `most` threads at most; with one, what is called runs serially.
+    """
+    count = available_threads() if most is None else max(1, min(most, available_threads()))
+    if _local.in_pool or _local.pool is not None:
         yield
         return
     with thread_pool(count) as pool:
-        _local.pool = pool
+        _local.in_pool, _local.pool = count == 1, pool
         try:
             yield
         finally:
-            _local.pool = None
+            _local.in_pool, _local.pool = False, None
 
 
 def run_tasks(function: Callable[..., Any], tasks: Iterable[Any], threads: int | None = None) -> list[Any]:

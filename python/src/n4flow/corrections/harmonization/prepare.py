@@ -23,6 +23,7 @@ LEAST_VALID = 0.5  # share of valid voxels that a shrunken voxel needs
 WHOLE = 0.99  # share of tissue that a fitted sample needs
 STEP_RATIO = 2.0  # how much larger the steps beside the cuts must be for the table to be doubted
 LEAST_STEP = 0.03  # and how large (log)
+THREAD_SAMPLES = 1 << 18  # samples for each thread: a pass over fewer ends before another thread has begun
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def harmonization_of(
         warnings.warn(f"harmonize leaves the volume as it is: {reason}", N4flowWarning, stacklevel=2)
         still = (np.zeros((DEGREES, *shape)), np.zeros((len(table), *shape)), np.zeros(shape), np.zeros(n_planes))
         return Harmonization(*still, edges, grid, step, mode, nothing, nothing, {}, reason, flat)
-    with serial_algebra(), reuse_threads():
+    with serial_algebra(), reuse_threads(logs.size // THREAD_SAMPLES):
         estimator = Estimator(logs, inside, Geometry(inside.shape, edges - within.start), FEWEST)
         for sentence in doubts(estimator):
             warnings.warn(sentence, N4flowWarning, stacklevel=2)
