@@ -23,8 +23,8 @@ LOCKED  = '$(VENV)/bin/python' -m pip install --quiet --require-hashes
 USE    = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" MPLCONFIGDIR="$$PWD/$(STATE)/matplotlib"
 # Runs of tests are short: Java compiles for the start, not for the hour.
 QUICK  = NXF_JVM_ARGS='-XX:TieredStopAtLevel=1 -XX:+UseSerialGC'
-# Files of tests are shared out, by tests/conftest.py: a run of the workflow is idle for nearly half of its time.
-SHARE  = --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# Files of tests are shared out, by tests/conftest.py, to one more than there are cores: a run of the workflow waits for a part of its time.
+SHARE  = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # What `make set-up` installs: what the lock file pins or, to see whether that works too, the newest or the lowest that
 # pyproject.toml allows.
 DEPENDENCIES ?= locked

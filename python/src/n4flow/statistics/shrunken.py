@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from n4flow.compute.threads import run_tasks, scratch
+from n4flow.compute.threads import run_tasks
 from n4flow.errors import InputError
 from n4flow.io.frame import Frame
 from n4flow.statistics.accumulate import plane_numbers
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from n4flow.statistics.accumulate import PlaneShrinker, TileShrinker
 
 ROUNDABLE = np.float32(3.3e38)  # What is larger could be rounded to infinity.
-MOST_DIVIDEND = 2**31
 RUN_PLANES = 16  # Planes of a shrunken volume that are read at a time: some tens of megabytes.
 
 
@@ -87,21 +86,22 @@ class ShrunkenVolume:
 
         sizes = _block_sizes(self.full_shape, self.shrink)
 
-        def encoded(plane: np.ndarray, valid: np.ndarray) -> tuple[int, Any, Any]:
+        def encoded(plane: np.ndarray, valid: np.ndarray) -> tuple[tuple[bool, bool], Any, Any]:
             if bits is not None:
                 plane = BitRound(bits).encode(np.clip(plane, -ROUNDABLE, ROUNDABLE)).view(np.float32)
             counts = _dividends(valid, sizes)
             sums = None if counts is None or bits is not None else _dividends(plane, np.maximum(counts, 1))
-            whole = (counts is not None) + (sums is not None)
-            first, second = valid if counts is None else counts, plane if sums is None else sums
-            return whole, *map(codec(noisy=True).encode, (first, second))
+            whole = counts is not None, sums is not None
+            shares, means = valid if counts is None else counts, plane if sums is None else sums
+            encode = codec(noisy=True).encode
+            return whole, b"" if (valid == 1).all() else encode(shares), encode(means)
 
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
         if self.frame is not None:
             arrays["frame"] = np.array(self.frame)
         stored = run_tasks(lambda z: encoded(self.mean[z], self.valid[z]), range(len(self.mean)))
-        arrays["whole"] = np.array([whole for whole, *_pieces in stored], np.uint8)
+        arrays["whole"] = np.array([whole for whole, *_pieces in stored])
         write_pieces(path, arrays, [piece for _whole, *pieces in stored for piece in pieces])
 
     @classmethod
@@ -146,8 +146,8 @@ class ShrunkenFiles:
         heads: list[tuple[int, tuple[int, int, int]]] = []
         numbers: list[dict[str, np.ndarray]] = []
         frames: set[Frame | None] = set()
-        # of each plane: its file, the number of its shares there, and how many of the two are stored as whole numbers
-        self._stored: list[tuple[PieceFile, int, int]] = []
+        # of each plane: its file, the number of its shares there, and whether these and its means are dividends
+        self._stored: list[tuple[PieceFile, int, list[bool]]] = []
         for file in map(PieceFile, paths):
             head = file.head
             n_z, n_y, n_x = (int(n) for n in head["full_shape"])
@@ -155,7 +155,7 @@ class ShrunkenFiles:
             frames.add(Frame(*head["frame"].tolist()) if "frame" in head else None)
             names = [name for name in head if name.startswith("plane_")]
             numbers.append({name.removeprefix("plane_"): head[name] for name in names})
-            self._stored += [(file, 2 * z, int(head["whole"][z])) for z in range(n_z)]
+            self._stored += [(file, 2 * z, head["whole"][z].tolist()) for z in range(n_z)]
         check_same_grid(heads)
         if len(frames) > 1:
             msg = f"slabs of one volume must have one frame, got {frames}"
@@ -171,19 +171,22 @@ class ShrunkenFiles:
         """Read planes `z_start` to `z_stop`."""
         shape = z_stop - z_start, *self.shape[1:]
         mean, valid = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        divisors = _block_sizes(self.full_shape, self.shrink)
+        sizes = _block_sizes(self.full_shape, self.shrink)
 
         def read(i: int) -> None:
-            file, first, whole = self._stored[z_start + i]
-            divisor = divisors
-            for number, (piece, plane) in enumerate(zip(file.read(first, first + 2), (valid[i], mean[i]), strict=True)):
-                if number < whole:
-                    dividends = scratch("dividends", plane.shape, np.int32)
-                    codec().decode(piece, dividends)
-                    _divide(dividends, divisor, plane)
-                    divisor = np.maximum(dividends, 1)
-                else:
-                    codec().decode(piece, plane)
+            file, first, (counted, added) = self._stored[z_start + i]
+            shares, means = file.read(first, first + 2)
+            counts = sizes
+            if shares:
+                codec().decode(shares, valid[i])
+                if counted:
+                    counts = np.maximum(valid[i], 1)
+                    valid[i] /= sizes
+            else:
+                valid[i] = 1
+            codec().decode(means, mean[i])
+            if added:
+                mean[i] /= counts
 
         run_tasks(read, range(shape[0]))
         planes = {name: values[z_start:z_stop] for name, values in self.planes.items()}
@@ -194,22 +197,20 @@ Shrunken = ShrunkenVolume | ShrunkenFiles
 
 
 def _block_sizes(shape: tuple[int, int, int], k: int) -> np.ndarray:
-    """Return how many voxels each k x k block (y, x) of a plane has; at the border it may be fewer."""
-    return np.outer(*(np.minimum(n - np.arange(0, n, k), k) for n in shape[1:]))
-
-
-def _divide(dividends: np.ndarray, divisors: np.ndarray, out: np.ndarray) -> None:
-    np.divide(dividends, divisors, out=out, dtype=np.float64, casting="same_kind")
+    """Return how many voxels each k x k block (y, x) of a plane has, as float32; at the border it may be fewer."""
+    down, across = (np.minimum(n - np.arange(0, n, k), k) for n in shape[1:])
+    return np.outer(down, across).astype(np.float32)
 
 
 def _dividends(quotients: np.ndarray, divisors: np.ndarray) -> np.ndarray | None:
-    """Return the int32 numbers that divided by `divisors` give the float32 `quotients`, or None where none do."""
-    numbers = np.rint(quotients * divisors.astype(np.float64))
-    if not (np.abs(numbers) < MOST_DIVIDEND).all():
-        return None
-    dividends, again = numbers.astype(np.int32), np.empty_like(quotients)
-    _divide(dividends, divisors, again)
-    return dividends if np.array_equal(again.view(np.int32), quotients.view(np.int32)) else None
+    """Return the whole numbers that divided by `divisors`, in float32, are `quotients` to the bit; None without such.
+
+    A quotient that was computed in float64 and then rounded is the same: 53 bits are enough for that.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers that are no quotients
+        numbers = np.rint(quotients * divisors.astype(np.float64)).astype(np.float32)
+    same = np.array_equal((numbers / divisors).view(np.int32), quotients.view(np.int32))
+    return numbers if same else None
 
 
 def runs(z_start: int, z_stop: int, step: int = RUN_PLANES) -> Iterator[tuple[int, int]]:
