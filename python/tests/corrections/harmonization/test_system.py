@@ -262,3 +262,12 @@ def test_the_linear_solve_is_that_of_the_dense_system(lengths: tuple[int, ...]) 
 def test_shared_shading_must_sharpen_explain_and_be_of_a_size(changed: dict[str, float], share: float) -> None:
     usual = {"sharpening": 0.5, "negentropy": 0.1, "variance_explained": 0.7, "rms_shared": 0.1, "rms_section": 0.045}
     assert trust_in_shared(usual | changed) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 101, 1000])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_median_is_numpys(n: int, levels: int) -> None:
+    """Also with many ties, in order, and backwards."""
+    values = np.random.default_rng(n).integers(0, levels, n).astype(np.float32) / np.float32(7)
+    for order in (values, np.sort(values), np.sort(values)[::-1].copy()):
+        assert kernels.median(order.copy()) == np.median(order)
