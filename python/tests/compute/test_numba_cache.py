@@ -195,3 +195,34 @@ def test_data_that_two_processes_wrote_at_once_are_told_apart(kernel: Callable[.
     assert data.read_bytes() != floats  # of the same name
     data.write_bytes(floats)  # the first was the last to write
     assert [kernel("", "whole"), kernel("", "whole"), kernel(""), kernel("")] == ["0 1", "1 0", "0 1", "1 0"]
+
+
+SHARED = """
+import sys
+
+from n4flow.compute import numba_cache
+from n4flow.n4_bias.cpu.convergence_kernels import cv
+
+print("ready", flush=True)
+sys.stdin.readline()
+cv(2.0, 0.0, 1.0)
+print(sum(cv.stats.cache_hits.values()), sum(cv.stats.cache_misses.values()))
+"""
+
+
+def test_a_kernel_that_processes_need_at_once_is_compiled_by_one_of_them(tmp_path: Path) -> None:
+    """The others wait, and read it from the cache."""
+    command = [sys.executable, "-c", SHARED]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert sorted(process.communicate()[0] for process in processes) == ["0 1\n", "1 0\n", "1 0\n"]
+
+
+def test_a_process_that_ends_while_it_compiles_holds_nobody_up(kernel: Callable[..., str]) -> None:
+    assert [kernel("", "killed"), kernel(""), kernel("")] == ["", "0 1", "1 0"]

@@ -118,6 +118,7 @@ def _n4(
     from n4flow.n4_bias.ants import AntsHabits
     from n4flow.n4_bias.files import correct_file
     from n4flow.pipeline.parameters import iteration_list, spelled, voxel_size
+    from n4flow.pipeline.warm_up import compile_beside
 
     source = _one(image, ants_image, "INPUT", "-i")
     named, ants_bias = (None, None) if ants_output is None else ants.output_files(ants_output)
@@ -168,6 +169,7 @@ def _n4(
             warnings.warn("-r 1 changes nothing without a mask, as in ANTs; give one with -x", N4flowWarning, 2)
             ranged = False
     talks = ants.switch(verbose, "-v")
+    compile_beside("n4-parts")
     with telling(quiet=quiet) as progress:
         facts = correct_file(
             source,

@@ -44,12 +44,14 @@ def _run(
 ) -> None:
     """Run the whole chain with the workflow's parameters: n4flow run INPUT OUTDIR --sections 30 --smooth-z 2 ..."""
     from n4flow.pipeline.run import run as run_chain
+    from n4flow.pipeline.warm_up import compile_beside
 
     rules = schema()
     options = {name: value for name, value in given.items() if value not in (None, _default(rules[name]))}
     check_json(json_file, [image, outdir, *options.values()])
     check_json(log_file, [image, outdir, json_file, *options.values()], "--log")
     set_threads(threads)
+    compile_beside("n4", "n4-parts")
     with telling(quiet=quiet, log_file=log_file) as progress:
         result = run_chain(image, outdir, threads=threads, dask_scheduler=dask_scheduler, progress=progress, **options)
     numbers = {s.sample: {"verdict": s.numbers["verdict"], **s.metrics} for s in result.samples}

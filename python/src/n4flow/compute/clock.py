@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 _compiling: list[float] = [0.0]
+_when_first: list[Callable[[], object]] = []
+
+
+def at_first_kernel(function: Callable[[], object]) -> None:
+    """Let a function be called when this process begins to compile its first kernel; not if all of them are cached."""
+    _when_first[:] = [function]
+
+
+def first_compiled() -> None:
+    """Call what `at_first_kernel` was given, once."""
+    while _when_first:
+        _when_first.pop()()
 
 
 def now() -> float:

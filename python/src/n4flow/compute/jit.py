@@ -15,7 +15,7 @@ from numba.core import event
 from numba.extending import intrinsic
 
 from n4flow.compute import clock
-from n4flow.compute.numba_cache import njit
+from n4flow.compute.numba_cache import WAITING, njit
 
 log = logging.getLogger("n4flow")
 EVERY = 10.0  # Seconds of compiling between two lines of a log.
@@ -40,17 +40,20 @@ def fma(_context, a, b, c):  # type: ignore[no-untyped-def]
 class _Compiling(event.Listener):
     """Logs that kernels are being compiled and how it goes on, and stops the clock meanwhile.
 
-    A kernel that calls another is compiled around it; so is one that another thread waits for.
+    A kernel that calls another is compiled around it; so is one that another thread waits for. To wait until another
+    process has compiled a kernel counts as compiling.
     """
 
     def __init__(self) -> None:
         self.open, self.started, self.kernels, self.said = 0, 0.0, 0, -EVERY
 
     def on_start(self, event: Any) -> None:
-        own = event.data["dispatcher"].py_func.__module__.startswith("n4flow.")
+        own = event.kind == WAITING or event.data["dispatcher"].py_func.__module__.startswith("n4flow.")
         self.kernels += own
         if not self.open:
             self.started = time.perf_counter()
+            if own and self.kernels == 1:
+                clock.first_compiled()
             if own and clock.compiling() - self.said >= EVERY:
                 self.said = clock.compiling()
                 log.info(
@@ -66,4 +69,6 @@ class _Compiling(event.Listener):
             clock.add_compiling(time.perf_counter() - self.started)
 
 
-event.register("numba:compile", _Compiling())
+_compiling = _Compiling()
+event.register("numba:compile", _compiling)
+event.register(WAITING, _compiling)

@@ -8,7 +8,8 @@ every file of the package from which that one imports, directly or not, are unch
 After an upgrade many tasks may start at once, on processors of several kinds, and compile into one folder. Numba
 numbers the files with compiled kernels and writes the index that names them first: for a moment, or for good if two
 processes chose the same number, an index names a file of another version, other types or another processor. Each file
-of this package therefore carries a checksum of its content and its key.
+of this package therefore carries a checksum of its content and its key. And a process that misses a kernel waits while
+another one compiles it, so that processes that start together share the work out.
 
 Numba reads its cache folder only if it may write there, and raises an error otherwise. A container image therefore sets
 NUMBA_CACHE_LOCATOR_CLASSES to `ReadOnlyCacheLocator`: kernels that were compiled when the image was built are reused,
@@ -18,18 +19,20 @@ numba reuses a kernel only for the processor name for which it was compiled.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
 import pickle
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import caching
+from numba.core import caching, event
 
 PACKAGE = Path(__file__).parents[1]
 # from n4flow.a import b, c: the names may be modules
@@ -88,6 +91,9 @@ caching.CacheImpl._locator_classes = [
     *caching.CacheImpl._locator_classes,
 ]
 
+WAITING = "n4flow:waiting"  # event: another process compiles a kernel that this one needs
+PATIENCE = 300.0  # Seconds after which a kernel is compiled here, too: who compiles it may have been stopped.
+
 # Errors that Python raises for a pickle that is truncated, damaged, or of a class of another version.
 UNREADABLE = (pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, ValueError, TypeError)
 
@@ -95,14 +101,57 @@ UNREADABLE = (pickle.UnpicklingError, EOFError, AttributeError, ImportError, Loo
 class _SealedData(caching.IndexDataCacheFile):
     """The cache files of one function with a checksum: files with other content, or damaged ones, are cache misses."""
 
+    _lock: int | None = None  # descriptor of the file that is locked while this process compiles the function
+
     def _seal(self, key: Any, data: bytes) -> bytes:
         return hashlib.sha256(repr((self._version, self._source_stamp, key)).encode() + data).digest()
 
     def save(self, key: Any, data: Any) -> None:
         dumped = self._dump(data)
-        super().save(key, (self._seal(key, dumped), dumped))
+        try:
+            super().save(key, (self._seal(key, dumped), dumped))
+        finally:
+            self._unlock()
 
     def load(self, key: Any) -> Any:
+        found = self._verified(key)
+        if found is None and self._lock is None and self._lock_after_others():
+            found = self._verified(key)
+        if found is not None:
+            self._unlock()
+        return found
+
+    def _lock_after_others(self) -> bool:
+        """Lock this function until it is saved, or this process ends; return whether another process had locked it."""
+        try:
+            os.makedirs(self._cache_path, exist_ok=True)
+            self._lock = os.open(f"{self._index_path}.lock", os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError:  # a cache that cannot be written to
+            return False
+        if self._try_lock():
+            return False
+        with event.trigger_event(WAITING):
+            until = time.monotonic() + PATIENCE
+            while not self._try_lock() and time.monotonic() < until:
+                time.sleep(0.02)
+        return True
+
+    def _try_lock(self) -> bool:
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks: every process compiles for itself
+            pass
+        return True
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _verified(self, key: Any) -> Any:
         found = super().load(key)
         return None if found is None or found[0] != self._seal(key, found[1]) else pickle.loads(found[1])
 

@@ -90,9 +90,11 @@ def plane_lookup(voxels: Any, threshold: Any, segments: Any, starts: Any) -> Non
         v.store(voxels, i, _looked_up(v.load(voxels, i), below, low, steps, end, starts, segments))
     if whole < voxels.size:
         few = np.zeros(v.LANES, np.float32)
-        few[: voxels.size - whole] = voxels[whole:]
+        for i in range(voxels.size - whole):
+            few[i] = voxels[whole + i]
         v.store(few, 0, _looked_up(v.load(few, 0), below, low, steps, end, starts, segments))
-        voxels[whole:] = few[: voxels.size - whole]
+        for i in range(voxels.size - whole):
+            voxels[whole + i] = few[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -120,7 +122,9 @@ def correct_planes(block: Any, field: Any, limits: Any, lookup: Any, gain: Any) 
     for z in range(n_z):
         here = slice(z, z + 1)
         if lattice.size:
-            field_block(z, z + 1, 0, n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x))
+            field_block(
+                z, z + 1, np.int64(0), n_y, lattice, fz, wz, fy, wy, fx, wx, -1.0, voxels, voxels, (n_z, n_y, n_x)
+            )
         if lower.size:
             plane_range(block[here], lower[here], upper[here], span)
         if starts.size:

@@ -87,7 +87,7 @@ def smooth(rows: Any, z: Any, along_z: Any, along_y: Any, along_x: Any, out: Any
     n_z = rows.shape[0] // n_y
     deep, high, across = along_z.size - 1, along_y.size - 1, along_x.size - 1
     lines = 2 * high + 1
-    ring = np.zeros((lines + 1, width))  # rows around that are filtered along Z, and one of zeros
+    ring = np.zeros((lines + 1) * width)  # rows around that are filtered along Z, and one of zeros
     wide, found = np.zeros(width + 2 * across), np.empty(width)
     in_z, in_ring, in_row = np.empty(2 * deep + 1, np.int64), np.empty(lines, np.int64), np.arange(2 * across + 1)
     for ahead in range(n_y + high):
@@ -101,7 +101,7 @@ def smooth(rows: Any, z: Any, along_z: Any, along_y: Any, along_x: Any, out: Any
         for d in range(-high, high + 1):
             in_ring[high + d] = ((y + d) % lines if 0 <= y + d < n_y else lines) * width
         _filter(ring, in_ring, along_y, wide, across, width)
-        _filter(wide, in_row, along_x, found, 0, width)
+        _filter(wide, in_row, along_x, found, np.int64(0), width)
         for x in range(n_x):
             out[y, x] = found[x]
 

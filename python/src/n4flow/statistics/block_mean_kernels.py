@@ -77,8 +77,9 @@ def measure(voxels: Any, counts: Any, extremes: Any) -> bool:
     whole = voxels.size - voxels.size % v.LANES
     for i in range(0, whole, v.LANES):
         sums = _add_measures(v.load(voxels, i), sums)
-    few = np.full(v.LANES, np.float32(np.nan))
-    few[: voxels.size - whole] = voxels[whole:]
+    few = np.empty(v.LANES, np.float32)
+    for i in range(v.LANES):
+        few[i] = voxels[whole + i] if whole + i < voxels.size else np.float32(np.nan)
     finite, valid, negative, low, high = _add_measures(v.load(few, 0), sums)
     n = int(v.sum_of(valid))
     counts[N_VALID] += n
@@ -97,7 +98,7 @@ def _sum_blocks(tile, z, y_start, x_start, k, sums, lost, counts, extremes, colu
     ahead = -x_start % k  # columns before the first block that begins in the tile
     whole = max(0, n_x - ahead) // k
     all_sums, all_lost = sums.reshape(-1), lost.reshape(-1)
-    voxels, plain, i = tile[z].reshape(-1), True, 0
+    voxels, plain, i = tile[z].reshape(-1), True, np.int64(0)
     for start in range(0, voxels.size, MOST_MEASURED):
         part = voxels[start : start + MOST_MEASURED]
         plain &= measure(part, counts, extremes)
@@ -154,13 +155,13 @@ def _add_rows(voxels, n_x, start, stop, column, gone):  # type: ignore[no-untype
         for i in range(start, stop):
             total, lost = _add_values(v.load(voxels, i * n_x + x), total, lost)
         v.store(column, x, total)
-        v.store(gone, x, lost)
+        v.store(gone, x, v.widen(lost))
     if whole < n_x:
         total, lost = v.splat(np.float64(0)), v.splat(np.float32(0))
         for i in range(start, stop):
             total, lost = _add_values(v.load_first(voxels, i * n_x + whole, n_x - whole), total, lost)
         v.store(column, whole, total)
-        v.store(gone, whole, lost)
+        v.store(gone, whole, v.widen(lost))
 
 
 @njit(nogil=True, cache=True)
@@ -208,9 +209,11 @@ def shrink_tile(
     first_c, n_c, c_begin, c_end = blocks_of(at[1], n_x, size[1], k)
     sums, lost = np.zeros((n_r, n_c)), np.zeros((n_r, n_c))
     inside = slice(c_begin, c_end)
-    widths = np.minimum(size[1] - (first_c + np.arange(c_begin, c_end)) * k, k).astype(np.float64)
+    widths = np.empty(c_end - c_begin)
+    for c in range(widths.size):
+        widths[c] = min(size[1] - (first_c + c_begin + c) * k, k)
     room = n_x + v.LANES  # the last vector may reach beyond the columns
-    column, gone = np.zeros(room, np.float64), np.zeros(room, np.float32)
+    column, gone = np.zeros(room), np.zeros(room)
     for z in range(tile.shape[0]):
         plain = _sum_blocks(tile, z, at[0], at[1], k, sums, lost, counts[z], extremes[z], column, gone)
         for r in range(r_begin, r_end):

@@ -271,3 +271,12 @@ def test_blocks_at_the_border_are_means_of_what_they_have(k: int) -> None:
     expected = [[values[:, y : y + k, x : x + k].mean((1, 2), float) for x in range(0, 37, k)] for y in range(0, 26, k)]
     assert found.dtype == np.float32
     assert np.array_equal(found, np.moveaxis(expected, 2, 0).astype(np.float32))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 101, 1000])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_median_is_numpys(n: int, levels: int) -> None:
+    """Also with many ties, in order, and backwards."""
+    values = np.random.default_rng(n).integers(0, levels, n).astype(np.float32) / np.float32(7)
+    for order in (values, np.sort(values), np.sort(values)[::-1].copy()):
+        assert kernels.median(order.copy()) == np.median(order)

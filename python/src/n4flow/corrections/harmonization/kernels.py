@@ -48,6 +48,29 @@ def move_planes(lattices, fy, wy, fx, wx, inside, planes, fields, changes, start
 
 
 @kernel
+def median(values):
+    """Return the median of float32 numbers, which are reordered; NumPy's takes five times as long to compile."""
+    half, first, last = values.size // 2, 0, values.size - 1
+    while first < last:
+        pivot, i, j = values[(first + last) // 2], first, last
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i, j = i + 1, j - 1
+        first, last = i if half > j else first, j if half < i else last
+    if values.size % 2:
+        return np.float64(values[half])
+    below = values[0]
+    for i in range(half):
+        below = max(below, values[i])
+    return np.float64(below + values[half]) / 2
+
+
+@kernel
 def log_ratio(a, b, inside_a, inside_b, most):
     """Return median and robust sd of b - a over tissue of both, of at most about `most` voxels; 0 without any."""
     count = 0
@@ -66,10 +89,10 @@ def log_ratio(a, b, inside_a, inside_b, most):
                     values[n] = b[y, x] - a[y, x]
                     n += 1
                 seen += 1
-    middle = np.median(values)
+    middle = median(values)
     for i in range(values.size):
         values[i] = abs(values[i] - middle)
-    return middle, 1.4826 * np.median(values)
+    return middle, 1.4826 * median(values)
 
 
 @kernel

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import typeof
 
 from n4flow.compute.jit import kernel
 from n4flow.n4_bias.cpu import thread_sync as sync
@@ -281,3 +282,19 @@ def run_level(
         sync.reset_claims(words, sync.FIRST_SWEEP, threads)
         state[MADE] = made
     sync.barrier(words, threads)
+
+
+def compile_parts(
+    thread, threads, words, rows, n_y, work, tables, lattice, phi, omega, state, settings, first, most, stop, measures
+):
+    """Compile half of what `run_level` calls for such arguments: what takes longest of it and comes late.
+
+    A process that does so beside one that compiles `run_level` spares it this part.
+    """
+    sweep = (thread, threads, words, rows, n_y, work, tables, tables.share_y, tables.share_x, work.table, state)
+    for part, arguments in (
+        (sharpen, (threads, work, state, settings)),
+        (measure_change, (work, settings, stop)),
+        (fit_sweep, sweep),
+    ):
+        part.compile(tuple(map(typeof, arguments)))

@@ -144,8 +144,8 @@ def change(words, index):
 def abort(words):
     """Let every thread that waits, or will wait, go on with the answer that the run was aborted."""
     atomic_add(words, ABORT, np.int64(1))
-    change(words, ROUND)
-    change(words, POSTED)
+    change(words, np.int64(ROUND))
+    change(words, np.int64(POSTED))
 
 
 @kernel
@@ -154,9 +154,9 @@ def barrier(words, threads):
     this_round = atomic_load(words, ROUND)
     if atomic_add(words, ARRIVED, np.int64(1)) + 1 == threads:
         words[ARRIVED] = 0
-        change(words, ROUND)
+        change(words, np.int64(ROUND))
         return True
-    return wait_for_change(words, ROUND, this_round)
+    return wait_for_change(words, np.int64(ROUND), this_round)
 
 
 def run_threads(work: Callable[[int, int], Any], words: np.ndarray, threads: int) -> None:
