@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from n4flow.statistics.accumulate import PlaneShrinker, TileShrinker
 
 ROUNDABLE = np.float32(3.3e38)  # What is larger could be rounded to infinity.
-MOST_DIVIDEND = 2**31
+MOST_DIVIDEND = 2**24  # Up to here float32 has every whole number, so that a quotient of two is rounded once.
 RUN_PLANES = 16  # Planes of a shrunken volume that are read at a time: some tens of megabytes.
 
 
@@ -91,10 +91,11 @@ class ShrunkenVolume:
             if bits is not None:
                 plane = BitRound(bits).encode(np.clip(plane, -ROUNDABLE, ROUNDABLE)).view(np.float32)
             counts = _dividends(valid, sizes)
-            sums = None if counts is None or bits is not None else _dividends(plane, np.maximum(counts, 1))
+            divisors = None if counts is None else np.maximum(counts, 1, dtype=np.float32, casting="same_kind")
+            sums = None if divisors is None or bits is not None else _dividends(plane, divisors)
             whole = (counts is not None) + (sums is not None)
             first, second = valid if counts is None else counts, plane if sums is None else sums
-            return whole, *map(codec(noisy=True).encode, (first, second))
+            return whole, codec().encode(first), codec(noisy=True).encode(second)
 
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
@@ -181,7 +182,7 @@ class ShrunkenFiles:
                     dividends = scratch("dividends", plane.shape, np.int32)
                     codec().decode(piece, dividends)
                     _divide(dividends, divisor, plane)
-                    divisor = np.maximum(dividends, 1)
+                    divisor = np.maximum(dividends, 1, dtype=np.float32, casting="same_kind")
                 else:
                     codec().decode(piece, plane)
 
@@ -194,12 +195,13 @@ Shrunken = ShrunkenVolume | ShrunkenFiles
 
 
 def _block_sizes(shape: tuple[int, int, int], k: int) -> np.ndarray:
-    """Return how many voxels each k x k block (y, x) of a plane has; at the border it may be fewer."""
-    return np.outer(*(np.minimum(n - np.arange(0, n, k), k) for n in shape[1:]))
+    """Return how many voxels each k x k block (y, x) of a plane has, as float32; at the border it may be fewer."""
+    return np.outer(*(np.minimum(n - np.arange(0, n, k), k) for n in shape[1:])).astype(np.float32)
 
 
 def _divide(dividends: np.ndarray, divisors: np.ndarray, out: np.ndarray) -> None:
-    np.divide(dividends, divisors, out=out, dtype=np.float64, casting="same_kind")
+    np.copyto(out, dividends, casting="same_kind")
+    np.divide(out, divisors, out=out)
 
 
 def _dividends(quotients: np.ndarray, divisors: np.ndarray) -> np.ndarray | None:
