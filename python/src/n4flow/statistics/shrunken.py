@@ -93,8 +93,8 @@ class ShrunkenVolume:
             sums = None if counts is None or bits is not None else _dividends(plane, np.maximum(counts, 1))
             whole = counts is not None, sums is not None
             shares, means = valid if counts is None else counts, plane if sums is None else sums
-            encode = codec(noisy=True).encode
-            return whole, b"" if (valid == 1).all() else encode(shares), encode(means)
+            # shares are near constant: sorted by bytes they are as small, and read in a third of the time
+            return whole, b"" if (valid == 1).all() else codec().encode(shares), codec(noisy=True).encode(means)
 
         arrays = {f"plane_{name}": values for name, values in self.planes.items()}
         arrays |= {"shrink": np.array(self.shrink), "full_shape": np.array(self.full_shape)}
