@@ -10,6 +10,7 @@ import numpy as np
 
 from n4flow.n4_bias.api import n4
 from n4flow.n4_bias.cpu import level_kernels
+from n4flow.pipeline import warm_up
 
 PARTS = "sharpen", "measure_change", "fit_sweep"
 
@@ -33,6 +34,11 @@ def test_parts_that_are_compiled_beside_a_level_have_the_types_that_it_calls(mon
     n4(plane, plane > 0, iters=(2,), backend="cpu")
     assert counts[0] == counts[1]
     assert [len(part.overloads) for part in parts] == [1, 1, 1]
+
+
+def test_a_job_that_is_done_ends_well() -> None:
+    with warm_up._start("n4") as job:
+        assert job.wait(timeout=300) == 0
 
 
 STARTS = """

@@ -65,12 +65,12 @@ def compile_beside(*jobs: str) -> None:
 
 def _start(job: str, **pipes: Any) -> subprocess.Popen[bytes]:
     """Start a process that does a job, and that ends at once when this one has ended or closed the pipe."""
-    command = [sys.executable, "-m", "n4flow.pipeline.warm_up", job]
+    command = [sys.executable, "-P", "-m", "n4flow.pipeline.warm_up", job]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, **pipes)
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # not `sys.stdin`, which Python wants to lock when it ends
     os._exit(1)
 
 
